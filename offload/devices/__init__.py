@@ -1,0 +1,1 @@
+"""Devices: one file per kind of memory and queue."""

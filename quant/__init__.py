@@ -1,0 +1,1 @@
+"""GGML block formats and their kernels; imports numpy, numba and itself only."""
