@@ -1,0 +1,161 @@
+"""Options that several commands share: number ranges and the sampling flags."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+class FiniteRange(click.FloatRange):
+    """A float range that refuses nan and infinity too."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse and check; click's own message names the allowed interval."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(
+                f"{value} is not in the range {self._describe_range()}; a finite number is needed.",
+                param,
+                ctx,
+            )
+        return number
+
+
+class Text(click.types.StringParamType):
+    """Text in UTF-8 that is not empty."""
+
+    name = "text"
+
+    def __init__(self, *, what: str, advice: str = "") -> None:
+        self._what = what
+        self._advice = advice
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse an empty value and bytes that are not UTF-8."""
+        text = str(super().convert(value, param, ctx))
+        if not text.strip():
+            self.fail(f"{self._what} is empty{self._advice}", param, ctx)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail(f"{self._what} is not valid UTF-8", param, ctx)
+        return text
+
+
+model_argument = click.argument(
+    "model", required=False, type=click.Path(path_type=Path), metavar="[MODEL]"
+)
+
+# Each flag is a field of offload.SamplingParams; flags that are not given are not passed on.
+SAMPLING_OPTIONS = (
+    click.option(
+        "--temperature",
+        type=FiniteRange(min=0),
+        help="0 always takes the likeliest token; higher is more varied.",
+    ),
+    click.option(
+        "--top-k",
+        type=click.IntRange(min=0),
+        help="Choose among the K likeliest tokens; 0: no limit.",
+    ),
+    click.option(
+        "--top-p",
+        type=FiniteRange(min=0, max=1, min_open=True),
+        help="Choose among the likeliest tokens that share this probability.",
+    ),
+    click.option(
+        "--min-p",
+        type=FiniteRange(min=0, max=1),
+        help="Leave out tokens below this fraction of the likeliest one's probability.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=FiniteRange(min=0, min_open=True),
+        help="Above 1: tokens that occurred become less likely.",
+    ),
+    click.option(
+        "--presence-penalty",
+        type=FiniteRange(min=-2, max=2),
+        help="Taken off the logit of each token that occurred in the answer.",
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=FiniteRange(min=-2, max=2),
+        help="Taken off the logit once per occurrence in the answer.",
+    ),
+    click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer, in tokens."),
+    click.option(
+        "--stop",
+        type=Text(what="the stop string"),
+        multiple=True,
+        help="End the answer where this text would come; may be repeated.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0, max=2**63 - 1),
+        help="The same seed and prompt give the same text.",
+    ),
+)
+SAMPLING_NAMES = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "max_tokens",
+    "stop",
+    "seed",
+)
+
+
+def sampling_options(command: F) -> F:
+    """Add every sampling flag to a command."""
+    for option in reversed(SAMPLING_OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_sampling(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove the sampling flags from a command's values; those that the user gave, by name."""
+    given = {name: values.pop(name) for name in SAMPLING_NAMES}
+    return {name: value for name, value in given.items() if value not in (None, ())}
+
+
+def load_options(command: F) -> F:
+    """Add the flags of `offload.load` to a command."""
+    options = (
+        click.option(
+            "--device", default="auto", show_default=True, help="Where to compute: auto or cpu."
+        ),
+        click.option(
+            "--context",
+            type=click.IntRange(min=1),
+            metavar="TOKENS",
+            help="The longest prompt and answer together.  [default: by the plan]",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help="CPU threads.  [default: one per physical core]",
+        ),
+        click.option(
+            "--kv-type",
+            type=click.Choice(["f16", "f32"]),
+            default="f16",
+            show_default=True,
+            help="Number type of the attention cache.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
