@@ -1,0 +1,178 @@
+"""Parallel drivers: one compiled region runs any mix of types, through job records.
+
+A region takes a table of jobs (`kernels.Job`) and cuts their rows into chunks that the threads take
+from a shared counter, so that they finish together whatever else the machine does. Python is not
+entered in between, and results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import prange
+
+from quant.activations import quantize_32, record_bytes
+from quant.jit import inline, kernel
+from quant.kernels import JOB_FIELDS, Job
+from quant.simd import atomic_add, call_kernel, f32, i64, put_f32, put_i64
+
+_FN, _W, _ROW_BYTES, _N_ROWS, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE = (
+    8 * int(f) for f in list(Job)[:10]
+)
+_FN2, _W2, _ROW_BYTES2, _ROW0 = (8 * int(f) for f in list(Job)[10:14])
+JOB_BYTES = 8 * JOB_FIELDS
+
+
+@inline
+def next_chunk(jobs: int, n_jobs: int, chunk: int, counter: int) -> tuple[int, int]:
+    """(address of the job, first row) of the next free chunk; (0, 0) when none is left."""
+    ticket = atomic_add(counter, 1)
+    for j in range(n_jobs):
+        job = jobs + j * JOB_BYTES
+        chunks = (i64(job + _N_ROWS) + chunk - 1) // chunk
+        if ticket < chunks:
+            return job, ticket * chunk
+        ticket -= chunks
+    return 0, 0
+
+
+@kernel(parallel=True)
+def run_jobs(jobs: int, n_jobs: int, chunk: int, counter: int, threads: int) -> None:
+    """Every job's kernel over all its rows, `chunk` rows at a time."""
+    for _ in prange(threads):
+        while True:
+            job, r0 = next_chunk(jobs, n_jobs, chunk, counter)
+            if job == 0:
+                break
+            call_kernel(i64(job + _FN), job, r0, min(r0 + chunk, i64(job + _N_ROWS)))
+
+
+@inline
+def silu(x: float) -> float:
+    """x * sigmoid(x) in float32."""
+    one = numba.float32(1)
+    return x / (one + np.exp(-x))
+
+
+@inline
+def call_rows(
+    job: int, local: int, fn: int, w: int, row_bytes: int, out: int, width: int, r0: int, r1: int
+) -> None:
+    """Run a kernel on rows r0..r1 with its output in a (n_tokens, width) scratch instead."""
+    for f in range(JOB_FIELDS):
+        put_i64(local + 8 * f, i64(job + 8 * f))
+    put_i64(local + _W, w)
+    put_i64(local + _ROW_BYTES, row_bytes)
+    put_i64(local + _OUT, out)
+    put_i64(local + _OUT_STRIDE, 4 * width)
+    put_i64(local + _ROW0, r0)
+    call_kernel(fn, local, r0, r1)
+
+
+@kernel(parallel=True)
+def run_gate_up(
+    jobs: int,
+    n_jobs: int,
+    chunk: int,
+    counter: int,
+    threads: int,
+    scratch: int,
+    scratch_bytes: int,
+    as_q8: int,
+) -> None:
+    """h = silu(gate . x) * (up . x) for every job, written where `down` will read it.
+
+    chunk: a multiple of 32 rows. scratch: per thread 8 * n_tokens * chunk bytes + one job record.
+    as_q8: h as Q8 records (one per token, OUT_STRIDE apart); else float32 that those would stand for
+    (as_q8 = 0: rounded to int8 like the record; as_q8 = -1: not rounded at all, for float types).
+    """
+    for thread in prange(threads):
+        local = scratch + thread * scratch_bytes
+        gate = local + JOB_BYTES
+        while True:
+            job, r0 = next_chunk(jobs, n_jobs, chunk, counter)
+            if job == 0:
+                break
+            n_rows = i64(job + _N_ROWS)
+            r1 = min(r0 + chunk, n_rows)
+            n_tokens = i64(job + _N_TOKENS)
+            up = gate + 4 * chunk * n_tokens
+            call_rows(
+                job,
+                local,
+                i64(job + _FN),
+                i64(job + _W),
+                i64(job + _ROW_BYTES),
+                gate,
+                chunk,
+                r0,
+                r1,
+            )
+            call_rows(
+                job,
+                local,
+                i64(job + _FN2),
+                i64(job + _W2),
+                i64(job + _ROW_BYTES2),
+                up,
+                chunk,
+                r0,
+                r1,
+            )
+            for t in range(n_tokens):
+                g = gate + 4 * chunk * t
+                u = up + 4 * chunk * t
+                out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE)
+                for r in range(r1 - r0):
+                    put_f32(g + 4 * r, silu(f32(g + 4 * r)) * f32(u + 4 * r))
+                if as_q8 == 1:
+                    for r in range(0, r1 - r0, 32):
+                        quantize_32(g + 4 * r, n_rows, out, r0 + r)
+                elif as_q8 == 0:
+                    for r in range(0, r1 - r0, 32):
+                        round_32(g + 4 * r, out + 4 * (r0 + r))
+                else:
+                    for r in range(r1 - r0):
+                        put_f32(out + 4 * (r0 + r), f32(g + 4 * r))
+
+
+@inline
+def round_32(x: int, out: int) -> None:
+    """32 float32 rounded as a Q8 record would hold them, kept as float32; x may equal out."""
+    top = numba.float32(0)
+    for i in range(32):
+        top = max(top, abs(f32(x + 4 * i)))
+    scale = top / numba.float32(127)
+    inverse = numba.float32(0)
+    if scale > numba.float32(0):
+        inverse = numba.float32(127) / top
+    for i in range(32):
+        put_f32(out + 4 * i, np.rint(f32(x + 4 * i) * inverse) * scale)
+
+
+@kernel(parallel=True)
+def round_rows(x: int, n: int, n_rows: int) -> None:
+    """n_rows x n float32 in place -> the values that their Q8 records stand for."""
+    for r in prange(n_rows):
+        for c in range(0, n, 32):
+            round_32(x + 4 * (r * n + c), x + 4 * (r * n + c))
+
+
+def job_table(n_jobs: int) -> np.ndarray:
+    """A zeroed (n_jobs, JOB_FIELDS) int64 table."""
+    return np.zeros((n_jobs, JOB_FIELDS), np.int64)
+
+
+def gate_up_scratch_bytes(n_tokens: int, chunk: int) -> int:
+    """Scratch per thread of `run_gate_up`."""
+    return JOB_BYTES + 8 * n_tokens * chunk
+
+
+__all__ = [
+    "gate_up_scratch_bytes",
+    "job_table",
+    "record_bytes",
+    "round_rows",
+    "run_gate_up",
+    "run_jobs",
+]

@@ -1,0 +1,38 @@
+"""F32, F16 and BF16: rows of plain numbers.
+
+Both products take float32 activations; F16 and BF16 weights are widened, nothing is rounded.
+Rows of 8 n columns only: the weight store pads others with zeros.
+"""
+
+from __future__ import annotations
+
+from quant.ggml import GGMLType
+from quant.jit import inline
+from quant.simd import load_bf16, load_f16, load_f32, store_f32
+from quant.quant_type import QuantType
+
+
+@inline
+def f32_row(p: int, n_cols: int, out: int) -> None:
+    """n_cols float32 at p -> float32 at out."""
+    for i in range(0, 4 * n_cols, 32):
+        store_f32(out + i, load_f32(p + i))
+
+
+@inline
+def f16_row(p: int, n_cols: int, out: int) -> None:
+    """n_cols halves at p -> float32 at out."""
+    for i in range(0, 2 * n_cols, 16):
+        store_f32(out + 2 * i, load_f16(p + i))
+
+
+@inline
+def bf16_row(p: int, n_cols: int, out: int) -> None:
+    """n_cols bfloat16 at p -> float32 at out."""
+    for i in range(0, 2 * n_cols, 16):
+        store_f32(out + 2 * i, load_bf16(p + i))
+
+
+F32 = QuantType(ggml_type=GGMLType.F32, decode_row=f32_row)
+F16 = QuantType(ggml_type=GGMLType.F16, decode_row=f16_row)
+BF16 = QuantType(ggml_type=GGMLType.BF16, decode_row=bf16_row)

@@ -1,0 +1,100 @@
+"""What this processor offers, and the few operations that differ between instruction sets.
+
+`ISA` is chosen once, at import, from the CPU features that LLVM reports; KIMI_OFFLOAD_ISA=avx2|generic
+... forces a lesser one (for tests and for `doctor`). Kernels compiled for one are never loaded for
+another: the name is part of the cache folder (`jit.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from llvmlite import binding, ir
+
+NAMES = ("avx512vnni", "avx512", "avxvnni", "avx2", "generic")
+
+I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+V32I8, V16I16, V8I32 = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
+
+
+def detect() -> str:
+    """Name of the best variant that this processor can execute."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return "generic"
+    features = binding.get_host_cpu_features()
+    if features.get("avx512bw") and features.get("avx512vl"):
+        return "avx512vnni" if features.get("avx512vnni") else "avx512"
+    if features.get("avx2") and features.get("fma"):
+        return "avxvnni" if features.get("avxvnni") else "avx2"
+    return "generic"
+
+
+def choose(wanted: str | None) -> str:
+    """`wanted` if this processor can execute it, else ValueError naming what it can."""
+    best = detect()
+    if not wanted:
+        return best
+    able = {
+        "avx512vnni": NAMES,
+        "avx512": ("avx512", "avx2", "generic"),
+        "avxvnni": ("avxvnni", "avx2", "generic"),
+        "avx2": ("avx2", "generic"),
+        "generic": ("generic",),
+    }[best]
+    if best == "avx512vnni" and not binding.get_host_cpu_features().get("avxvnni"):
+        able = ("avx512vnni", "avx512", "avx2", "generic")
+    if wanted not in able:
+        raise ValueError(f"KIMI_OFFLOAD_ISA={wanted}: this processor can run {', '.join(able)}")
+    return wanted
+
+
+ISA = choose(os.environ.get("KIMI_OFFLOAD_ISA"))
+
+
+def _call(b: Any, m: Any, name: str, ret: Any, values: list[Any]) -> Any:
+    fn = m.globals.get(name) or ir.Function(m, ir.FunctionType(ret, [v.type for v in values]), name)
+    return b.call(fn, values)
+
+
+def dot_i8(b: Any, m: Any, v: Any) -> Any:
+    """LLVM for i32x8 of signed byte products, four neighbours summed; exact for |a| <= 128, |b| <= 127."""
+    x, y = v
+    if ISA == "generic":
+        wide = ir.VectorType(I32, 32)
+        prod = b.mul(b.sext(x, wide), b.sext(y, wide))
+        parts = [
+            b.shuffle_vector(prod, prod, ir.Constant(V8I32, [4 * i + k for i in range(8)]))
+            for k in range(4)
+        ]
+        return b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
+    # the u8 x s8 instructions want an unsigned side: |x| * (y with the sign of x)
+    magnitude = _call(b, m, "llvm.abs.v32i8", V32I8, [x, ir.Constant(ir.IntType(1), 0)])
+    signed = _call(b, m, "llvm.x86.avx2.psign.b", V32I8, [y, x])
+    if ISA in ("avx512vnni", "avxvnni"):
+        zero = ir.Constant(V8I32, [0] * 8)
+        return dpbusd(b, m, zero, magnitude, signed)
+    pairs = _call(b, m, "llvm.x86.avx2.pmadd.ub.sw", V16I16, [magnitude, signed])
+    return _call(b, m, "llvm.x86.avx2.pmadd.wd", V8I32, [pairs, ir.Constant(V16I16, [1] * 16)])
+
+
+def dpbusd(b: Any, m: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
+    """VNNI: acc (i32x8) += groups of four u8 x s8 products."""
+    name = "llvm.x86.avx512.vpdpbusd.256"
+    fn = m.globals.get(name)
+    if fn is None:
+        fn = ir.Function(m, ir.FunctionType(V8I32, [V8I32] * 3), name)
+    return b.call(fn, [acc, b.bitcast(unsigned, V8I32), b.bitcast(signed, V8I32)])
+
+
+def shuffle_bytes(b: Any, m: Any, table: Any, index: Any) -> Any:
+    """table[index] for 32 indices 0..15, table: 16 bytes, repeated in both halves of the vector."""
+    if ISA != "generic":
+        return _call(b, m, "llvm.x86.avx2.pshuf.b", V32I8, [table, index])
+    out = ir.Constant(V32I8, ir.Undefined)
+    for lane in range(32):
+        k = ir.Constant(I32, lane)
+        i = b.and_(b.extract_element(index, k), ir.Constant(I8, 15))
+        out = b.insert_element(out, b.extract_element(table, b.zext(i, I32)), k)
+    return out

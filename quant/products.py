@@ -1,0 +1,85 @@
+"""Plain functions on arrays: dequantise, matrix-vector, matrix-matrix of one quantised matrix.
+
+The engine works with job tables directly; these are for everybody else (tests, tools, users).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quant import driver
+from quant.activations import quantize, record_bytes
+from quant.ggml import GGMLType, QuantError, row_bytes
+from quant.kernels import Job
+from quant.quant_type import Kind
+from quant.registry import quant_type
+
+
+def _rows(t: GGMLType, data: np.ndarray, n_cols: int) -> np.ndarray:
+    expected = row_bytes(t, n_cols)
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != expected:
+        raise QuantError(
+            f"{t.name}: {n_cols} columns need rows of {expected} bytes (uint8), got "
+            f"{data.dtype} {data.shape}"
+        )
+    return np.ascontiguousarray(data)
+
+
+def _job(kind: Kind, t: GGMLType, data: np.ndarray, n_cols: int) -> np.ndarray:
+    job = driver.job_table(1)
+    job[0, Job.KERNEL] = quant_type(t).address(kind)
+    job[0, Job.W] = data.ctypes.data
+    job[0, Job.ROW_BYTES] = data.shape[1]
+    job[0, Job.N_ROWS] = data.shape[0]
+    job[0, Job.N_COLS] = n_cols
+    return job
+
+
+def _run(job: np.ndarray, chunk: int, threads: int) -> None:
+    counter = np.zeros(1, np.int64)
+    driver.run_jobs(job.ctypes.data, len(job), chunk, counter.ctypes.data, threads)
+
+
+def dequantize(t: GGMLType, data: np.ndarray, n_cols: int, *, threads: int = 1) -> np.ndarray:
+    """data (rows, row_bytes) uint8 -> (rows, n_cols) float32, bit-equal to libggml's."""
+    data = _rows(t, data, n_cols)
+    out = np.empty((len(data), n_cols), np.float32)
+    job = _job("dequantize", t, data, n_cols)
+    job[0, Job.OUT] = out.ctypes.data
+    job[0, Job.OUT_STRIDE] = 4 * n_cols
+    _run(job, 16, threads)
+    return out
+
+
+def matvec(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) -> np.ndarray:
+    """data (rows, row_bytes) uint8 . x (n_cols,) float32, quantised to int8 first -> (rows,) float32."""
+    data = _rows(t, data, len(x))
+    out = np.empty(len(data), np.float32)
+    job = _job("matvec", t, data, len(x))
+    if quant_type(t).is_float:
+        record = np.ascontiguousarray(x, np.float32)
+    else:
+        record = quantize(x)
+    job[0, Job.X] = record.ctypes.data
+    job[0, Job.X_STRIDE] = record_bytes(len(x))
+    job[0, Job.N_TOKENS] = 1
+    job[0, Job.OUT] = out.ctypes.data
+    _run(job, 16, threads)
+    return out
+
+
+def matmul(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) -> np.ndarray:
+    """x (tokens, n_cols) float32 . data^T -> (tokens, rows) float32; same rounding of x as matvec."""
+    data = _rows(t, data, x.shape[1])
+    x = np.array(x, np.float32, order="C")
+    if not quant_type(t).is_float:
+        driver.round_rows(x.ctypes.data, x.shape[1], len(x))
+    out = np.empty((len(x), len(data)), np.float32)
+    job = _job("matmul", t, data, x.shape[1])
+    job[0, Job.X] = x.ctypes.data
+    job[0, Job.X_STRIDE] = 4 * x.shape[1]
+    job[0, Job.N_TOKENS] = len(x)
+    job[0, Job.OUT] = out.ctypes.data
+    job[0, Job.OUT_STRIDE] = 4 * len(data)
+    _run(job, 16, threads)
+    return out

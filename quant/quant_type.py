@@ -1,0 +1,68 @@
+"""QuantType: what one GGML type brings, and its compiled kernels.
+
+A quantised type is a module with a layout drawing, `decode` and `QUANT = QuantType(...)`; see
+kernels.py for the contract of `decode`. A float type gives `decode_row` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from quant import kernels
+from quant.ggml import BLOCK, GGMLType
+from quant.jit import bind, c_kernel, inline
+
+Kind = Literal["dequantize", "matvec", "matmul"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantType:
+    """One GGML type.
+
+    decode: the readable definition (None for float types, which give decode_row).
+    offsets: whether decode writes `o` (a minimum or delta beside the scale).
+    overrides: faster kernels under the same contract, by kind.
+    """
+
+    ggml_type: GGMLType
+    decode: Any = None
+    decode_row: Any = None
+    offsets: bool = False
+    overrides: dict[Kind, Callable[..., None]] = field(default_factory=dict)
+    _compiled: dict[Kind, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def is_float(self) -> bool:
+        """Float types take float32 activations in both products; the others int8 in matvec."""
+        return self.decode is None
+
+    def address(self, kind: Kind) -> int:
+        """Address of the compiled C kernel; compiles (or loads from the cache) at first use."""
+        if kind not in self._compiled:
+            self._compiled[kind] = c_kernel(self._specialised(kind))
+        return int(self._compiled[kind].address)
+
+    def is_compiled(self, kind: Kind) -> bool:
+        """Whether `address(kind)` returns at once."""
+        return kind in self._compiled
+
+    def _specialised(self, kind: Kind) -> Callable[..., None]:
+        name = f"{kind}_{self.ggml_type.name.lower()}"
+        block = BLOCK[self.ggml_type]
+        names: dict[str, Any] = {
+            "SIZE": block.size,
+            "BYTES": block.n_bytes,
+            "OFFSETS": self.offsets,
+            "decode": self.decode,
+        }
+        if self.is_float:
+            names["decode_row"] = self.decode_row
+        else:
+            row = bind(kernels.decode_quantised_row, f"row_{name}", **names)
+            names["decode_row"] = inline(row)
+        if self.is_float and kind == "matvec":
+            kind = "matmul"
+        template = self.overrides.get(kind) or getattr(kernels, kind)
+        return bind(template, name, **names)

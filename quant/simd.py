@@ -1,0 +1,333 @@
+"""SIMD values for Numba kernels: LLVM vectors with ordinary operators.
+
+A kernel works on addresses (`intp`) and on five register types: `i8x32`, `u8x32` (32 bytes),
+`i16x16`, `i32x8`, `f32x8`, each 256 bits. Operators (+ - * & | ^ << >>) act lane by lane; an int on
+the right is broadcast. `>>` is arithmetic on signed, logical on unsigned lanes; byte shifts stay
+inside their byte. LLVM legalises these vectors for narrower and wider machines, so one source runs
+on AVX-512, AVX2 and NEON; only `dot_i8` has a variant per instruction set (see `isa.py`).
+
+Loads and stores take any alignment. Nothing here checks bounds: the callers' drivers do, once.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.imputils import lower_builtin
+from numba.core.typing import signature
+from numba.core.typing.templates import ConcreteTemplate, infer_global
+from numba.extending import intrinsic, models, register_model
+
+from quant import isa
+
+I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+Generate = Callable[[Any, Any, Any], Any]
+
+
+def _vector_type(name: str, element: Any, lanes: int, *, signed: bool = True) -> Any:
+    class Vector(types.Type):
+        def __init__(self) -> None:
+            super().__init__(name=name)
+            self.llvm = ir.VectorType(element, lanes)
+            self.signed = signed
+
+    vector = Vector()
+
+    @register_model(Vector)
+    class Model(models.PrimitiveModel):
+        def __init__(self, dmm: Any, fe_type: Any) -> None:
+            super().__init__(dmm, fe_type, fe_type.llvm)
+
+    return vector
+
+
+i8x32 = _vector_type("i8x32", I8, 32)
+u8x32 = _vector_type("u8x32", I8, 32, signed=False)
+i16x16 = _vector_type("i16x16", I16, 16)
+i32x8 = _vector_type("i32x8", I32, 8)
+f32x8 = _vector_type("f32x8", F32, 8)
+VECTORS = (i8x32, u8x32, i16x16, i32x8, f32x8)
+
+
+# --- plumbing ---------------------------------------------------------------------------------
+
+
+def _op(ret: Any, args: tuple[Any, ...], generate: Generate) -> Any:
+    """An intrinsic of fixed argument types; `generate(builder, module, values)` emits its LLVM."""
+    names = ", ".join(f"a{i}" for i in range(len(args)))
+    scope: dict[str, Any] = {"ret": ret, "args": args, "generate": generate}
+    exec(  # an intrinsic's arity is read from its Python signature
+        f"def op(typingctx{', ' * bool(names)}{names}):\n"
+        "    def codegen(context, builder, sig, values):\n"
+        "        return generate(builder, builder.module, values)\n"
+        "    return ret(*args), codegen\n",
+        scope,
+    )
+    return intrinsic(scope["op"])
+
+
+def _pointer(b: Any, address: Any, element: Any) -> Any:
+    return b.inttoptr(address, element.as_pointer())
+
+
+def splat_value(b: Any, x: Any, vector: Any) -> Any:
+    """LLVM value: scalar x in every lane of `vector` (an ir.VectorType)."""
+    one = b.insert_element(ir.Constant(vector, ir.Undefined), x, ir.Constant(I32, 0))
+    mask = ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
+    return b.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
+
+
+def constant(vector: Any, values: list[int]) -> Any:
+    """LLVM constant of an integer vector; values are taken modulo the lane width."""
+    bits = vector.element.width
+    return ir.Constant(
+        vector, [(v + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1)) for v in values]
+    )
+
+
+def call(b: Any, m: Any, name: str, ret: Any, values: list[Any]) -> Any:
+    """Emit a call of an LLVM intrinsic or C function by name."""
+    fn = ir.FunctionType(ret, [v.type for v in values])
+    return b.call(cgutils.get_or_insert_function(m, fn, name), values)
+
+
+def _broadcast(b: Any, x: Any, vector: Any) -> Any:
+    if isinstance(vector.element, ir.FloatType):
+        return splat_value(b, x, vector)
+    width = vector.element.width
+    return splat_value(b, b.trunc(x, vector.element) if x.type.width > width else x, vector)
+
+
+def _binary(py_op: Any, vector: Any, emit: Callable[[Any, Any, Any], Any]) -> None:
+    scalar = types.float32 if vector is f32x8 else types.int64
+
+    @infer_global(py_op)
+    class Typing(ConcreteTemplate):
+        cases = [signature(vector, vector, vector), signature(vector, vector, scalar)]
+
+    @lower_builtin(py_op, vector, vector)
+    def vv(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return emit(b, *args)
+
+    @lower_builtin(py_op, vector, scalar)
+    def vs(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return emit(b, args[0], _broadcast(b, args[1], vector.llvm))
+
+
+_binary(operator.add, f32x8, lambda b, x, y: b.fadd(x, y))
+_binary(operator.sub, f32x8, lambda b, x, y: b.fsub(x, y))
+_binary(operator.mul, f32x8, lambda b, x, y: b.fmul(x, y))
+for _v in VECTORS[:4]:
+    _binary(operator.add, _v, lambda b, x, y: b.add(x, y))
+    _binary(operator.sub, _v, lambda b, x, y: b.sub(x, y))
+    _binary(operator.mul, _v, lambda b, x, y: b.mul(x, y))
+    _binary(operator.and_, _v, lambda b, x, y: b.and_(x, y))
+    _binary(operator.or_, _v, lambda b, x, y: b.or_(x, y))
+    _binary(operator.xor, _v, lambda b, x, y: b.xor(x, y))
+    _binary(operator.lshift, _v, lambda b, x, y: b.shl(x, y))
+    _binary(
+        operator.rshift,
+        _v,
+        (lambda b, x, y: b.ashr(x, y)) if _v.signed else (lambda b, x, y: b.lshr(x, y)),
+    )
+
+
+# --- scalars from memory ------------------------------------------------------------------------
+
+P = types.intp
+
+
+def _load_scalar(element: Any, ret: Any, widen: Callable[[Any, Any], Any]) -> Any:
+    return _op(ret, (P,), lambda b, m, v: widen(b, b.load(_pointer(b, v[0], element), align=1)))
+
+
+u8 = _load_scalar(I8, types.int64, lambda b, x: b.zext(x, I64))
+s8 = _load_scalar(I8, types.int64, lambda b, x: b.sext(x, I64))
+u16 = _load_scalar(I16, types.int64, lambda b, x: b.zext(x, I64))
+u32 = _load_scalar(I32, types.int64, lambda b, x: b.zext(x, I64))
+i64 = _load_scalar(I64, types.int64, lambda b, x: x)
+f16 = _load_scalar(F16, types.float32, lambda b, x: b.fpext(x, F32))
+f32 = _load_scalar(F32, types.float32, lambda b, x: x)
+
+
+def _store(b: Any, value: Any, address: Any) -> Any:
+    b.store(value, _pointer(b, address, value.type), align=1)
+    return ir.Constant(I64, 0)
+
+
+put_i8 = _op(types.int64, (P, types.int64), lambda b, m, v: _store(b, b.trunc(v[1], I8), v[0]))
+put_i64 = _op(types.int64, (P, types.int64), lambda b, m, v: _store(b, v[1], v[0]))
+put_f32 = _op(types.int64, (P, types.float32), lambda b, m, v: _store(b, v[1], v[0]))
+
+
+def _bits_to_f32(b: Any, m: Any, v: Any) -> Any:
+    return b.bitcast(b.trunc(v[0], I32), F32)
+
+
+f32_from_bits = _op(types.float32, (types.int64,), _bits_to_f32)  # low 32 bits read as a float
+bf16 = _op(
+    types.float32,
+    (P,),
+    lambda b, m, v: b.bitcast(
+        b.shl(b.zext(b.load(_pointer(b, v[0], I16), align=1), I32), ir.Constant(I32, 16)), F32
+    ),
+)
+
+
+# --- vectors from and to memory -----------------------------------------------------------------
+
+
+def _load_vector(vector: Any) -> Any:
+    return _op(vector, (P,), lambda b, m, v: b.load(_pointer(b, v[0], vector.llvm), align=1))
+
+
+load_i8, load_u8, load_i16, load_i32, load_f32 = (_load_vector(v) for v in VECTORS)
+
+
+def _widening_load(element: Any, lanes: int, ret: Any, widen: Callable[[Any, Any], Any]) -> Any:
+    narrow = ir.VectorType(element, lanes)
+    return _op(ret, (P,), lambda b, m, v: widen(b, b.load(_pointer(b, v[0], narrow), align=1)))
+
+
+# 8 halves, 8 bfloat16, 8 signed bytes -> f32x8;  16 bytes in both halves of a u8x32
+load_f16 = _widening_load(F16, 8, f32x8, lambda b, x: b.fpext(x, f32x8.llvm))
+load_bf16 = _widening_load(
+    I16,
+    8,
+    f32x8,
+    lambda b, x: b.bitcast(
+        b.shl(b.zext(x, i32x8.llvm), constant(i32x8.llvm, [16] * 8)), f32x8.llvm
+    ),
+)
+load_i8_as_f32 = _widening_load(
+    I8, 8, f32x8, lambda b, x: b.sitofp(b.sext(x, i32x8.llvm), f32x8.llvm)
+)
+
+
+def _twice(b: Any, x: Any) -> Any:
+    lanes = ir.Constant(ir.VectorType(I32, 32), [*range(16), *range(16)])
+    return b.shuffle_vector(x, x, lanes)
+
+
+load_u8x16_twice = _widening_load(I8, 16, u8x32, _twice)
+store_i8 = _op(types.int64, (P, i8x32), lambda b, m, v: _store(b, v[1], v[0]))
+store_u8 = _op(types.int64, (P, u8x32), lambda b, m, v: _store(b, v[1], v[0]))
+store_i32 = _op(types.int64, (P, i32x8), lambda b, m, v: _store(b, v[1], v[0]))
+store_f32 = _op(types.int64, (P, f32x8), lambda b, m, v: _store(b, v[1], v[0]))
+store_f16 = _op(
+    types.int64, (P, f32x8), lambda b, m, v: _store(b, b.fptrunc(v[1], ir.VectorType(F16, 8)), v[0])
+)
+store_i8x8 = _op(  # 8 float lanes of whole numbers within int8, as bytes
+    types.int64,
+    (P, f32x8),
+    lambda b, m, v: _store(b, b.trunc(b.fptosi(v[1], i32x8.llvm), ir.VectorType(I8, 8)), v[0]),
+)
+
+
+# --- making and changing vectors ----------------------------------------------------------------
+
+splat_f32 = _op(f32x8, (types.float32,), lambda b, m, v: splat_value(b, v[0], f32x8.llvm))
+splat_u8 = _op(u8x32, (types.int64,), lambda b, m, v: _broadcast(b, v[0], u8x32.llvm))
+splat_i8 = _op(i8x32, (types.int64,), lambda b, m, v: _broadcast(b, v[0], i8x32.llvm))
+zero_f32 = _op(f32x8, (), lambda b, m, v: ir.Constant(f32x8.llvm, [0.0] * 8))
+zero_i32 = _op(i32x8, (), lambda b, m, v: ir.Constant(i32x8.llvm, [0] * 8))
+as_i8 = _op(i8x32, (u8x32,), lambda b, m, v: v[0])  # the same bits
+as_u8 = _op(u8x32, (i8x32,), lambda b, m, v: v[0])
+
+
+def _two_halves(b: Any, m: Any, v: Any) -> Any:
+    lanes = ir.Constant(ir.VectorType(I32, 8), [0] * 4 + [8] * 4)
+    return b.shuffle_vector(
+        splat_value(b, v[0], f32x8.llvm), splat_value(b, v[1], f32x8.llvm), lanes
+    )
+
+
+pair_f32 = _op(f32x8, (types.float32, types.float32), _two_halves)  # lanes 0-3 = a, 4-7 = b
+to_f32 = _op(f32x8, (i32x8,), lambda b, m, v: b.sitofp(v[0], f32x8.llvm))
+to_i32 = _op(i32x8, (f32x8,), lambda b, m, v: b.fptosi(v[0], i32x8.llvm))
+round_f32 = _op(f32x8, (f32x8,), lambda b, m, v: call(b, m, "llvm.rint.v8f32", f32x8.llvm, [v[0]]))
+abs_f32 = _op(f32x8, (f32x8,), lambda b, m, v: call(b, m, "llvm.fabs.v8f32", f32x8.llvm, [v[0]]))
+max_f32 = _op(
+    f32x8, (f32x8, f32x8), lambda b, m, v: b.select(b.fcmp_ordered(">", v[0], v[1]), v[0], v[1])
+)
+fma = _op(  # a * b + c, one rounding
+    f32x8, (f32x8, f32x8, f32x8), lambda b, m, v: call(b, m, "llvm.fma.v8f32", f32x8.llvm, list(v))
+)
+
+
+def _reduce(name: str, start: Any) -> Any:
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        args = [*start, v[0]]
+        fn = ir.FunctionType(F32, [a.type for a in args])
+        flags = ("reassoc",) if start else ()
+        return b.call(cgutils.get_or_insert_function(m, fn, name), args, fastmath=flags)
+
+    return _op(types.float32, (f32x8,), generate)
+
+
+sum_f32 = _reduce("llvm.vector.reduce.fadd.v8f32", [ir.Constant(F32, -0.0)])
+maximum_f32 = _reduce("llvm.vector.reduce.fmax.v8f32", [])
+sum_i32 = _op(
+    types.int64,
+    (i32x8,),
+    lambda b, m, v: b.sext(call(b, m, "llvm.vector.reduce.add.v8i32", I32, [v[0]]), I64),
+)
+
+
+def _lookup16(b: Any, m: Any, v: Any) -> Any:
+    """32 bytes of indices 0..15 into a 16-byte table."""
+    table = b.load(_pointer(b, v[0], ir.VectorType(I8, 16)), align=1)
+    return isa.shuffle_bytes(b, m, _twice(b, table), v[1])
+
+
+lookup16 = _op(i8x32, (P, u8x32), _lookup16)
+dot_i8 = _op(i32x8, (i8x32, i8x32), isa.dot_i8)  # lane k = sum of the 4 products 4k .. 4k+3
+
+
+# --- memory, calls, atomics ---------------------------------------------------------------------
+
+
+def _prefetch(b: Any, m: Any, v: Any) -> Any:
+    values = [_pointer(b, v[0], I8), *(ir.Constant(I32, k) for k in (0, 3, 1))]
+    fn = ir.FunctionType(ir.VoidType(), [x.type for x in values])
+    b.call(cgutils.get_or_insert_function(m, fn, "llvm.prefetch.p0"), values)
+    return ir.Constant(I64, 0)
+
+
+prefetch = _op(types.int64, (P,), _prefetch)
+atomic_add = _op(  # returns the old value; the address holds an int64
+    types.int64,
+    (P, types.int64),
+    lambda b, m, v: b.atomic_rmw("add", _pointer(b, v[0], I64), v[1], "monotonic"),
+)
+
+
+def _call_kernel(b: Any, m: Any, v: Any) -> Any:
+    fn = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
+    b.call(b.inttoptr(v[0], fn.as_pointer()), list(v[1:]))
+    return ir.Constant(I64, 0)
+
+
+call_kernel = _op(types.int64, (P, P, P, P), _call_kernel)  # kernel(job, first_row, last_row)
+
+
+@intrinsic(prefer_literal=True)
+def alloca(typingctx: Any, n_bytes: Any) -> Any:
+    """Address of `n_bytes` (a literal) on the kernel's stack, 64-byte aligned, alive until it returns."""
+    if not isinstance(n_bytes, types.IntegerLiteral):
+        return None
+    size = n_bytes.literal_value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        with builder.goto_entry_block():
+            room = builder.alloca(ir.ArrayType(I8, size + 64))
+            start = builder.add(builder.ptrtoint(room, I64), ir.Constant(I64, 63))
+            return builder.and_(start, ir.Constant(I64, -64))
+
+    return types.intp(n_bytes), codegen
