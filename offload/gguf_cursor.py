@@ -88,10 +88,12 @@ class Cursor:
         return start
 
     def u32(self, what: str) -> int:
+        """The next uint32."""
         value: int = _U32.unpack_from(self.data, self.need(4, what))[0]
         return value
 
     def u64(self, what: str) -> int:
+        """The next uint64."""
         value: int = _U64.unpack_from(self.data, self.need(8, what))[0]
         return value
 

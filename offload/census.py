@@ -1,0 +1,182 @@
+"""What a GGUF holds, by family of tensors: bytes, weights, types, and bytes read per decoded token.
+
+Works for any architecture: families come from the names that all converters use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+from offload.config import ModelConfig
+from offload.gguf import GGUFFile, TensorInfo
+from offload.models.deepseek2_tensors import expected_tensors
+from quant.ggml import GGMLType
+
+FamilyName = Literal[
+    "attention", "shared expert", "routed gate", "routed up", "routed gate+up", "routed down",
+    "dense ffn", "router", "norms", "embedding", "head", "mtp", "other",
+]  # fmt: skip
+
+# First match wins. Names after an optional "blk.N."; "mtp" is decided by the layer's number.
+_PATTERNS: Final[tuple[tuple[FamilyName, re.Pattern[str]], ...]] = (
+    ("mtp", re.compile(r"nextn\.")),
+    ("norms", re.compile(r"\w*_norm(_\w+)?\.|norm\w*\.")),
+    ("shared expert", re.compile(r"ffn_\w+_(shexp|chexps)\b")),
+    ("routed gate+up", re.compile(r"ffn_gate_up_exps\b")),
+    ("routed gate", re.compile(r"ffn_gate_exps\b")),
+    ("routed up", re.compile(r"ffn_up_exps\b")),
+    ("routed down", re.compile(r"ffn_down_exps\b")),
+    ("router", re.compile(r"ffn_gate_inp\b|exp_probs_b\b")),
+    ("dense ffn", re.compile(r"ffn_(gate|up|down|gate_up)\.")),
+    ("attention", re.compile(r"attn_")),
+    ("embedding", re.compile(r"(token_embd|position_embd|token_types|per_layer_token_embd)\.")),
+    ("head", re.compile(r"output\.")),
+    ("other", re.compile(r"")),
+)
+_LAYER: Final = re.compile(r"blk\.(\d+)\.")
+
+
+class TypeCount(NamedTuple):
+    """Tensors of one type."""
+
+    n_tensors: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One row of the census.
+
+    types: by bytes, largest first. bytes_per_token: read for one decoded token (see Census).
+    """
+
+    name: FamilyName
+    n_tensors: int
+    n_bytes: int
+    n_parameters: int
+    bytes_per_token: int
+    types: Mapping[GGMLType, TypeCount]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average storage per weight, scales included."""
+        return 8.0 * self.n_bytes / self.n_parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Census:
+    """The whole file.
+
+    families: only those that occur, in the order of FamilyName. n_bytes: of tensors, without header
+    and padding. bytes_per_token: routed experts in the share that a token uses, one row of the
+    embedding (all of it if it is the head, too), everything else whole; the multi-token-prediction
+    tail and tensors that the forward pass leaves aside count nothing. active_parameters: likewise.
+    """
+
+    families: tuple[Family, ...]
+    types: Mapping[GGMLType, TypeCount]
+    n_tensors: int
+    n_bytes: int
+    n_parameters: int
+    active_parameters: int
+    bytes_per_token: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average storage per weight over the file; 0.0 if it holds no tensors."""
+        return 8.0 * self.n_bytes / self.n_parameters if self.n_parameters else 0.0
+
+
+def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
+    """Count the tensors of `f`.
+
+    config: of the same file if this program runs its architecture; without it, expert counts and
+    the prediction tail are taken from the metadata as far as they are there.
+    """
+    trunk = config.num_layers if config else _trunk_layers(f.metadata)
+    used = _expert_share(f.metadata, config)
+    read = frozenset(expected_tensors(config, f.tensors.keys()) if config else f.tensors)
+    tied = "output.weight" not in f.tensors
+
+    rows: dict[FamilyName, list[TensorInfo]] = {name: [] for name in get_args(FamilyName)}
+    shares: dict[str, Fraction] = {}
+    for info in f.tensors.values():
+        family = family_of(info.name, trunk)
+        rows[family].append(info)
+        shares[info.name] = _share(info, family, used, tied) if info.name in read else Fraction(0)
+
+    families = tuple(
+        Family(
+            name=name,
+            n_tensors=len(infos),
+            n_bytes=sum(i.n_bytes for i in infos),
+            n_parameters=sum(i.n_elements for i in infos),
+            bytes_per_token=round(sum(i.n_bytes * shares[i.name] for i in infos)),
+            types=_histogram(infos),
+        )
+        for name, infos in rows.items()
+        if infos
+    )
+    return Census(
+        families=families,
+        types=_histogram(list(f.tensors.values())),
+        n_tensors=len(f.tensors),
+        n_bytes=sum(i.n_bytes for i in f.tensors.values()),
+        n_parameters=sum(i.n_elements for i in f.tensors.values()),
+        active_parameters=round(sum(i.n_elements * shares[i.name] for i in f.tensors.values())),
+        bytes_per_token=sum(family.bytes_per_token for family in families),
+    )
+
+
+def family_of(name: str, trunk_layers: int | None = None) -> FamilyName:
+    """The family of a tensor; layers from `trunk_layers` on are the prediction tail."""
+    layer = _LAYER.match(name)
+    if layer and trunk_layers is not None and int(layer[1]) >= trunk_layers:
+        return "mtp"
+    rest = name[layer.end() :] if layer else name
+    return next(family for family, pattern in _PATTERNS if pattern.match(rest))
+
+
+def _share(info: TensorInfo, family: FamilyName, used: Fraction, tied: bool) -> Fraction:
+    """The part of a tensor that one decoded token reads."""
+    if family == "mtp":
+        return Fraction(0)
+    if family.startswith("routed"):
+        return used
+    if family == "embedding" and not (tied and info.name == "token_embd.weight"):
+        return Fraction(1, info.shape[0])
+    return Fraction(1)
+
+
+def _histogram(infos: list[TensorInfo]) -> Mapping[GGMLType, TypeCount]:
+    counts: dict[GGMLType, TypeCount] = {}
+    for info in infos:
+        n_tensors, n_bytes = counts.get(info.ggml_type, (0, 0))
+        counts[info.ggml_type] = TypeCount(n_tensors + 1, n_bytes + info.n_bytes)
+    by_bytes = sorted(counts.items(), key=lambda item: -item[1].n_bytes)
+    return MappingProxyType(dict(by_bytes))
+
+
+def _expert_share(metadata: Mapping[str, Any], config: ModelConfig | None) -> Fraction:
+    if config:
+        experts, used = config.n_routed_experts, config.num_experts_per_tok
+    else:
+        experts = _positive(metadata, "expert_count")
+        used = _positive(metadata, "expert_used_count")
+    return Fraction(used, experts) if 0 < used <= experts else Fraction(1)
+
+
+def _trunk_layers(metadata: Mapping[str, Any]) -> int | None:
+    layers = _positive(metadata, "block_count")
+    tail = _positive(metadata, "nextn_predict_layers")
+    return layers - tail if 0 < tail < layers else None
+
+
+def _positive(metadata: Mapping[str, Any], key: str) -> int:
+    value = metadata.get(f"{metadata.get('general.architecture')}.{key}")
+    return value if type(value) is int and value > 0 else 0

@@ -1,0 +1,208 @@
+"""Metadata keys of the family: `KEYS`, the one table from GGUF keys to field names, and its reader.
+
+A key is looked up by field name, its type and range are checked, and every key that the table does
+not hold is either known to have no influence, refused, or reported in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from offload.errors import GGUFError, UnsupportedError
+
+log = logging.getLogger(__name__)
+
+SUPPORTED_ARCHITECTURES: Final = ("deepseek2",)
+
+# Near relatives, so that the error can say why the file does not run.
+NEIGHBOURS: Final[dict[str, str]] = {
+    "deepseek": "DeepSeek V1, without latent attention",
+    "deepseek32": "DeepSeek V3.2, with sparse attention",
+    "deepseek4": "DeepSeek V4",
+    "deepseek2-ocr": "DeepSeek-OCR, a vision model with plain attention",
+    "glm-dsa": "a GLM with sparse attention",
+    "kimi-linear": "Kimi Linear, with linear attention",
+    "kimi-k3": "Kimi K3 (2.8T-A50B), with linear and latent attention and latent experts",
+    "clip": "an image encoder (mmproj); give the language model's file instead",
+}
+
+
+class Key(NamedTuple):
+    """One metadata key: where it is, what it may hold. `default` None means required."""
+
+    key: str
+    kind: type[int] | type[float] | type[bool]
+    low: float
+    high: float
+    default: float | None
+
+
+_WIDTH: Final = 2**24
+KEYS: Final[dict[str, Key]] = {
+    # field: key without the architecture prefix, type, allowed range, default
+    "num_layers": Key("block_count", int, 1, 10_000, None),
+    "num_mtp_layers": Key("nextn_predict_layers", int, 0, 10_000, 0),
+    "first_k_dense": Key("leading_dense_block_count", int, 0, 10_000, 0),
+    "hidden_size": Key("embedding_length", int, 1, _WIDTH, None),
+    "num_heads": Key("attention.head_count", int, 1, 65_536, None),
+    "q_lora_rank": Key("attention.q_lora_rank", int, 0, _WIDTH, 0),
+    "kv_lora_rank": Key("attention.kv_lora_rank", int, 1, _WIDTH, None),
+    "key_length": Key("attention.key_length", int, 0, _WIDTH, 0),
+    "value_length": Key("attention.value_length", int, 0, _WIDTH, 0),
+    "key_length_mla": Key("attention.key_length_mla", int, 0, _WIDTH, 0),
+    "value_length_mla": Key("attention.value_length_mla", int, 0, _WIDTH, 0),
+    "qk_rope_head_dim": Key("rope.dimension_count", int, 2, _WIDTH, None),
+    "n_routed_experts": Key("expert_count", int, 0, 65_536, 0),
+    "num_experts_per_tok": Key("expert_used_count", int, 0, 65_536, 0),
+    "n_shared_experts": Key("expert_shared_count", int, 0, 1_024, 0),
+    "moe_intermediate_size": Key("expert_feed_forward_length", int, 0, _WIDTH, 0),
+    "intermediate_size": Key("feed_forward_length", int, 0, _WIDTH, 0),
+    "routed_scaling_factor": Key("expert_weights_scale", float, 0, 1e6, 0.0),
+    "norm_topk_prob": Key("expert_weights_norm", bool, 0, 1, False),
+    "gating": Key("expert_gating_func", int, 0, 255, 0),
+    "n_group": Key("expert_group_count", int, 0, 65_536, 0),
+    "topk_group": Key("expert_group_used_count", int, 0, 65_536, 0),
+    "rms_norm_eps": Key("attention.layer_norm_rms_epsilon", float, 0, 1, None),
+    "vocab_size": Key("vocab_size", int, 0, _WIDTH, 0),
+    "context_length": Key("context_length", int, 1, 2**31, None),
+    "theta": Key("rope.freq_base", float, 1e-3, 1e15, 10_000.0),
+    "factor": Key("rope.scaling.factor", float, 0, 1e6, 0.0),
+    "factor_old": Key("rope.scale_linear", float, 0, 1e6, 0.0),  # the key's name in early files
+    "original_context_length": Key("rope.scaling.original_context_length", int, 0, 2**31, 0),
+    "log_multiplier": Key("rope.scaling.yarn_log_multiplier", float, 0, 1e3, math.nan),
+    "attn_factor": Key("rope.scaling.attn_factor", float, 0, 1e3, 1.0),
+    "beta_fast": Key("rope.scaling.yarn_beta_fast", float, 1e-3, 1e6, 32.0),
+    "beta_slow": Key("rope.scaling.yarn_beta_slow", float, 1e-3, 1e6, 1.0),
+    "ext_factor": Key("rope.scaling.yarn_ext_factor", float, -1e3, 1e3, -1.0),
+}
+# Per-layer arrays are allowed for these; all layers that use the value must agree.
+_PER_LAYER: Final = ("num_heads", "moe_intermediate_size", "intermediate_size")
+
+# Known and without influence on the forward pass of this family.
+_IGNORED: Final = frozenset({
+    "attention.head_count_kv",  # 1 or num_heads, whichever form the converter chose
+    "rope.scaling.type",
+    "rope.scaling.finetuned",
+    "attention.causal",
+})  # fmt: skip
+
+# Keys that change the forward pass in ways this version does not do, unless 0 or false.
+_REFUSED: Final[dict[str, str]] = {
+    "attention.temperature_scale": "attention temperature by position, as in Mistral Large 3",
+    "attention.temperature_length": "attention temperature by position, as in Mistral Large 3",
+    "attention.sliding_window": "sliding-window attention",
+    "attention.clamp_kqv": "clamped attention inputs",
+    "attention.scale": "an attention scale of its own",
+    "attn_logit_softcapping": "soft-capped attention logits",
+    "final_logit_softcapping": "soft-capped output logits",
+    "logit_scale": "scaled output logits",
+    "embedding_scale": "scaled embeddings",
+    "residual_scale": "scaled residuals",
+    "expert_group_scale": "scaled expert groups",
+    "rope.scaling.alpha": "NTK-scaled rotation",
+    "use_parallel_residual": "parallel residuals",
+    "attention.indexer.head_count": "sparse attention with an indexer",
+    "attention.indexer.top_k": "sparse attention with an indexer",
+}
+
+
+def supported_architecture(metadata: Mapping[str, Any]) -> str:
+    """general.architecture, if this program runs it; otherwise UnsupportedError that explains."""
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        raise GGUFError(
+            "the file has no general.architecture; it is not a language model's file, or its "
+            "first part is missing"
+        )
+    kind = metadata.get("general.type", "model")
+    if architecture not in SUPPORTED_ARCHITECTURES:
+        what = f" ({NEIGHBOURS[architecture]})" if architecture in NEIGHBOURS else ""
+        raise UnsupportedError(
+            f"the architecture is {architecture!r}{what}; this program runs "
+            f"{', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2.5 and K2, Moonlight, DeepSeek V2 to R1)"
+        )
+    if not isinstance(kind, str) or kind != "model":
+        raise UnsupportedError(
+            f"the file is of type {short(kind)}, not a model; give the model's file"
+        )
+    return architecture
+
+
+class Reader:
+    """Typed, range-checked access to one architecture's keys."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
+        self.metadata = metadata
+        self.prefix = f"{architecture}."
+
+    def integer(self, field: str, layers: slice | None = None) -> int:
+        """A whole number; `layers` are the entries that count if it is stored per layer."""
+        return int(self._number(field, layers))
+
+    def real(self, field: str) -> float:
+        """A finite number, or the table's default."""
+        return float(self._number(field, None))
+
+    def _number(self, field: str, layers: slice | None) -> float:
+        spec = KEYS[field]
+        name = self.prefix + spec.key
+        value = self.metadata.get(name, spec.default)
+        if value is None:
+            raise GGUFError(
+                f"the metadata key {name} is missing; the file was converted incompletely"
+            )
+        if isinstance(value, np.ndarray) and field in _PER_LAYER:
+            value = _agreed(name, value[layers or slice(None)])
+        numbers = (int, float) if spec.kind is float else (int,)
+        if not isinstance(value, numbers) or (isinstance(value, bool) and spec.kind is not bool):
+            raise GGUFError(f"{name} is {short(value)}; {spec.kind.__name__} expected")
+        number: float = value
+        if name in self.metadata and not spec.low <= number <= spec.high:
+            raise GGUFError(f"{name} is {number}; {spec.low:,} to {spec.high:,} is allowed")
+        return number
+
+
+def _agreed(name: str, values: npt.NDArray[Any]) -> Any:
+    """The value that all layers share, as a Python number."""
+    if values.size == 0:
+        return 0
+    if not bool((values == values[0]).all()):
+        raise UnsupportedError(
+            f"{name} differs between layers ({values.min()} to {values.max()}); this version needs "
+            "one value for all"
+        )
+    return values[0].item()
+
+
+def _is_neutral(value: object) -> bool:
+    if isinstance(value, np.ndarray):
+        return not value.any()
+    return isinstance(value, (bool, int, float)) and value == 0
+
+
+def short(value: object) -> str:
+    """repr, at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_other_keys(read: Reader) -> None:
+    """Refuse keys that would change the forward pass; log those that nobody here knows."""
+    known = {spec.key for spec in KEYS.values()} | _IGNORED
+    for name, value in read.metadata.items():
+        key = name.removeprefix(read.prefix)
+        if key == name or key in known:
+            continue
+        if key in _REFUSED:
+            if not _is_neutral(value):
+                raise UnsupportedError(
+                    f"{name} is {short(value)}: {_REFUSED[key]}, which this version cannot run"
+                )
+        else:
+            log.warning("ignoring the metadata key %s = %s", name, short(value))
