@@ -1,0 +1,307 @@
+"""From messages to a prompt: which format a model speaks, and the ids of its prompts.
+
+`choose_format` decides once per model and says why. Kimi's formats are built in, because the
+templates inside GGUF files are edited by whoever quantised them; every other model is asked
+through its own template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from offload.chat_template import TemplateRenderer
+from offload.errors import RequestError
+from offload.kimi_chat import (
+    KIMI_STYLES,
+    PLAIN_SYSTEM,
+    THINK_MARKS,
+    TURN_MARKS,
+    KimiStyle,
+    ThinkingMode,
+    render_kimi,
+)
+from offload.messages import Message, ToolCall, read_messages
+from offload.stream import THINK_CLOSE, THINK_OPEN, ThinkingSplitter
+from offload.tokenizer import TextPart, Tokenizer
+
+__all__ = [
+    "ChatFormat",
+    "Message",
+    "Prompt",
+    "ToolCall",
+    "choose_format",
+    "completion_prompt",
+    "read_messages",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the model is given, and how its answer starts.
+
+    ids: token ids, BOS included where the model wants one.
+    text: the same for people; special tokens are written out, so it must not be tokenised again.
+    in_thinking: the prompt ended in `<think>`, the answer starts with reasoning.
+    after_thinking: the prompt ended in `</think>`, there will be no reasoning.
+    text_markers: the model may write `<think>` as ordinary text.
+    """
+
+    ids: list[int]
+    text: str
+    in_thinking: bool = False
+    after_thinking: bool = False
+    text_markers: bool = False
+
+    def splitter(self, tokenizer: Tokenizer) -> ThinkingSplitter:
+        """The splitter that reads the answer to this prompt."""
+        return ThinkingSplitter(
+            tokenizer,
+            in_thinking=self.in_thinking,
+            strip_content=self.after_thinking,
+            text_markers=self.text_markers,
+        )
+
+
+class ChatFormat(Protocol):
+    """How one model wants a conversation written."""
+
+    @property
+    def name(self) -> str:
+        """Short and stable, for instance kimi-k2.5; `template` for the model's own."""
+
+    @property
+    def why(self) -> str:
+        """One line for people: what in the file led to this format."""
+
+    @property
+    def thinking_mode(self) -> ThinkingMode:
+        """Whether the model reasons first: never, always, or as asked."""
+
+    def build_prompt(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Prompt:
+        """The prompt that asks for the next assistant turn.
+
+        thinking: None is the model's default. RequestError if the model cannot do as asked.
+        """
+
+
+def completion_prompt(tokenizer: Tokenizer, text: str, *, special: bool = False) -> Prompt:
+    """A prompt that is continued as it stands, after BOS where the vocabulary asks for it.
+
+    special: whether special tokens written in `text` count; for text from a user, never.
+    """
+    ids = tokenizer.encode_parts([TextPart(text, special)])
+    return Prompt(ids=_with_bos(tokenizer, ids), text=text)
+
+
+def _with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    bos = tokenizer.bos_id
+    if not tokenizer.add_bos or bos is None or ids[:1] == [bos]:
+        return ids
+    return [bos, *ids]
+
+
+def _refuse_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
+    if tools:
+        raise RequestError(
+            f"{len(tools)} tools are declared, but this version cannot offer tools to a model; "
+            "leave `tools` out."
+        )
+
+
+def _check_thinking(name: str, mode: ThinkingMode, thinking: bool | None) -> None:
+    if thinking is True and mode == "none":
+        raise RequestError(f"a {name} has no thinking mode; leave `thinking` unset.")
+    if thinking is False and mode == "always":
+        raise RequestError(
+            f"a {name} always thinks, it cannot be switched off; leave `thinking` unset."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KimiFormat:
+    """`ChatFormat` of Moonshot's models."""
+
+    style: KimiStyle
+    why: str
+    tokenizer: Tokenizer
+
+    @property
+    def name(self) -> str:
+        """The name of the style."""
+        return self.style.name
+
+    @property
+    def thinking_mode(self) -> ThinkingMode:
+        """As the style says."""
+        return self.style.thinking_mode
+
+    def build_prompt(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Prompt:
+        """See `ChatFormat.build_prompt`; only an explicit False switches thinking off."""
+        _refuse_tools(tools)
+        mode = self.style.thinking_mode
+        _check_thinking(f"{self.name} model", mode, thinking)
+        thinks = mode != "none" and thinking is not False
+        given = read_messages(messages)
+        parts, text = render_kimi(self.style, given, self.tokenizer, thinking=thinks)
+        return Prompt(
+            ids=_with_bos(self.tokenizer, self.tokenizer.encode_parts(parts)),
+            text=text,
+            in_thinking=mode == "switch" and thinks,
+            after_thinking=mode == "switch" and not thinks,
+        )
+
+
+class TemplateFormat:
+    """`ChatFormat` by the template inside the file."""
+
+    name = "template"
+
+    def __init__(self, source: str, why: str, tokenizer: Tokenizer) -> None:
+        self.why = why
+        self._tokenizer = tokenizer
+        self._renderer = TemplateRenderer(source, tokenizer)
+        self._text_markers = THINK_OPEN in source and tokenizer.special_id(THINK_OPEN) is None
+        self._mode: ThinkingMode = "none"
+        if _has_switch(source):
+            self._mode = "switch"
+        elif THINK_OPEN in source:
+            self._mode = "always"
+
+    @property
+    def thinking_mode(self) -> ThinkingMode:
+        """`switch` if the template reads `thinking` or `enable_thinking`."""
+        return self._mode
+
+    def build_prompt(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Prompt:
+        """See `ChatFormat.build_prompt`; the template decides what None means."""
+        _refuse_tools(tools)
+        _check_thinking("model with this template", self._mode, thinking)
+        switches = {} if thinking is None else {"thinking": thinking, "enable_thinking": thinking}
+        parts, text = self._renderer.render(read_messages(messages), **switches)
+        return Prompt(
+            ids=_with_bos(self._tokenizer, self._tokenizer.encode_parts(parts)),
+            text=text,
+            in_thinking=text.rstrip().endswith(THINK_OPEN),
+            after_thinking=text.rstrip().endswith(THINK_CLOSE),
+            text_markers=self._text_markers,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoFormat:
+    """A base model: it continues text and was never taught to converse."""
+
+    why: str
+    name: str = "none"
+    thinking_mode: ThinkingMode = "none"
+
+    def build_prompt(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Prompt:
+        """Always RequestError: there is no format to write a conversation in."""
+        raise RequestError(
+            f"this model cannot chat ({self.why}); give it a text to continue instead "
+            "(Engine.generate)."
+        )
+
+
+def choose_format(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatFormat:
+    """The format of a model, from what its GGUF says.
+
+    Without Kimi's turn tokens (`<|im_user|>` and its four sisters): the file's template, or none.
+    With them, the first that applies:
+
+    1. general.name (or basename) names a release: K2.7, K2.5, K2.6, K2 Thinking, Moonlight,
+       Kimi VL, K2 Instruct; a name with "base" and no template cannot chat.
+    2. the template reads a `thinking` switch -> K2.5; writes `<think>` -> K2 Thinking.
+    3. `<think>` and `</think>` are special tokens, and no template -> K2.5.
+    4. at most 64 routed experts -> Moonlight; else K2 Instruct.
+
+    A format that writes `<think>` needs both tokens, whatever the name. K2 Instruct comes with
+    the default system text of its first template if the file's template still has that.
+    """
+    template = tokenizer.chat_template or ""
+    absent = [mark for mark in TURN_MARKS if tokenizer.special_id(mark) is None]
+    if absent:
+        if not template:
+            return NoFormat(why="the file has no chat template")
+        why = f"the file's own template ({len(template)} characters); it is no Kimi vocabulary"
+        return TemplateFormat(template, why, tokenizer)
+    can_think = all(tokenizer.special_id(mark) is not None for mark in THINK_MARKS)
+    title = _title(metadata)
+    if re.search(r"(^|-)base(-|$)", title) and not template:
+        return NoFormat(why=f"general.name says it is a base model ({title}), and no template")
+    name, why = _kimi_style(title, template, can_think, metadata)
+    if name == "kimi-k2" and PLAIN_SYSTEM in template and "You are Kimi" not in template:
+        name = "kimi-k2-first"
+        why += ", with the system text of its first template"
+    return KimiFormat(style=KIMI_STYLES[name], why=why, tokenizer=tokenizer)
+
+
+_NAMES = (  # the pattern is matched between dashes
+    (r"k2-?7", "kimi-k2.7-code"),
+    (r"k2-?[56]", "kimi-k2.5"),
+    (r"k2-thinking", "kimi-k2-thinking"),
+    (r"moonlight|kimi-vl", "moonlight"),
+    (r"k2(-\w+)*-instruct", "kimi-k2"),
+)
+
+
+def _kimi_style(
+    title: str, template: str, can_think: bool, metadata: Mapping[str, Any]
+) -> tuple[str, str]:
+    """The name of the style, and why."""
+    for pattern, name in _NAMES:
+        if re.search(rf"(^|-)({pattern})(-|$)", title):
+            if can_think or KIMI_STYLES[name].thinking_mode == "none":
+                return name, f"general.name is {title}"
+            return "kimi-k2", f"general.name is {title}, but there are no <think> tokens"
+    if can_think and template and _has_switch(template):
+        return "kimi-k2.5", "the template has a thinking switch"
+    if can_think and THINK_OPEN in template:
+        return "kimi-k2-thinking", "the template writes <think> but has no switch"
+    if can_think and not template:
+        return "kimi-k2.5", "<think> is a special token; there is no template"
+    experts = metadata.get(f"{metadata.get('general.architecture')}.expert_count")
+    if experts is not None and int(experts) <= 64:
+        return "moonlight", f"Kimi vocabulary, no <think>, {experts} experts"
+    return "kimi-k2", "Kimi vocabulary, no <think>"
+
+
+def _title(metadata: Mapping[str, Any]) -> str:
+    """What the file calls itself, in lower case with single dashes between words."""
+    keys = ("general.name", "general.basename", "general.finetune", "general.version")
+    words = " ".join(str(metadata[key]) for key in keys if metadata.get(key))
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def _has_switch(template: str) -> bool:
+    """Whether a template reads the variable `thinking` or `enable_thinking`."""
+    inside = " ".join(re.findall(r"\{[{%](.*?)[}%]\}", template, re.DOTALL))
+    code = re.sub(r"'[^']*'|\"[^\"]*\"", "''", inside)
+    return re.search(r"(?<![\w.])(enable_)?thinking\b(?!\s*\()", code) is not None
