@@ -13,14 +13,15 @@ from numba import prange
 
 from quant.activations import quantize_32, record_bytes
 from quant.jit import inline, kernel
-from quant.kernels import JOB_FIELDS, Job
+from quant.kernels import JOB_FIELDS, Activation, Job
 from quant.simd import atomic_add, call_kernel, f32, i64, put_f32, put_i64
 
-_FN, _W, _ROW_BYTES, _N_ROWS, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE = (
-    8 * int(f) for f in list(Job)[:10]
-)
-_FN2, _W2, _ROW_BYTES2, _ROW0 = (8 * int(f) for f in list(Job)[10:14])
+(
+    _FN, _W, _ROW_BYTES, _N_ROWS, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE,
+    _FN2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX,
+) = (8 * int(f) for f in Job)  # fmt: skip
 JOB_BYTES = 8 * JOB_FIELDS
+Q8, ROUNDED = int(Activation.Q8), int(Activation.ROUNDED)
 
 
 @inline
@@ -55,36 +56,29 @@ def silu(x: float) -> float:
 
 
 @inline
-def call_rows(
-    job: int, local: int, fn: int, w: int, row_bytes: int, out: int, width: int, r0: int, r1: int
-) -> None:
-    """Run a kernel on rows r0..r1 with its output in a (n_tokens, width) scratch instead."""
+def part_job(job: int, local: int, up: bool, out: int, width: int, r0: int) -> int:
+    """Copy a job to `local` with its output in a (n_tokens, width) scratch; returns its kernel."""
     for f in range(JOB_FIELDS):
         put_i64(local + 8 * f, i64(job + 8 * f))
-    put_i64(local + _W, w)
-    put_i64(local + _ROW_BYTES, row_bytes)
     put_i64(local + _OUT, out)
     put_i64(local + _OUT_STRIDE, 4 * width)
     put_i64(local + _ROW0, r0)
-    call_kernel(fn, local, r0, r1)
+    if up:
+        put_i64(local + _W, i64(job + _W2))
+        put_i64(local + _ROW_BYTES, i64(job + _ROW_BYTES2))
+        put_i64(local + _X, i64(job + _X2))
+        put_i64(local + _X_STRIDE, i64(job + _X_STRIDE2))
+    return i64(job + _FN2) if up else i64(job + _FN)
 
 
 @kernel(parallel=True)
 def run_gate_up(
-    jobs: int,
-    n_jobs: int,
-    chunk: int,
-    counter: int,
-    threads: int,
-    scratch: int,
-    scratch_bytes: int,
-    as_q8: int,
+    jobs: int, n_jobs: int, chunk: int, counter: int, threads: int, scratch: int, scratch_bytes: int
 ) -> None:
-    """h = silu(gate . x) * (up . x) for every job, written where `down` will read it.
+    """h = silu(gate . x) * (up . x) for every job, stored as its OUT_KIND says.
 
-    chunk: a multiple of 32 rows. scratch: per thread 8 * n_tokens * chunk bytes + one job record.
-    as_q8: h as Q8 records (one per token, OUT_STRIDE apart); else float32 that those would stand for
-    (as_q8 = 0: rounded to int8 like the record; as_q8 = -1: not rounded at all, for float types).
+    chunk: a multiple of 32 rows. scratch: per thread `gate_up_scratch_bytes`. h of token t goes to
+    OUT + t * OUT_STRIDE: a Q8 record, or float32.
     """
     for thread in prange(threads):
         local = scratch + thread * scratch_bytes
@@ -94,41 +88,24 @@ def run_gate_up(
             if job == 0:
                 break
             n_rows = i64(job + _N_ROWS)
+            kind = i64(job + _OUT_KIND)
             r1 = min(r0 + chunk, n_rows)
             n_tokens = i64(job + _N_TOKENS)
             up = gate + 4 * chunk * n_tokens
-            call_rows(
-                job,
-                local,
-                i64(job + _FN),
-                i64(job + _W),
-                i64(job + _ROW_BYTES),
-                gate,
-                chunk,
-                r0,
-                r1,
-            )
-            call_rows(
-                job,
-                local,
-                i64(job + _FN2),
-                i64(job + _W2),
-                i64(job + _ROW_BYTES2),
-                up,
-                chunk,
-                r0,
-                r1,
-            )
+            fn = part_job(job, local, False, gate, chunk, r0)
+            call_kernel(fn, local, r0, r1)
+            fn = part_job(job, local, True, up, chunk, r0)
+            call_kernel(fn, local, r0, r1)
             for t in range(n_tokens):
                 g = gate + 4 * chunk * t
                 u = up + 4 * chunk * t
                 out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE)
                 for r in range(r1 - r0):
                     put_f32(g + 4 * r, silu(f32(g + 4 * r)) * f32(u + 4 * r))
-                if as_q8 == 1:
+                if kind == Q8:
                     for r in range(0, r1 - r0, 32):
                         quantize_32(g + 4 * r, n_rows, out, r0 + r)
-                elif as_q8 == 0:
+                elif kind == ROUNDED:
                     for r in range(0, r1 - r0, 32):
                         round_32(g + 4 * r, out + 4 * (r0 + r))
                 else:

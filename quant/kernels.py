@@ -57,20 +57,30 @@ class Job(IntEnum):
     N_TOKENS = 7
     OUT = 8  # float32; out[t, r] at OUT + t * OUT_STRIDE + 4 * r
     OUT_STRIDE = 9
-    KERNEL2 = 10  # fused gate+up: the same three fields for `up`
+    KERNEL2 = 10  # fused gate+up: the fields of `up` that differ from `gate`
     W2 = 11
     ROW_BYTES2 = 12
-    OUT_ROW0 = 13  # subtracted from r when the output is addressed
+    X2 = 13
+    X_STRIDE2 = 14
+    OUT_KIND = 15  # fused gate+up: an `Activation`, how `down` wants its input
+    OUT_ROW0 = 16  # subtracted from r when the output is addressed
+    INDEX = 17  # matmul: byte offsets of the tokens from X (int64 each), or 0
 
 
-JOB_FIELDS = 16
-_W, _ROW_BYTES, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE, _ROW0 = (
-    8 * int(f)
-    for f in (
-        Job.W, Job.ROW_BYTES, Job.N_COLS, Job.X, Job.X_STRIDE,
-        Job.N_TOKENS, Job.OUT, Job.OUT_STRIDE, Job.OUT_ROW0,
-    )
-)  # fmt: skip
+class Activation(IntEnum):
+    """How activations are stored."""
+
+    FLOAT = 0  # float32 as computed: for float types
+    Q8 = 1  # a Q8 record: for matvec
+    ROUNDED = 2  # float32 rounded to what a Q8 record stands for: for matmul of quantised types
+
+
+JOB_FIELDS = 18
+(
+    _KERNEL, _W, _ROW_BYTES, _N_ROWS, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE,
+    _KERNEL2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX,
+) = (8 * int(f) for f in Job)  # fmt: skip
+
 
 # open names of the templates, replaced by jit.c_kernel
 SIZE = 256  # weights per block
@@ -160,100 +170,104 @@ TILE_COLS = 512
 
 
 @inline
-def _tile(w: int, x: int, x_stride: int, n: int, out: int, out_stride: int, add: bool) -> None:
-    """out[t, 0..3] (+)= 4 weight rows . x[t] for 3 tokens; w: rows of TILE_COLS float32."""
+def _tile_3(w: int, x: int, y: int, z: int, n: int, out: int, out_stride: int, add: bool) -> None:
+    """out[0..2, 0..3] (+)= 4 weight rows . tokens x, y, z; w: rows of TILE_COLS float32."""
     a = zero_f32(); b = zero_f32(); c = zero_f32(); d = zero_f32()  # fmt: skip
     e = zero_f32(); f = zero_f32(); g = zero_f32(); h = zero_f32()  # fmt: skip
     i = zero_f32(); j = zero_f32(); k = zero_f32(); l = zero_f32()  # fmt: skip
     for col in range(0, 4 * n, 32):
-        y0 = load_f32(x + col)
-        y1 = load_f32(x + x_stride + col)
-        y2 = load_f32(x + 2 * x_stride + col)
+        x8 = load_f32(x + col)
+        y8 = load_f32(y + col)
+        z8 = load_f32(z + col)
         v = load_f32(w + col)
-        a = fma(v, y0, a); b = fma(v, y1, b); c = fma(v, y2, c)  # fmt: skip
+        a = fma(v, x8, a); b = fma(v, y8, b); c = fma(v, z8, c)  # fmt: skip
         v = load_f32(w + 4 * TILE_COLS + col)
-        d = fma(v, y0, d); e = fma(v, y1, e); f = fma(v, y2, f)  # fmt: skip
+        d = fma(v, x8, d); e = fma(v, y8, e); f = fma(v, z8, f)  # fmt: skip
         v = load_f32(w + 8 * TILE_COLS + col)
-        g = fma(v, y0, g); h = fma(v, y1, h); i = fma(v, y2, i)  # fmt: skip
+        g = fma(v, x8, g); h = fma(v, y8, h); i = fma(v, z8, i)  # fmt: skip
         v = load_f32(w + 12 * TILE_COLS + col)
-        j = fma(v, y0, j); k = fma(v, y1, k); l = fma(v, y2, l)  # fmt: skip
-    _put4(out, a, d, g, j, add)
-    _put4(out + out_stride, b, e, h, k, add)
-    _put4(out + 2 * out_stride, c, f, i, l, add)
+        j = fma(v, x8, j); k = fma(v, y8, k); l = fma(v, z8, l)  # fmt: skip
+    _put_4(out, a, d, g, j, add)
+    _put_4(out + out_stride, b, e, h, k, add)
+    _put_4(out + 2 * out_stride, c, f, i, l, add)
 
 
 @inline
-def _put4(out: int, a: Any, b: Any, c: Any, d: Any, add: bool) -> None:
-    if add:
-        put_f32(out, f32(out) + sum_f32(a))
-        put_f32(out + 4, f32(out + 4) + sum_f32(b))
-        put_f32(out + 8, f32(out + 8) + sum_f32(c))
-        put_f32(out + 12, f32(out + 12) + sum_f32(d))
-    else:
-        put_f32(out, sum_f32(a))
-        put_f32(out + 4, sum_f32(b))
-        put_f32(out + 8, sum_f32(c))
-        put_f32(out + 12, sum_f32(d))
+def _tile_1(w: int, x: int, n: int, out: int, add: bool) -> None:
+    """As _tile_3 for one token; the same sums in the same order."""
+    a = zero_f32(); b = zero_f32(); c = zero_f32(); d = zero_f32()  # fmt: skip
+    for col in range(0, 4 * n, 32):
+        x8 = load_f32(x + col)
+        a = fma(load_f32(w + col), x8, a)
+        b = fma(load_f32(w + 4 * TILE_COLS + col), x8, b)
+        c = fma(load_f32(w + 8 * TILE_COLS + col), x8, c)
+        d = fma(load_f32(w + 12 * TILE_COLS + col), x8, d)
+    _put_4(out, a, b, c, d, add)
 
 
 @inline
-def _one(w: int, x: int, n: int, out: int, add: bool) -> None:
+def _row_1(w: int, x: int, n: int, out: int, add: bool) -> None:
     """out (+)= one weight row . one token."""
     a = zero_f32()
-    b = zero_f32()
-    for col in range(0, 4 * n - 32, 64):
+    for col in range(0, 4 * n, 32):
         a = fma(load_f32(w + col), load_f32(x + col), a)
-        b = fma(load_f32(w + col + 32), load_f32(x + col + 32), b)
-    if n % 16:
-        a = fma(load_f32(w + 4 * n - 32), load_f32(x + 4 * n - 32), a)
+    _put_1(out, a, add)
+
+
+@inline
+def _put_1(out: int, a: Any, add: bool) -> None:
     if add:
-        put_f32(out, f32(out) + sum_f32(a + b))
+        put_f32(out, f32(out) + sum_f32(a))
     else:
-        put_f32(out, sum_f32(a + b))
+        put_f32(out, sum_f32(a))
+
+
+@inline
+def _put_4(out: int, a: Any, b: Any, c: Any, d: Any, add: bool) -> None:
+    _put_1(out, a, add)
+    _put_1(out + 4, b, add)
+    _put_1(out + 8, c, add)
+    _put_1(out + 12, d, add)
 
 
 def matmul(job: int, r0: int, r1: int) -> None:
-    """out[t, r] = row r . x[t], x float32 (n_tokens, n_cols): a tile of rows is decoded once.
+    """out[t, r] = row r . x[t], x float32: a tile of rows is decoded once for all tokens.
 
-    Tiles of 8 rows x 512 columns stay in L1 while all tokens pass over them.
+    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0. Tiles of 8 rows x 512
+    columns stay in L1. A result does not depend on which other tokens or rows are computed with it.
     """
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     x, x_stride, n_tokens = i64(job + _X), i64(job + _X_STRIDE), i64(job + _N_TOKENS)
-    stride = i64(job + _OUT_STRIDE)
+    index, stride = i64(job + _INDEX), i64(job + _OUT_STRIDE)
     tile = alloca(16384)  # TILE_ROWS * TILE_COLS * 4
     for top in range(r0, r1, TILE_ROWS):
         rows = min(TILE_ROWS, r1 - top)
+        quads = rows // 4 * 4
         out0 = i64(job + _OUT) + 4 * (top - i64(job + _ROW0))
         for c0 in range(0, n, TILE_COLS):
             cols = min(TILE_COLS, n - c0)
             for r in range(rows):
                 start = w + (top + r) * row_bytes + (c0 // SIZE) * BYTES
                 decode_row(start, cols, tile + r * 4 * TILE_COLS)
+            add = c0 > 0
             y = x + 4 * c0
-            out = out0
             t = 0
             while t < n_tokens:
+                out = out0 + t * stride
+                y0 = y + (i64(index + 8 * t) if index else t * x_stride)
                 if t + 3 <= n_tokens:
-                    r = 0
-                    while r + 4 <= rows:
-                        _tile(
-                            tile + r * 4 * TILE_COLS, y, x_stride, cols, out + 4 * r, stride, c0 > 0
-                        )
-                        r += 4
-                    for rr in range(r, rows):
-                        for tt in range(3):
-                            _one(
-                                tile + rr * 4 * TILE_COLS,
-                                y + tt * x_stride,
-                                cols,
-                                out + tt * stride + 4 * rr,
-                                c0 > 0,
-                            )
-                    step = 3
+                    y1 = y + (i64(index + 8 * t + 8) if index else (t + 1) * x_stride)
+                    y2 = y + (i64(index + 8 * t + 16) if index else (t + 2) * x_stride)
+                    for r in range(0, quads, 4):
+                        _tile_3(tile + r * 4 * TILE_COLS, y0, y1, y2, cols, out + 4 * r, stride, add)
+                    for r in range(quads, rows):
+                        _row_1(tile + r * 4 * TILE_COLS, y0, cols, out + 4 * r, add)
+                        _row_1(tile + r * 4 * TILE_COLS, y1, cols, out + stride + 4 * r, add)
+                        _row_1(tile + r * 4 * TILE_COLS, y2, cols, out + 2 * stride + 4 * r, add)
+                    t += 3
                 else:
-                    for rr in range(rows):
-                        _one(tile + rr * 4 * TILE_COLS, y, cols, out + 4 * rr, c0 > 0)
-                    step = 1
-                t += step
-                y += step * x_stride
-                out += step * stride
+                    for r in range(0, quads, 4):
+                        _tile_1(tile + r * 4 * TILE_COLS, y0, cols, out + 4 * r, add)
+                    for r in range(quads, rows):
+                        _row_1(tile + r * 4 * TILE_COLS, y0, cols, out + 4 * r, add)
+                    t += 1
