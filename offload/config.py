@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from offload.config_keys import KEYS, Reader, check_other_keys, short, supported_architecture
 from offload.errors import GGUFError, UnsupportedError
@@ -263,24 +263,32 @@ def _scoring_func(read: Reader, layers: int, vocab_size: int) -> Literal["softma
     return "sigmoid" if code == 2 else "softmax"
 
 
+_SCALINGS: Final[dict[str, Literal["none", "linear", "yarn"]]] = {
+    "none": "none",
+    "linear": "linear",
+    "yarn": "yarn",
+}
+
+
 def _read_rope(read: Reader) -> RopeConfig:
     dim = read.integer("qk_rope_head_dim")
     if dim % 2:
         raise GGUFError(f"rope.dimension_count is {dim}; pairs of elements are rotated")
-    kind = read.metadata.get(f"{read.prefix}rope.scaling.type", "linear")
-    if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
+    stored = read.metadata.get(f"{read.prefix}rope.scaling.type", "linear")
+    if not isinstance(stored, str) or stored not in _SCALINGS:
         raise UnsupportedError(
-            f"{read.prefix}rope.scaling.type is {short(kind)}; none, linear and yarn can be run"
+            f"{read.prefix}rope.scaling.type is {short(stored)}; none, linear and yarn can be run"
         )
+    scaling = _SCALINGS[stored]
     factor = read.real("factor") or read.real("factor_old") or 1.0
-    if kind == "none" or (kind == "linear" and factor == 1.0):
-        kind, factor = "none", 1.0
+    if scaling == "none" or (scaling == "linear" and factor == 1.0):
+        scaling, factor = "none", 1.0
     ext_factor = read.real("ext_factor")
     log_multiplier = read.real("log_multiplier")
     return RopeConfig(
         theta=read.real("theta"),
         dim=dim,
-        scaling=kind,
+        scaling=scaling,
         factor=factor,
         original_context_length=read.integer("original_context_length")
         or read.integer("context_length"),
@@ -288,5 +296,5 @@ def _read_rope(read: Reader) -> RopeConfig:
         attn_factor=read.real("attn_factor"),
         beta_fast=read.real("beta_fast"),
         beta_slow=read.real("beta_slow"),
-        ext_factor=ext_factor if ext_factor >= 0.0 else float(kind == "yarn"),
+        ext_factor=ext_factor if ext_factor >= 0.0 else float(scaling == "yarn"),
     )
