@@ -197,7 +197,7 @@ def apply_top_p(logits: F32, p: float, total: float | None = None) -> F32:
     if total is None:
         total = float(weights.sum(dtype=np.float64))
     # Positive floats order like their bits. The upper 16 bits make at most 16,257 classes; only
-    # the class in which the sum passes p is sorted, never the vocabulary.
+    # the class in which the sum passes p is sorted.
     classes = weights.view(np.int32) >> 16
     reached = np.cumsum(np.bincount(classes, weights=weights)[::-1])
     passing = int(np.searchsorted(reached, p * total))
@@ -275,9 +275,14 @@ class Sampler:
         if p.top_k == 0 and p.top_p == 1 and p.min_p == 0:
             return None, np.exp(logits)
         logits = apply_top_k(logits, p.top_k)
-        # min_p before top_p, against the sum before min_p: the same tokens, far fewer to sort
-        total = float(np.exp(logits).sum(dtype=np.float64)) if p.top_p < 1 else 1.0
-        logits = apply_min_p(logits, p.min_p)
+        # min_p goes before top_p, which then counts against the sum before min_p: the same tokens
+        # as in the other order, far fewer to sort. Tokens of probability (1-top_p)/V or less weigh
+        # at most 1-top_p together, so top_p needs none of them: min_p takes them along.
+        total, lowest = 1.0, p.min_p
+        if p.top_p < 1:
+            total = float(np.exp(logits).sum(dtype=np.float64))
+            lowest = max(lowest, (1 - p.top_p) * total / len(logits))
+        logits = apply_min_p(logits, lowest)
         ids = np.flatnonzero(logits > -np.inf)
         kept = apply_top_p(logits[ids], p.top_p, total)
         final = np.flatnonzero(kept > -np.inf)
