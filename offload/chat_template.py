@@ -27,6 +27,12 @@ from offload.tokenizer import Part, TextPart, Tokenizer, literal_pattern
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 
+# What the code of a template can raise when the messages do not suit it.
+_TEMPLATE_FAULTS = (
+    *(jinja2.TemplateError, ArithmeticError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
+)
+
 
 class _Generation(jinja2.ext.Extension):
     """`{% generation %} ... {% endgeneration %}` marks text for training: print what is inside."""
@@ -110,7 +116,7 @@ class TemplateRenderer:
                 eos_token="" if eos is None else name_of.get(eos, ""),
                 **switches,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as exc:
+        except _TEMPLATE_FAULTS as exc:
             raise RequestError(
                 f"the chat template of this model refuses these messages: {exc}"
             ) from exc

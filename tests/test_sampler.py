@@ -1,0 +1,286 @@
+"""Sampling: ranges, filters against naive twins, statistics, seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offload.errors import OffloadError, RequestError
+from offload.sampler import (
+    F32,
+    SamplingParams,
+    apply_min_p,
+    apply_penalties,
+    apply_temperature,
+    apply_top_k,
+    apply_top_p,
+    defaults_for,
+    make_sampler,
+)
+
+
+def sampler(**options: Any) -> Any:
+    return make_sampler(SamplingParams(**options))
+
+
+def logits_of(*probabilities: float) -> F32:
+    return np.log(np.array(probabilities, dtype=np.float32))
+
+
+def kept(logits: F32) -> list[int]:
+    return np.flatnonzero(logits > -np.inf).tolist()
+
+
+# --- parameters
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.1}, r"temperature must be a number in \[0, 10\], not -0.1"),
+        ({"temperature": float("nan")}, "not nan"),
+        ({"temperature": "1"}, "not '1'"),
+        ({"temperature": True}, "not True"),
+        ({"top_p": 0}, r"top_p must be a number in \(0, 1\], not 0"),
+        ({"top_p": 1.01}, "not 1.01"),
+        ({"min_p": 1.5}, r"min_p must be a number in \[0, 1\]"),
+        ({"top_k": -1}, r"top_k must be a whole number in \[0, "),
+        ({"top_k": 1.5}, "whole number"),
+        ({"top_k": None}, "whole number"),
+        ({"repetition_penalty": 0}, r"\(0, 10\]"),
+        ({"presence_penalty": 3}, r"\[-2, 2\]"),
+        ({"frequency_penalty": None}, r"\[-2, 2\]"),
+        ({"max_tokens": 0}, r"\[1, "),
+        ({"seed": -1}, r"seed must be a whole number in \[0, "),
+        ({"seed": float("inf")}, "seed"),
+        ({"stop": [""]}, "not empty"),
+        ({"stop": [1]}, "not empty"),
+        ({"stop": 5}, "not empty"),
+    ],
+)
+def test_bad_parameters_name_the_interval_and_the_value(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        SamplingParams(**options)
+
+
+def test_parameters_are_normalised() -> None:
+    params = SamplingParams(temperature=1, top_k=np.int64(3), stop="x", seed=2**64 - 1)
+    assert isinstance(params.temperature, float)
+    assert type(params.top_k) is int
+    assert params.stop == ("x",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert SamplingParams.from_options({"top_p": 0.5}).top_p == 0.5
+    with pytest.raises(RequestError, match=r"'topp'; known are temperature"):
+        SamplingParams.from_options({"topp": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "thinking", "temperature", "top_p"),
+    [
+        ("kimi-k2.5", True, 1.0, 0.95),
+        ("kimi-k2.5", False, 0.6, 0.95),
+        ("kimi-k2-thinking", True, 1.0, 1.0),
+        ("kimi-k2", False, 0.6, 1.0),
+        ("moonlight", False, 0.7, 0.95),
+        ("template", True, 0.7, 0.95),
+    ],
+)
+def test_defaults(name: str, thinking: bool, temperature: float, top_p: float) -> None:
+    defaults = defaults_for(name, thinking)
+    assert (defaults.temperature, defaults.top_p) == (temperature, top_p)
+    own = SamplingParams(temperature=0, max_tokens=5).with_defaults(defaults)
+    assert (own.temperature, own.top_p, own.min_p, own.max_tokens) == (0, top_p, 0.01, 5)
+
+
+# --- filters
+
+LOGITS = st.lists(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0, -np.inf]), min_size=1, max_size=30)
+
+
+def finite(values: list[float]) -> F32:
+    return np.array([*values, 1.0], dtype=np.float32)  # never all -inf
+
+
+def naive_order(logits: F32) -> list[int]:
+    return sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+
+
+@given(LOGITS, st.integers(0, 40))
+def test_top_k_equals_sorting(values: list[float], k: int) -> None:
+    logits = finite(values)
+    expected = [i for i in naive_order(logits)[: k or None] if logits[i] > -np.inf]
+    assert kept(apply_top_k(logits, k)) == sorted(expected)
+
+
+@settings(max_examples=300)
+@given(LOGITS, st.floats(0.01, 0.99))
+def test_top_p_equals_sorting(values: list[float], p: float) -> None:
+    logits = finite(values)
+    weights = np.exp(logits - logits.max()).astype(np.float64)
+    weights /= weights.sum()
+    order = naive_order(logits)
+    sums = np.cumsum(weights[order])
+    if np.any(np.abs(sums - p) < 1e-5):
+        return  # float32 may round either way
+    assert kept(apply_top_p(logits, p)) == sorted(order[: int(np.searchsorted(sums, p)) + 1])
+
+
+@given(LOGITS, st.floats(0.011, 1.0))
+def test_min_p_keeps_what_is_likely_enough(values: list[float], p: float) -> None:
+    logits = finite(values)
+    ratios = np.exp(logits - logits.max())
+    if np.any(np.abs(ratios - p) < 1e-5):
+        return
+    assert kept(apply_min_p(logits, p)) == np.flatnonzero(ratios >= p).tolist()
+
+
+def test_filters_on_a_known_distribution() -> None:
+    logits = logits_of(0.5, 0.3, 0.15, 0.05)
+    assert kept(apply_top_k(logits, 2)) == [0, 1]
+    assert kept(apply_top_p(logits, 0.75)) == [0, 1]
+    assert kept(apply_top_p(logits, 0.001)) == [0]
+    assert kept(apply_min_p(logits, 0.2)) == [0, 1, 2]
+    assert kept(apply_top_k(np.zeros(5, dtype=np.float32), 3)) == [0, 1, 2]
+
+
+def test_filters_leave_their_argument_alone() -> None:
+    logits = logits_of(0.5, 0.3, 0.15, 0.05)
+    before = logits.copy()
+    apply_temperature(logits, 0.5)
+    apply_top_k(logits, 1)
+    apply_top_p(logits, 0.1)
+    apply_min_p(logits, 0.9)
+    apply_penalties(logits, [0, 1], 2.0, 1.0, 1.0)
+    sampler(temperature=0.5, top_k=2, top_p=0.5, min_p=0.1, presence_penalty=1).sample(logits, [1])
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_penalties() -> None:
+    logits = np.array([2.0, -2.0, 1.0, 0.0], dtype=np.float32)
+    np.testing.assert_allclose(
+        apply_penalties(logits, [0, 0, 1], 2.0, 0.5, 0.25), [0.0, -4.75, 1.0, 0.0]
+    )
+    np.testing.assert_array_equal(apply_penalties(logits, [], 2.0, 1.0, 1.0), logits)
+    with pytest.raises(ValueError, match=r"0\.\.3"):
+        apply_penalties(logits, [4], 2.0, 0.0, 0.0)
+
+
+def test_only_the_window_is_penalised() -> None:
+    logits = np.array([1.0, 0.9, 0.0], dtype=np.float32)
+    greedy = {"temperature": 0, "presence_penalty": 2}
+    assert sampler(**greedy).sample(logits, [0]) == 1
+    assert sampler(**greedy, penalty_window=1).sample(logits, [0, 2]) == 0
+    assert sampler(**greedy, penalty_window=0).sample(logits, [0]) == 0
+
+
+# --- the sampler
+
+
+def test_greedy_takes_the_lowest_id_of_equals() -> None:
+    assert sampler(temperature=0).sample(np.array([0, 3, 3, 1], dtype=np.float32)) == 1
+    ids, probabilities = sampler(temperature=0).distribution(np.zeros(4, dtype=np.float32))
+    assert ids.tolist() == [0]
+    assert probabilities.tolist() == [1]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=60),
+    st.sampled_from([0, 1, 5, 40]),
+    st.sampled_from([0.1, 0.5, 0.9, 0.99, 1.0]),
+    st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+)
+def test_distribution_equals_the_filters_one_after_another(
+    values: list[float], k: int, p: float, m: float
+) -> None:
+    logits = np.array(values, dtype=np.float32)
+    ids, probabilities = sampler(temperature=0.7, top_k=k, top_p=p, min_p=m).distribution(logits)
+    expected = apply_temperature(logits, 0.7)
+    expected = apply_min_p(apply_top_p(apply_top_k(expected, k), p), m)
+    assert ids.tolist() == kept(expected)
+    weights = np.exp(expected[ids].astype(np.float64))
+    np.testing.assert_allclose(probabilities, weights / weights.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [4, 2_000])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.95}, {"top_k": 3}, {"min_p": 0.05}])
+def test_frequencies_follow_the_distribution(size: int, options: dict[str, Any]) -> None:
+    logits = np.random.default_rng(0).normal(0, 2, size).astype(np.float32)
+    draw = sampler(temperature=0.8, seed=5, **options)
+    ids, probabilities = draw.distribution(logits)
+    n = 4_000
+    drawn = [draw.sample(logits) for _ in range(n)]
+    counts = np.bincount(drawn, minlength=size)[ids]
+    assert counts.sum() == n
+    # five standard deviations of a binomial, and one count for the rounding
+    bound = 5 * np.sqrt(n * probabilities * (1 - probabilities)) + 1
+    assert np.all(np.abs(counts - n * probabilities) <= bound)
+
+
+def test_temperature_flattens() -> None:
+    logits = logits_of(0.8, 0.2)
+    _, cold = sampler(temperature=0.5).distribution(logits)
+    _, hot = sampler(temperature=2.0).distribution(logits)
+    np.testing.assert_allclose(cold, [16 / 17, 1 / 17], rtol=1e-5)
+    np.testing.assert_allclose(hot, [2 / 3, 1 / 3], rtol=1e-5)
+    assert sampler(temperature=1e-9, seed=1).sample(logits) == 0
+
+
+def test_same_seed_same_ids_and_a_fresh_seed_is_told() -> None:
+    logits = np.random.default_rng(1).normal(0, 1, 500).astype(np.float32)
+    first = sampler(temperature=1.0)
+    again = sampler(temperature=1.0, seed=first.seed)
+    other = sampler(temperature=1.0)
+    ids = [first.sample(logits) for _ in range(50)]
+    assert ids == [again.sample(logits) for _ in range(50)]
+    assert first.seed != other.seed
+    assert ids != [other.sample(logits) for _ in range(50)]
+
+
+def test_samplers_share_no_state() -> None:
+    logits = np.zeros(100, dtype=np.float32)
+    alone = sampler(temperature=1, seed=3)
+    expected = [alone.sample(logits) for _ in range(10)]
+    one, two = sampler(temperature=1, seed=3), sampler(temperature=1, seed=4)
+    mixed = []
+    for _ in range(10):
+        mixed.append(one.sample(logits))
+        two.sample(logits)
+    assert mixed == expected
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1, "top_p": 0.9}])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_broken_logits_are_an_error(options: dict[str, Any], bad: float) -> None:
+    logits = np.zeros(10, dtype=np.float32)
+    logits[3] = bad
+    with pytest.raises(OffloadError, match="1 of 10 logits are"):
+        sampler(**options).sample(logits)
+    with pytest.raises(OffloadError, match="10 of 10"):
+        sampler(**options).sample(np.full(10, -np.inf, dtype=np.float32))
+
+
+def test_a_masked_token_never_comes() -> None:
+    logits = np.zeros(3, dtype=np.float32)
+    logits[1] = -np.inf
+    draw = sampler(temperature=1, seed=0)
+    assert {draw.sample(logits) for _ in range(100)} == {0, 2}
+    assert draw.distribution(logits)[1].tolist() == [0.5, 0, 0.5]
+
+
+def test_logits_must_be_one_row() -> None:
+    with pytest.raises(ValueError, match=r"\(V,\)"):
+        sampler().sample(np.zeros((1, 3), dtype=np.float32))
+
+
+def test_a_vocabulary_of_kimi_size() -> None:
+    logits = np.random.default_rng(2).normal(0, 3, 163_840).astype(np.float32)
+    logits[7] = 30
+    draw = sampler(temperature=1.0, top_p=0.95, min_p=0.01, seed=0)
+    assert draw.sample(logits, list(range(5_000))) == 7
