@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from quant import floats, q4_k, q8_0
+from quant import (
+    floats,
+    iq1_m,
+    iq1_s,
+    iq2_s,
+    iq2_xs,
+    iq2_xxs,
+    iq3_s,
+    iq3_xxs,
+    iq4_nl,
+    iq4_xs,
+    q4_k,
+    q8_0,
+)
 from quant.ggml import GGMLType, QuantError
 from quant.quant_type import QuantType
 
@@ -14,6 +27,15 @@ QUANT_TYPES: dict[GGMLType, QuantType] = {
         floats.BF16,
         q8_0.QUANT,
         q4_k.QUANT,
+        iq1_s.QUANT,
+        iq1_m.QUANT,
+        iq2_xxs.QUANT,
+        iq2_xs.QUANT,
+        iq2_s.QUANT,
+        iq3_xxs.QUANT,
+        iq3_s.QUANT,
+        iq4_nl.QUANT,
+        iq4_xs.QUANT,
     )
 }
 

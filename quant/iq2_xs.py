@@ -1,0 +1,53 @@
+"""IQ2_XS: 256 weights in 74 bytes; words of 8 from a book of 512, 7 sign bits each, scale per 16.
+
+    | d: half | 32 x 16 bits: sign(7) index(9) | 8 x scale: byte |
+
+    weight = d * (0.5 + scale) / 4 * word[i % 8] * sign          word in {8, 25, 43}
+    a sign field has a bit per weight; the 8th bit is the parity of the seven
+    scale byte k: low nibble for weights 32 k .. 32 k + 15, high nibble for the next 16
+
+Source: block_iq2_xs in ggml-common.h (llama.cpp, MIT).
+"""
+
+from __future__ import annotations
+
+import numba
+
+from quant import grids
+from quant.ggml import GGMLType
+from quant.jit import inline
+from quant.lookups import (
+    fields_4,
+    half_steps,
+    load_odd_u8,
+    look_up_8x4,
+    negate_where,
+    next_four,
+    opaque,
+    table,
+    with_parity,
+)
+from quant.quant_type import QuantType
+from quant.simd import f16, i64, store_f32, store_i8
+
+BOOK = table("iq2_xs", grids.iq2_xs)
+
+
+@inline
+def decode(p: int, q: int, s: int, o: int) -> None:
+    """One block; contract in kernels.py."""
+    d = f16(p)
+    quarter = numba.float32(0.25)
+    store_f32(s, half_steps(d, fields_4(p + 66), quarter))
+    store_f32(s + 32, half_steps(d, fields_4(p + 70), quarter))
+    signs = with_parity(load_odd_u8(p + 2) >> 1)
+    book = BOOK()
+    for _ in range(8):
+        v = look_up_8x4(book, opaque(i64(p + 2) & 0x01FF01FF01FF01FF))
+        store_i8(q, negate_where(v, signs))
+        signs = next_four(signs)
+        p += 8
+        q += 32
+
+
+QUANT = QuantType(ggml_type=GGMLType.IQ2_XS, decode=decode)

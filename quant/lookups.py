@@ -1,0 +1,245 @@
+"""Code-book look-ups and signs: what the IQ types' kernels share.
+
+Tables are constants of the compiled kernel: `NAME = table("name", make)` in a type's module, and in
+its kernels `NAME()` is the table's address. `make` runs only when a kernel is compiled.
+
+Words are merged in registers, never through memory: a wide load right after narrow stores would
+wait for all of them. Four indices travel as the 16-bit fields of an int64; `opaque` keeps LLVM from
+turning such a word into one load or lane extraction per index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from quant import isa
+from quant.jit import inline
+from quant.simd import (
+    F16,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    P,
+    _op,
+    _pointer,
+    _store,
+    _widening_load,
+    as_u8,
+    constant,
+    f32x8,
+    i8x32,
+    i16x16,
+    i32x8,
+    lookup16,
+    splat_value,
+    to_f32,
+    u8x32,
+)
+
+V4I8, V4I16, V16I8 = ir.VectorType(I8, 4), ir.VectorType(I16, 4), ir.VectorType(I8, 16)
+
+
+def table(name: str, make: Callable[[], np.ndarray]) -> Any:
+    """An intrinsic without arguments: the address of a constant with the bytes of `make()`."""
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        data = m.globals.get(f"quant.{name}")
+        if data is None:
+            content = bytearray(make().tobytes())
+            kind = ir.ArrayType(I8, len(content))
+            data = ir.GlobalVariable(m, kind, f"quant.{name}")
+            data.initializer = ir.Constant(kind, content)
+            data.linkage = "internal"
+            data.global_constant = True
+            data.align = 64
+        return b.ptrtoint(data, I64)
+
+    return _op(types.intp, (), generate)
+
+
+# --- indices ------------------------------------------------------------------------------------
+
+
+def _opaque(b: Any, m: Any, v: Any) -> Any:
+    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [v[0]], side_effect=False)
+
+
+opaque = _op(types.int64, (types.int64,), _opaque)  # x, but LLVM cannot see where it comes from
+u8x4_as_u16 = _op(  # 4 bytes -> the four 16-bit fields of an int64
+    types.int64,
+    (P,),
+    lambda b, m, v: b.bitcast(b.zext(b.load(_pointer(b, v[0], V4I8), align=1), V4I16), I64),
+)
+
+
+def _load_nibbles(b: Any, m: Any, v: Any) -> Any:
+    x = b.load(_pointer(b, v[0], V16I8), align=1)
+    low = b.and_(x, constant(V16I8, [15] * 16))
+    high = b.lshr(x, constant(V16I8, [4] * 16))
+    return b.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, 32), list(range(32))))
+
+
+load_nibbles = _op(u8x32, (P,), _load_nibbles)  # 16 bytes -> low nibbles, then high nibbles
+
+# --- words --------------------------------------------------------------------------------------
+
+
+def _words(element: Any, n: int) -> Any:
+    """N addresses -> the table words there, side by side in an i8x32."""
+    vector = ir.VectorType(element, n)
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        out = ir.Constant(vector, ir.Undefined)
+        for k, address in enumerate(v):
+            word = b.load(_pointer(b, address, element), align=element_bytes)
+            out = b.insert_element(out, word, ir.Constant(I32, k))
+        return b.bitcast(out, i8x32.llvm)
+
+    element_bytes = 32 // n
+    return _op(i8x32, (P,) * n, generate)
+
+
+words_8x4 = _words(ir.DoubleType(), 4)  # floats: LLVM then merges with vmovsd and vmovhps
+words_4x8 = _words(I32, 8)
+
+
+@inline
+def look_up_8x4(book: int, i: int) -> Any:
+    """Four words of 8 bytes; their numbers are the 16-bit fields of i."""
+    return words_8x4(
+        book + 8 * (i & 0xFFFF),
+        book + 8 * (i >> 16 & 0xFFFF),
+        book + 8 * (i >> 32 & 0xFFFF),
+        book + 8 * (i >> 48 & 0xFFFF),
+    )
+
+
+@inline
+def look_up_4x8(book: int, i: int, j: int) -> Any:
+    """Eight words of 4 bytes; their numbers are the 16-bit fields of i, then of j."""
+    return words_4x8(
+        book + 4 * (i & 0xFFFF),
+        book + 4 * (i >> 16 & 0xFFFF),
+        book + 4 * (i >> 32 & 0xFFFF),
+        book + 4 * (i >> 48 & 0xFFFF),
+        book + 4 * (j & 0xFFFF),
+        book + 4 * (j >> 16 & 0xFFFF),
+        book + 4 * (j >> 32 & 0xFFFF),
+        book + 4 * (j >> 48 & 0xFFFF),
+    )
+
+
+# --- one thing per 8 weights: 32 bytes for a block, 4 at a time -------------------------------
+
+
+def _rotate(b: Any, m: Any, v: Any) -> Any:
+    return b.shuffle_vector(
+        v[0], v[0], ir.Constant(ir.VectorType(I32, 32), [*range(4, 32), 0, 1, 2, 3])
+    )
+
+
+def _spread(b: Any, x: Any) -> Any:
+    return b.shuffle_vector(x, x, ir.Constant(ir.VectorType(I32, 32), [k // 8 for k in range(32)]))
+
+
+def _negate_where(b: Any, m: Any, v: Any) -> Any:
+    zero = constant(i8x32.llvm, [0] * 32)
+    masks = constant(i8x32.llvm, [1 << k % 8 for k in range(32)])
+    negative = b.icmp_signed("!=", b.and_(_spread(b, v[1]), masks), zero)
+    if isa.ISA.startswith("avx512"):
+        return b.select(negative, b.sub(zero, v[0]), v[0])
+    flip = b.sext(negative, i8x32.llvm)
+    return b.sub(b.xor(v[0], flip), flip)
+
+
+next_four = _op(u8x32, (u8x32,), _rotate)  # bytes 4, 5, ... 31, 0, 1, 2, 3
+spread_four = _op(i8x32, (u8x32,), lambda b, m, v: _spread(b, v[0]))  # byte k = x[k // 8]
+negate_where = _op(
+    i8x32, (i8x32, u8x32), _negate_where
+)  # byte k where bit k % 8 of x[k // 8] is set
+SIGN_PARITY = table(
+    "parity", lambda: np.array([0x80 * (k.bit_count() & 1) for k in range(16)], np.uint8)
+)
+
+
+@inline
+def with_parity(seven: Any) -> Any:
+    """u8x32 of 7-bit values -> bit 7 = parity of the other bits (an even number of signs)."""
+    return seven | as_u8(lookup16(SIGN_PARITY(), (seven ^ (seven >> 4)) & 15))
+
+
+def _load_odd(element: Any, ret: Any) -> Any:
+    n = ret.llvm.count
+    wide = ir.VectorType(element, 2 * n)
+    odd = ir.Constant(ir.VectorType(I32, n), [2 * k + 1 for k in range(n)])
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        x = b.load(_pointer(b, v[0], wide), align=1)
+        return b.shuffle_vector(x, x, odd)
+
+    return _op(ret, (P,), generate)
+
+
+load_odd_u8 = _load_odd(I8, u8x32)  # bytes 1, 3, ... 63
+load_odd_i32 = _load_odd(I32, i32x8)  # 32-bit words 1, 3, ... 15
+load_u16_as_i32 = _widening_load(I16, 8, i32x8, lambda b, x: b.zext(x, i32x8.llvm))
+load_u8_as_i16 = _widening_load(I8, 16, i16x16, lambda b, x: b.zext(x, i16x16.llvm))
+as_bytes = _op(u8x32, (i32x8,), lambda b, m, v: b.bitcast(v[0], u8x32.llvm))  # the same bits
+i16_as_bytes = _op(u8x32, (i16x16,), lambda b, m, v: b.bitcast(v[0], u8x32.llvm))
+
+
+@inline
+def signs_of_7(x: Any) -> Any:
+    """i32x8 of words with four 7-bit fields -> u8x32 of sign bytes."""
+    return with_parity(
+        as_bytes((x & 0x7F) | (x << 1 & 0x7F00) | (x << 2 & 0x7F0000) | (x << 3 & 0x7F000000))
+    )
+
+
+# --- scales ---------------------------------------------------------------------------------------
+
+
+def _store_twice(b: Any, m: Any, v: Any) -> Any:
+    lanes = ir.Constant(ir.VectorType(I32, 16), [k // 2 for k in range(16)])
+    return _store(b, b.shuffle_vector(v[1], v[1], lanes), v[0])
+
+
+f16_from_bits = _op(  # low 16 bits read as a half
+    types.float32, (types.int64,), lambda b, m, v: b.fpext(b.bitcast(b.trunc(v[0], I16), F16), F32)
+)
+store_f32_twice = _op(types.int64, (P, f32x8), _store_twice)  # 16 floats: each lane twice
+
+
+def _fields(shifts: list[int], mask: int) -> Any:
+    """4 bytes -> i32x8: lane k = the word's bits from shifts[k] on, under the mask."""
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        word = splat_value(b, b.load(_pointer(b, v[0], I32), align=1), i32x8.llvm)
+        return b.and_(b.lshr(word, constant(i32x8.llvm, shifts)), constant(i32x8.llvm, [mask] * 8))
+
+    return _op(i32x8, (P,), generate)
+
+
+fields_4 = _fields([4 * k for k in range(8)], 15)  # 8 nibbles, low one first
+fields_2 = _fields([2 * k for k in range(8)], 3)  # the first two bytes in pairs of bits
+fields_3 = _fields([16 * (k // 4) + 3 * (k % 4) for k in range(8)], 7)  # 12 bits of each half
+
+
+@inline
+def half_steps(d: Any, n: Any, factor: Any) -> Any:
+    """D * (0.5 + n) * factor for 8 scale numbers n (i32x8); rounded in libggml's order."""
+    return (to_f32(n) + numba.float32(0.5)) * d * factor
+
+
+@inline
+def odd_steps(d: Any, n: Any, factor: Any) -> Any:
+    """D * (1 + 2 n) * factor for 8 scale numbers n (i32x8); factor: a power of two."""
+    return to_f32(n + n + 1) * d * factor
