@@ -58,12 +58,13 @@ model_argument = click.argument(
 SAMPLING_OPTIONS = (
     click.option(
         "--temperature",
-        type=FiniteRange(min=0),
-        help="0 always takes the likeliest token; higher is more varied.",
+        type=FiniteRange(min=0, max=10),
+        help="0 always takes the likeliest token; higher is more varied."
+        "  [default: as the model's makers advise]",
     ),
     click.option(
         "--top-k",
-        type=click.IntRange(min=0),
+        type=click.IntRange(min=0, max=2**31 - 1),
         help="Choose among the K likeliest tokens; 0: no limit.",
     ),
     click.option(
@@ -78,20 +79,29 @@ SAMPLING_OPTIONS = (
     ),
     click.option(
         "--repetition-penalty",
-        type=FiniteRange(min=0, min_open=True),
-        help="Above 1: tokens that occurred become less likely.",
+        type=FiniteRange(min=0, max=10, min_open=True),
+        help="Above 1: tokens that occurred lately become less likely.",
     ),
     click.option(
         "--presence-penalty",
         type=FiniteRange(min=-2, max=2),
-        help="Taken off the logit of each token that occurred in the answer.",
+        help="Taken off the logit of each token that occurred lately.",
     ),
     click.option(
         "--frequency-penalty",
         type=FiniteRange(min=-2, max=2),
-        help="Taken off the logit once per occurrence in the answer.",
+        help="Taken off the logit once per recent occurrence.",
     ),
-    click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer, in tokens."),
+    click.option(
+        "--penalty-window",
+        type=click.IntRange(min=0, max=2**31 - 1),
+        help="How many of the latest tokens the penalties look at.",
+    ),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1, max=2**31 - 1),
+        help="The longest answer, in tokens.  [default: what the context holds]",
+    ),
     click.option(
         "--stop",
         type=Text(what="the stop string"),
@@ -100,7 +110,7 @@ SAMPLING_OPTIONS = (
     ),
     click.option(
         "--seed",
-        type=click.IntRange(min=0, max=2**63 - 1),
+        type=click.IntRange(min=0, max=2**64 - 1),
         help="The same seed and prompt give the same text.",
     ),
 )
@@ -112,6 +122,7 @@ SAMPLING_NAMES = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "penalty_window",
     "max_tokens",
     "stop",
     "seed",

@@ -8,11 +8,10 @@ import sys
 import tempfile
 import time
 import traceback
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 
 VERSIONED_PACKAGES = (
-    "kimi-offload",
     "numpy",
     "numba",
     "llvmlite",
@@ -47,8 +46,10 @@ def private_file(path: Path) -> Path:
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that matter in a report; "missing" where absent."""
-    versions = {}
+    """Versions of this program and of the packages that matter; "missing" where absent."""
+    from offload.version import __version__
+
+    versions = {"kimi-offload": __version__}
     for name in VERSIONED_PACKAGES:
         try:
             versions[name] = metadata.version(name)
@@ -72,3 +73,8 @@ def write_bug_log(exc: BaseException) -> Path:
         path = private_file(Path(tempfile.mkdtemp(prefix="kimi-offload-")) / name)
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
+
+
+def embedded_model() -> Path:
+    """The file of kimi-mini, which comes with the package; it may be missing in a bare checkout."""
+    return Path(str(resources.files("offload.data") / "kimi-mini.gguf"))

@@ -6,10 +6,11 @@ replaced by visible ones, so that no escape sequence from there can act on the t
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -75,6 +76,32 @@ def _write(stream: TextIO | None, text: str) -> None:
         encoding = stream.encoding or "ascii"
         stream.write(text.encode(encoding, "replace").decode(encoding))
     stream.flush()
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to standard output; columns whose title ends in `>` are aligned right.
+
+    Cells may hold untrusted text. In a pipe nothing is wrapped or cut.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, title=Text(title), title_justify="left")
+    table.show_header = any(columns)
+    table.title_style = "bold"
+    table.header_style = "dim"
+    for name in columns:
+        justify: Literal["left", "right"] = "right" if name.endswith(">") else "left"
+        table.add_column(Text(name.rstrip(">")), justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(neutralise_line(cell)) for cell in row))
+    styled = has_style(sys.stdout)
+    text = io.StringIO()
+    width = None if is_terminal(sys.stdout) else 4096
+    Console(file=text, width=width, force_terminal=styled, highlight=False).print(table)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    _write(sys.stdout, "\n".join([*lines, "", ""]))
 
 
 class AnswerWriter:

@@ -2,9 +2,73 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from typing import TYPE_CHECKING
+
 import click
+
+from cli._paths import embedded_model, package_versions, user_data_dir
+from cli._render import amount, show_table
+
+if TYPE_CHECKING:
+    from offload import HardwareProfile
+
+# the features that choose a kernel variant, or that a report should name
+SHOWN_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avxvnni", "avx512", "amx", "neon", "sve")
 
 
 @click.command("doctor")
 def command() -> None:
     """Show the processor, memory, kernel variant and installed versions."""
+    import offload
+
+    show_table("Machine", ("", ""), _machine_rows(offload.probe()))
+    model = embedded_model()
+    size = amount(model.stat().st_size) if model.is_file() else "missing"
+    rows = [*package_versions().items(), ("embedded model", f"{size} ({model})")]
+    rows.append(("chat history, logs", str(user_data_dir())))
+    show_table("Installed", ("", ""), [("Python", platform.python_version()), *rows])
+
+
+def _machine_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
+    cpu = profile.cpu
+    threads, reason = profile.default_threads()
+    return [
+        ("system", platform.platform()),
+        ("processor", cpu.name),
+        ("cores", f"{cpu.cores} physical, {cpu.threads} logical, {cpu.usable} usable here"),
+        ("features", " ".join(_cpu_features()) or "none of interest"),
+        ("kernel variant", cpu.simd),
+        ("threads", f"{threads}: {reason}"),
+        ("threading layer", _threading_layer()),
+        ("memory", f"{amount(cpu.ram_free)} free of {amount(cpu.ram_total)}"),
+        ("GPUs", ", ".join(profile.gpus) or "none used: this version computes on the CPU"),
+    ]
+
+
+def _cpu_features() -> list[str]:
+    from llvmlite import binding
+
+    features: dict[str, bool] = binding.get_host_cpu_features()
+    return sorted(name for name, on in features.items() if on and name.startswith(SHOWN_FEATURES))
+
+
+def _threading_layer() -> str:
+    """The layer that Numba's parallel regions run on here, found by running one."""
+    import numba
+
+    @numba.njit(parallel=True)
+    def touch(n: int) -> int:
+        total = 0
+        for i in numba.prange(n):
+            total += i
+        return total
+
+    asked = " (NUMBA_THREADING_LAYER)" if os.environ.get("NUMBA_THREADING_LAYER") else ""
+    try:
+        touch(8)
+    except ValueError as exc:  # Numba's word for: none can be loaded
+        return f"none works{asked}: {exc}"
+    layer: str = numba.threading_layer()  # type: ignore[attr-defined]
+    return layer + asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -10,19 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
+import gguf
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fake_engine import FakeEngine, FakeStats, loader
 
 import offload
-from cli import _paths, _render, chat_ui, kimi_offload
+from cli import _options, _paths, _render, chat_ui, kimi_offload
 from cli._interrupt import StopOnCtrlC
 from cli.answering import Settings
 from offload.errors import RequestError
+from offload.sampler import SamplingParams
 from offload.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +153,26 @@ def test_sampling_flags_reach_the_engine(engine: FakeEngine) -> None:
     }
 
 
+def test_sampling_flags_are_the_fields_of_sampling_params() -> None:
+    assert {field.name for field in fields(SamplingParams)} == set(_options.SAMPLING_NAMES)
+    ranges = {}
+
+    @_options.sampling_options
+    def command(**_: object) -> None: ...
+
+    for parameter in click.Command("x", params=command.__click_params__).params:  # type: ignore[attr-defined]
+        if isinstance(parameter.type, (click.IntRange, click.FloatRange)):
+            ranges[parameter.name] = parameter.type
+    assert set(ranges) == set(_options.SAMPLING_NAMES) - {"stop"}
+    for name, interval in ranges.items():
+        for edge, is_open in ((interval.min, interval.min_open), (interval.max, False)):
+            assert edge is not None
+            SamplingParams(**{name: edge + 1e-9 if is_open else edge})
+        for outside in (interval.min - 1, interval.max + 1):  # type: ignore[operator]
+            with pytest.raises(RequestError):
+                SamplingParams(**{name: outside})
+
+
 def test_load_flags_reach_the_engine(engine: FakeEngine) -> None:
     call("run", "m.gguf", "-p", "Hi", "--context", "99", "--threads", "3", "--kv-type", "f32")
     expected = {"path": Path("m.gguf"), "device": "auto", "context": 99, "threads": 3}
@@ -169,13 +194,13 @@ def test_stats_and_plan_go_to_stderr() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--temperature", "-1"], "x>=0"),
-        (["--temperature", "nan"], "x>=0"),
-        (["--temperature", "inf"], "x>=0"),
+        (["--temperature", "-1"], "0<=x<=10"),
+        (["--temperature", "nan"], "0<=x<=10"),
+        (["--temperature", "inf"], "0<=x<=10"),
         (["--top-p", "1.5"], "0<x<=1"),
         (["--top-p", "0"], "0<x<=1"),
-        (["--top-k", "-1"], "x>=0"),
-        (["--max-tokens", "0"], "x>=1"),
+        (["--top-k", "-1"], "0<=x<=2147483647"),
+        (["--max-tokens", "0"], "1<=x<=2147483647"),
         (["--presence-penalty", "3"], "-2<=x<=2"),
         (["--context", "0"], "x>=1"),
         (["--threads", "0"], "x>=1"),
@@ -249,6 +274,67 @@ def test_a_bug_log_without_a_home_goes_elsewhere(
     assert "ValueError: x" in log.read_text()
     log.unlink()
     log.parent.rmdir()
+
+
+# inspect and doctor
+
+
+@pytest.fixture
+def odd_file(tmp_path: Path) -> Path:
+    """A file of another architecture, with an escape sequence in its name."""
+    path = tmp_path / "odd.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("\x1b[31mred\x1b[0m")
+    writer.add_array("some.numbers", list(range(100)))
+    writer.add_array("some.words", ["a", "b"])
+    writer.add_float32("some.nan", float("nan"))
+    writer.add_tensor("token_embd.weight", np.zeros((8, 32), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((32, 32), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_inspect_shows_a_file_that_cannot_run(odd_file: Path) -> None:
+    result = call("inspect", str(odd_file), "--tensors")
+    assert result.exit_code == 0
+    assert "\x1b" not in result.output
+    assert "␛[31mred" in result.output
+    for expected in ("cannot run here:", "'llama'", "(100 items)", "attention", "F16", "32 x 32"):
+        assert expected in result.output
+
+
+def test_inspect_json(odd_file: Path) -> None:
+    content = json.loads(call("inspect", str(odd_file), "--json", "--tensors").stdout)
+    assert content["runs"] is False
+    assert content["metadata"]["some.numbers"] == {"length": 100, "first": [0, 1, 2, 3, 4, 5]}
+    assert content["metadata"]["some.words"] == ["a", "b"]
+    assert content["metadata"]["some.nan"] == "nan"
+    assert {t["name"]: t["type"] for t in content["tensor_list"]} == {
+        "token_embd.weight": "F32",
+        "blk.0.attn_q.weight": "F16",
+    }
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a model at all, only text"])
+def test_inspect_refuses_what_is_no_model(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path  # a folder
+    if content is not None:
+        path = tmp_path / "file.gguf"
+        path.write_bytes(content)
+    result = call("inspect", str(path))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_doctor_names_the_machine() -> None:
+    result = call("doctor")
+    assert result.exit_code == 0
+    for expected in ("physical", "kernel variant", "threading layer", "llvmlite", "embedded model"):
+        assert expected in result.output
 
 
 # rendering

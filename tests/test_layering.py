@@ -17,7 +17,7 @@ FILES = sorted(
 FORBIDDEN = {
     "quant": ("offload", "cli", "click", "rich", "prompt_toolkit", "llama_cpp"),
     "offload": ("cli", "click", "rich", "prompt_toolkit"),
-    "cli": ("quant", "numba", "llama_cpp", "tiktoken", "jinja2"),
+    "cli": ("quant", "llama_cpp", "tiktoken", "jinja2"),
 }
 # of offload's modules the command line may name, beside the package itself
 CLI_MAY_NAME = ("offload.errors", "offload.version")
