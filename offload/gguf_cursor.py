@@ -135,10 +135,10 @@ class Cursor:
         except (struct.error, OverflowError):  # a length led past the end: nothing to read there
             pos = size + 1
         if pos > size:
+            bad = len(bounds) - (2 if bounds[-1] > size else 1)
             raise GGUFError(
-                f"{self.label}: string {max(0, len(bounds) - 2):,} of the {n:,} in {key!r} runs "
-                f"past the end of the file ({size:,} bytes); it is damaged or cut short: "
-                "download it again"
+                f"{self.label}: string {bad:,} of the {n:,} in {key!r} runs past the end of the "
+                f"file ({size:,} bytes); it is damaged or cut short: download it again"
             )
         self.pos = pos
         return StringArray(data, bounds)
