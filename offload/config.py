@@ -7,7 +7,6 @@ its reason.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -22,7 +21,7 @@ class RopeConfig:
     """Rotary position embedding on pairs of adjacent elements.
 
     dim: elements of a head that are rotated. factor: context stretch, 1.0 for "none".
-    log_multiplier: as stored, 0.1 x mscale_all_dim; None if the file has no such key.
+    log_multiplier: as stored, 0.1 x mscale_all_dim; None if absent or 0, which llama.cpp equates.
     ext_factor: share of the YaRN ramp in use, 1.0 for "yarn" and 0.0 otherwise unless stored.
     """
 
@@ -284,7 +283,6 @@ def _read_rope(read: Reader) -> RopeConfig:
     if scaling == "none" or (scaling == "linear" and factor == 1.0):
         scaling, factor = "none", 1.0
     ext_factor = read.real("ext_factor")
-    log_multiplier = read.real("log_multiplier")
     return RopeConfig(
         theta=read.real("theta"),
         dim=dim,
@@ -292,7 +290,7 @@ def _read_rope(read: Reader) -> RopeConfig:
         factor=factor,
         original_context_length=read.integer("original_context_length")
         or read.integer("context_length"),
-        log_multiplier=None if math.isnan(log_multiplier) else log_multiplier,
+        log_multiplier=read.real("log_multiplier") or None,
         attn_factor=read.real("attn_factor"),
         beta_fast=read.real("beta_fast"),
         beta_slow=read.real("beta_slow"),

@@ -7,7 +7,6 @@ not hold is either known to have no influence, refused, or reported in the log.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -75,7 +74,7 @@ KEYS: Final[dict[str, Key]] = {
     "factor": Key("rope.scaling.factor", float, 0, 1e6, 0.0),
     "factor_old": Key("rope.scale_linear", float, 0, 1e6, 0.0),  # the key's name in early files
     "original_context_length": Key("rope.scaling.original_context_length", int, 0, 2**31, 0),
-    "log_multiplier": Key("rope.scaling.yarn_log_multiplier", float, 0, 1e3, math.nan),
+    "log_multiplier": Key("rope.scaling.yarn_log_multiplier", float, 0, 1e3, 0.0),
     "attn_factor": Key("rope.scaling.attn_factor", float, 0, 1e3, 1.0),
     "beta_fast": Key("rope.scaling.yarn_beta_fast", float, 1e-3, 1e6, 32.0),
     "beta_slow": Key("rope.scaling.yarn_beta_slow", float, 1e-3, 1e6, 1.0),

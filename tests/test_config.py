@@ -228,6 +228,11 @@ def test_rope_scaling(
     assert rope.log_multiplier is None
 
 
+@pytest.mark.parametrize(("stored", "read"), [(None, None), (0.0, None), (0.125, 0.125)])
+def test_log_multiplier(tmp_path: Path, stored: float | None, read: float | None) -> None:
+    assert toy(tmp_path, rope__scaling__yarn_log_multiplier=stored).rope.log_multiplier == read
+
+
 def test_early_name_of_the_rope_factor(tmp_path: Path) -> None:
     assert toy(tmp_path, rope__scale_linear=2.0).rope.factor == 2.0
 

@@ -267,7 +267,7 @@ def test_no_mutation_of_the_header_escapes(tmp_path: Path) -> None:
     opened, reasons = 0, set()
     for raw in mutants(2000):
         path.write_bytes(raw)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             with GGUFFile.open(path) as f:
                 for name, info in f.tensors.items():
@@ -281,7 +281,7 @@ def test_no_mutation_of_the_header_escapes(tmp_path: Path) -> None:
                 opened += 1
         except (GGUFError, UnsupportedError) as exc:
             reasons.add(str(exc))
-        assert time.perf_counter() - start < 1.0
+        assert time.process_time() - start < 1.0
     assert opened > 100  # mutations of values and names leave a sound file
     assert len(reasons) > 100
     assert all("model.gguf" in reason for reason in reasons)
