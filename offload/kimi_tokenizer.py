@@ -143,7 +143,7 @@ class KimiTokenizer:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> KimiTokenizer:
-        """Read and check the vocabulary; raises GGUFError naming the first fault."""
+        """Read and check the vocabulary; raises GGUFError naming a fault."""
         model = metadata.get("tokenizer.ggml.model")
         if model != "gpt2":
             raise UnsupportedError(
@@ -152,40 +152,18 @@ class KimiTokenizer:
             )
         texts, types = vocabulary(metadata)
         n_vocab = len(texts)
-        token_bytes: list[bytes] = [b""] * n_vocab
+        kinds = np.array(types)
+        known = [i for i, text in enumerate(texts) if text in SPECIAL_TEXTS]
+        is_special = np.isin(kinds, (CONTROL, USER_DEFINED))
+        is_special[known] = True
         specials: dict[str, int] = {}
-        ordinary: list[int] = []
-        user_defined: set[int] = set()
-        for token_id, (text, kind) in enumerate(zip(texts, types, strict=True)):
-            if kind == NORMAL and text not in SPECIAL_TEXTS:
-                ordinary.append(token_id)
-            elif text in SPECIAL_TEXTS or kind in (CONTROL, USER_DEFINED):
-                if text in specials:
-                    raise GGUFError(_duplicate(text, specials[text], token_id))
-                specials[text] = token_id
-                if kind == USER_DEFINED and text not in SPECIAL_TEXTS:
-                    user_defined.add(token_id)
-            elif not 1 <= kind <= 6:
-                raise GGUFError(f"token {token_id} ({text!r}) has the type {kind}, not 1..6.")
-        seen: dict[bytes, int] = {}
-        raw_tokens = alphabet_to_bytes([texts[i] for i in ordinary])
-        for token_id, raw in zip(ordinary, raw_tokens, strict=True):
-            if not raw:
-                raise GGUFError(
-                    f"token {token_id} ({texts[token_id]!r}) is ordinary (type {NORMAL}) but not "
-                    "written in the byte alphabet of GPT-2; convert the model again."
-                )
-            first = seen.setdefault(raw, token_id)
+        for token_id in np.flatnonzero(is_special).tolist():
+            first = specials.setdefault(texts[token_id], token_id)
             if first != token_id:
                 raise GGUFError(_duplicate(texts[token_id], first, token_id))
-            token_bytes[token_id] = raw
-        missing = [byte for byte in range(256) if bytes([byte]) not in seen]
-        if missing:
-            raise GGUFError(
-                f"{len(missing)} of the 256 single bytes are no tokens (the first: "
-                f"0x{missing[0]:02X}), so some text could not be encoded; the file is damaged "
-                "or was converted wrongly, download or convert it again."
-            )
+        user_defined = set(np.flatnonzero(kinds == USER_DEFINED).tolist()) - set(known)
+        ordinary = np.flatnonzero((kinds == NORMAL) & ~is_special).tolist()
+        token_bytes = _ordinary_bytes(texts, ordinary)
         ends = [metadata_id(metadata, name, n_vocab) for name in ("eos", "eot")]
         ends += [specials.get(text) for text in EOG_TEXTS]
         return cls(
@@ -277,6 +255,34 @@ class KimiTokenizer:
     def special_id(self, text: str) -> int | None:
         """The id of the special token written exactly like `text`, or None."""
         return self._specials.get(text)
+
+
+def _ordinary_bytes(texts: Sequence[str], ordinary: Sequence[int]) -> list[bytes]:
+    """Per id the bytes of an ordinary token, b"" for the others; checks them all."""
+    raw_tokens = alphabet_to_bytes([texts[i] for i in ordinary])
+    distinct = set(raw_tokens)
+    if None in distinct or b"" in distinct:
+        token_id = next(i for i, raw in zip(ordinary, raw_tokens, strict=True) if not raw)
+        raise GGUFError(
+            f"token {token_id} ({texts[token_id]!r}) is ordinary (type {NORMAL}) but not "
+            "written in the byte alphabet of GPT-2; convert the model again."
+        )
+    if len(distinct) != len(ordinary):
+        seen: dict[bytes | None, int] = {}
+        for token_id, raw in zip(ordinary, raw_tokens, strict=True):
+            if (first := seen.setdefault(raw, token_id)) != token_id:
+                raise GGUFError(_duplicate(texts[token_id], first, token_id))
+    missing = [byte for byte in range(256) if bytes([byte]) not in distinct]
+    if missing:
+        raise GGUFError(
+            f"{len(missing)} of the 256 single bytes are no tokens (the first: "
+            f"0x{missing[0]:02X}), so some text could not be encoded; the file is damaged "
+            "or was converted wrongly, download or convert it again."
+        )
+    token_bytes = [b""] * len(texts)
+    for token_id, raw in zip(ordinary, raw_tokens, strict=True):
+        token_bytes[token_id] = raw or b""
+    return token_bytes
 
 
 def _duplicate(text: str, first: int, second: int) -> str:

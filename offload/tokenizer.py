@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Protocol
 
+import numpy as np
+
 from offload.errors import GGUFError
 
 # tokenizer.ggml.token_type
@@ -181,7 +183,7 @@ def vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
             "the file holds no vocabulary (tokenizer.ggml.tokens is missing or empty); "
             "use a GGUF of the whole model, or its first shard."
         )
-    texts = [str(token) for token in tokens]
+    texts = list(map(str, tokens))
     types = metadata.get("tokenizer.ggml.token_type")
     if types is None:
         return texts, [NORMAL] * len(texts)
@@ -190,7 +192,7 @@ def vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
             f"the vocabulary has {len(texts)} tokens but {len(types)} token types; "
             "the file is damaged or was converted wrongly, download or convert it again."
         )
-    return texts, [int(kind) for kind in types]
+    return texts, np.asarray(types).tolist()
 
 
 def load_tokenizer(metadata: Mapping[str, Any], path: str | PathLike[str]) -> Tokenizer:
