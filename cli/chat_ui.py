@@ -71,6 +71,7 @@ class Chat:
             self.messages.append({"role": "assistant", "content": answer.text})
         if self._settings.show_stats:
             say(stats_text(self._engine.stats), err=True, dim=True)
+        say("")
 
     def _stream(self, text: str) -> Answer:
         if self._settings.raw:
