@@ -11,17 +11,17 @@ import numba
 import numpy as np
 from numba import prange
 
-from quant.activations import quantize_32, record_bytes
+from quant.activations import quantize_32
 from quant.jit import inline, kernel
 from quant.kernels import JOB_FIELDS, Activation, Job
 from quant.simd import atomic_add, call_kernel, f32, i64, put_f32, put_i64
 
 (
     _FN, _W, _ROW_BYTES, _N_ROWS, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE,
-    _FN2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX,
+    _FN2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX, _INDEX2,
 ) = (8 * int(f) for f in Job)  # fmt: skip
 JOB_BYTES = 8 * JOB_FIELDS
-Q8, ROUNDED = int(Activation.Q8), int(Activation.ROUNDED)
+Q8 = int(Activation.Q8)
 
 
 @inline
@@ -68,6 +68,7 @@ def part_job(job: int, local: int, up: bool, out: int, width: int, r0: int) -> i
         put_i64(local + _ROW_BYTES, i64(job + _ROW_BYTES2))
         put_i64(local + _X, i64(job + _X2))
         put_i64(local + _X_STRIDE, i64(job + _X_STRIDE2))
+        put_i64(local + _INDEX, i64(job + _INDEX2))
     return i64(job + _FN2) if up else i64(job + _FN)
 
 
@@ -105,34 +106,48 @@ def run_gate_up(
                 if kind == Q8:
                     for r in range(0, r1 - r0, 32):
                         quantize_32(g + 4 * r, n_rows, out, r0 + r)
-                elif kind == ROUNDED:
-                    for r in range(0, r1 - r0, 32):
-                        round_32(g + 4 * r, out + 4 * (r0 + r))
                 else:
                     for r in range(r1 - r0):
                         put_f32(out + 4 * (r0 + r), f32(g + 4 * r))
 
 
-@inline
-def round_32(x: int, out: int) -> None:
-    """32 float32 rounded as a Q8 record would hold them, kept as float32; x may equal out."""
-    top = numba.float32(0)
-    for i in range(32):
-        top = max(top, abs(f32(x + 4 * i)))
-    scale = top / numba.float32(127)
-    inverse = numba.float32(0)
-    if scale > numba.float32(0):
-        inverse = numba.float32(127) / top
-    for i in range(32):
-        put_f32(out + 4 * i, np.rint(f32(x + 4 * i) * inverse) * scale)
+@kernel()
+def gather_rows(job: int, ids: np.ndarray, out: int, out_stride: int) -> None:
+    """Dequantise rows ids[i] to out + i * out_stride; job: a `dequantize` job (its OUT is changed)."""
+    put_i64(job + _OUT_STRIDE, out_stride)
+    for i in range(ids.size):
+        put_i64(job + _OUT, out + i * out_stride)
+        put_i64(job + _ROW0, ids[i])
+        call_kernel(i64(job + _FN), job, ids[i], ids[i] + 1)
 
 
-@kernel(parallel=True)
-def round_rows(x: int, n: int, n_rows: int) -> None:
-    """n_rows x n float32 in place -> the values that their Q8 records stand for."""
-    for r in prange(n_rows):
-        for c in range(0, n, 32):
-            round_32(x + 4 * (r * n + c), x + 4 * (r * n + c))
+@kernel()
+def expert_jobs(
+    jobs: np.ndarray,
+    template: np.ndarray,
+    strides: np.ndarray,
+    experts: np.ndarray,
+    starts: np.ndarray,
+    used: int,
+    index: int,
+    index2: int,
+) -> None:
+    """Write one job per expert in use into jobs[:used].
+
+    template: a job of expert 0 and slot 0. strides: what W and W2 grow by per expert, X and OUT per
+    slot. index, index2: addresses of the slots' byte offsets into X and X2, or 0.
+    """
+    for i in range(used):
+        jobs[i] = template
+        slot = starts[i]
+        jobs[i, 1] += experts[i] * strides[0]  # Job.W
+        jobs[i, 11] += experts[i] * strides[1]  # Job.W2
+        jobs[i, 5] += slot * strides[2]  # Job.X
+        jobs[i, 7] = starts[i + 1] - slot  # Job.N_TOKENS
+        jobs[i, 8] += slot * strides[3]  # Job.OUT
+        if index:
+            jobs[i, 17] = index + 8 * slot  # Job.INDEX
+            jobs[i, 18] = index2 + 8 * slot  # Job.INDEX2
 
 
 def job_table(n_jobs: int) -> np.ndarray:
@@ -146,10 +161,10 @@ def gate_up_scratch_bytes(n_tokens: int, chunk: int) -> int:
 
 
 __all__ = [
+    "expert_jobs",
     "gate_up_scratch_bytes",
+    "gather_rows",
     "job_table",
-    "record_bytes",
-    "round_rows",
     "run_gate_up",
     "run_jobs",
 ]

@@ -52,7 +52,7 @@ class Job(IntEnum):
     ROW_BYTES = 2
     N_ROWS = 3
     N_COLS = 4
-    X = 5  # activations of token 0: a Q8 record (matvec) or float32 (matmul)
+    X = 5  # activations of token 0: a Q8 record, or float32 (matmul_f32)
     X_STRIDE = 6  # bytes from token to token
     N_TOKENS = 7
     OUT = 8  # float32; out[t, r] at OUT + t * OUT_STRIDE + 4 * r
@@ -64,21 +64,21 @@ class Job(IntEnum):
     X_STRIDE2 = 14
     OUT_KIND = 15  # fused gate+up: an `Activation`, how `down` wants its input
     OUT_ROW0 = 16  # subtracted from r when the output is addressed
-    INDEX = 17  # matmul: byte offsets of the tokens from X (int64 each), or 0
+    INDEX = 17  # matmul, matmul_f32: byte offsets of the tokens from X (int64 each), or 0
+    INDEX2 = 18
 
 
 class Activation(IntEnum):
     """How activations are stored."""
 
     FLOAT = 0  # float32 as computed: for float types
-    Q8 = 1  # a Q8 record: for matvec
-    ROUNDED = 2  # float32 rounded to what a Q8 record stands for: for matmul of quantised types
+    Q8 = 1  # Q8 records: for quantised types
 
 
-JOB_FIELDS = 18
+JOB_FIELDS = 19
 (
     _KERNEL, _W, _ROW_BYTES, _N_ROWS, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE,
-    _KERNEL2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX,
+    _KERNEL2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX, _INDEX2,
 ) = (8 * int(f) for f in Job)  # fmt: skip
 
 
@@ -152,17 +152,106 @@ def matvec(job: int, r0: int, r1: int) -> None:
                     y += 32
                     ys += 4
                 if OFFSETS:
-                    if SIZE % 128 == 0:
-                        for g in range(SIZE // 128):
-                            low = fma(load_f32(o + 32 * g), load_f32(sums + 32 * g), low)
-                    else:
-                        for g in range(SIZE // 32):
-                            pair = pair_f32(f32(o + 8 * g), f32(o + 8 * g + 4))
-                            other = pair_f32(f32(sums + 8 * g), f32(sums + 8 * g + 4))
-                            low = fma(pair * splat_f32(numba.float32(0.25)), other, low)
+                    low = add_offsets(low, o, sums, SIZE)
                     sums += SIZE // 4
                 p += BYTES
             put_f32(out + 4 * r, sum_f32(acc + low))
+
+
+MANY_ROWS = 4
+MANY_COLS = 2048
+MANY_TOKENS = 128
+_Q, _S, _O = MANY_COLS, MANY_COLS, MANY_COLS // 4  # bytes of a decoded row: q, scales x 8 lanes, o
+
+
+def decode_tile(p: int, n_cols: int, q: int, s: int, o: int) -> None:
+    """Open in `matmul`: n_cols weights at p -> q, scales as vectors (one per 32 columns), offsets."""
+    scale = alloca(64)
+    for b in range(n_cols // SIZE):
+        decode(p + b * BYTES, q + b * SIZE, scale, o + b * (SIZE // 4))
+        for g in range(SIZE // 32):
+            store_f32(s, pair_f32(f32(scale + 8 * g), f32(scale + 8 * g + 4)))
+            s += 32
+
+
+@inline
+def add_offsets(low: Any, o: int, sums: int, n_cols: int) -> Any:
+    """low += offsets * sums of activations, of n_cols columns."""
+    if SIZE % 128 == 0:
+        for g in range(n_cols // 128):
+            low = fma(load_f32(o + 32 * g), load_f32(sums + 32 * g), low)
+    else:
+        for g in range(n_cols // 32):
+            pair = pair_f32(f32(o + 8 * g), f32(o + 8 * g + 4))
+            other = pair_f32(f32(sums + 8 * g), f32(sums + 8 * g + 4))
+            low = fma(pair * splat_f32(numba.float32(0.25)), other, low)
+    return low
+
+
+def matmul(job: int, r0: int, r1: int) -> None:
+    """`matvec` for many tokens, bit for bit: 4 rows are decoded once for up to 128 tokens.
+
+    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0. Sums are formed in the
+    order of `matvec`, so a token's result does not depend on which others are computed with it.
+    """
+    w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
+    x, x_stride, n_tokens = i64(job + _X), i64(job + _X_STRIDE), i64(job + _N_TOKENS)
+    index, stride = i64(job + _INDEX), i64(job + _OUT_STRIDE)
+    q = alloca(8192)  # MANY_ROWS * _Q
+    s = alloca(8192)
+    o = alloca(2048)
+    accs = alloca(32768)  # MANY_TOKENS * MANY_ROWS * (sum: 32, low: 32 bytes)
+    for top in range(r0, r1, MANY_ROWS):
+        rows = min(MANY_ROWS, r1 - top)
+        for t0 in range(0, n_tokens, MANY_TOKENS):
+            count = min(MANY_TOKENS, n_tokens - t0)
+            for i in range(count * MANY_ROWS * 2):
+                store_f32(accs + 32 * i, zero_f32())
+            for c0 in range(0, n, MANY_COLS):
+                cols = min(MANY_COLS, n - c0)
+                for r in range(MANY_ROWS):
+                    row = w + (top + min(r, rows - 1)) * row_bytes + c0 // SIZE * BYTES
+                    decode_tile(row, cols, q + r * _Q, s + r * _S, o + r * _O)
+                for t in range(count):
+                    y = x + (i64(index + 8 * (t0 + t)) if index else (t0 + t) * x_stride)
+                    at = accs + t * MANY_ROWS * 64
+                    a = load_f32(at)
+                    b = load_f32(at + 32)
+                    c = load_f32(at + 64)
+                    d = load_f32(at + 96)
+                    for g in range(cols // 32):
+                        v = load_i8(y + c0 + 32 * g)
+                        ys = f32(y + n + c0 // 8 + 4 * g)
+                        k = 32 * g
+                        a = fma(to_f32(dot_i8(load_i8(q + k), v)), load_f32(s + k) * ys, a)
+                        b = fma(
+                            to_f32(dot_i8(load_i8(q + _Q + k), v)), load_f32(s + _S + k) * ys, b
+                        )
+                        c = fma(
+                            to_f32(dot_i8(load_i8(q + 2 * _Q + k), v)),
+                            load_f32(s + 2 * _S + k) * ys,
+                            c,
+                        )
+                        d = fma(
+                            to_f32(dot_i8(load_i8(q + 3 * _Q + k), v)),
+                            load_f32(s + 3 * _S + k) * ys,
+                            d,
+                        )
+                    store_f32(at, a)
+                    store_f32(at + 32, b)
+                    store_f32(at + 64, c)
+                    store_f32(at + 96, d)
+                    if OFFSETS:
+                        sums = y + n + n // 8 + c0 // 4
+                        for r in range(MANY_ROWS):
+                            low = load_f32(at + 128 + 32 * r)
+                            store_f32(at + 128 + 32 * r, add_offsets(low, o + r * _O, sums, cols))
+            for t in range(count):
+                out = i64(job + _OUT) + (t0 + t) * stride + 4 * (top - i64(job + _ROW0))
+                at = accs + t * MANY_ROWS * 64
+                for r in range(rows):
+                    total = load_f32(at + 32 * r) + load_f32(at + 128 + 32 * r)
+                    put_f32(out + 4 * r, sum_f32(total))
 
 
 TILE_ROWS = 8
@@ -230,7 +319,7 @@ def _put_4(out: int, a: Any, b: Any, c: Any, d: Any, add: bool) -> None:
     _put_1(out + 12, d, add)
 
 
-def matmul(job: int, r0: int, r1: int) -> None:
+def matmul_f32(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . x[t], x float32: a tile of rows is decoded once for all tokens.
 
     Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0. Tiles of 8 rows x 512
@@ -259,7 +348,9 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     y1 = y + (i64(index + 8 * t + 8) if index else (t + 1) * x_stride)
                     y2 = y + (i64(index + 8 * t + 16) if index else (t + 2) * x_stride)
                     for r in range(0, quads, 4):
-                        _tile_3(tile + r * 4 * TILE_COLS, y0, y1, y2, cols, out + 4 * r, stride, add)
+                        _tile_3(
+                            tile + r * 4 * TILE_COLS, y0, y1, y2, cols, out + 4 * r, stride, add
+                        )
                     for r in range(quads, rows):
                         _row_1(tile + r * 4 * TILE_COLS, y0, cols, out + 4 * r, add)
                         _row_1(tile + r * 4 * TILE_COLS, y1, cols, out + stride + 4 * r, add)

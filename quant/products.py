@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from quant import driver
-from quant.activations import quantize, record_bytes
+from quant.activations import quantize
 from quant.ggml import GGMLType, QuantError, row_bytes
 from quant.kernels import Job
 from quant.quant_type import Kind
@@ -51,35 +51,38 @@ def dequantize(t: GGMLType, data: np.ndarray, n_cols: int, *, threads: int = 1) 
     return out
 
 
-def matvec(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) -> np.ndarray:
-    """data (rows, row_bytes) uint8 . x (n_cols,) float32, quantised to int8 first -> (rows,) float32."""
-    data = _rows(t, data, len(x))
-    out = np.empty(len(data), np.float32)
-    job = _job("matvec", t, data, len(x))
-    if quant_type(t).is_float:
-        record = np.ascontiguousarray(x, np.float32)
-    else:
-        record = quantize(x)
-    job[0, Job.X] = record.ctypes.data
-    job[0, Job.X_STRIDE] = record_bytes(len(x))
-    job[0, Job.N_TOKENS] = 1
-    job[0, Job.OUT] = out.ctypes.data
-    _run(job, 16, threads)
-    return out
-
-
 def matmul(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) -> np.ndarray:
-    """x (tokens, n_cols) float32 . data^T -> (tokens, rows) float32; same rounding of x as matvec."""
+    """data (rows, row_bytes) uint8, x (tokens, n_cols) float32 -> (tokens, rows) float32.
+
+    x is rounded to int8 first unless the type is a float one. A token's row does not depend on the
+    other tokens: it equals `matvec` of it bit for bit.
+    """
     data = _rows(t, data, x.shape[1])
-    x = np.array(x, np.float32, order="C")
-    if not quant_type(t).is_float:
-        driver.round_rows(x.ctypes.data, x.shape[1], len(x))
-    out = np.empty((len(x), len(data)), np.float32)
-    job = _job("matmul", t, data, x.shape[1])
+    kind: Kind = "matvec" if len(x) == 1 else "matmul"
+    job = _job(kind, t, data, x.shape[1])
+    return _product(
+        job, np.ascontiguousarray(x) if quant_type(t).is_float else quantize(x), threads
+    )
+
+
+def matvec(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) -> np.ndarray:
+    """data (rows, row_bytes) uint8, x (n_cols,) float32 -> (rows,) float32; see `matmul`."""
+    return matmul(t, data, x[None], threads=threads)[0]
+
+
+def matmul_f32(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) -> np.ndarray:
+    """As `matmul`, with x taken as it is."""
+    data = _rows(t, data, x.shape[1])
+    job = _job("matmul_f32", t, data, x.shape[1])
+    return _product(job, np.ascontiguousarray(x, np.float32), threads)
+
+
+def _product(job: np.ndarray, x: np.ndarray, threads: int) -> np.ndarray:
+    out = np.empty((len(x), int(job[0, Job.N_ROWS])), np.float32)
     job[0, Job.X] = x.ctypes.data
-    job[0, Job.X_STRIDE] = 4 * x.shape[1]
+    job[0, Job.X_STRIDE] = x.strides[0]
     job[0, Job.N_TOKENS] = len(x)
     job[0, Job.OUT] = out.ctypes.data
-    job[0, Job.OUT_STRIDE] = 4 * len(data)
+    job[0, Job.OUT_STRIDE] = out.strides[0]
     _run(job, 16, threads)
     return out

@@ -14,7 +14,7 @@ from quant import kernels
 from quant.ggml import BLOCK, GGMLType
 from quant.jit import bind, c_kernel, inline
 
-Kind = Literal["dequantize", "matvec", "matmul"]
+Kind = Literal["dequantize", "matvec", "matmul", "matmul_f32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class QuantType:
 
     @property
     def is_float(self) -> bool:
-        """Float types take float32 activations in both products; the others int8 in matvec."""
+        """Float types take float32 activations in all products; the others Q8 but in matmul_f32."""
         return self.decode is None
 
     def address(self, kind: Kind) -> int:
@@ -57,12 +57,14 @@ class QuantType:
             "OFFSETS": self.offsets,
             "decode": self.decode,
         }
+        names["add_offsets"] = inline(bind(kernels.add_offsets.py_func, f"offsets_{name}", **names))
         if self.is_float:
             names["decode_row"] = self.decode_row
         else:
             row = bind(kernels.decode_quantised_row, f"row_{name}", **names)
             names["decode_row"] = inline(row)
-        if self.is_float and kind == "matvec":
-            kind = "matmul"
+            names["decode_tile"] = inline(bind(kernels.decode_tile, f"tile_{name}", **names))
+        if self.is_float and kind != "dequantize":
+            kind = "matmul_f32"
         template = self.overrides.get(kind) or getattr(kernels, kind)
         return bind(template, name, **names)

@@ -1,1 +1,32 @@
-"""Devices: one file per kind of memory and queue."""
+"""Devices: one file per kind of memory and queue; `open_ops` imports a backend on demand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from offload.errors import DeviceError
+
+if TYPE_CHECKING:
+    from offload.devices.base import Ops
+
+DEVICES = ("cpu",)
+
+
+def resolve(device: str) -> tuple[str, str]:
+    """(device, why) for a user's wish: 'auto', 'cpu', or the name of one that does not exist yet."""
+    if device == "auto":
+        return "cpu", "no GPU backend in this version"
+    if device in DEVICES:
+        return device, "as asked"
+    raise DeviceError(
+        f"device {device!r}: this version runs on {', '.join(DEVICES)} only (no GPU backend yet); "
+        "leave --device out or give --device cpu"
+    )
+
+
+def open_ops(device: str, threads: int) -> Ops:
+    """The operations of a device."""
+    resolve(device)
+    from offload.devices.cpu_ops import CpuOps
+
+    return CpuOps(threads)

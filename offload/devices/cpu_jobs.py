@@ -1,0 +1,49 @@
+"""Job records and activation buffers: what the CPU operations share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from offload.weights import Matrix
+from quant.activations import quantize_row, quantize_rows, record_bytes
+from quant.kernels import Job
+from quant.quant_type import Kind
+
+Array = np.ndarray
+CHUNK_BYTES = (
+    1 << 16
+)  # of weights per turn of a thread: big enough to stream, small enough to share
+
+
+def chunk_rows(row_bytes: int, multiple: int = 8) -> int:
+    """Rows that a thread takes at a time."""
+    return max(multiple, min(256, CHUNK_BYTES // max(1, row_bytes)) // multiple * multiple)
+
+
+def fill_job(job: Array, matrix: Matrix, kind: Kind) -> None:
+    """The fields of a job that the matrix decides."""
+    job[Job.KERNEL] = matrix.quant.address(kind)
+    job[Job.W] = matrix.address
+    job[Job.ROW_BYTES] = matrix.row_bytes
+    job[Job.N_ROWS] = matrix.n_rows
+    job[Job.N_COLS] = matrix.n_cols
+
+
+def padded(x: Array, n_cols: int) -> Array:
+    """x (T, n) with zero columns up to n_cols; x itself if it has them."""
+    if x.shape[1] == n_cols and x.flags.c_contiguous:
+        return x
+    out = np.zeros((len(x), n_cols), np.float32)
+    out[:, : x.shape[1]] = x
+    return out
+
+
+def records(x: Array) -> Array:
+    """x (T, n) -> its Q8 records (T, record_bytes) uint8."""
+    out = np.empty((len(x), record_bytes(x.shape[1])), np.uint8)
+    if len(x) == 1:
+        quantize_row(x.ctypes.data, x.shape[1], out.ctypes.data)
+    else:
+        n = x.shape[1]
+        quantize_rows(x.ctypes.data, x.strides[0], n, len(x), out.ctypes.data, out.strides[0])
+    return out

@@ -1,0 +1,200 @@
+"""Ops on the CPU: job tables for the Numba kernels of quant/.
+
+One token goes through `matvec`, several through `matmul`; the two agree bit for bit, so prefill and
+decoding do, whatever the batch. (Anything less would not stay small: a difference of 1e-7 flips the
+int8 rounding of an activation here and there, and a few layers on that is as large as the rounding.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from offload.devices.base import FeedForward, GatedMLP, Linear, PerHead, Routing
+from offload.devices.cpu_attention import attend
+from offload.devices.cpu_jobs import chunk_rows, fill_job, padded, records
+from offload.devices.cpu_mlp import CpuFeedForward
+from offload.kv_cache import KVCache
+from offload.weights import Matrix
+from quant import driver, layer_ops
+from quant.kernels import Job
+from quant.quant_type import Kind
+
+Array = np.ndarray
+
+
+class CpuOps:
+    """Operations on the CPU with a fixed number of threads; one caller at a time."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.bytes_read = 0
+        self._counter = np.zeros(8, np.int64)
+
+    def run(self, jobs: Array, chunk: int) -> None:
+        """All jobs' kernels over all their rows."""
+        self._counter[0] = 0
+        driver.run_jobs(jobs.ctypes.data, len(jobs), chunk, self._counter.ctypes.data, self.threads)
+
+    def run_gate_up(self, jobs: Array, scratch: Array) -> None:
+        """The fused first half of MLPs; scratch (threads, bytes) uint8."""
+        self._counter[0] = 0
+        driver.run_gate_up(
+            jobs.ctypes.data,
+            len(jobs),
+            32,
+            self._counter.ctypes.data,
+            self.threads,
+            scratch.ctypes.data,
+            scratch.shape[1],
+        )
+
+    def linear(self, *matrices: Matrix) -> Linear:
+        """Prepare matrices that share their input."""
+        return CpuLinear(self, matrices)
+
+    def per_head(self, matrix: Matrix) -> PerHead:
+        """Prepare one matrix per head."""
+        return CpuPerHead(self, matrix)
+
+    def feed_forward(self, routed: GatedMLP | None, shared: GatedMLP | None) -> FeedForward:
+        """Prepare a dense MLP or routed experts."""
+        return CpuFeedForward(self, routed, shared)
+
+    def embed(self, table: Matrix, ids: Array) -> Array:
+        """Rows of the table."""
+        out = np.empty((len(ids), table.n_cols), np.float32)
+        job = np.zeros(driver.JOB_FIELDS, np.int64)
+        fill_job(job, table, "dequantize")
+        driver.gather_rows(job.ctypes.data, ids, out.ctypes.data, out.strides[0])
+        self.bytes_read += len(ids) * table.row_bytes
+        return np.ascontiguousarray(out[:, : table.used_cols])
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """Root-mean-square norm."""
+        out = np.empty(x.shape, np.float32)
+        layer_ops.rms_norm(x, weight, eps, out)
+        return out
+
+    def rope(self, x: Array, cos: Array, sin: Array) -> None:
+        """Rotate adjacent pairs in place."""
+        layer_ops.rope(x, cos, sin)
+
+    def attend(
+        self,
+        q: Array,
+        k_b: PerHead,
+        v_b: PerHead,
+        kv: KVCache,
+        layer: int,
+        first: int,
+        scale: float,
+    ) -> Array:
+        """Absorbed or expanded, whichever needs less arithmetic."""
+        return attend(q, k_b, v_b, kv, layer, first, scale)
+
+    def route(
+        self,
+        logits: Array,
+        bias: Array,
+        top_k: int,
+        *,
+        sigmoid: bool,
+        groups: tuple[int, int],
+        normalise: bool,
+        scale: float,
+    ) -> Routing:
+        """Choose experts."""
+        ids = np.empty((len(logits), top_k), np.int64)
+        weights = np.empty((len(logits), top_k), np.float32)
+        layer_ops.route(logits, bias, sigmoid, *groups, normalise, scale, ids, weights)
+        return Routing(expert_ids=ids, weights=weights)
+
+
+class CpuLinear:
+    """Matrices that share their input; the job tables are written once."""
+
+    def __init__(self, ops: CpuOps, matrices: tuple[Matrix, ...]) -> None:
+        self._ops = ops
+        self.matrices = matrices
+        self._n_cols = max(m.n_cols for m in matrices)
+        self._chunk = max(chunk_rows(m.row_bytes) for m in matrices)
+        self._rounds = any(not m.quant.is_float for m in matrices)
+        self._floats = any(m.quant.is_float for m in matrices)
+        self._one: Array | None = None
+        self._many: Array | None = None
+
+    def _jobs(self, kind: Kind) -> Array:
+        jobs = driver.job_table(len(self.matrices))
+        for job, matrix in zip(jobs, self.matrices, strict=True):
+            fill_job(job, matrix, kind)
+        return jobs
+
+    def __call__(self, x: Array) -> tuple[Array, ...]:
+        """x (T, n) -> one (T, rows) per matrix."""
+        n_tokens = len(x)
+        x = padded(x, self._n_cols)
+        if n_tokens == 1:
+            jobs = self._one = self._jobs("matvec") if self._one is None else self._one
+        else:
+            jobs = self._many = self._jobs("matmul") if self._many is None else self._many
+        rounded = records(x) if self._rounds else x
+        outs = []
+        for job, matrix in zip(jobs, self.matrices, strict=True):
+            source = x if matrix.quant.is_float else rounded
+            out = np.empty((n_tokens, matrix.n_rows), np.float32)
+            outs.append(out)
+            job[Job.X] = source.ctypes.data
+            job[Job.X_STRIDE] = source.strides[0]
+            job[Job.N_TOKENS] = n_tokens
+            job[Job.OUT] = out.ctypes.data
+            job[Job.OUT_STRIDE] = out.strides[0]
+            self._ops.bytes_read += matrix.n_bytes
+        self._ops.run(jobs, self._chunk)
+        return tuple(outs)
+
+
+class CpuPerHead:
+    """One matrix per head, float32 activations."""
+
+    def __init__(self, ops: CpuOps, matrix: Matrix) -> None:
+        self._ops = ops
+        self.matrix = matrix
+        self._heads: Array = np.arange(matrix.count, dtype=np.int64)
+        self._jobs: Array | None = None
+
+    def _prepare(self) -> Array:
+        jobs = driver.job_table(self.matrix.count)
+        for job in jobs:
+            fill_job(job, self.matrix, "matmul_f32")
+        jobs[:, Job.W] += self._heads * self.matrix.stride
+        return jobs
+
+    def __call__(self, x: Array) -> Array:
+        """x (T, A, n), may be strided -> (T, A, rows)."""
+        m = self.matrix
+        jobs = self._jobs = self._prepare() if self._jobs is None else self._jobs
+        if x.shape[2] != m.n_cols or x.strides[2] != 4:
+            wide = np.zeros((*x.shape[:2], m.n_cols), np.float32)
+            wide[:, :, : x.shape[2]] = x
+            x = wide
+        out = np.empty((len(x), m.count, m.n_rows), np.float32)
+        jobs[:, Job.X] = x.ctypes.data + self._heads * x.strides[1]
+        jobs[:, Job.X_STRIDE] = x.strides[0]
+        jobs[:, Job.N_TOKENS] = len(x)
+        jobs[:, Job.OUT] = out.ctypes.data + self._heads * out.strides[1]
+        jobs[:, Job.OUT_STRIDE] = out.strides[0]
+        self._ops.bytes_read += m.count * m.n_bytes
+        self._ops.run(jobs, m.n_rows)
+        return out
+
+    def dense(self, head: int) -> Array:
+        """The matrix of one head, dequantised: (rows, n_cols) float32."""
+        m = self.matrix
+        out = np.empty((m.n_rows, m.n_cols), np.float32)
+        job = driver.job_table(1)
+        fill_job(job[0], m, "dequantize")
+        job[0, Job.W] += head * m.stride
+        job[0, Job.OUT] = out.ctypes.data
+        job[0, Job.OUT_STRIDE] = out.strides[0]
+        self._ops.run(job, m.n_rows)
+        return out

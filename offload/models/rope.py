@@ -1,0 +1,65 @@
+"""Rotary tables with YaRN: cos and sin per position, the attention scale.
+
+Angles are computed in float64: float32 powers drift visibly beyond 100,000 positions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from offload.config import ModelConfig, RopeConfig
+
+Array = np.ndarray
+
+
+def inverse_frequencies(rope: RopeConfig) -> Array:
+    """Angle per position of each pair, (dim / 2,) float64."""
+    pairs = np.arange(rope.dim // 2, dtype=np.float64)
+    plain = rope.theta ** (-2.0 * pairs / rope.dim)
+    stretched = plain / rope.factor
+    if rope.scaling != "yarn" or rope.ext_factor == 0.0:
+        return stretched
+    low, high = _ramp_ends(rope)
+    ramp = 1.0 - np.clip((pairs - low) / max(0.001, high - low), 0.0, 1.0)
+    ramp *= rope.ext_factor
+    return stretched * (1.0 - ramp) + plain * ramp
+
+
+def _ramp_ends(rope: RopeConfig) -> tuple[float, float]:
+    """First and last pair between full rotation and full stretch."""
+
+    def pair_of(turns: float) -> float:
+        length = rope.original_context_length
+        return rope.dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = max(0.0, float(math.floor(pair_of(rope.beta_fast))))
+    high = min(rope.dim - 1.0, float(math.ceil(pair_of(rope.beta_slow))))
+    return low, high
+
+
+def magnitudes(config: ModelConfig) -> tuple[float, float]:
+    """(factor on rotated vectors, kq_scale) as llama.cpp computes them for this family.
+
+    With yarn_log_multiplier m0 the rotation carries 1 and the scale (1 + 0.1 m0 ln factor)^2; without
+    the key, both carry 1 + 0.1 ln factor.
+    """
+    rope = config.rope
+    base = 1.0 / math.sqrt(config.qk_head_dim)
+    if rope.scaling != "yarn" or rope.ext_factor == 0.0 or rope.factor <= 1.0:
+        return rope.attn_factor, base
+    log = math.log(rope.factor)
+    if rope.log_multiplier is None:
+        m = rope.attn_factor * (1.0 + 0.1 * log)
+        return m, m * m * base
+    m = rope.attn_factor * (1.0 + rope.log_multiplier * log)
+    return rope.attn_factor, m * m * base
+
+
+def tables(config: ModelConfig, first: int, n_tokens: int) -> tuple[Array, Array]:
+    """cos, sin (n_tokens, dim / 2) float32 of positions first .. first + n_tokens - 1."""
+    positions = np.arange(first, first + n_tokens, dtype=np.float64)
+    angles = positions[:, None] * inverse_frequencies(config.rope)
+    m, _ = magnitudes(config)
+    return (np.cos(angles) * m).astype(np.float32), (np.sin(angles) * m).astype(np.float32)

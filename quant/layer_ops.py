@@ -1,0 +1,193 @@
+"""The small per-token operations: norms, rotary embedding, router, weighted sum of experts.
+
+All arrays are float32 in C order unless said; shapes: T tokens, H hidden, E experts, K chosen.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import prange
+
+from quant.jit import kernel
+from quant.simd import f32, fma, load_f32, splat_f32, store_f32, sum_f32, zero_f32
+
+MIN_WEIGHT_SUM = np.float32(6.103515625e-5)  # the smallest normal half: llama.cpp's guard
+
+
+@kernel()
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray) -> None:
+    """out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight; x, out: (T, n), rows may be strided."""
+    n = weight.size
+    whole = n // 8 * 8
+    for t in range(x.shape[0]):
+        row = x[t:].ctypes.data
+        acc = zero_f32()
+        for i in range(0, 4 * whole, 32):
+            v = load_f32(row + i)
+            acc = fma(v, v, acc)
+        total = np.float64(sum_f32(acc))
+        for i in range(whole, n):
+            total += np.float64(x[t, i]) * np.float64(x[t, i])
+        scale = np.float32(1.0 / np.sqrt(total / n + eps))
+        for i in range(n):
+            out[t, i] = x[t, i] * scale * weight[i]
+
+
+@kernel()
+def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
+    """Rotate adjacent pairs in place. x: (T, heads, d), strided; cos, sin: (T, d/2)."""
+    for t in range(x.shape[0]):
+        for h in range(x.shape[1]):
+            for i in range(cos.shape[1]):
+                a = x[t, h, 2 * i]
+                b = x[t, h, 2 * i + 1]
+                x[t, h, 2 * i] = a * cos[t, i] - b * sin[t, i]
+                x[t, h, 2 * i + 1] = a * sin[t, i] + b * cos[t, i]
+
+
+@kernel()
+def silu_mul(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
+    """out = silu(gate) * up, all (T, n)."""
+    one = numba.float32(1)
+    for t in range(gate.shape[0]):
+        for i in range(gate.shape[1]):
+            g = gate[t, i]
+            out[t, i] = g / (one + np.exp(-g)) * up[t, i]
+
+
+@kernel()
+def route(
+    logits: np.ndarray,
+    bias: np.ndarray,
+    sigmoid: bool,
+    n_group: int,
+    topk_group: int,
+    normalise: bool,
+    scale: float,
+    ids: np.ndarray,
+    weights: np.ndarray,
+) -> None:
+    """Choose K experts per token. logits (T, E); bias (E,) or (0,); ids (T, K) int64; weights (T, K).
+
+    The bias decides which experts are chosen and nothing else; ties go to the lower index.
+    """
+    n_tokens, n_experts = logits.shape
+    top_k = ids.shape[1]
+    scores = np.empty(n_experts, np.float32)
+    choice = np.empty(n_experts, np.float32)
+    size = n_experts // n_group
+    group_score = np.empty(n_group, np.float32)
+    for t in range(n_tokens):
+        if sigmoid:
+            for e in range(n_experts):
+                scores[e] = np.float32(1) / (np.float32(1) + np.exp(-logits[t, e]))
+        else:
+            top = logits[t, 0]
+            for e in range(n_experts):
+                top = max(top, logits[t, e])
+            total = np.float32(0)
+            for e in range(n_experts):
+                scores[e] = np.exp(logits[t, e] - top)
+                total += scores[e]
+            for e in range(n_experts):
+                scores[e] /= total
+        for e in range(n_experts):
+            choice[e] = scores[e] + (bias[e] if bias.size else np.float32(0))
+        if n_group > 1:
+            for g in range(n_group):  # a group is as good as its two best experts
+                first = np.float32(-np.inf)
+                second = np.float32(-np.inf)
+                for e in range(g * size, (g + 1) * size):
+                    if choice[e] > first:
+                        second = first
+                        first = choice[e]
+                    elif choice[e] > second:
+                        second = choice[e]
+                group_score[g] = first + second if size > 1 else first
+            for _ in range(n_group - topk_group):
+                worst = -1
+                for g in range(n_group):
+                    keep = group_score[g] == np.float32(np.inf)
+                    if not keep and (worst < 0 or group_score[g] <= group_score[worst]):
+                        worst = g
+                group_score[worst] = np.float32(np.inf)  # marked as dropped
+                for e in range(worst * size, (worst + 1) * size):
+                    choice[e] = np.float32(-np.inf)
+        total = np.float32(0)
+        for k in range(top_k):
+            best = 0
+            for e in range(1, n_experts):
+                if choice[e] > choice[best]:
+                    best = e
+            choice[best] = np.float32(-np.inf)
+            ids[t, k] = best
+            weights[t, k] = scores[best]
+            total += scores[best]
+        for k in range(top_k):
+            w = weights[t, k]
+            if normalise:
+                w /= max(total, MIN_WEIGHT_SUM)
+            weights[t, k] = w * np.float32(scale)
+
+
+@kernel(parallel=True)
+def combine(
+    parts: int, stride: int, slots: np.ndarray, weights: np.ndarray, n: int, out: np.ndarray
+) -> None:
+    """out[t] += sum over k of weights[t, k] * parts[slots[t, k]].
+
+    parts: address of rows of n float32, `stride` bytes apart; slots, weights: (T, K).
+    """
+    for t in prange(out.shape[0]):
+        row = out[t:].ctypes.data
+        whole = n // 8 * 8
+        for i in range(0, 4 * whole, 32):
+            acc = load_f32(row + i)
+            for k in range(slots.shape[1]):
+                part = load_f32(parts + slots[t, k] * stride + i)
+                acc = fma(part, splat_f32(weights[t, k]), acc)
+            store_f32(row + i, acc)
+        for i in range(whole, n):
+            v = out[t, i]
+            for k in range(slots.shape[1]):
+                v += f32(parts + slots[t, k] * stride + 4 * i) * weights[t, k]
+            out[t, i] = v
+
+
+@kernel()
+def group_by_expert(
+    ids: np.ndarray,
+    n_experts: int,
+    experts: np.ndarray,
+    starts: np.ndarray,
+    tokens: np.ndarray,
+    slots: np.ndarray,
+) -> int:
+    """Sort a routing by expert. ids (T, K) int64 -> number of experts in use, n.
+
+    experts (n,): their ids, ascending; starts (n + 1,): first slot of each; tokens (T*K,): the token
+    of each slot; slots (T, K): the slot of each choice. Outputs are int64, sized for the worst case.
+    """
+    count = np.zeros(n_experts + 1, np.int64)
+    for t in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            count[ids[t, k]] += 1
+    used = 0
+    start = 0
+    for e in range(n_experts):
+        if count[e]:
+            experts[used] = e
+            starts[used] = start
+            used += 1
+        n = count[e]
+        count[e] = start
+        start += n
+    starts[used] = start
+    for t in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            slot = count[ids[t, k]]
+            count[ids[t, k]] += 1
+            tokens[slot] = t
+            slots[t, k] = slot
+    return used
