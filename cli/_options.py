@@ -59,58 +59,69 @@ SAMPLING_OPTIONS = (
     click.option(
         "--temperature",
         type=FiniteRange(min=0, max=10),
+        metavar="X",
         help="0 always takes the likeliest token; higher is more varied."
         "  [default: as the model's makers advise]",
     ),
     click.option(
         "--top-k",
-        type=click.IntRange(min=0, max=2**31 - 1),
+        type=click.IntRange(min=0),
+        metavar="N",
         help="Choose among the K likeliest tokens; 0: no limit.",
     ),
     click.option(
         "--top-p",
         type=FiniteRange(min=0, max=1, min_open=True),
+        metavar="X",
         help="Choose among the likeliest tokens that share this probability.",
     ),
     click.option(
         "--min-p",
         type=FiniteRange(min=0, max=1),
+        metavar="X",
         help="Leave out tokens below this fraction of the likeliest one's probability.",
     ),
     click.option(
         "--repetition-penalty",
         type=FiniteRange(min=0, max=10, min_open=True),
+        metavar="X",
         help="Above 1: tokens that occurred lately become less likely.",
     ),
     click.option(
         "--presence-penalty",
         type=FiniteRange(min=-2, max=2),
+        metavar="X",
         help="Taken off the logit of each token that occurred lately.",
     ),
     click.option(
         "--frequency-penalty",
         type=FiniteRange(min=-2, max=2),
+        metavar="X",
         help="Taken off the logit once per recent occurrence.",
     ),
     click.option(
         "--penalty-window",
-        type=click.IntRange(min=0, max=2**31 - 1),
+        type=click.IntRange(min=0),
+        metavar="N",
         help="How many of the latest tokens the penalties look at.",
     ),
     click.option(
         "--max-tokens",
-        type=click.IntRange(min=1, max=2**31 - 1),
+        type=click.IntRange(min=1),
+        metavar="N",
         help="The longest answer, in tokens.  [default: what the context holds]",
     ),
     click.option(
         "--stop",
         type=Text(what="the stop string"),
+        metavar="TEXT",
         multiple=True,
         help="End the answer where this text would come; may be repeated.",
     ),
     click.option(
         "--seed",
-        type=click.IntRange(min=0, max=2**64 - 1),
+        type=click.IntRange(min=0),
+        metavar="N",
         help="The same seed and prompt give the same text.",
     ),
 )
@@ -157,6 +168,7 @@ def load_options(command: F) -> F:
         click.option(
             "--threads",
             type=click.IntRange(min=1),
+            metavar="N",
             help="CPU threads.  [default: one per physical core]",
         ),
         click.option(

@@ -165,12 +165,15 @@ def test_sampling_flags_are_the_fields_of_sampling_params() -> None:
             ranges[parameter.name] = parameter.type
     assert set(ranges) == set(_options.SAMPLING_NAMES) - {"stop"}
     for name, interval in ranges.items():
-        for edge, is_open in ((interval.min, interval.min_open), (interval.max, False)):
-            assert edge is not None
+        for edge, is_open, outside in (
+            (interval.min, interval.min_open, -1),
+            (interval.max, False, 1),
+        ):
+            if edge is None:
+                continue
             SamplingParams(**{name: edge + 1e-9 if is_open else edge})
-        for outside in (interval.min - 1, interval.max + 1):  # type: ignore[operator]
             with pytest.raises(RequestError):
-                SamplingParams(**{name: outside})
+                SamplingParams(**{name: edge + outside})
 
 
 def test_load_flags_reach_the_engine(engine: FakeEngine) -> None:
@@ -199,8 +202,8 @@ def test_stats_and_plan_go_to_stderr() -> None:
         (["--temperature", "inf"], "0<=x<=10"),
         (["--top-p", "1.5"], "0<x<=1"),
         (["--top-p", "0"], "0<x<=1"),
-        (["--top-k", "-1"], "0<=x<=2147483647"),
-        (["--max-tokens", "0"], "1<=x<=2147483647"),
+        (["--top-k", "-1"], "x>=0"),
+        (["--max-tokens", "0"], "x>=1"),
         (["--presence-penalty", "3"], "-2<=x<=2"),
         (["--context", "0"], "x>=1"),
         (["--threads", "0"], "x>=1"),
