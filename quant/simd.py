@@ -218,6 +218,7 @@ def _twice(b: Any, x: Any) -> Any:
 load_u8x16_twice = _widening_load(I8, 16, u8x32, _twice)
 store_i8 = _op(types.int64, (P, i8x32), lambda b, m, v: _store(b, v[1], v[0]))
 store_u8 = _op(types.int64, (P, u8x32), lambda b, m, v: _store(b, v[1], v[0]))
+store_i16 = _op(types.int64, (P, i16x16), lambda b, m, v: _store(b, v[1], v[0]))
 store_i32 = _op(types.int64, (P, i32x8), lambda b, m, v: _store(b, v[1], v[0]))
 store_f32 = _op(types.int64, (P, f32x8), lambda b, m, v: _store(b, v[1], v[0]))
 store_f16 = _op(
