@@ -13,7 +13,7 @@ from numba import prange
 
 from quant.activations import quantize_32
 from quant.jit import inline, kernel
-from quant.kernels import JOB_FIELDS, Activation, Job
+from quant.kernels import JOB_FIELDS, Job
 from quant.simd import atomic_add, call_kernel, f32, i64, put_f32, put_i64
 
 (
@@ -21,7 +21,6 @@ from quant.simd import atomic_add, call_kernel, f32, i64, put_f32, put_i64
     _FN2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX, _INDEX2,
 ) = (8 * int(f) for f in Job)  # fmt: skip
 JOB_BYTES = 8 * JOB_FIELDS
-Q8 = int(Activation.Q8)
 
 
 @inline
@@ -79,7 +78,7 @@ def run_gate_up(
     """h = silu(gate . x) * (up . x) for every job, stored as its OUT_KIND says.
 
     chunk: a multiple of 32 rows. scratch: per thread `gate_up_scratch_bytes`. h of token t goes to
-    OUT + t * OUT_STRIDE: a Q8 record, or float32.
+    OUT + t * OUT_STRIDE: a record, or float32 (kind 0).
     """
     for thread in prange(threads):
         local = scratch + thread * scratch_bytes
@@ -103,9 +102,9 @@ def run_gate_up(
                 out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE)
                 for r in range(r1 - r0):
                     put_f32(g + 4 * r, silu(f32(g + 4 * r)) * f32(u + 4 * r))
-                if kind == Q8:
+                if kind:
                     for r in range(0, r1 - r0, 32):
-                        quantize_32(g + 4 * r, n_rows, out, r0 + r)
+                        quantize_32(g + 4 * r, n_rows, out, r0 + r, kind)
                 else:
                     for r in range(r1 - r0):
                         put_f32(out + 4 * (r0 + r), f32(g + 4 * r))

@@ -9,11 +9,8 @@ gives. From it the templates below make C kernels `kernel(job, r0, r1)`; a job i
 in memory (`Job`), rows r0 <= r < r1 are computed. Types may bring faster kernels of their own under
 the same contract.
 
-Activations of `matvec` are int8 with one float32 scale per 32 columns, as one record per token:
-
-    [ q: n x int8 | scale: n/32 x float32 | sums: n/16 x float32 ]   sums = scale * sum of 16 q
-
-Sums are exact in int32 within 32 columns and float32 across them.
+Activations are float32, or records of one or two int8 planes with a float32 scale per 32 columns
+(activations.py). Sums are exact in int32 within 32 columns and float32 across them.
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ class Job(IntEnum):
     ROW_BYTES = 2
     N_ROWS = 3
     N_COLS = 4
-    X = 5  # activations of token 0: a Q8 record, or float32 (matmul_f32)
+    X = 5  # activations of token 0: a record, or float32
     X_STRIDE = 6  # bytes from token to token
     N_TOKENS = 7
     OUT = 8  # float32; out[t, r] at OUT + t * OUT_STRIDE + 4 * r
@@ -71,8 +68,9 @@ class Job(IntEnum):
 class Activation(IntEnum):
     """How activations are stored."""
 
-    FLOAT = 0  # float32 as computed: for float types
-    Q8 = 1  # Q8 records: for quantised types
+    FLOAT = 0  # float32 as computed
+    Q8 = 1  # records of one int8 plane
+    Q16 = 2  # records of two
 
 
 JOB_FIELDS = 19
@@ -88,6 +86,7 @@ BYTES = 0  # bytes per block
 
 
 OFFSETS = True  # False: the type never writes o
+PLANES = 1  # int8 planes of the activation records
 
 
 def decode(p: int, q: int, s: int, o: int) -> None:
@@ -138,8 +137,8 @@ def matvec(job: int, r0: int, r1: int) -> None:
         for r in range(r0, r1):
             p = w + r * row_bytes
             y = x
-            ys = x + n
-            sums = x + n + n // 8
+            ys = x + PLANES * n
+            sums = ys + n // 8
             acc = zero_f32()
             low = zero_f32()
             for _ in range(n // SIZE):
@@ -147,7 +146,7 @@ def matvec(job: int, r0: int, r1: int) -> None:
                 decode(p, q, s, o)
                 for g in range(SIZE // 32):
                     scale = pair_f32(f32(s + 8 * g), f32(s + 8 * g + 4)) * f32(ys)
-                    d = to_f32(dot_i8(load_i8(q + 32 * g), load_i8(y)))
+                    d = to_f32(product(q + 32 * g, y, n))
                     acc = fma(d, scale, acc)
                     y += 32
                     ys += 4
@@ -174,7 +173,15 @@ def decode_tile(p: int, n_cols: int, q: int, s: int, o: int) -> None:
             s += 32
 
 
-@inline
+def product(q: int, y: int, n: int) -> Any:
+    """i32x8 of 32 weights at q . 32 activations at y; open because PLANES is."""
+    v = load_i8(q)
+    d = dot_i8(v, load_i8(y))
+    if PLANES == 2:
+        d = (d << 8) + dot_i8(v, load_i8(y + n))
+    return d
+
+
 def add_offsets(low: Any, o: int, sums: int, n_cols: int) -> Any:
     """low += offsets * sums of activations, of n_cols columns."""
     if SIZE % 128 == 0:
@@ -220,29 +227,20 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     c = load_f32(at + 64)
                     d = load_f32(at + 96)
                     for g in range(cols // 32):
-                        v = load_i8(y + c0 + 32 * g)
-                        ys = f32(y + n + c0 // 8 + 4 * g)
+                        v = y + c0 + 32 * g
+                        ys = f32(y + PLANES * n + c0 // 8 + 4 * g)
                         k = 32 * g
-                        a = fma(to_f32(dot_i8(load_i8(q + k), v)), load_f32(s + k) * ys, a)
-                        b = fma(
-                            to_f32(dot_i8(load_i8(q + _Q + k), v)), load_f32(s + _S + k) * ys, b
-                        )
-                        c = fma(
-                            to_f32(dot_i8(load_i8(q + 2 * _Q + k), v)),
-                            load_f32(s + 2 * _S + k) * ys,
-                            c,
-                        )
-                        d = fma(
-                            to_f32(dot_i8(load_i8(q + 3 * _Q + k), v)),
-                            load_f32(s + 3 * _S + k) * ys,
-                            d,
-                        )
+                        a = fma(to_f32(product(q + k, v, n)), load_f32(s + k) * ys, a)
+                        b = fma(to_f32(product(q + _Q + k, v, n)), load_f32(s + _S + k) * ys, b)
+                        k += 2 * _Q
+                        c = fma(to_f32(product(q + k, v, n)), load_f32(s + k) * ys, c)
+                        d = fma(to_f32(product(q + _Q + k, v, n)), load_f32(s + _S + k) * ys, d)
                     store_f32(at, a)
                     store_f32(at + 32, b)
                     store_f32(at + 64, c)
                     store_f32(at + 96, d)
                     if OFFSETS:
-                        sums = y + n + n // 8 + c0 // 4
+                        sums = y + PLANES * n + n // 8 + c0 // 4
                         for r in range(MANY_ROWS):
                             low = load_f32(at + 128 + 32 * r)
                             store_f32(at + 128 + 32 * r, add_offsets(low, o + r * _O, sums, cols))

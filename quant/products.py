@@ -11,7 +11,7 @@ from quant import driver
 from quant.activations import quantize
 from quant.ggml import GGMLType, QuantError, row_bytes
 from quant.kernels import Job
-from quant.quant_type import Kind
+from quant.quant_type import Kind, for_records
 from quant.registry import quant_type
 
 
@@ -51,10 +51,12 @@ def dequantize(t: GGMLType, data: np.ndarray, n_cols: int, *, threads: int = 1) 
     return out
 
 
-def matmul(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) -> np.ndarray:
+def matmul(
+    t: GGMLType, data: np.ndarray, x: np.ndarray, *, planes: int = 1, threads: int = 1
+) -> np.ndarray:
     """data (rows, row_bytes) uint8, x (tokens, n_cols) float32 -> (tokens, rows) float32.
 
-    x is rounded to int8 first unless the type is a float one. A token's row does not depend on the
+    x is rounded to Q8 (planes 1) or Q16 (2) first unless the type is a float one. A token's row does not depend on the
     other tokens: it equals `matvec` of it bit for bit.
     """
     data = _rows(t, data, x.shape[1])
@@ -65,9 +67,11 @@ def matmul(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) ->
     )
 
 
-def matvec(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) -> np.ndarray:
+def matvec(
+    t: GGMLType, data: np.ndarray, x: np.ndarray, *, planes: int = 1, threads: int = 1
+) -> np.ndarray:
     """data (rows, row_bytes) uint8, x (n_cols,) float32 -> (rows,) float32; see `matmul`."""
-    return matmul(t, data, x[None], threads=threads)[0]
+    return matmul(t, data, x[None], planes=planes, threads=threads)[0]
 
 
 def matmul_f32(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) -> np.ndarray:

@@ -14,7 +14,9 @@ from quant import kernels
 from quant.ggml import BLOCK, GGMLType
 from quant.jit import bind, c_kernel, inline
 
-Kind = Literal["dequantize", "matvec", "matmul", "matmul_f32"]
+Kind = Literal[
+    "dequantize", "matvec", "matmul", "matvec_q16", "matmul_q16", "matmul_f32"
+]  # without suffix: Q8 activations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +57,31 @@ class QuantType:
             "SIZE": block.size,
             "BYTES": block.n_bytes,
             "OFFSETS": self.offsets,
+            "PLANES": 2 if kind.endswith("q16") else 1,
             "decode": self.decode,
         }
-        names["add_offsets"] = inline(bind(kernels.add_offsets.py_func, f"offsets_{name}", **names))
+        template = kind.removesuffix("_q16")
         if self.is_float:
             names["decode_row"] = self.decode_row
+            if kind != "dequantize":
+                template = "matmul_f32"
         else:
-            row = bind(kernels.decode_quantised_row, f"row_{name}", **names)
-            names["decode_row"] = inline(row)
-            names["decode_tile"] = inline(bind(kernels.decode_tile, f"tile_{name}", **names))
-        if self.is_float and kind != "dequantize":
-            kind = "matmul_f32"
-        template = self.overrides.get(kind) or getattr(kernels, kind)
-        return bind(template, name, **names)
+            for helper, source in OPEN_HELPERS.items():
+                names[helper] = inline(bind(source, f"{helper}_{name}", **names))
+        return bind(self.overrides.get(kind) or getattr(kernels, template), name, **names)
+
+
+# Helpers of the templates that have open names themselves.
+OPEN_HELPERS: dict[str, Callable[..., Any]] = {
+    "product": kernels.product,
+    "add_offsets": kernels.add_offsets,
+    "decode_row": kernels.decode_quantised_row,
+    "decode_tile": kernels.decode_tile,
+}
+
+
+def for_records(kind: Literal["matvec", "matmul"], planes: int) -> Kind:
+    """The kind that takes records of one or two planes."""
+    if kind == "matvec":
+        return "matvec" if planes == 1 else "matvec_q16"
+    return "matmul" if planes == 1 else "matmul_q16"

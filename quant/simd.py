@@ -257,6 +257,9 @@ abs_f32 = _op(f32x8, (f32x8,), lambda b, m, v: call(b, m, "llvm.fabs.v8f32", f32
 max_f32 = _op(
     f32x8, (f32x8, f32x8), lambda b, m, v: b.select(b.fcmp_ordered(">", v[0], v[1]), v[0], v[1])
 )
+min_f32 = _op(
+    f32x8, (f32x8, f32x8), lambda b, m, v: b.select(b.fcmp_ordered("<", v[0], v[1]), v[0], v[1])
+)
 fma = _op(  # a * b + c, one rounding
     f32x8, (f32x8, f32x8, f32x8), lambda b, m, v: call(b, m, "llvm.fma.v8f32", f32x8.llvm, list(v))
 )

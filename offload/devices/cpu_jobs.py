@@ -38,12 +38,13 @@ def padded(x: Array, n_cols: int) -> Array:
     return out
 
 
-def records(x: Array) -> Array:
-    """x (T, n) -> its Q8 records (T, record_bytes) uint8."""
-    out = np.empty((len(x), record_bytes(x.shape[1])), np.uint8)
+def records(x: Array, planes: int) -> Array:
+    """x (T, n) -> its records (T, record_bytes) uint8."""
+    n = x.shape[1]
+    out = np.empty((len(x), record_bytes(n, planes)), np.uint8)
     if len(x) == 1:
-        quantize_row(x.ctypes.data, x.shape[1], out.ctypes.data)
+        quantize_row(x.ctypes.data, n, out.ctypes.data, planes)
     else:
-        n = x.shape[1]
-        quantize_rows(x.ctypes.data, x.strides[0], n, len(x), out.ctypes.data, out.strides[0])
+        args = (x.ctypes.data, x.strides[0], n, len(x), out.ctypes.data, out.strides[0])
+        quantize_rows(*args, planes)
     return out

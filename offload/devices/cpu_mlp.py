@@ -7,43 +7,106 @@ the routing weights, in a fixed order.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from offload.devices.base import GatedMLP, Routing
 from offload.devices.cpu_jobs import fill_job, padded, records
+from offload.weights import Matrix
 from quant import driver, layer_ops
 from quant.activations import record_bytes
-from quant.kernels import Activation, Job
-from quant.quant_type import Kind
+from quant.kernels import Job
+from quant.quant_type import for_records
 
 if TYPE_CHECKING:
     from offload.devices.cpu_ops import CpuOps
 
 Array = np.ndarray
 MAX_TOKENS = 512  # at a time: bounds the scratch
+CHUNK = 32  # rows of gate and up that a thread takes at a time: one scale of `down`'s input
 
 
-class _Half:
-    """Job templates of one GatedMLP for one token or for many."""
+class Inputs:
+    """x (T, n) in every form that a matrix may want it; each is made once."""
 
-    def __init__(self, mlp: GatedMLP, one: bool) -> None:
-        kind: Kind = "matvec" if one else "matmul"
-        self.gate_up: Array = driver.job_table(1)[0]
-        fill_job(self.gate_up, mlp.gate, kind)
-        self.gate_up[Job.KERNEL2] = mlp.up.quant.address(kind)
-        self.gate_up[Job.W2] = mlp.up.address
-        self.gate_up[Job.ROW_BYTES2] = mlp.up.row_bytes
-        self.down: Array = driver.job_table(1)[0]
-        fill_job(self.down, mlp.down, kind)
-        if mlp.down.quant.is_float:
-            self.out_kind = Activation.FLOAT
-        else:
-            self.out_kind = Activation.Q8
-        self.gate_up[Job.OUT_KIND] = self.out_kind
+    def __init__(self, x: Array, n_cols: int) -> None:
+        self.n_tokens = len(x)
+        self._forms: dict[int, Array] = {0: padded(x, n_cols)}
+
+    def form(self, planes: int) -> Array:
+        """float32 (planes 0) or records of 1 or 2 planes."""
+        if planes not in self._forms:
+            self._forms[planes] = records(self._forms[0], planes)
+        return self._forms[planes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slots:
+    """Work of a branch: expert experts[i] has the tokens tokens[starts[i] : starts[i + 1]]."""
+
+    used: int
+    experts: Array
+    starts: Array
+    tokens: Array
+
+
+class Branch:
+    """One GatedMLP with its job templates. planes: of the activations of its quantised matrices."""
+
+    def __init__(self, mlp: GatedMLP, planes: int) -> None:
+        self.mlp = mlp
+        self._planes = planes
+        self._templates: dict[bool, tuple[Array, Array]] = {}
+        self._h_planes = self._form(mlp.down)
         n = mlp.down.n_cols
-        self.h_bytes = record_bytes(n) if self.out_kind == Activation.Q8 else 4 * n
+        self._h_bytes = record_bytes(n, self._h_planes) if self._h_planes else 4 * n
+        self.bytes_per_expert = mlp.gate.n_bytes + mlp.up.n_bytes + mlp.down.n_bytes
+
+    def _form(self, matrix: Matrix) -> int:
+        return 0 if matrix.quant.is_float else self._planes
+
+    def _prepare(self, one: bool) -> tuple[Array, Array]:
+        if one not in self._templates:
+            kind = for_records("matvec" if one else "matmul", self._planes)
+            gate_up, down = driver.job_table(2)
+            fill_job(gate_up, self.mlp.gate, kind)
+            gate_up[Job.KERNEL2] = self.mlp.up.quant.address(kind)
+            gate_up[Job.W2] = self.mlp.up.address
+            gate_up[Job.ROW_BYTES2] = self.mlp.up.row_bytes
+            gate_up[Job.OUT_KIND] = self._h_planes
+            fill_job(down, self.mlp.down, kind)
+            self._templates[one] = gate_up, down
+        return self._templates[one]
+
+    def add_jobs(
+        self, x: Inputs, work: Slots, first: Array, second: Array, y: Array, keep: list[Array]
+    ) -> None:
+        """Write the jobs of both regions; y: one row of output per slot; keep: memory they use."""
+        one = x.n_tokens == 1
+        gate_up, down = self._prepare(one)
+        h = np.zeros((len(work.tokens), self._h_bytes), np.uint8)
+        keep.append(h)
+        index = []
+        for matrix, address, stride in (
+            (self.mlp.gate, Job.X, Job.X_STRIDE),
+            (self.mlp.up, Job.X2, Job.X_STRIDE2),
+        ):
+            source = x.form(self._form(matrix))
+            gate_up[address] = source.ctypes.data
+            gate_up[stride] = source.strides[0]
+            keep.append(work.tokens * source.strides[0])
+            index.append(0 if one else keep[-1].ctypes.data)
+        gate_up[Job.OUT] = down[Job.X] = h.ctypes.data
+        gate_up[Job.OUT_STRIDE] = down[Job.X_STRIDE] = self._h_bytes
+        down[Job.OUT] = y.ctypes.data
+        down[Job.OUT_STRIDE] = y.strides[0]
+        mlp = self.mlp
+        grow = np.array([mlp.gate.stride, mlp.up.stride, 0, self._h_bytes], np.int64)
+        driver.expert_jobs(first, gate_up, grow, work.experts, work.starts, work.used, *index)
+        grow = np.array([mlp.down.stride, 0, self._h_bytes, y.strides[0]], np.int64)
+        driver.expert_jobs(second, down, grow, work.experts, work.starts, work.used, 0, 0)
 
 
 class CpuFeedForward:
@@ -51,131 +114,59 @@ class CpuFeedForward:
 
     def __init__(self, ops: CpuOps, routed: GatedMLP | None, shared: GatedMLP | None) -> None:
         self._ops = ops
-        self._routed = routed
-        self._shared = shared
-        self._halves: dict[tuple[bool, bool], _Half] = {}
+        self._routed = None if routed is None else Branch(routed, 1)
+        self._shared = None if shared is None else Branch(shared, 2)
         mlps = [m for m in (routed, shared) if m is not None]
         self._n_cols = max(max(m.gate.n_cols, m.up.n_cols) for m in mlps)
-        inputs = [x.quant.is_float for m in mlps for x in (m.gate, m.up)]
-        self._rounds = not all(inputs)
 
     def __call__(self, x: Array, out: Array, routing: Routing | None = None) -> None:
         """out (T, H) += the block's result for x (T, H)."""
         for t in range(0, len(x), MAX_TOKENS):
             part = slice(t, t + MAX_TOKENS)
-            if routing is None:
-                self._run(x[part], out[part], None)
-            else:
+            chosen = routing
+            if routing is not None:
                 chosen = Routing(expert_ids=routing.expert_ids[part], weights=routing.weights[part])
-                self._run(x[part], out[part], chosen)
+            self._run(Inputs(x[part], self._n_cols), out[part], chosen)
 
-    def _half(self, routed: bool, one: bool) -> _Half:
-        key = (routed, one)
-        if key not in self._halves:
-            mlp = self._routed if routed else self._shared
-            assert mlp is not None
-            self._halves[key] = _Half(mlp, one)
-        return self._halves[key]
-
-    def _inputs(self, x: Array) -> tuple[Array, Array]:
-        x = padded(x, self._n_cols)
-        return x, records(x) if self._rounds else x
-
-    def _run(self, x: Array, out: Array, routing: Routing | None) -> None:
-        n_tokens, one = len(x), len(x) == 1
-        plain, rounded = self._inputs(x)
-        n_slots, n_jobs = 0, 0
-        if routing is not None:
-            assert self._routed is not None
-            top_k = routing.expert_ids.shape[1]
-            n_slots = n_tokens * top_k
-            n_jobs = min(n_slots, self._routed.gate.count)
-            experts, starts, tokens = (np.empty(n_slots + 1, np.int64) for _ in range(3))
-            slots = np.empty((n_tokens, top_k + 1), np.int64)
-            used = layer_ops.group_by_expert(
-                routing.expert_ids,
-                self._routed.gate.count,
-                experts,
-                starts,
-                tokens,
-                slots[:, :top_k],
-            )
-        has_shared = self._shared is not None
-        first = driver.job_table(n_jobs + has_shared)
-        second = driver.job_table(n_jobs + has_shared)
-        y = np.empty((n_slots + n_tokens * has_shared, out.shape[1]), np.float32)
+    def _run(self, x: Inputs, out: Array, routing: Routing | None) -> None:
+        n_tokens = x.n_tokens
+        n_shared = n_tokens if self._shared is not None else 0
+        n_routed = used = longest = 0
+        slots, weights = np.empty((n_tokens, 0), np.int64), np.empty((n_tokens, 0), np.float32)
         keep: list[Array] = []
-        n, longest = 0, 1
-        if routing is not None:
-            assert self._routed is not None
-            half = self._half(True, one)
-            h = np.zeros((n_slots, half.h_bytes), np.uint8)
-            index, index2 = self._offsets(self._routed, plain, rounded, tokens[:n_slots], keep)
-            keep.append(h)
-            self._set_input(half, self._routed, plain, rounded, h)
-            mlp = self._routed
-            steps = np.array([mlp.gate.stride, mlp.up.stride, 0, half.h_bytes], np.int64)
-            driver.expert_jobs(first, half.gate_up, steps, experts, starts, used, index, index2)
-            self._set_output(half, h, y, 0)
-            steps = np.array([mlp.down.stride, 0, half.h_bytes, y.strides[0]], np.int64)
-            driver.expert_jobs(second, half.down, steps, experts, starts, used, 0, 0)
-            n = used
-            longest = int(np.diff(starts[: used + 1]).max())
-            self._ops.bytes_read += used * (mlp.gate.n_bytes + mlp.up.n_bytes + mlp.down.n_bytes)
+        if routing is not None and self._routed is not None:
+            work, slots = group(routing.expert_ids, self._routed.mlp.gate.count)
+            weights, n_routed, used = routing.weights, slots.size, work.used
+            longest = int(np.diff(work.starts[: used + 1]).max())
+        y = np.empty((n_routed + n_shared, out.shape[1]), np.float32)
+        first = driver.job_table(used + (n_shared > 0))
+        second = driver.job_table(used + (n_shared > 0))
+        if n_routed and self._routed is not None:
+            self._routed.add_jobs(x, work, first, second, y, keep)
+            self._ops.bytes_read += used * self._routed.bytes_per_expert
         if self._shared is not None:
-            half = self._half(False, one)
-            h = np.zeros((n_tokens, half.h_bytes), np.uint8)
-            keep.append(h)
-            self._set_input(half, self._shared, plain, rounded, h)
-            half.gate_up[Job.N_TOKENS] = n_tokens
-            self._set_output(half, h, y, n_slots)
-            half.down[Job.N_TOKENS] = n_tokens
-            first[n], second[n] = half.gate_up, half.down
-            n, longest = n + 1, max(longest, n_tokens)
-            mlp = self._shared
-            self._ops.bytes_read += mlp.gate.n_bytes + mlp.up.n_bytes + mlp.down.n_bytes
-        bytes_per_thread = -(-driver.gate_up_scratch_bytes(longest, 32) // 64) * 64
-        scratch = np.empty((self._ops.threads, bytes_per_thread), np.uint8)
-        self._ops.run_gate_up(first[:n], scratch)
-        self._ops.run(second[:n], 32)
-        if routing is None:
-            out += y
-            return
-        weights = routing.weights
-        if has_shared:
-            slots[:, top_k] = np.arange(n_slots, n_slots + n_tokens)
+            everyone = np.arange(n_tokens)
+            work = Slots(
+                used=1,
+                experts=np.zeros(1, np.int64),
+                starts=np.array([0, n_tokens]),
+                tokens=everyone,
+            )
+            self._shared.add_jobs(x, work, first[used:], second[used:], y[n_routed:], keep)
+            self._ops.bytes_read += self._shared.bytes_per_expert
+            longest = n_tokens
+            slots = np.concatenate((slots, everyone[:, None] + n_routed), axis=1)
             weights = np.concatenate((weights, np.ones((n_tokens, 1), np.float32)), axis=1)
-        else:
-            slots = np.ascontiguousarray(slots[:, :top_k])
+        size = -(-driver.gate_up_scratch_bytes(longest, CHUNK) // 64) * 64
+        self._ops.run_gate_up(first, np.empty((self._ops.threads, size), np.uint8), CHUNK)
+        self._ops.run(second, CHUNK)
         layer_ops.combine(y.ctypes.data, y.strides[0], slots, weights, out.shape[1], out)
 
-    @staticmethod
-    def _offsets(
-        mlp: GatedMLP, plain: Array, rounded: Array, tokens: Array, keep: list[Array]
-    ) -> tuple[int, int]:
-        """Addresses of the slots' byte offsets for gate and up; 0 for one token."""
-        if len(plain) == 1:
-            return 0, 0
-        for matrix in (mlp.gate, mlp.up):
-            source = plain if matrix.quant.is_float else rounded
-            keep.append(tokens * source.strides[0])
-        return keep[-2].ctypes.data, keep[-1].ctypes.data
 
-    @staticmethod
-    def _set_input(half: _Half, mlp: GatedMLP, plain: Array, rounded: Array, h: Array) -> None:
-        for matrix, x, stride in (
-            (mlp.gate, Job.X, Job.X_STRIDE),
-            (mlp.up, Job.X2, Job.X_STRIDE2),
-        ):
-            source = plain if matrix.quant.is_float else rounded
-            half.gate_up[x] = source.ctypes.data
-            half.gate_up[stride] = source.strides[0]
-        half.gate_up[Job.OUT] = h.ctypes.data
-        half.gate_up[Job.OUT_STRIDE] = half.h_bytes
-
-    @staticmethod
-    def _set_output(half: _Half, h: Array, y: Array, slot: int) -> None:
-        half.down[Job.X] = h.ctypes.data
-        half.down[Job.X_STRIDE] = half.h_bytes
-        half.down[Job.OUT] = y.ctypes.data + slot * y.strides[0]
-        half.down[Job.OUT_STRIDE] = y.strides[0]
+def group(expert_ids: Array, n_experts: int) -> tuple[Slots, Array]:
+    """Sort a routing (T, K) by expert -> (work, slot of each choice (T, K))."""
+    n = expert_ids.size
+    experts, starts, tokens = (np.empty(n + 1, np.int64) for _ in range(3))
+    slots = np.empty(expert_ids.shape, np.int64)
+    used = layer_ops.group_by_expert(expert_ids, n_experts, experts, starts, tokens, slots)
+    return Slots(used=used, experts=experts, starts=starts, tokens=tokens[:n]), slots

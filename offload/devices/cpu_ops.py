@@ -3,6 +3,8 @@
 One token goes through `matvec`, several through `matmul`; the two agree bit for bit, so prefill and
 decoding do, whatever the batch. (Anything less would not stay small: a difference of 1e-7 flips the
 int8 rounding of an activation here and there, and a few layers on that is as large as the rounding.)
+
+Routed experts take Q8 activations, all else Q16: see quant/activations.py.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ class CpuOps:
         self._counter[0] = 0
         driver.run_jobs(jobs.ctypes.data, len(jobs), chunk, self._counter.ctypes.data, self.threads)
 
-    def run_gate_up(self, jobs: Array, scratch: Array) -> None:
+    def run_gate_up(self, jobs: Array, scratch: Array, chunk: int) -> None:
         """The fused first half of MLPs; scratch (threads, bytes) uint8."""
         self._counter[0] = 0
         driver.run_gate_up(
             jobs.ctypes.data,
             len(jobs),
-            32,
+            chunk,
             self._counter.ctypes.data,
             self.threads,
             scratch.ctypes.data,
@@ -134,10 +136,10 @@ class CpuLinear:
         n_tokens = len(x)
         x = padded(x, self._n_cols)
         if n_tokens == 1:
-            jobs = self._one = self._jobs("matvec") if self._one is None else self._one
+            jobs = self._one = self._jobs("matvec_q16") if self._one is None else self._one
         else:
-            jobs = self._many = self._jobs("matmul") if self._many is None else self._many
-        rounded = records(x) if self._rounds else x
+            jobs = self._many = self._jobs("matmul_q16") if self._many is None else self._many
+        rounded = records(x, 2) if self._rounds else x
         outs = []
         for job, matrix in zip(jobs, self.matrices, strict=True):
             source = x if matrix.quant.is_float else rounded
