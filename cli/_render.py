@@ -155,7 +155,8 @@ class AnswerWriter:
         if self._show_thinking:
             _write(self._aside, PLAIN if self._styled else "")
             _write(self._aside, "\n" if self._line_is_open else "")
-            _write(self._aside, "\n" if self._styled else "[answer]\n")
+            if self._on_terminal:  # set the answer off from it
+                _write(self._aside, "\n" if self._styled else "[answer]\n")
         elif self._on_terminal and self._styled:
             _write(self._aside, CLEAR_LINE)
 

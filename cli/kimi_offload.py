@@ -77,7 +77,8 @@ def _report(exc: Exception) -> int:
         error_line(f"out of memory{detail}; close other programs, or ask for a smaller --context")
         return EXIT_USER_ERROR
     if isinstance(exc, OSError):
-        error_line(str(exc))
+        reason = exc.strerror or str(exc) or type(exc).__name__
+        error_line(f"{exc.filename}: {reason}" if exc.filename else reason)
         return EXIT_USER_ERROR
     from cli._paths import write_bug_log
 
