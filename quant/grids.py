@@ -83,7 +83,7 @@ def _book(name: str, values: tuple[int, ...], length: int) -> np.ndarray:
     bitmap = np.frombuffer(zlib.decompress(base64.b85decode(_PACKED[name])), np.uint8)
     numbers = np.flatnonzero(np.unpackbits(bitmap, bitorder="little"))
     digits = numbers[:, None] // len(values) ** np.arange(length) % len(values)
-    book = np.array(values, np.int8)[digits]
+    book: np.ndarray = np.array(values, np.int8)[digits]
     book.flags.writeable = False
     return book
 

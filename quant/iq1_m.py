@@ -22,21 +22,20 @@ from quant.jit import inline
 from quant.lookups import (
     f16_from_bits,
     fields_3,
+    high_bits_4,
     i16_as_bytes,
     load_u8_as_i16,
     look_up_8x4,
     next_four,
     odd_steps,
-    opaque,
+    quad_0,
+    quad_1,
+    quad_2,
+    quad_3,
     spread_four,
-    u8x4_as_u16,
 )
 from quant.quant_type import QuantType
-from quant.simd import i64, splat_u8, store_f32, store_i8, u16
-
-# times this, the nibbles l of 16 bits come to stand at 16 l + 8, for l = 0..3; nibbles that meet
-# another copy's are not asked for, and with 3 bits each no carry leaves them
-SPREAD = 1 << 8 | 1 << 20 | 1 << 32 | 1 << 44
+from quant.simd import i64, splat_u8, store_f32, store_i8
 
 
 @inline
@@ -52,11 +51,17 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     pairs = load_u8_as_i16(p + 32)
     delta = splat_u8(1) - (i16_as_bytes(pairs & 8 | pairs << 4 & 0x800) >> 2)  # -1 or 1
     book = BOOK()
-    for k in range(8):
-        high = (u16(p + 32 + 2 * k) & 0x7777) * SPREAD & 0x0700070007000700
-        v = look_up_8x4(book, opaque(u8x4_as_u16(p + 4 * k) | high))
-        store_i8(q + 32 * k, v + spread_four(delta))
+    for k in range(2):
+        i = load_u8_as_i16(p + 16 * k) | high_bits_4(p + 32 + 8 * k)
+        store_i8(q, look_up_8x4(book, quad_0(i)) + spread_four(delta))
         delta = next_four(delta)
+        store_i8(q + 32, look_up_8x4(book, quad_1(i)) + spread_four(delta))
+        delta = next_four(delta)
+        store_i8(q + 64, look_up_8x4(book, quad_2(i)) + spread_four(delta))
+        delta = next_four(delta)
+        store_i8(q + 96, look_up_8x4(book, quad_3(i)) + spread_four(delta))
+        delta = next_four(delta)
+        q += 128
 
 
 QUANT = QuantType(ggml_type=GGMLType.IQ1_M, decode=decode)

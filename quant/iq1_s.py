@@ -19,22 +19,24 @@ from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
     as_bytes,
+    high_bits_3,
+    load_u8_as_i16,
     load_u16_as_i32,
     look_up_8x4,
     next_four,
     odd_steps,
-    opaque,
+    quad_0,
+    quad_1,
+    quad_2,
+    quad_3,
     spread_four,
     store_f32_twice,
     table,
-    u8x4_as_u16,
 )
 from quant.quant_type import QuantType
-from quant.simd import f16, store_i8, u16, zero_i32
+from quant.simd import f16, store_i8, zero_i32
 
 BOOK = table("iq1", lambda: 8 * grids.iq1())
-# times this, the bits 3 l .. 3 l + 2 of 12 come to stand at 16 l + 8, for l = 0..3
-SPREAD = 1 << 8 | 1 << 21 | 1 << 34 | 1 << 47
 
 
 @inline
@@ -44,11 +46,17 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32_twice(s, odd_steps(f16(p), fields >> 12 & 7, numba.float32(0.125)))
     delta = as_bytes(zero_i32() - (fields >> 15) | 0x01010101)  # -1 or 1, four times
     book = BOOK()
-    for k in range(8):
-        high = (u16(p + 34 + 2 * k) & 0xFFF) * SPREAD & 0x0700070007000700
-        v = look_up_8x4(book, opaque(u8x4_as_u16(p + 2 + 4 * k) | high))
-        store_i8(q + 32 * k, v + spread_four(delta))
+    for k in range(2):
+        i = load_u8_as_i16(p + 2 + 16 * k) | high_bits_3(p + 34 + 8 * k)
+        store_i8(q, look_up_8x4(book, quad_0(i)) + spread_four(delta))
         delta = next_four(delta)
+        store_i8(q + 32, look_up_8x4(book, quad_1(i)) + spread_four(delta))
+        delta = next_four(delta)
+        store_i8(q + 64, look_up_8x4(book, quad_2(i)) + spread_four(delta))
+        delta = next_four(delta)
+        store_i8(q + 96, look_up_8x4(book, quad_3(i)) + spread_four(delta))
+        delta = next_four(delta)
+        q += 128
 
 
 QUANT = QuantType(ggml_type=GGMLType.IQ1_S, decode=decode)

@@ -19,19 +19,21 @@ from quant.jit import inline
 from quant.lookups import (
     fields_4,
     half_steps,
+    high_bits_2,
+    load_u8_as_i16,
     look_up_8x4,
     negate_where,
     next_four,
-    opaque,
+    quad_0,
+    quad_1,
+    quad_2,
+    quad_3,
     table,
-    u8x4_as_u16,
 )
 from quant.quant_type import QuantType
-from quant.simd import f16, load_u8, store_f32, store_i8, u8
+from quant.simd import f16, load_u8, store_f32, store_i8
 
 BOOK = table("iq2_s", grids.iq2_s)
-# times this, the bits 2 l and 2 l + 1 of a byte come to stand at 16 l + 8, for l = 0..3
-SPREAD = 1 << 8 | 1 << 22 | 1 << 36 | 1 << 50
 
 
 @inline
@@ -43,11 +45,17 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32(s + 32, half_steps(d, fields_4(p + 78), quarter))
     signs = load_u8(p + 34)
     book = BOOK()
-    for k in range(8):
-        high = u8(p + 66 + k) * SPREAD & 0x0300030003000300
-        v = look_up_8x4(book, opaque(u8x4_as_u16(p + 2 + 4 * k) | high))
-        store_i8(q + 32 * k, negate_where(v, signs))
+    for k in range(2):
+        i = load_u8_as_i16(p + 2 + 16 * k) | high_bits_2(p + 66 + 4 * k)
+        store_i8(q, negate_where(look_up_8x4(book, quad_0(i)), signs))
         signs = next_four(signs)
+        store_i8(q + 32, negate_where(look_up_8x4(book, quad_1(i)), signs))
+        signs = next_four(signs)
+        store_i8(q + 64, negate_where(look_up_8x4(book, quad_2(i)), signs))
+        signs = next_four(signs)
+        store_i8(q + 96, negate_where(look_up_8x4(book, quad_3(i)), signs))
+        signs = next_four(signs)
+        q += 128
 
 
 QUANT = QuantType(ggml_type=GGMLType.IQ2_S, decode=decode)

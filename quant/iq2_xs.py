@@ -20,15 +20,14 @@ from quant.lookups import (
     fields_4,
     half_steps,
     load_odd_u8,
-    look_up_8x4,
     negate_where,
     next_four,
-    opaque,
     table,
     with_parity,
+    words_8x4,
 )
 from quant.quant_type import QuantType
-from quant.simd import f16, i64, store_f32, store_i8
+from quant.simd import f16, store_f32, store_i8, u16
 
 BOOK = table("iq2_xs", grids.iq2_xs)
 
@@ -43,7 +42,12 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     signs = with_parity(load_odd_u8(p + 2) >> 1)
     book = BOOK()
     for _ in range(8):
-        v = look_up_8x4(book, opaque(i64(p + 2) & 0x01FF01FF01FF01FF))
+        v = words_8x4(
+            book + 8 * (u16(p + 2) & 511),
+            book + 8 * (u16(p + 4) & 511),
+            book + 8 * (u16(p + 6) & 511),
+            book + 8 * (u16(p + 8) & 511),
+        )
         store_i8(q, negate_where(v, signs))
         signs = next_four(signs)
         p += 8

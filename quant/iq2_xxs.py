@@ -35,7 +35,7 @@ BOOK = table("iq2_xxs", grids.iq2_xxs)
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
     fields = load_odd_i32(p + 2)
-    store_f32_twice(s, half_steps(f16(p), fields >> 28 & 15, numba.float32(0.25)))
+    scales = half_steps(f16(p), fields >> 28 & 15, numba.float32(0.25))
     signs = signs_of_7(fields)
     book = BOOK()
     for _ in range(8):
@@ -46,6 +46,7 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         signs = next_four(signs)
         p += 8
         q += 32
+    store_f32_twice(s, scales)
 
 
 QUANT = QuantType(ggml_type=GGMLType.IQ2_XXS, decode=decode)

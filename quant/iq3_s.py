@@ -18,22 +18,23 @@ from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
     fields_4,
+    high_bits_1,
+    load_u8_as_i16,
     look_up_4x8,
     negate_where,
     next_four,
     odd_steps,
-    opaque,
+    quad_0,
+    quad_1,
+    quad_2,
+    quad_3,
     store_f32_twice,
     table,
-    u8x4_as_u16,
 )
 from quant.quant_type import QuantType
-from quant.simd import f16, load_u8, store_i8, u8
+from quant.simd import f16, load_u8, store_i8
 
 BOOK = table("iq3_s", grids.iq3_s)
-# times this, the bits l of a byte come to stand at 16 l + 8, for l = 0..3
-SPREAD = 1 << 8 | 1 << 23 | 1 << 38 | 1 << 53
-BIT_8 = 0x0100010001000100
 
 
 @inline
@@ -42,12 +43,13 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32_twice(s, odd_steps(f16(p), fields_4(p + 106), numba.float32(1)))
     signs = load_u8(p + 74)
     book = BOOK()
-    for k in range(8):
-        high = u8(p + 66 + k)
-        i = u8x4_as_u16(p + 2 + 8 * k) | high * SPREAD & BIT_8
-        j = u8x4_as_u16(p + 6 + 8 * k) | (high >> 4) * SPREAD & BIT_8
-        v = look_up_4x8(book, opaque(i), opaque(j))
-        store_i8(q + 32 * k, negate_where(v, signs))
+    for k in range(4):
+        i = load_u8_as_i16(p + 2 + 16 * k) | high_bits_1(p + 66 + 2 * k)
+        v = look_up_4x8(book, quad_0(i), quad_1(i))
+        store_i8(q + 64 * k, negate_where(v, signs))
+        signs = next_four(signs)
+        v = look_up_4x8(book, quad_2(i), quad_3(i))
+        store_i8(q + 64 * k + 32, negate_where(v, signs))
         signs = next_four(signs)
 
 

@@ -23,9 +23,9 @@ from quant.simd import f16, store_i8, to_f32
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
     scales = (fields_4(p + 4) | fields_2(p + 2) << 4) - 32
-    store_f32_twice(s, to_f32(scales) * f16(p))
     for k in range(8):
         store_i8(q + 32 * k, levels(p + 8 + 16 * k))
+    store_f32_twice(s, to_f32(scales) * f16(p))
 
 
 QUANT = QuantType(ggml_type=GGMLType.IQ4_XS, decode=decode)

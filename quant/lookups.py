@@ -4,8 +4,8 @@ Tables are constants of the compiled kernel: `NAME = table("name", make)` in a t
 its kernels `NAME()` is the table's address. `make` runs only when a kernel is compiled.
 
 Words are merged in registers, never through memory: a wide load right after narrow stores would
-wait for all of them. Four indices travel as the 16-bit fields of an int64; `opaque` keeps LLVM from
-turning such a word into one load or lane extraction per index.
+wait for all of them. Indices are made 16 at a time (i16x16) and looked up four at a time, as the
+16-bit fields of an int64 (`quad_0` .. `quad_3`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from quant.simd import (
     P,
     _op,
     _pointer,
-    _store,
     _widening_load,
     as_u8,
     constant,
@@ -40,11 +39,10 @@ from quant.simd import (
     i32x8,
     lookup16,
     splat_value,
+    store_f32,
     to_f32,
     u8x32,
 )
-
-V4I8, V4I16, V16I8 = ir.VectorType(I8, 4), ir.VectorType(I16, 4), ir.VectorType(I8, 16)
 
 
 def table(name: str, make: Callable[[], np.ndarray]) -> Any:
@@ -68,23 +66,49 @@ def table(name: str, make: Callable[[], np.ndarray]) -> Any:
 # --- indices ------------------------------------------------------------------------------------
 
 
-def _opaque(b: Any, m: Any, v: Any) -> Any:
-    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [v[0]], side_effect=False)
+load_u8_as_i16 = _widening_load(I8, 16, i16x16, lambda b, x: b.zext(x, i16x16.llvm))
 
 
-opaque = _op(types.int64, (types.int64,), _opaque)  # x, but LLVM cannot see where it comes from
-u8x4_as_u16 = _op(  # 4 bytes -> the four 16-bit fields of an int64
-    types.int64,
-    (P,),
-    lambda b, m, v: b.bitcast(b.zext(b.load(_pointer(b, v[0], V4I8), align=1), V4I16), I64),
-)
+def _high_bits(element: Any, shifts: list[int], mask: int) -> Any:
+    """Address -> i16x16: each number there len(shifts) times, shifted left (< 0: right), masked."""
+    n = 16 // len(shifts)
+    repeat = ir.Constant(ir.VectorType(I32, 16), [k // len(shifts) for k in range(16)])
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        x = b.load(_pointer(b, v[0], ir.VectorType(element, n)), align=1)
+        x = b.shuffle_vector(x, x, repeat)
+        x = x if element is I16 else b.zext(x, i16x16.llvm)
+        x = b.shl(x, constant(i16x16.llvm, [max(k, 0) for k in shifts] * n))
+        x = b.lshr(x, constant(i16x16.llvm, [max(-k, 0) for k in shifts] * n))
+        return b.and_(x, constant(i16x16.llvm, [mask] * 16))
+
+    return _op(i16x16, (P,), generate)
+
+
+high_bits_1 = _high_bits(I8, [8, 7, 6, 5, 4, 3, 2, 1], 0x100)  # IQ3_S
+high_bits_2 = _high_bits(I8, [8, 6, 4, 2], 0x300)  # IQ2_S
+high_bits_3 = _high_bits(I16, [8, 5, 2, -1], 0x700)  # IQ1_S
+high_bits_4 = _high_bits(I16, [8, 4, 0, -4], 0x700)  # IQ1_M, below the shift bits
+
+
+def _quad(k: int) -> Any:
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        word = b.extract_element(b.bitcast(v[0], ir.VectorType(I64, 4)), ir.Constant(I32, k))
+        # an empty instruction: LLVM would make one (slow) lane extraction per index of this word
+        return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [word], side_effect=False)
+
+    return _op(types.int64, (i16x16,), generate)
+
+
+quad_0, quad_1, quad_2, quad_3 = (_quad(k) for k in range(4))  # lanes 4 k .. 4 k + 3
 
 
 def _load_nibbles(b: Any, m: Any, v: Any) -> Any:
-    x = b.load(_pointer(b, v[0], V16I8), align=1)
-    low = b.and_(x, constant(V16I8, [15] * 16))
-    high = b.lshr(x, constant(V16I8, [4] * 16))
-    return b.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, 32), list(range(32))))
+    half = ir.VectorType(I32, 4)
+    x = b.load(_pointer(b, v[0], half), align=1)
+    x = b.shuffle_vector(x, x, ir.Constant(i32x8.llvm, [0, 1, 2, 3] * 2))
+    x = b.lshr(x, constant(i32x8.llvm, [0] * 4 + [4] * 4))
+    return b.and_(b.bitcast(x, u8x32.llvm), constant(u8x32.llvm, [15] * 32))
 
 
 load_nibbles = _op(u8x32, (P,), _load_nibbles)  # 16 bytes -> low nibbles, then high nibbles
@@ -191,7 +215,6 @@ def _load_odd(element: Any, ret: Any) -> Any:
 load_odd_u8 = _load_odd(I8, u8x32)  # bytes 1, 3, ... 63
 load_odd_i32 = _load_odd(I32, i32x8)  # 32-bit words 1, 3, ... 15
 load_u16_as_i32 = _widening_load(I16, 8, i32x8, lambda b, x: b.zext(x, i32x8.llvm))
-load_u8_as_i16 = _widening_load(I8, 16, i16x16, lambda b, x: b.zext(x, i16x16.llvm))
 as_bytes = _op(u8x32, (i32x8,), lambda b, m, v: b.bitcast(v[0], u8x32.llvm))  # the same bits
 i16_as_bytes = _op(u8x32, (i16x16,), lambda b, m, v: b.bitcast(v[0], u8x32.llvm))
 
@@ -207,15 +230,24 @@ def signs_of_7(x: Any) -> Any:
 # --- scales ---------------------------------------------------------------------------------------
 
 
-def _store_twice(b: Any, m: Any, v: Any) -> Any:
-    lanes = ir.Constant(ir.VectorType(I32, 16), [k // 2 for k in range(16)])
-    return _store(b, b.shuffle_vector(v[1], v[1], lanes), v[0])
+def _doubled(first: int) -> Any:
+    lanes = ir.Constant(ir.VectorType(I32, 8), [first + k // 2 for k in range(8)])
+    return _op(f32x8, (f32x8,), lambda b, m, v: b.shuffle_vector(v[0], v[0], lanes))
+
+
+_low_doubled, _high_doubled = _doubled(0), _doubled(4)
+
+
+@inline
+def store_f32_twice(s: int, x: Any) -> None:
+    """16 floats: each lane of x twice, for scales that stand for 32 weights."""
+    store_f32(s, _low_doubled(x))
+    store_f32(s + 32, _high_doubled(x))
 
 
 f16_from_bits = _op(  # low 16 bits read as a half
     types.float32, (types.int64,), lambda b, m, v: b.fpext(b.bitcast(b.trunc(v[0], I16), F16), F32)
 )
-store_f32_twice = _op(types.int64, (P, f32x8), _store_twice)  # 16 floats: each lane twice
 
 
 def _fields(shifts: list[int], mask: int) -> Any:
