@@ -1,1 +1,95 @@
-"""The runtime of kimi-offload."""
+"""kimi-offload: run Kimi K2.5 and the GGUF deepseek2 family on a workstation.
+
+    import offload
+
+    with offload.load("model.gguf") as engine:
+        for token in engine.chat([{"role": "user", "content": "What is a hot expert?"}]):
+            print(token.text, end="", flush=True)
+
+Names are imported when they are first used, so `import offload` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from offload.version import __version__
+
+if TYPE_CHECKING:
+    from offload.config import ModelConfig
+    from offload.engine import Engine, Token, load
+    from offload.errors import (
+        DeviceError,
+        GGUFError,
+        OffloadError,
+        PlanError,
+        RequestError,
+        UnsupportedError,
+    )
+    from offload.gguf import GGUFFile
+    from offload.hardware import HardwareProfile, probe
+    from offload.plan import Plan
+    from offload.planner import PlanOptions, make_plan
+    from offload.sampler import SamplingParams
+    from offload.stats import LoadProgress, RunStats
+    from offload.tensor_census import census
+
+_HOMES = {
+    "census": "offload.tensor_census",
+    "ModelConfig": "offload.config",
+    "Engine": "offload.engine",
+    "Token": "offload.engine",
+    "load": "offload.engine",
+    "DeviceError": "offload.errors",
+    "GGUFError": "offload.errors",
+    "OffloadError": "offload.errors",
+    "PlanError": "offload.errors",
+    "RequestError": "offload.errors",
+    "UnsupportedError": "offload.errors",
+    "GGUFFile": "offload.gguf",
+    "HardwareProfile": "offload.hardware",
+    "probe": "offload.hardware",
+    "Plan": "offload.plan",
+    "PlanOptions": "offload.planner",
+    "make_plan": "offload.planner",
+    "SamplingParams": "offload.sampler",
+    "LoadProgress": "offload.stats",
+    "RunStats": "offload.stats",
+}
+
+__all__ = [
+    "DeviceError",
+    "Engine",
+    "GGUFError",
+    "GGUFFile",
+    "HardwareProfile",
+    "LoadProgress",
+    "ModelConfig",
+    "OffloadError",
+    "Plan",
+    "PlanError",
+    "PlanOptions",
+    "RequestError",
+    "RunStats",
+    "SamplingParams",
+    "Token",
+    "UnsupportedError",
+    "__version__",
+    "census",
+    "load",
+    "make_plan",
+    "probe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'offload' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

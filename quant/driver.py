@@ -49,7 +49,7 @@ def run_jobs(jobs: int, n_jobs: int, chunk: int, counter: int, threads: int) -> 
 
 @inline
 def silu(x: float) -> float:
-    """x * sigmoid(x) in float32."""
+    """X * sigmoid(x) in float32."""
     one = numba.float32(1)
     return x / (one + np.exp(-x))
 
@@ -75,7 +75,7 @@ def part_job(job: int, local: int, up: bool, out: int, width: int, r0: int) -> i
 def run_gate_up(
     jobs: int, n_jobs: int, chunk: int, counter: int, threads: int, scratch: int, scratch_bytes: int
 ) -> None:
-    """h = silu(gate . x) * (up . x) for every job, stored as its OUT_KIND says.
+    """H = silu(gate . x) * (up . x) for every job, stored as its OUT_KIND says.
 
     chunk: a multiple of 32 rows. scratch: per thread `gate_up_scratch_bytes`. h of token t goes to
     OUT + t * OUT_STRIDE: a record, or float32 (kind 0).

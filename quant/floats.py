@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.simd import load_bf16, load_f16, load_f32, store_f32
 from quant.quant_type import QuantType
+from quant.simd import load_bf16, load_f16, load_f32, store_f32
 
 
 @inline

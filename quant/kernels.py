@@ -183,7 +183,7 @@ def product(q: int, y: int, n: int) -> Any:
 
 
 def add_offsets(low: Any, o: int, sums: int, n_cols: int) -> Any:
-    """low += offsets * sums of activations, of n_cols columns."""
+    """Low += offsets * sums of activations, of n_cols columns."""
     if SIZE % 128 == 0:
         for g in range(n_cols // 128):
             low = fma(load_f32(o + 32 * g), load_f32(sums + 32 * g), low)
@@ -294,7 +294,7 @@ def _tile_1(w: int, x: int, n: int, out: int, add: bool) -> None:
 
 @inline
 def _row_1(w: int, x: int, n: int, out: int, add: bool) -> None:
-    """out (+)= one weight row . one token."""
+    """Out (+)= one weight row . one token."""
     a = zero_f32()
     for col in range(0, 4 * n, 32):
         a = fma(load_f32(w + col), load_f32(x + col), a)

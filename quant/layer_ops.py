@@ -48,7 +48,7 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
 
 @kernel()
 def silu_mul(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
-    """out = silu(gate) * up, all (T, n)."""
+    """Out = silu(gate) * up, all (T, n)."""
     one = numba.float32(1)
     for t in range(gate.shape[0]):
         for i in range(gate.shape[1]):

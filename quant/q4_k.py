@@ -18,8 +18,8 @@ import numba
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.simd import as_i8, f16, load_u8, put_f32, store_i8, u8
 from quant.quant_type import QuantType
+from quant.simd import as_i8, f16, load_u8, put_f32, store_i8, u8
 
 
 @inline

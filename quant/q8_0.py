@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.simd import f16, load_i8, put_f32, store_i8
 from quant.quant_type import QuantType
+from quant.simd import f16, load_i8, put_f32, store_i8
 
 
 @inline

@@ -42,13 +42,14 @@ class QuantType:
 
     def address(self, kind: Kind) -> int:
         """Address of the compiled C kernel; compiles (or loads from the cache) at first use."""
+        kind = self.kernel_kind(kind)
         if kind not in self._compiled:
             self._compiled[kind] = c_kernel(self._specialised(kind))
         return int(self._compiled[kind].address)
 
-    def is_compiled(self, kind: Kind) -> bool:
-        """Whether `address(kind)` returns at once."""
-        return kind in self._compiled
+    def kernel_kind(self, kind: Kind) -> Kind:
+        """The kernel that serves a kind: float types have one product for everything."""
+        return "matmul_f32" if self.is_float and kind != "dequantize" else kind
 
     def _specialised(self, kind: Kind) -> Callable[..., None]:
         name = f"{kind}_{self.ggml_type.name.lower()}"
@@ -63,8 +64,6 @@ class QuantType:
         template = kind.removesuffix("_q16")
         if self.is_float:
             names["decode_row"] = self.decode_row
-            if kind != "dequantize":
-                template = "matmul_f32"
         else:
             for helper, source in OPEN_HELPERS.items():
                 names[helper] = inline(bind(source, f"{helper}_{name}", **names))

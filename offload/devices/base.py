@@ -6,6 +6,7 @@ H hidden, A heads, E experts, K chosen experts; arrays are float32 in C order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,27 +39,30 @@ class Linear(Protocol):
     """Matrices that share their input, prepared once."""
 
     def __call__(self, x: Array) -> tuple[Array, ...]:
-        """x (T, n) -> one (T, rows) per matrix."""
+        """X (T, n) -> one (T, rows) per matrix."""
 
 
 class PerHead(Protocol):
     """One matrix per head."""
 
     def __call__(self, x: Array) -> Array:
-        """x (T, A, n), may be strided -> (T, A, rows)."""
+        """X (T, A, n), may be strided -> (T, A, rows)."""
 
 
 class FeedForward(Protocol):
     """A dense MLP, or routed experts with or without a shared one."""
 
     def __call__(self, x: Array, out: Array, routing: Routing | None = None) -> None:
-        """out (T, H) += the block's result for x (T, H)."""
+        """Out (T, H) += the block's result for x (T, H)."""
 
 
 class Ops(Protocol):
     """Operations of one device. `bytes_read` counts the weights that went through the kernels."""
 
     bytes_read: int
+
+    def compile_steps(self) -> list[Callable[[], object]]:
+        """What is left to compile for the parts prepared so far, one call each."""
 
     def linear(self, *matrices: Matrix) -> Linear:
         """Prepare matrices that share their input; products round x to int8 for quantised types."""
@@ -73,7 +77,7 @@ class Ops(Protocol):
         """Rows ids (T,) int64 of the table -> (T, H)."""
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        """x (T, n) -> normalised (T, n), a new array."""
+        """X (T, n) -> normalised (T, n), a new array."""
 
     def rope(self, x: Array, cos: Array, sin: Array) -> None:
         """Rotate adjacent pairs of x (T, heads, d) in place; cos, sin (T, d/2)."""

@@ -32,7 +32,7 @@ EXACT_CONTEXT = 4096
 def attend(
     q: Array, k_b: PerHead, v_b: PerHead, kv: KVCache, layer: int, first: int, scale: float
 ) -> Array:
-    """q (T, A, nope + rope) -> (T, A * v); see Ops.attend."""
+    """Q (T, A, nope + rope) -> (T, A * v); see Ops.attend."""
     keys, values = cast("CpuPerHead", k_b), cast("CpuPerHead", v_b)
     latent, nope = keys.matrix.n_rows, keys.matrix.used_cols
     v = values.matrix.n_rows

@@ -30,7 +30,7 @@ def fill_job(job: Array, matrix: Matrix, kind: Kind) -> None:
 
 
 def padded(x: Array, n_cols: int) -> Array:
-    """x (T, n) with zero columns up to n_cols; x itself if it has them."""
+    """X (T, n) with zero columns up to n_cols; x itself if it has them."""
     if x.shape[1] == n_cols and x.flags.c_contiguous:
         return x
     out = np.zeros((len(x), n_cols), np.float32)
@@ -39,7 +39,7 @@ def padded(x: Array, n_cols: int) -> Array:
 
 
 def records(x: Array, planes: int) -> Array:
-    """x (T, n) -> its records (T, record_bytes) uint8."""
+    """X (T, n) -> its records (T, record_bytes) uint8."""
     n = x.shape[1]
     out = np.empty((len(x), record_bytes(n, planes)), np.uint8)
     if len(x) == 1:

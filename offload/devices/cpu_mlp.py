@@ -55,7 +55,9 @@ class Slots:
 class Branch:
     """One GatedMLP with its job templates. planes: of the activations of its quantised matrices."""
 
-    def __init__(self, mlp: GatedMLP, planes: int) -> None:
+    def __init__(self, ops: CpuOps, mlp: GatedMLP, planes: int) -> None:
+        ops.need(for_records("matvec", planes), mlp.gate, mlp.up, mlp.down)
+        ops.need(for_records("matmul", planes), mlp.gate, mlp.up, mlp.down)
         self.mlp = mlp
         self._planes = planes
         self._templates: dict[bool, tuple[Array, Array]] = {}
@@ -114,13 +116,13 @@ class CpuFeedForward:
 
     def __init__(self, ops: CpuOps, routed: GatedMLP | None, shared: GatedMLP | None) -> None:
         self._ops = ops
-        self._routed = None if routed is None else Branch(routed, 1)
-        self._shared = None if shared is None else Branch(shared, 2)
+        self._routed = None if routed is None else Branch(ops, routed, 1)
+        self._shared = None if shared is None else Branch(ops, shared, 2)
         mlps = [m for m in (routed, shared) if m is not None]
         self._n_cols = max(max(m.gate.n_cols, m.up.n_cols) for m in mlps)
 
     def __call__(self, x: Array, out: Array, routing: Routing | None = None) -> None:
-        """out (T, H) += the block's result for x (T, H)."""
+        """Out (T, H) += the block's result for x (T, H)."""
         for t in range(0, len(x), MAX_TOKENS):
             part = slice(t, t + MAX_TOKENS)
             chosen = routing

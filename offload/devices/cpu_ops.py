@@ -9,6 +9,9 @@ Routed experts take Q8 activations, all else Q16: see quant/activations.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from offload.devices.base import FeedForward, GatedMLP, Linear, PerHead, Routing
@@ -18,8 +21,9 @@ from offload.devices.cpu_mlp import CpuFeedForward
 from offload.kv_cache import KVCache
 from offload.weights import Matrix
 from quant import driver, layer_ops
+from quant.ggml import GGMLType
 from quant.kernels import Job
-from quant.quant_type import Kind
+from quant.quant_type import Kind, QuantType
 
 Array = np.ndarray
 
@@ -30,7 +34,17 @@ class CpuOps:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.bytes_read = 0
+        self.kernels: dict[tuple[GGMLType, Kind], QuantType] = {}
         self._counter = np.zeros(8, np.int64)
+
+    def need(self, kind: Kind, *matrices: Matrix) -> None:
+        """Note a kernel that these matrices will run."""
+        for m in matrices:
+            self.kernels[m.quant.ggml_type, m.quant.kernel_kind(kind)] = m.quant
+
+    def compile_steps(self) -> list[Callable[[], object]]:
+        """What compiles the kernels noted so far, one call each."""
+        return [partial(quant.address, kind) for (_, kind), quant in self.kernels.items()]
 
     def run(self, jobs: Array, chunk: int) -> None:
         """All jobs' kernels over all their rows."""
@@ -68,6 +82,7 @@ class CpuOps:
         job = np.zeros(driver.JOB_FIELDS, np.int64)
         fill_job(job, table, "dequantize")
         driver.gather_rows(job.ctypes.data, ids, out.ctypes.data, out.strides[0])
+        self.need("dequantize", table)
         self.bytes_read += len(ids) * table.row_bytes
         return np.ascontiguousarray(out[:, : table.used_cols])
 
@@ -122,6 +137,8 @@ class CpuLinear:
         self._chunk = max(chunk_rows(m.row_bytes) for m in matrices)
         self._rounds = any(not m.quant.is_float for m in matrices)
         self._floats = any(m.quant.is_float for m in matrices)
+        ops.need("matvec_q16", *matrices)
+        ops.need("matmul_q16", *matrices)
         self._one: Array | None = None
         self._many: Array | None = None
 
@@ -132,7 +149,7 @@ class CpuLinear:
         return jobs
 
     def __call__(self, x: Array) -> tuple[Array, ...]:
-        """x (T, n) -> one (T, rows) per matrix."""
+        """X (T, n) -> one (T, rows) per matrix."""
         n_tokens = len(x)
         x = padded(x, self._n_cols)
         if n_tokens == 1:
@@ -161,6 +178,7 @@ class CpuPerHead:
     def __init__(self, ops: CpuOps, matrix: Matrix) -> None:
         self._ops = ops
         self.matrix = matrix
+        ops.need("matmul_f32", matrix)
         self._heads: Array = np.arange(matrix.count, dtype=np.int64)
         self._jobs: Array | None = None
 
@@ -172,7 +190,7 @@ class CpuPerHead:
         return jobs
 
     def __call__(self, x: Array) -> Array:
-        """x (T, A, n), may be strided -> (T, A, rows)."""
+        """X (T, A, n), may be strided -> (T, A, rows)."""
         m = self.matrix
         jobs = self._jobs = self._prepare() if self._jobs is None else self._jobs
         if x.shape[2] != m.n_cols or x.strides[2] != 4:

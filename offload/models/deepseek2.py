@@ -42,7 +42,7 @@ class DeepSeek2:
 
     def __init__(self, config: ModelConfig, weights: WeightStore, ops: Ops) -> None:
         self.config = config
-        self._ops = ops
+        self.ops = ops
         self._embedding = weights.matrix("token_embd.weight")
         head = "token_embd.weight" if config.tie_word_embeddings else "output.weight"
         self._head = ops.linear(weights.matrix(head))
@@ -63,7 +63,7 @@ class DeepSeek2:
         Appends T rows to the cache. `check` is called before each layer and may raise; the cache
         then still ends where it did.
         """
-        config, ops = self.config, self._ops
+        config, ops = self.config, self.ops
         first = kv.length
         cos, sin = rope.tables(config, first, len(ids))
         x = ops.embed(self._embedding, ids)
@@ -96,7 +96,7 @@ class DeepSeek2:
         self, layer: Layer, h: Array, kv: KVCache, i: int, first: int, cos: Array, sin: Array
     ) -> Array:
         """Latent attention of one layer: h (T, H) -> (T, H)."""
-        config, ops = self.config, self._ops
+        config, ops = self.config, self.ops
         q, latent = layer.first(h)
         if layer.q_b is not None and layer.q_a_norm is not None:
             (q,) = layer.q_b(ops.rms_norm(q, layer.q_a_norm, config.rms_norm_eps))

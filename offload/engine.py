@@ -1,0 +1,309 @@
+"""Engine: a loaded model that answers. The whole of decoding is `_decode`.
+
+    for token in engine.generate("In the beginning"):     # plain continuation
+    for token in engine.chat([{"role": "user", "content": "Hi"}]):
+
+One answer at a time: starting another ends the one before. Tokens whose prefix is still in the KV
+cache are not computed again; that never changes a result (prefill and decoding agree bit for bit up
+to devices/cpu_attention.EXACT_CONTEXT tokens).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from offload.chat import ChatFormat, Message, Prompt, choose_format, completion_prompt
+from offload.config import ModelConfig
+from offload.errors import OffloadError, RequestError
+from offload.gguf import GGUFFile
+from offload.kv_cache import KVCache
+from offload.loading import open_model
+from offload.models.deepseek2 import DeepSeek2
+from offload.plan import KVType, Plan
+from offload.sampler import Sampler, SamplingParams, defaults_for, make_sampler
+from offload.stats import LoadProgress, RunStats
+from offload.stream import Piece, StopMatcher, StreamDecoder
+from offload.tokenizer import Tokenizer
+
+PREFILL_TOKENS = 512  # prompt tokens in one forward pass
+
+
+class Cancelled(Exception):
+    """Raised inside a forward pass by `Engine.cancel`; never leaves the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token. text: what can be printed now, possibly "" (half a character, a held
+    stop string, a special token). channel: "thinking" or "content".
+    """
+
+    id: int
+    text: str
+    channel: Literal["thinking", "content"] = "content"
+
+
+class Engine:
+    """A model, its tokenizer and its KV cache; made by `offload.load`, closed by `with` or close()."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        plan: Plan,
+        model: DeepSeek2,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.plan = plan
+        self.stats = RunStats()
+        self.format: ChatFormat = choose_format(file.metadata, tokenizer)
+        self._file = file
+        self._model = model
+        self._kv = KVCache(config, plan.kv.context, plan.kv.kv_type)
+        self._ids: list[int] = []  # the tokens whose rows are in the cache
+        self._turn = 0  # number of the current answer
+        self._is_cancelled = False
+        self._is_closed = False
+
+    # --- what people call ---------------------------------------------------------------------
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32."""
+        ids = self._check_ids(token_ids)
+        self._start()
+        self._kv.truncate(0)
+        parts = [
+            self._forward(ids[i : i + PREFILL_TOKENS], all_logits=True)
+            for i in range(0, len(ids), PREFILL_TOKENS)
+        ]
+        return np.concatenate(parts)
+
+    def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Token]:
+        """Continue a text, or token ids. sampling: fields of SamplingParams.
+
+        Special tokens written in a text are ordinary text. Raises RequestError at once for bad
+        values, and for a prompt that the context cannot hold.
+        """
+        params = SamplingParams.from_options(sampling)
+        if isinstance(prompt, str):
+            ready = completion_prompt(self.tokenizer, prompt)
+        else:
+            ready = Prompt(ids=list(prompt), text="")
+        params = params.with_defaults(defaults_for("none", thinking=False))
+        decoder = StreamDecoder(self.tokenizer)
+
+        def read(token_id: int | None) -> list[Piece]:
+            text = decoder.flush() if token_id is None else decoder.push(token_id)
+            return [Piece("content", text)]
+
+        return self._answer(ready, params, read)
+
+    def chat(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        thinking: bool | None = None,
+        **sampling: Any,
+    ) -> Iterator[Token]:
+        """Answer a conversation. messages: role and content; thinking: None is the model's default.
+
+        Tokens come with their channel. Text of a message never becomes a special token.
+        """
+        params = SamplingParams.from_options(sampling)
+        prompt = self.format.build_prompt(messages, thinking=thinking)
+        thinks = self.format.thinking_mode != "none" and not prompt.after_thinking
+        params = params.with_defaults(defaults_for(self.format.name, thinks))
+        splitter = prompt.splitter(self.tokenizer)
+
+        def read(token_id: int | None) -> list[Piece]:
+            return splitter.flush() if token_id is None else splitter.push(token_id)
+
+        return self._answer(prompt, params, read)
+
+    def cancel(self) -> None:
+        """End the running answer before the next layer; safe in signal handlers and other threads."""
+        self._is_cancelled = True
+
+    def close(self) -> None:
+        """Give the file and the cache back. The engine cannot be used afterwards."""
+        self._is_closed = True
+        self._turn += 1
+        del self._model, self._kv
+        self._file.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._is_closed:
+            self.close()
+
+    # --- how an answer is made ----------------------------------------------------------------
+
+    def _start(self) -> int:
+        """Begin a turn; older iterators end with an error if they are used again."""
+        if self._is_closed:
+            raise OffloadError("the engine is closed; load the model again")
+        self._turn += 1
+        self._is_cancelled = False
+        return self._turn
+
+    def _check_ids(self, token_ids: Sequence[int]) -> np.ndarray:
+        ids = np.asarray(token_ids, np.int64)
+        if ids.ndim != 1 or ids.size == 0:
+            raise RequestError("the prompt is empty; at least one token is needed")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            bad = int(ids.min() if ids.min() < 0 else ids.max())
+            raise RequestError(f"token id {bad} is not in 0 .. {self.config.vocab_size - 1}")
+        if len(ids) > self._kv.context:
+            raise RequestError(
+                f"the prompt has {len(ids):,} tokens, the context holds {self._kv.context:,}; "
+                "shorten the prompt or load with a larger context (--context)"
+            )
+        return ids
+
+    def _answer(
+        self, prompt: Prompt, params: SamplingParams, read: Callable[[int | None], list[Piece]]
+    ) -> Iterator[Token]:
+        """Check what can be checked now; the returned iterator does the work."""
+        turn = self._start()
+        ids = self._check_ids(prompt.ids)
+        sampler = make_sampler(params)
+        self.stats = RunStats(prompt_tokens=len(ids), seed=sampler.seed)
+        return self._stream(turn, ids, sampler, params, read)
+
+    def _stream(
+        self,
+        turn: int,
+        prompt: np.ndarray,
+        sampler: Sampler,
+        params: SamplingParams,
+        read: Callable[[int | None], list[Piece]],
+    ) -> Iterator[Token]:
+        """Token by token; text that may be part of a stop string is held back."""
+        stats = self.stats
+        stops = StopMatcher(params.stop)
+        token_id = -1
+        for token_id in self._decode(turn, prompt, sampler, params.max_tokens, stats):
+            channel, text = "content", ""
+            for piece in read(token_id):
+                if piece.channel == "thinking":
+                    yield Token(token_id, piece.text, "thinking")
+                    channel = "thinking"
+                else:
+                    channel, text = "content", text + stops.push(piece.text)
+            if text or channel == "content":
+                yield Token(token_id, text)
+            if stops.stopped is not None:
+                stats.finish_reason = "stop"
+                return
+        for piece in read(None):
+            if piece.channel == "thinking" and piece.text:
+                yield Token(token_id, piece.text, "thinking")
+            elif piece.channel == "content":
+                rest = stops.push(piece.text)
+                if rest:
+                    yield Token(token_id, rest)
+        rest = stops.flush()
+        if rest:
+            yield Token(token_id, rest)
+
+    def _decode(
+        self,
+        turn: int,
+        prompt: np.ndarray,
+        sampler: Sampler,
+        max_tokens: int | None,
+        stats: RunStats,
+    ) -> Iterator[int]:
+        """Prefill, then sample and feed back until the end. Yields token ids, never end tokens."""
+        began = time.perf_counter()
+        try:
+            logits = self._prefill(prompt, stats)
+            stats.prompt_seconds = time.perf_counter() - began
+            ids = prompt.tolist()
+            room = self._kv.context - len(ids) + 1
+            budget = room if max_tokens is None else min(room, max_tokens)
+            for n in range(budget):
+                token_id = sampler.sample(logits[: self.tokenizer.n_vocab], ids)
+                if n == 0:
+                    stats.time_to_first_token = time.perf_counter() - began
+                if token_id in self.tokenizer.eog_ids:
+                    stats.finish_reason = "stop"
+                    return
+                ids.append(token_id)
+                yield token_id
+                if turn != self._turn:
+                    raise RequestError(
+                        "another answer was started on this engine; iterate one to its end first, "
+                        "or load a second engine"
+                    )
+                if n + 1 == budget:
+                    break
+                step = time.perf_counter()
+                before = self._model.ops.bytes_read
+                logits = self._forward(np.array([token_id]))[-1]
+                stats.decode_seconds += time.perf_counter() - step
+                stats.decode_bytes += self._model.ops.bytes_read - before
+                stats.decode_tokens += 1
+            stats.finish_reason = "length"
+        except Cancelled:
+            stats.finish_reason = "cancelled"
+
+    def _prefill(self, prompt: np.ndarray, stats: RunStats) -> np.ndarray:
+        """Logits (V,) of the prompt's last token; computes what the cache does not hold."""
+        known = np.array(self._ids[: self._kv.length])
+        n = min(len(known), len(prompt) - 1)
+        differs = np.flatnonzero(known[:n] != prompt[:n])
+        keep = int(differs[0]) if differs.size else n
+        self._kv.truncate(keep)
+        stats.reused_tokens = keep
+        logits = np.empty((0, 0), np.float32)
+        for i in range(keep, len(prompt), PREFILL_TOKENS):
+            logits = self._forward(prompt[i : i + PREFILL_TOKENS])
+        return logits[-1]
+
+    def _forward(self, ids: np.ndarray, *, all_logits: bool = False) -> np.ndarray:
+        """Append ids to the cache -> logits of the last, or of all."""
+        del self._ids[self._kv.length :]
+        logits = self._model.forward(ids, self._kv, all_logits=all_logits, check=self._check)
+        self._ids += ids.tolist()
+        return logits
+
+    def _check(self) -> None:
+        if self._is_cancelled:
+            raise Cancelled
+
+
+def load(
+    path: str | PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    context: int | None = None,
+    threads: int | None = None,
+    kv_type: KVType = "f16",
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> Engine:
+    """Open a GGUF and make it ready to answer.
+
+    path: a file, any shard of one, or None for the embedded kimi-mini. device: "auto" or "cpu".
+    context: tokens of KV cache (None: the planner chooses). threads: None is one per physical core.
+    kv_type: "f16" or "f32". progress: called now and then while loading.
+    Raises GGUFError, UnsupportedError, PlanError or DeviceError, each with the way out.
+    """
+    report = progress or (lambda _: None)
+    return Engine(*open_model(path, device, context, threads, kv_type, report))

@@ -1,0 +1,108 @@
+"""From a path to everything an Engine is made of: file, config, tokenizer, plan, compiled model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from offload.config import ModelConfig
+from offload.devices import open_ops
+from offload.errors import GGUFError, PlanError
+from offload.gguf import GGUFFile
+from offload.hardware import HardwareProfile, probe
+from offload.kv_cache import KVCache
+from offload.models import ARCHITECTURES
+from offload.models.deepseek2 import DeepSeek2
+from offload.plan import KVType, Plan
+from offload.planner import PlanOptions, make_plan
+from offload.stats import LoadProgress
+from offload.tensor_census import census
+from offload.tokenizer import Tokenizer, load_tokenizer
+from offload.weights import WeightStore
+
+Report = Callable[[LoadProgress], None]
+READ_STEP = 64 << 20  # bytes between two reports
+PAGE = 4096
+
+
+def embedded_model() -> Path:
+    """The file of kimi-mini, shipped with the package."""
+    return Path(str(resources.files("offload.data") / "kimi-mini.gguf"))
+
+
+def open_model(
+    path: str | PathLike[str] | None,
+    device: str,
+    context: int | None,
+    threads: int | None,
+    kv_type: KVType,
+    report: Report,
+) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, DeepSeek2]:
+    """The parts of an Engine; the file is closed again if any of them cannot be made."""
+    if kv_type not in ("f16", "f32"):
+        raise PlanError(f"kv_type must be 'f16' or 'f32', not {kv_type!r}")
+    file = GGUFFile.open(embedded_model() if path is None else path)
+    try:
+        config = ModelConfig.from_gguf(file)
+        hardware = probe()
+        options = PlanOptions(device=device, context=context, threads=threads, kv_type=kv_type)
+        tensors = census(file, config)
+        plan = make_plan(config, tensors, hardware, options)
+        tokenizer = load_tokenizer(file.metadata, file.paths[0])
+        check_vocabulary(config, tokenizer)
+        read_ahead(file, hardware, report)
+        ops = open_ops(device, plan.threads)
+        model = ARCHITECTURES[config.architecture](config, WeightStore(file, config), ops)
+        compile_kernels(model, kv_type, report)
+    except BaseException:
+        file.close()
+        raise
+    return file, config, tokenizer, plan, model
+
+
+def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Tokens of the tokenizer must be rows of the embedding table."""
+    if tokenizer.n_vocab > config.vocab_size:
+        raise GGUFError(
+            f"the vocabulary has {tokenizer.n_vocab:,} tokens but the embedding table has "
+            f"{config.vocab_size:,} rows; the file was converted wrongly"
+        )
+
+
+def read_ahead(file: GGUFFile, hardware: HardwareProfile, report: Report) -> None:
+    """Touch every page once, in order, so that decoding does not wait for the disk.
+
+    Left out for files larger than free RAM: the first pages would be gone before the last come.
+    """
+    total = sum(t.n_bytes for t in file.tensors.values())
+    if total > hardware.cpu.ram_free:
+        return
+    done = 0
+    report(LoadProgress(phase="read", done_bytes=0, total_bytes=total))
+    for info in sorted(file.tensors.values(), key=lambda t: (t.part, t.offset)):
+        data = file.raw(info.name)
+        for start in range(0, len(data), READ_STEP):
+            part = data[start : start + READ_STEP]
+            part[::PAGE].max(initial=0)
+            done += len(part)
+            report(LoadProgress(phase="read", done_bytes=done, total_bytes=total))
+
+
+def compile_kernels(model: DeepSeek2, kv_type: KVType, report: Report) -> None:
+    """Compile, or load from the cache, every kernel that the model needs."""
+    steps = model.ops.compile_steps()
+    # then drivers and small operations, by running one token and several
+    steps += [partial(_try_out, model, n_tokens, kv_type) for n_tokens in (1, 2)]
+    for i, step in enumerate(steps):
+        report(LoadProgress(phase="compile", done_bytes=i, total_bytes=len(steps)))
+        step()
+    report(LoadProgress(phase="compile", done_bytes=len(steps), total_bytes=len(steps)))
+
+
+def _try_out(model: DeepSeek2, n_tokens: int, kv_type: KVType) -> None:
+    model.forward(np.zeros(n_tokens, np.int64), KVCache(model.config, n_tokens, kv_type))

@@ -1,0 +1,105 @@
+"""make_plan(): decides where everything lives. Pure: looks at nothing but its arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from offload.config import ModelConfig
+from offload.devices import resolve
+from offload.errors import PlanError
+from offload.hardware import HardwareProfile
+from offload.kv_cache import cache_bytes
+from offload.plan import KVSpec, KVType, Placement, Plan, Prediction
+from offload.tensor_census import Census
+
+DEFAULT_CONTEXT = 32_768
+RESERVE = 512 << 20  # bytes left to the system and to scratch buffers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What a user asked for; None leaves the choice to the planner."""
+
+    device: str = "auto"
+    context: int | None = None
+    threads: int | None = None
+    kv_type: KVType = "f16"
+
+
+def make_plan(
+    config: ModelConfig, tensors: Census, hardware: HardwareProfile, options: PlanOptions
+) -> Plan:
+    """A plan that fits this machine, every choice with its reason; PlanError if there is none."""
+    device, why = resolve(options.device)
+    notes = [f"device {device}: {why}"]
+    threads, reason = _threads(hardware, options)
+    notes.append(f"{threads} thread{'s' * (threads > 1)}: {reason}")
+    kv, reason = _kv(config, tensors, hardware, options)
+    notes.append(f"context {kv.context:,}: {reason}")
+    free = hardware.cpu.ram_free
+    if tensors.n_bytes > free:
+        notes.append(
+            f"the weights ({tensors.n_bytes / 2**30:.1f} GiB) exceed free RAM "
+            f"({free / 2**30:.1f} GiB): parts are read from disk again and again, expect disk speed"
+        )
+    mapped = "read where it lies in the mapped file"
+    placements = {
+        family.name: Placement(device=device, n_bytes=family.n_bytes, why=mapped)
+        for family in tensors.families
+        if family.name != "mtp"
+    }
+    skipped = [f for f in tensors.families if f.name == "mtp"]
+    if skipped:
+        notes.append(f"{config.num_mtp_layers} multi-token-prediction layers are skipped")
+    return Plan(
+        placements=placements,
+        kv=kv,
+        threads=threads,
+        predicted=Prediction(bytes_per_token=tensors.bytes_per_token, bandwidth=None),
+        notes=tuple(notes),
+    )
+
+
+def _threads(hardware: HardwareProfile, options: PlanOptions) -> tuple[int, str]:
+    if options.threads is None:
+        return hardware.default_threads()
+    usable = hardware.cpu.usable
+    if not 1 <= options.threads <= usable:
+        raise PlanError(
+            f"--threads {options.threads}: this process may use 1 to {usable} logical cores"
+        )
+    return options.threads, "as asked"
+
+
+def _kv(
+    config: ModelConfig, tensors: Census, hardware: HardwareProfile, options: PlanOptions
+) -> tuple[KVSpec, str]:
+    free = hardware.cpu.ram_free
+    per_token = cache_bytes(config, 1, options.kv_type)
+    fits = max(0, free - RESERVE) // per_token
+    if options.context is not None:
+        context, reason = options.context, "as asked"
+        if context < 1:
+            raise PlanError(f"--context {context}: at least 1 token is needed")
+        if context > fits:
+            raise PlanError(
+                f"a context of {context:,} tokens needs {context * per_token / 2**30:.1f} GiB for "
+                f"its KV cache ({options.kv_type}), but {free / 2**30:.1f} GiB of RAM are free; "
+                f"at most {fits:,} tokens fit: give --context {fits} or less"
+            )
+        if context > config.context_length:
+            reason += f", beyond the {config.context_length:,} tokens the model was trained on"
+    else:
+        beside = max(0, free - RESERVE - tensors.n_bytes) // per_token
+        room = max(beside, fits // 8)  # a mapped file gives way to the cache
+        context = min(config.context_length, DEFAULT_CONTEXT, room)
+        if context < 1:
+            raise PlanError(
+                f"{free / 2**20:.0f} MiB of RAM are free, too little for any KV cache; close other "
+                "programs"
+            )
+        reason = f"the default; the model was trained on {config.context_length:,}"
+        if context == room:
+            reason = "what fits in free RAM"
+    size = context * per_token
+    return KVSpec(context=context, kv_type=options.kv_type, n_bytes=size), reason
