@@ -48,7 +48,7 @@ def main() -> None:
                 print(t.name, kind, "end" if at_end else "start", flush=True)
                 data = rng.integers(0, 256, (ROWS, row_bytes(t, N_COLS)), np.uint8)
                 data = guarded(data, at_end=at_end)
-                as_record = kind == "matvec" and not quant.is_float
+                as_record = kind in ("matvec", "matmul") and not quant.is_float
                 inputs = guarded(quantize(x) if as_record else x, at_end=at_end)
                 shape = (ROWS, N_COLS) if kind == "dequantize" else (TOKENS, ROWS)
                 out = guarded(np.zeros(shape, np.float32), at_end=at_end)

@@ -1,0 +1,36 @@
+"""MXFP4: 32 weights in 17 bytes; 4-bit floats (E2M1) under a power of two.
+
+    | e: byte | 16 bytes of nibbles |        weight = 2^(e - 128) * LEVELS[nibble]
+
+    low nibbles: weights 0..15, high nibbles: weights 16..31
+    LEVELS are twice the E2M1 values, hence 2^(e - 128) where the MX standard has 2^(e - 127)
+
+Source: block_mxfp4 and kvalues_mxfp4 in ggml-common.h (llama.cpp, MIT); OCP Microscaling 1.0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quant.ggml import GGMLType
+from quant.jit import inline
+from quant.lookups import load_nibbles, table
+from quant.quant_type import QuantType
+from quant.simd import f32_from_bits, lookup16, put_f32, store_i8, u8
+
+LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+BOOK = table("e2m1", lambda: np.array(LEVELS, np.int8))
+
+
+@inline
+def decode(p: int, q: int, s: int, o: int) -> None:
+    """One block; contract in kernels.py."""
+    e = u8(p)
+    # 2^-128 and 2^-127 are subnormal float32
+    d = f32_from_bits((e - 1) << 23 if e > 1 else 0x200000 << e)
+    store_i8(q, lookup16(BOOK(), load_nibbles(p + 1)))
+    put_f32(s, d)
+    put_f32(s + 4, d)
+
+
+QUANT = QuantType(ggml_type=GGMLType.MXFP4, decode=decode)

@@ -1,0 +1,28 @@
+"""Q4_0: 32 weights in 18 bytes.
+
+    | d: half | 16 bytes of nibbles |        weight = d * (nibble - 8)
+
+    low nibbles: weights 0..15, high nibbles: weights 16..31
+
+Source: block_q4_0 in ggml-common.h (llama.cpp, MIT).
+"""
+
+from __future__ import annotations
+
+from quant.ggml import GGMLType
+from quant.jit import inline
+from quant.lookups import load_nibbles
+from quant.quant_type import QuantType
+from quant.simd import as_i8, f16, put_f32, store_i8
+
+
+@inline
+def decode(p: int, q: int, s: int, o: int) -> None:
+    """One block; contract in kernels.py."""
+    d = f16(p)
+    store_i8(q, as_i8(load_nibbles(p + 2)) - 8)
+    put_f32(s, d)
+    put_f32(s + 4, d)
+
+
+QUANT = QuantType(ggml_type=GGMLType.Q4_0, decode=decode)

@@ -1,0 +1,37 @@
+"""Q4_1: 32 weights in 20 bytes.
+
+    | d: half | m: half | 16 bytes of nibbles |        weight = d * nibble + m
+
+    low nibbles: weights 0..15, high nibbles: weights 16..31
+
+Source: block_q4_1 in ggml-common.h (llama.cpp, MIT).
+"""
+
+from __future__ import annotations
+
+from quant.ggml import GGMLType
+from quant.jit import inline
+from quant.lookups import load_nibbles
+from quant.quant_type import QuantType
+from quant.simd import as_i8, f16, put_f32, store_i8
+
+
+@inline
+def put_scale_and_minimum(p: int, s: int, o: int) -> None:
+    """D and m, for both halves of the block (Q4_1 and Q5_1)."""
+    d = f16(p)
+    m = f16(p + 2)
+    put_f32(s, d)
+    put_f32(s + 4, d)
+    put_f32(o, m)
+    put_f32(o + 4, m)
+
+
+@inline
+def decode(p: int, q: int, s: int, o: int) -> None:
+    """One block; contract in kernels.py."""
+    put_scale_and_minimum(p, s, o)
+    store_i8(q, as_i8(load_nibbles(p + 4)))
+
+
+QUANT = QuantType(ggml_type=GGMLType.Q4_1, decode=decode, offsets=True)

@@ -1,0 +1,30 @@
+"""Q5_0: 32 weights in 22 bytes.
+
+    | d: half | fifth bits: 4 bytes | 16 bytes of nibbles |
+
+    weight = d * (nibble + 16 * bit - 16)
+    low nibbles: weights 0..15, high nibbles: weights 16..31; bits: weight 0 in the lowest
+
+Source: block_q5_0 in ggml-common.h (llama.cpp, MIT).
+"""
+
+from __future__ import annotations
+
+from quant.ggml import GGMLType
+from quant.jit import inline
+from quant.lookups import load_nibbles
+from quant.quant_type import QuantType
+from quant.simd import as_i8, f16, put_f32, store_i8
+from quant.unpack import bit_mask
+
+
+@inline
+def decode(p: int, q: int, s: int, o: int) -> None:
+    """One block; contract in kernels.py."""
+    d = f16(p)
+    store_i8(q, as_i8(load_nibbles(p + 6) | (bit_mask(p + 2) & 16)) - 16)
+    put_f32(s, d)
+    put_f32(s + 4, d)
+
+
+QUANT = QuantType(ggml_type=GGMLType.Q5_0, decode=decode)

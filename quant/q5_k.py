@@ -1,0 +1,31 @@
+"""Q5_K: 256 weights in 176 bytes; 8 sub-blocks of 32 with a 6-bit scale and minimum each.
+
+    | d: half | dmin: half | scales: 12 bytes | 32 bytes of fifth bits | 128 bytes of nibbles |
+
+    weight = (d * scale[j]) * (nibble + 16 * bit) - dmin * min[j],   j = i // 32
+    nibbles and scales as in Q4_K; the fifth bits of sub-block j are bit j of the 32 bytes
+
+Source: block_q5_K in ggml-common.h (llama.cpp, MIT).
+"""
+
+from __future__ import annotations
+
+from quant.ggml import GGMLType
+from quant.jit import inline
+from quant.q4_k import put_scales
+from quant.quant_type import QuantType
+from quant.simd import as_i8, load_u8, store_i8
+
+
+@inline
+def decode(p: int, q: int, s: int, o: int) -> None:
+    """One block; contract in kernels.py."""
+    put_scales(p, s, o)
+    bits = load_u8(p + 16)
+    for k in range(4):
+        v = load_u8(p + 48 + 32 * k)
+        store_i8(q + 64 * k, as_i8(v & 15 | (bits >> 2 * k & 1) << 4))
+        store_i8(q + 64 * k + 32, as_i8(v >> 4 | (bits >> (2 * k + 1) & 1) << 4))
+
+
+QUANT = QuantType(ggml_type=GGMLType.Q5_K, decode=decode, offsets=True)
