@@ -270,8 +270,9 @@ class LoadDisplay:
 
 def stats_text(stats: RunStats) -> str:
     """The measured figures of the last answer, two lines."""
+    reused = f" ({stats.reused_tokens} of them kept)" if stats.reused_tokens else ""
     prompt = (
-        f"prompt {stats.prompt_tokens} tokens in {stats.prompt_seconds:.2f} s"
+        f"prompt {stats.prompt_tokens} tokens{reused} in {stats.prompt_seconds:.2f} s"
         f" ({stats.prompt_tps:.1f} t/s)"
     )
     decode = (

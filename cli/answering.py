@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cli._interrupt import StopOnCtrlC
-from cli._render import AnswerWriter
+from cli._render import AnswerWriter, say
 
 if TYPE_CHECKING:
     from offload import Engine
@@ -62,6 +62,17 @@ def stream_chat(engine: Engine, settings: Settings, messages: list[Message]) -> 
         finally:
             writer.finish()
     return Answer(text="".join(pieces), was_stopped=interrupt.was_requested)
+
+
+def note_full_context(engine: Engine, settings: Settings) -> None:
+    """Say so when an answer ended only because the context has no more room."""
+    if engine.stats.finish_reason == "length" and "max_tokens" not in settings.sampling:
+        held = engine.plan.kv.context
+        say(
+            f"[cut: the context of {held:,} tokens is full; a larger --context holds more]",
+            err=True,
+            dim=True,
+        )
 
 
 def first_messages(settings: Settings) -> list[Message]:

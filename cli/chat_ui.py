@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from cli._interrupt import no_echo
 from cli._paths import private_file, user_data_dir
 from cli._render import error_line, neutralise_line, say, stats_text
-from cli.answering import Answer, Message, Settings, first_messages, stream_chat, stream_completion
+from cli.answering import (
+    Answer,
+    Message,
+    Settings,
+    first_messages,
+    note_full_context,
+    stream_chat,
+    stream_completion,
+)
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -66,6 +74,7 @@ class Chat:
         self._has_answered = True
         if answer.was_stopped:
             say("[stopped]", dim=True)
+        note_full_context(self._engine, self._settings)
         if answer.text and not self._settings.raw:
             self.messages.append({"role": "user", "content": text})
             self.messages.append({"role": "assistant", "content": answer.text})
@@ -116,7 +125,10 @@ class Chat:
 def run_chat(engine: Engine, settings: Settings, *, name: str) -> None:
     """Greet, then chat until the user leaves."""
     session = make_session()
-    say(f"{neutralise_line(name)}. /help lists the commands, Ctrl-D leaves.", dim=True)
+    say(
+        f"{neutralise_line(engine.config.name or name)}. /help lists the commands, Ctrl-D leaves.",
+        dim=True,
+    )
     Chat(engine, settings, lambda: session.prompt(">>> ")).loop()
 
 

@@ -15,7 +15,9 @@ from cli._paths import embedded_model
 from cli._render import amount, say, show_table
 
 if TYPE_CHECKING:
-    from offload import Census, GGUFFile, TensorInfo
+    from offload import GGUFFile
+    from offload.gguf import TensorInfo
+    from offload.tensor_census import Census
 
 SHOWN_ITEMS = 6
 SHOWN_CHARACTERS = 90

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli._options import Text, load_options, model_argument, sampling_options, take_sampling
-from cli.answering import Settings, first_messages, stream_chat, stream_completion
+from cli.answering import (
+    Settings,
+    first_messages,
+    note_full_context,
+    stream_chat,
+    stream_completion,
+)
 
 if TYPE_CHECKING:
     from offload import Engine
@@ -114,6 +120,7 @@ def _answer_once(engine: Engine, settings: Settings, prompt: str) -> None:
     else:
         messages = [*first_messages(settings), {"role": "user", "content": prompt}]
         answer = stream_chat(engine, settings, messages)
+    note_full_context(engine, settings)
     if settings.show_stats:
         from cli._render import say, stats_text
 

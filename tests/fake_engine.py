@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -39,6 +40,15 @@ class FakeStats:
     prompt_tps: float = 24.0
     decode_tps: float = 15.0
     gbps: float = 0.18
+    reused_tokens: int = 0
+    finish_reason: str = "stop"
+
+
+class FakePlan:
+    kv = SimpleNamespace(context=2048)
+
+    def __str__(self) -> str:
+        return "token_embd.weight: cpu, because there is no other device"
 
 
 class FakeEngine:
@@ -50,7 +60,8 @@ class FakeEngine:
         self.calls: list[tuple[Any, dict[str, Any]]] = []
         self.load_arguments: dict[str, Any] = {}
         self.stats = FakeStats()
-        self.plan = "token_embd.weight: cpu, because there is no other device"
+        self.plan = FakePlan()
+        self.config = SimpleNamespace(name="fake-model")
         self.error: Exception | None = None
         self.is_closed = False
         self._is_cancelled = False
@@ -112,7 +123,7 @@ def main() -> None:
     from cli import kimi_offload
 
     words = [("thinking", "let me see"), *(("content", f"word{i} ") for i in range(200))]
-    offload.load = loader(FakeEngine(words, delay=0.02))  # type: ignore[attr-defined]
+    offload.load = loader(FakeEngine(words, delay=0.02))  # type: ignore[assignment]
     sys.argv[0] = "kimi-offload"
     kimi_offload.main()
 
