@@ -42,12 +42,12 @@ from quant.simd import i64, splat_u8, store_f32, store_i8
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
     words = i64(p + 48)
-    d = f16_from_bits(
+    half = f16_from_bits(
         words >> 12 & 0xF | words >> 24 & 0xF0 | words >> 36 & 0xF00 | words >> 48 & 0xF000
     )
-    eighth = numba.float32(0.125)
-    store_f32(s, odd_steps(d, fields_3(p + 48), eighth))
-    store_f32(s + 32, odd_steps(d, fields_3(p + 52), eighth))
+    d = half * numba.float32(0.125)
+    store_f32(s, odd_steps(d, fields_3(p + 48)))
+    store_f32(s + 32, odd_steps(d, fields_3(p + 52)))
     pairs = load_u8_as_i16(p + 32)
     delta = splat_u8(1) - (i16_as_bytes(pairs & 8 | pairs << 4 & 0x800) >> 2)  # -1 or 1
     book = BOOK()

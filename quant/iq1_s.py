@@ -43,7 +43,7 @@ BOOK = table("iq1", lambda: 8 * grids.iq1())
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
     fields = load_u16_as_i32(p + 34)
-    store_f32_twice(s, odd_steps(f16(p), fields >> 12 & 7, numba.float32(0.125)))
+    store_f32_twice(s, odd_steps(f16(p) * numba.float32(0.125), fields >> 12 & 7))
     delta = as_bytes(zero_i32() - (fields >> 15) | 0x01010101)  # -1 or 1, four times
     book = BOOK()
     for k in range(2):

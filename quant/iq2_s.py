@@ -18,12 +18,12 @@ from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
     fields_4,
-    half_steps,
     high_bits_2,
     load_u8_as_i16,
     look_up_8x4,
     negate_where,
     next_four,
+    odd_steps,
     quad_0,
     quad_1,
     quad_2,
@@ -39,10 +39,9 @@ BOOK = table("iq2_s", grids.iq2_s)
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
-    d = f16(p)
-    quarter = numba.float32(0.25)
-    store_f32(s, half_steps(d, fields_4(p + 74), quarter))
-    store_f32(s + 32, half_steps(d, fields_4(p + 78), quarter))
+    d = f16(p) * numba.float32(0.125)
+    store_f32(s, odd_steps(d, fields_4(p + 74)))
+    store_f32(s + 32, odd_steps(d, fields_4(p + 78)))
     signs = load_u8(p + 34)
     book = BOOK()
     for k in range(2):

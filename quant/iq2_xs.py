@@ -18,10 +18,10 @@ from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
     fields_4,
-    half_steps,
     load_odd_u8,
     negate_where,
     next_four,
+    odd_steps,
     table,
     with_parity,
     words_8x4,
@@ -35,10 +35,9 @@ BOOK = table("iq2_xs", grids.iq2_xs)
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
-    d = f16(p)
-    quarter = numba.float32(0.25)
-    store_f32(s, half_steps(d, fields_4(p + 66), quarter))
-    store_f32(s + 32, half_steps(d, fields_4(p + 70), quarter))
+    d = f16(p) * numba.float32(0.125)
+    store_f32(s, odd_steps(d, fields_4(p + 66)))
+    store_f32(s + 32, odd_steps(d, fields_4(p + 70)))
     signs = with_parity(load_odd_u8(p + 2) >> 1)
     book = BOOK()
     for _ in range(8):

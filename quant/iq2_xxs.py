@@ -16,10 +16,10 @@ from quant import grids
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
-    half_steps,
     load_odd_i32,
     negate_where,
     next_four,
+    odd_steps,
     signs_of_7,
     store_f32_twice,
     table,
@@ -35,7 +35,7 @@ BOOK = table("iq2_xxs", grids.iq2_xxs)
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
     fields = load_odd_i32(p + 2)
-    scales = half_steps(f16(p), fields >> 28 & 15, numba.float32(0.25))
+    scales = odd_steps(f16(p) * numba.float32(0.125), fields >> 28 & 15)
     signs = signs_of_7(fields)
     book = BOOK()
     for _ in range(8):

@@ -11,8 +11,6 @@ Source: block_iq3_s in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
-import numba
-
 from quant import grids
 from quant.ggml import GGMLType
 from quant.jit import inline
@@ -40,7 +38,7 @@ BOOK = table("iq3_s", grids.iq3_s)
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
-    store_f32_twice(s, odd_steps(f16(p), fields_4(p + 106), numba.float32(1)))
+    store_f32_twice(s, odd_steps(f16(p), fields_4(p + 106)))
     signs = load_u8(p + 74)
     book = BOOK()
     for k in range(4):

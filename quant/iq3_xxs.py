@@ -16,9 +16,9 @@ from quant import grids
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
-    half_steps,
     negate_where,
     next_four,
+    odd_steps,
     signs_of_7,
     store_f32_twice,
     table,
@@ -34,7 +34,7 @@ BOOK = table("iq3_xxs", grids.iq3_xxs)
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
     fields = load_i32(p + 66)
-    store_f32_twice(s, half_steps(f16(p), fields >> 28 & 15, numba.float32(0.5)))
+    store_f32_twice(s, odd_steps(f16(p) * numba.float32(0.25), fields >> 28 & 15))
     signs = signs_of_7(fields)
     book = BOOK()
     for _ in range(8):

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -266,12 +265,10 @@ fields_3 = _fields([16 * (k // 4) + 3 * (k % 4) for k in range(8)], 7)  # 12 bit
 
 
 @inline
-def half_steps(d: Any, n: Any, factor: Any) -> Any:
-    """D * (0.5 + n) * factor for 8 scale numbers n (i32x8); rounded in libggml's order."""
-    return (to_f32(n) + numba.float32(0.5)) * d * factor
+def odd_steps(d: Any, n: Any) -> Any:
+    """D * (2 n + 1) for 8 scale numbers n (i32x8).
 
-
-@inline
-def odd_steps(d: Any, n: Any, factor: Any) -> Any:
-    """D * (1 + 2 n) * factor for 8 scale numbers n (i32x8); factor: a power of two."""
-    return to_f32(n + n + 1) * d * factor
+    libggml writes d * (0.5 + n) / 4 and the like; where only powers of two differ, so do the
+    results (d comes from a half: nothing is subnormal), and d may hold the power of two.
+    """
+    return to_f32(n + n + 1) * d
