@@ -137,6 +137,7 @@ class Engine:
         """Give the file and the cache back. The engine cannot be used afterwards."""
         self._is_closed = True
         self._turn += 1
+        self._model.ops.close()
         del self._model, self._kv
         self._file.close()
 

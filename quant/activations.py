@@ -19,12 +19,13 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import prange
 
-from quant.jit import inline, kernel
+from quant.jit import inline, kernel, task
+from quant.pool import Pool
 from quant.simd import (
     abs_f32,
     fma,
+    i64,
     load_f32,
     max_f32,
     maximum_f32,
@@ -90,14 +91,21 @@ def _rest(x: Any, whole: Any) -> Any:
     return min_f32(rest, splat_f32(numba.float32(127)))
 
 
-@kernel(parallel=True)
-def quantize_rows(
-    x: int, x_stride: int, n: int, n_rows: int, out: int, out_stride: int, planes: int
-) -> None:
-    """n_rows rows of n float32 -> records; strides in bytes. Parallel over rows."""
-    for r in prange(n_rows):
-        for c in range(0, n, 32):
-            quantize_32(x + r * x_stride + 4 * c, n, out + r * out_stride, c, planes)
+@task
+def quantize_task(context: int, index: int, thread: int) -> None:
+    """One row. context: x, its row stride, n, out, its row stride, planes."""
+    x = i64(context) + index * i64(context + 8)
+    n = i64(context + 16)
+    out = i64(context + 24) + index * i64(context + 32)
+    for c in range(0, n, 32):
+        quantize_32(x + 4 * c, n, out, c, i64(context + 40))
+
+
+def quantize_rows(pool: Pool, x: np.ndarray, out: np.ndarray, planes: int) -> None:
+    """x (T, n) float32 -> records out (T, record_bytes) uint8, in parallel over rows."""
+    fields = [x.ctypes.data, x.strides[0], x.shape[1], out.ctypes.data, out.strides[0], planes]
+    context = np.array(fields, np.int64)
+    pool.run(quantize_task.address, context.ctypes.data, len(x))
 
 
 @kernel()

@@ -13,12 +13,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from quant.jit import inline, kernel
+from quant.jit import inline, task
+from quant.pool import Pool
 from quant.simd import (
+    alloca,
     f32,
     fma,
+    i64,
     load_f16,
     load_f32,
     put_f32,
@@ -79,9 +81,61 @@ def add_values_4(z: int, p: int, row: int, row_bytes: int, n: int, latent: int, 
         store_f32(z + 4 * (3 * latent + i), d)
 
 
-@kernel(parallel=True)
+@inline
+def soften(p: int, count: int, top: int, total: int, z: int, latent: int) -> None:
+    """Scores -> exp(score - maximum so far); what was summed before shrinks if that rose."""
+    best = f32(top)
+    for s in range(count):
+        best = max(best, f32(p + 4 * s))
+    if best > f32(top):
+        shrink = np.exp(f32(top) - best)
+        put_f32(top, best)
+        put_f32(total, f32(total) * shrink)
+        for i in range(0, 4 * latent, 32):
+            store_f32(z + i, load_f32(z + i) * splat_f32(shrink))
+    for s in range(count):
+        e = np.exp(f32(p + 4 * s) - best)
+        put_f32(p + 4 * s, e)
+        put_f32(total, f32(total) + e)
+
+
+@task
+def attend_task(context: int, index: int, thread: int) -> None:
+    """Four heads of one token. context: the fields that `attend` writes, in its order."""
+    q, z, cache = i64(context), i64(context + 8), i64(context + 16)
+    row_bytes, half, first = i64(context + 24), i64(context + 32) == 1, i64(context + 40)
+    n_heads, width, latent = i64(context + 48), i64(context + 56), i64(context + 64)
+    groups = n_heads // HEADS
+    t = index // groups
+    h = index % groups * HEADS
+    n = first + t + 1
+    q += 4 * width * (t * n_heads + h)
+    z += 4 * latent * (t * n_heads + h)
+    p = alloca(512)  # HEADS * BLOCK scores
+    top = alloca(64)
+    total = alloca(64)
+    for j in range(HEADS):
+        put_f32(top + 4 * j, np.float32(-np.inf))
+        put_f32(total + 4 * j, np.float32(0))
+    for i in range(0, 4 * HEADS * latent, 32):
+        store_f32(z + i, zero_f32())
+    for s0 in range(0, n, BLOCK):
+        count = min(BLOCK, n - s0)
+        row = cache + s0 * row_bytes
+        for s in range(count):
+            score_4(q, row + s * row_bytes, width, half, p + 4 * s)
+        for j in range(HEADS):
+            soften(p + 4 * BLOCK * j, count, top + 4 * j, total + 4 * j, z + 4 * latent * j, latent)
+        add_values_4(z, p, row, row_bytes, count, latent, half)
+    for j in range(HEADS):
+        inverse = splat_f32(np.float32(1) / f32(total + 4 * j))
+        for i in range(0, 4 * latent, 32):
+            at = z + 4 * latent * j + i
+            store_f32(at, load_f32(at) * inverse)
+
+
 def attend(
-    q: np.ndarray, cache: int, row_bytes: int, half: bool, first: int, latent: int, z: np.ndarray
+    pool: Pool, q: np.ndarray, cache: int, row_bytes: int, half: bool, first: int, z: np.ndarray
 ) -> None:
     """Absorbed attention of T new tokens at positions first .. first + T - 1, causal.
 
@@ -89,41 +143,8 @@ def attend(
     rows of `width` halves (half) or float32, row_bytes apart; z: (T, A, latent) float32, written.
     """
     n_tokens, n_heads, width = q.shape
-    groups = n_heads // HEADS
-    for task in prange(n_tokens * groups):
-        t = task // groups
-        h = task % groups * HEADS
-        n = first + t + 1
-        qa = q.ctypes.data + 4 * width * (t * n_heads + h)
-        za = z.ctypes.data + 4 * latent * (t * n_heads + h)
-        p = np.empty((HEADS, BLOCK), np.float32)
-        pa = p.ctypes.data
-        top = np.full(HEADS, np.float32(-np.inf))
-        total = np.zeros(HEADS, np.float32)
-        for i in range(0, HEADS * latent, 8):
-            store_f32(za + 4 * i, zero_f32())
-        for s0 in range(0, n, BLOCK):
-            count = min(BLOCK, n - s0)
-            row = cache + s0 * row_bytes
-            for s in range(count):
-                score_4(qa, row + s * row_bytes, width, half, pa + 4 * s)
-            for j in range(HEADS):
-                best = top[j]
-                for s in range(count):
-                    best = max(best, p[j, s])
-                if best > top[j]:
-                    shrink = np.exp(top[j] - best)
-                    top[j] = best
-                    total[j] *= shrink
-                    for i in range(0, 4 * latent, 32):
-                        at = za + 4 * latent * j + i
-                        store_f32(at, load_f32(at) * splat_f32(shrink))
-                for s in range(count):
-                    p[j, s] = np.exp(p[j, s] - best)
-                    total[j] += p[j, s]
-            add_values_4(za, pa, row, row_bytes, count, latent, half)
-        for j in range(HEADS):
-            inverse = splat_f32(np.float32(1) / total[j])
-            for i in range(0, 4 * latent, 32):
-                at = za + 4 * latent * j + i
-                store_f32(at, load_f32(at) * inverse)
+    fields = [
+        q.ctypes.data, z.ctypes.data, cache, row_bytes, half, first, n_heads, width, z.shape[2],
+    ]  # fmt: skip
+    context = np.array(fields, np.int64)
+    pool.run(attend_task.address, context.ctypes.data, n_tokens * (n_heads // HEADS))

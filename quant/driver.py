@@ -1,20 +1,19 @@
-"""Parallel drivers: one compiled region runs any mix of types, through job records.
+"""Parallel drivers: one region runs any mix of types, through job records.
 
-A region takes a table of jobs (`kernels.Job`) and cuts their rows into chunks that the threads take
-from a shared counter, so that they finish together whatever else the machine does. Python is not
-entered in between, and results do not depend on the number of threads.
+A region takes a table of jobs (`kernels.Job`) and cuts their rows into chunks, the tasks of the pool.
+Python is not entered in between, and results do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
 import numba
 import numpy as np
-from numba import prange
 
 from quant.activations import quantize_32
-from quant.jit import inline, kernel
+from quant.jit import inline, kernel, task
 from quant.kernels import JOB_FIELDS, Job
-from quant.simd import atomic_add, call_kernel, f32, i64, put_f32, put_i64
+from quant.pool import Pool
+from quant.simd import call_kernel, f32, i64, put_f32, put_i64
 
 (
     _FN, _W, _ROW_BYTES, _N_ROWS, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE,
@@ -24,27 +23,34 @@ JOB_BYTES = 8 * JOB_FIELDS
 
 
 @inline
-def next_chunk(jobs: int, n_jobs: int, chunk: int, counter: int) -> tuple[int, int]:
-    """(address of the job, first row) of the next free chunk; (0, 0) when none is left."""
-    ticket = atomic_add(counter, 1)
-    for j in range(n_jobs):
-        job = jobs + j * JOB_BYTES
+def find_chunk(context: int, index: int) -> tuple[int, int]:
+    """(address of the job, first row) of a region's task; context: jobs, chunk, ..."""
+    job = i64(context)
+    chunk = i64(context + 8)
+    chunks = (i64(job + _N_ROWS) + chunk - 1) // chunk
+    while index >= chunks:
+        index -= chunks
+        job += JOB_BYTES
         chunks = (i64(job + _N_ROWS) + chunk - 1) // chunk
-        if ticket < chunks:
-            return job, ticket * chunk
-        ticket -= chunks
-    return 0, 0
+    return job, index * chunk
 
 
-@kernel(parallel=True)
-def run_jobs(jobs: int, n_jobs: int, chunk: int, counter: int, threads: int) -> None:
+@task
+def rows_task(context: int, index: int, thread: int) -> None:
+    """One chunk of rows of one job's kernel."""
+    job, r0 = find_chunk(context, index)
+    r1 = min(r0 + i64(context + 8), i64(job + _N_ROWS))
+    call_kernel(i64(job + _FN), job, r0, r1)
+
+
+def run_jobs(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
     """Every job's kernel over all its rows, `chunk` rows at a time."""
-    for _ in prange(threads):
-        while True:
-            job, r0 = next_chunk(jobs, n_jobs, chunk, counter)
-            if job == 0:
-                break
-            call_kernel(i64(job + _FN), job, r0, min(r0 + chunk, i64(job + _N_ROWS)))
+    context = np.array([jobs.ctypes.data, chunk], np.int64)
+    pool.run(rows_task.address, context.ctypes.data, _tasks(jobs, chunk))
+
+
+def _tasks(jobs: np.ndarray, chunk: int) -> int:
+    return int(((jobs[:, Job.N_ROWS] + (chunk - 1)) // chunk).sum())
 
 
 @inline
@@ -71,43 +77,47 @@ def part_job(job: int, local: int, up: bool, out: int, width: int, r0: int) -> i
     return i64(job + _FN2) if up else i64(job + _FN)
 
 
-@kernel(parallel=True)
-def run_gate_up(
-    jobs: int, n_jobs: int, chunk: int, counter: int, threads: int, scratch: int, scratch_bytes: int
-) -> None:
-    """H = silu(gate . x) * (up . x) for every job, stored as its OUT_KIND says.
+@task
+def gate_up_task(context: int, index: int, thread: int) -> None:
+    """h = silu(gate . x) * (up . x) for one chunk of one job, stored as its OUT_KIND says.
 
-    chunk: a multiple of 32 rows. scratch: per thread `gate_up_scratch_bytes`. h of token t goes to
+    context: jobs, chunk, scratch, scratch bytes per thread. h of token t goes to
     OUT + t * OUT_STRIDE: a record, or float32 (kind 0).
     """
-    for thread in prange(threads):
-        local = scratch + thread * scratch_bytes
-        gate = local + JOB_BYTES
-        while True:
-            job, r0 = next_chunk(jobs, n_jobs, chunk, counter)
-            if job == 0:
-                break
-            n_rows = i64(job + _N_ROWS)
-            kind = i64(job + _OUT_KIND)
-            r1 = min(r0 + chunk, n_rows)
-            n_tokens = i64(job + _N_TOKENS)
-            up = gate + 4 * chunk * n_tokens
-            fn = part_job(job, local, False, gate, chunk, r0)
-            call_kernel(fn, local, r0, r1)
-            fn = part_job(job, local, True, up, chunk, r0)
-            call_kernel(fn, local, r0, r1)
-            for t in range(n_tokens):
-                g = gate + 4 * chunk * t
-                u = up + 4 * chunk * t
-                out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE)
-                for r in range(r1 - r0):
-                    put_f32(g + 4 * r, silu(f32(g + 4 * r)) * f32(u + 4 * r))
-                if kind:
-                    for r in range(0, r1 - r0, 32):
-                        quantize_32(g + 4 * r, n_rows, out, r0 + r, kind)
-                else:
-                    for r in range(r1 - r0):
-                        put_f32(out + 4 * (r0 + r), f32(g + 4 * r))
+    chunk = i64(context + 8)
+    local = i64(context + 16) + thread * i64(context + 24)
+    gate = local + JOB_BYTES
+    job, r0 = find_chunk(context, index)
+    n_rows = i64(job + _N_ROWS)
+    kind = i64(job + _OUT_KIND)
+    r1 = min(r0 + chunk, n_rows)
+    n_tokens = i64(job + _N_TOKENS)
+    up = gate + 4 * chunk * n_tokens
+    fn = part_job(job, local, False, gate, chunk, r0)
+    call_kernel(fn, local, r0, r1)
+    fn = part_job(job, local, True, up, chunk, r0)
+    call_kernel(fn, local, r0, r1)
+    for t in range(n_tokens):
+        g = gate + 4 * chunk * t
+        u = up + 4 * chunk * t
+        out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE)
+        for r in range(r1 - r0):
+            put_f32(g + 4 * r, silu(f32(g + 4 * r)) * f32(u + 4 * r))
+        if kind:
+            for r in range(0, r1 - r0, 32):
+                quantize_32(g + 4 * r, n_rows, out, r0 + r, kind)
+        else:
+            for r in range(r1 - r0):
+                put_f32(out + 4 * (r0 + r), f32(g + 4 * r))
+
+
+def run_gate_up(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
+    """The fused first half of gated MLPs; chunk: a multiple of 32 rows."""
+    longest = int(jobs[:, Job.N_TOKENS].max())
+    size = -(-(JOB_BYTES + 8 * longest * chunk) // 64) * 64
+    scratch = np.empty((pool.threads, size), np.uint8)
+    context = np.array([jobs.ctypes.data, chunk, scratch.ctypes.data, size], np.int64)
+    pool.run(gate_up_task.address, context.ctypes.data, _tasks(jobs, chunk))
 
 
 @kernel()
@@ -152,18 +162,3 @@ def expert_jobs(
 def job_table(n_jobs: int) -> np.ndarray:
     """A zeroed (n_jobs, JOB_FIELDS) int64 table."""
     return np.zeros((n_jobs, JOB_FIELDS), np.int64)
-
-
-def gate_up_scratch_bytes(n_tokens: int, chunk: int) -> int:
-    """Scratch per thread of `run_gate_up`."""
-    return JOB_BYTES + 8 * n_tokens * chunk
-
-
-__all__ = [
-    "expert_jobs",
-    "gate_up_scratch_bytes",
-    "gather_rows",
-    "job_table",
-    "run_gate_up",
-    "run_jobs",
-]

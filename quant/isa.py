@@ -17,11 +17,12 @@ NAMES = ("avx512vnni", "avx512", "avxvnni", "avx2", "generic")
 
 I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 V32I8, V16I16, V8I32 = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
+X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 def detect() -> str:
     """Name of the best variant that this processor can execute."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if not X86:
         return "generic"
     features = binding.get_host_cpu_features()
     if features.get("avx512bw") and features.get("avx512vl"):

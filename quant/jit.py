@@ -1,8 +1,9 @@
 """How kernels are compiled: one decorator, one factory, one cache.
 
-`@inline` marks a helper that other kernels call; `@kernel()` compiles a function that
-Python calls, at its first call and without the GIL; `c_kernel(...)` makes a C function pointer out of a template, so that one
-parallel driver can run any mix of quant types through addresses.
+`@inline` marks a helper that other kernels call; `@kernel()` compiles a function that Python calls,
+at its first call and without the GIL; `@task` marks the body of a parallel region (pool.py);
+`c_kernel(...)` makes a C function pointer out of a template, so that one driver can run any mix of
+quant types through addresses.
 
 Options and why: `error_model="numpy"` (no division checks), `nogil` (drivers of two engines may
 overlap), no fastmath (a result must not depend on the vectoriser; fused multiply-adds are written
@@ -84,11 +85,9 @@ CacheImpl._locator_classes.insert(0, _QuantCacheLocator)
 inline = numba.njit(inline="always", error_model="numpy", nogil=True)
 
 
-def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
+def kernel() -> Callable[[Callable[..., Any]], Any]:
     """Compiled (or loaded from the cache) at the first call; addresses and counts are all int64."""
-    return numba.njit(
-        cache=True, nogil=True, error_model="numpy", parallel=parallel, boundscheck=False
-    )
+    return numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
 
 def bind(template: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
@@ -102,3 +101,24 @@ def bind(template: Callable[..., Any], name: str, **names: Any) -> Callable[...,
 def c_kernel(fn: Callable[..., Any]) -> Any:
     """A C function `void fn(job, first_row, last_row)`; keep it referenced while `.address` is used."""
     return numba.cfunc("void(intp, intp, intp)", cache=True, error_model="numpy")(fn)
+
+
+class Task:
+    """A C kernel `void fn(context, index, thread)` for `pool.Pool.run`, compiled at first use."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self._fn = fn
+        self._compiled: Any = None
+        self.__doc__ = fn.__doc__
+
+    @property
+    def address(self) -> int:
+        """Address of the compiled function."""
+        if self._compiled is None:
+            self._compiled = c_kernel(self._fn)
+        return int(self._compiled.address)
+
+
+def task(fn: Callable[..., Any]) -> Task:
+    """Decorator: the body of a parallel region."""
+    return Task(fn)

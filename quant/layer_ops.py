@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from numba import prange
 
-from quant.jit import kernel
-from quant.simd import f32, fma, load_f32, splat_f32, store_f32, sum_f32, zero_f32
+from quant.jit import kernel, task
+from quant.pool import Pool
+from quant.simd import (
+    f32,
+    fma,
+    i64,
+    load_f32,
+    put_f32,
+    splat_f32,
+    store_f32,
+    sum_f32,
+    zero_f32,
+)
 
 MIN_WEIGHT_SUM = np.float32(6.103515625e-5)  # the smallest normal half: llama.cpp's guard
 
@@ -131,28 +141,41 @@ def route(
             weights[t, k] = w * np.float32(scale)
 
 
-@kernel(parallel=True)
-def combine(
-    parts: int, stride: int, slots: np.ndarray, weights: np.ndarray, n: int, out: np.ndarray
-) -> None:
-    """out[t] += sum over k of weights[t, k] * parts[slots[t, k]].
+@task
+def combine_task(context: int, t: int, thread: int) -> None:
+    """One token of `combine`. context: parts, stride, slots, weights, K, n, out, out stride."""
+    parts, stride = i64(context), i64(context + 8)
+    top_k, n = i64(context + 32), i64(context + 40)
+    slots = i64(context + 16) + 8 * t * top_k
+    weights = i64(context + 24) + 4 * t * top_k
+    row = i64(context + 48) + t * i64(context + 56)
+    whole = n // 8 * 32
+    for i in range(0, whole, 32):
+        acc = load_f32(row + i)
+        for k in range(top_k):
+            part = load_f32(parts + i64(slots + 8 * k) * stride + i)
+            acc = fma(part, splat_f32(f32(weights + 4 * k)), acc)
+        store_f32(row + i, acc)
+    for i in range(whole, 4 * n, 4):
+        v = f32(row + i)
+        for k in range(top_k):
+            v += f32(parts + i64(slots + 8 * k) * stride + i) * f32(weights + 4 * k)
+        put_f32(row + i, v)
 
-    parts: address of rows of n float32, `stride` bytes apart; slots, weights: (T, K).
+
+def combine(
+    pool: Pool, parts: np.ndarray, slots: np.ndarray, weights: np.ndarray, out: np.ndarray
+) -> None:
+    """out[t] += sum over k of weights[t, k] * parts[slots[t, k]], in parallel over tokens.
+
+    parts (n_slots, n), weights (T, K), out (T, n) float32; slots (T, K) int64; all in C order.
     """
-    for t in prange(out.shape[0]):
-        row = out[t:].ctypes.data
-        whole = n // 8 * 8
-        for i in range(0, 4 * whole, 32):
-            acc = load_f32(row + i)
-            for k in range(slots.shape[1]):
-                part = load_f32(parts + slots[t, k] * stride + i)
-                acc = fma(part, splat_f32(weights[t, k]), acc)
-            store_f32(row + i, acc)
-        for i in range(whole, n):
-            v = out[t, i]
-            for k in range(slots.shape[1]):
-                v += f32(parts + slots[t, k] * stride + 4 * i) * weights[t, k]
-            out[t, i] = v
+    fields = [
+        parts.ctypes.data, parts.strides[0], slots.ctypes.data, weights.ctypes.data,
+        slots.shape[1], parts.shape[1], out.ctypes.data, out.strides[0],
+    ]  # fmt: skip
+    context = np.array(fields, np.int64)
+    pool.run(combine_task.address, context.ctypes.data, len(out))
 
 
 @kernel()

@@ -11,6 +11,7 @@ from quant import driver
 from quant.activations import quantize
 from quant.ggml import GGMLType, QuantError, row_bytes
 from quant.kernels import Job
+from quant.pool import Pool
 from quant.quant_type import Kind
 from quant.registry import quant_type
 
@@ -36,8 +37,11 @@ def _job(kind: Kind, t: GGMLType, data: np.ndarray, n_cols: int) -> np.ndarray:
 
 
 def _run(job: np.ndarray, chunk: int, threads: int) -> None:
-    counter = np.zeros(1, np.int64)
-    driver.run_jobs(job.ctypes.data, len(job), chunk, counter.ctypes.data, threads)
+    pool = Pool(threads)
+    try:
+        driver.run_jobs(pool, job, chunk)
+    finally:
+        pool.close()
 
 
 def dequantize(t: GGMLType, data: np.ndarray, n_cols: int, *, threads: int = 1) -> np.ndarray:

@@ -64,6 +64,9 @@ class Ops(Protocol):
     def compile_steps(self) -> list[Callable[[], object]]:
         """What is left to compile for the parts prepared so far, one call each."""
 
+    def close(self) -> None:
+        """Give threads and memory back; nothing prepared here can be used afterwards."""
+
     def linear(self, *matrices: Matrix) -> Linear:
         """Prepare matrices that share their input; products round x to int8 for quantised types."""
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from offload.kv_cache import KVCache
 from quant import attention
+from quant.pool import Pool
 
 if TYPE_CHECKING:
     from offload.devices.base import PerHead
@@ -30,7 +31,14 @@ EXACT_CONTEXT = 4096
 
 
 def attend(
-    q: Array, k_b: PerHead, v_b: PerHead, kv: KVCache, layer: int, first: int, scale: float
+    pool: Pool,
+    q: Array,
+    k_b: PerHead,
+    v_b: PerHead,
+    kv: KVCache,
+    layer: int,
+    first: int,
+    scale: float,
 ) -> Array:
     """Q (T, A, nope + rope) -> (T, A * v); see Ops.attend."""
     keys, values = cast("CpuPerHead", k_b), cast("CpuPerHead", v_b)
@@ -41,11 +49,12 @@ def attend(
     absorbed = n_tokens * (2 * latent + rope)
     expanded = latent * (nope + v) + n_tokens * (nope + rope + v)
     if first + n_tokens <= EXACT_CONTEXT or absorbed <= expanded:
-        return _absorbed(q, keys, values, kv, layer, first, scale)
+        return _absorbed(pool, q, keys, values, kv, layer, first, scale)
     return _expanded(q, keys, values, kv, layer, first, scale)
 
 
 def _absorbed(
+    pool: Pool,
     q: Array,
     keys: CpuPerHead,
     values: CpuPerHead,
@@ -63,7 +72,7 @@ def _absorbed(
     wide[:, :n_heads, kv.latent : kv.latent + rope] = q[:, :, nope:]
     wide *= np.float32(scale)
     z = np.empty((n_tokens, heads, kv.latent), np.float32)
-    attention.attend(wide, kv.address(layer), kv.row_bytes, kv.is_half, first, kv.latent, z)
+    attention.attend(pool, wide, kv.address(layer), kv.row_bytes, kv.is_half, first, z)
     return values(z[:, :n_heads, :latent]).reshape(n_tokens, -1)
 
 

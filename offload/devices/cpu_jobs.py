@@ -7,6 +7,7 @@ import numpy as np
 from offload.weights import Matrix
 from quant.activations import quantize_row, quantize_rows, record_bytes
 from quant.kernels import Job
+from quant.pool import Pool
 from quant.quant_type import Kind
 
 Array = np.ndarray
@@ -38,13 +39,12 @@ def padded(x: Array, n_cols: int) -> Array:
     return out
 
 
-def records(x: Array, planes: int) -> Array:
-    """X (T, n) -> its records (T, record_bytes) uint8."""
+def records(pool: Pool, x: Array, planes: int) -> Array:
+    """x (T, n) -> its records (T, record_bytes) uint8."""
     n = x.shape[1]
     out = np.empty((len(x), record_bytes(n, planes)), np.uint8)
     if len(x) == 1:
         quantize_row(x.ctypes.data, n, out.ctypes.data, planes)
     else:
-        args = (x.ctypes.data, x.strides[0], n, len(x), out.ctypes.data, out.strides[0])
-        quantize_rows(*args, planes)
+        quantize_rows(pool, x, out, planes)
     return out

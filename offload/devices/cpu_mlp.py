@@ -18,6 +18,7 @@ from offload.weights import Matrix
 from quant import driver, layer_ops
 from quant.activations import record_bytes
 from quant.kernels import Job
+from quant.pool import Pool
 from quant.quant_type import for_records
 
 if TYPE_CHECKING:
@@ -31,14 +32,15 @@ CHUNK = 32  # rows of gate and up that a thread takes at a time: one scale of `d
 class Inputs:
     """x (T, n) in every form that a matrix may want it; each is made once."""
 
-    def __init__(self, x: Array, n_cols: int) -> None:
+    def __init__(self, pool: Pool, x: Array, n_cols: int) -> None:
+        self._pool = pool
         self.n_tokens = len(x)
         self._forms: dict[int, Array] = {0: padded(x, n_cols)}
 
     def form(self, planes: int) -> Array:
         """float32 (planes 0) or records of 1 or 2 planes."""
         if planes not in self._forms:
-            self._forms[planes] = records(self._forms[0], planes)
+            self._forms[planes] = records(self._pool, self._forms[0], planes)
         return self._forms[planes]
 
 
@@ -128,18 +130,17 @@ class CpuFeedForward:
             chosen = routing
             if routing is not None:
                 chosen = Routing(expert_ids=routing.expert_ids[part], weights=routing.weights[part])
-            self._run(Inputs(x[part], self._n_cols), out[part], chosen)
+            self._run(Inputs(self._ops.pool, x[part], self._n_cols), out[part], chosen)
 
     def _run(self, x: Inputs, out: Array, routing: Routing | None) -> None:
         n_tokens = x.n_tokens
         n_shared = n_tokens if self._shared is not None else 0
-        n_routed = used = longest = 0
+        n_routed = used = 0
         slots, weights = np.empty((n_tokens, 0), np.int64), np.empty((n_tokens, 0), np.float32)
         keep: list[Array] = []
         if routing is not None and self._routed is not None:
             work, slots = group(routing.expert_ids, self._routed.mlp.gate.count)
             weights, n_routed, used = routing.weights, slots.size, work.used
-            longest = int(np.diff(work.starts[: used + 1]).max())
         y = np.empty((n_routed + n_shared, out.shape[1]), np.float32)
         first = driver.job_table(used + (n_shared > 0))
         second = driver.job_table(used + (n_shared > 0))
@@ -156,13 +157,11 @@ class CpuFeedForward:
             )
             self._shared.add_jobs(x, work, first[used:], second[used:], y[n_routed:], keep)
             self._ops.bytes_read += self._shared.bytes_per_expert
-            longest = n_tokens
             slots = np.concatenate((slots, everyone[:, None] + n_routed), axis=1)
             weights = np.concatenate((weights, np.ones((n_tokens, 1), np.float32)), axis=1)
-        size = -(-driver.gate_up_scratch_bytes(longest, CHUNK) // 64) * 64
-        self._ops.run_gate_up(first, np.empty((self._ops.threads, size), np.uint8), CHUNK)
+        driver.run_gate_up(self._ops.pool, first, CHUNK)
         self._ops.run(second, CHUNK)
-        layer_ops.combine(y.ctypes.data, y.strides[0], slots, weights, out.shape[1], out)
+        layer_ops.combine(self._ops.pool, y, slots, weights, out)
 
 
 def group(expert_ids: Array, n_experts: int) -> tuple[Slots, Array]:

@@ -23,6 +23,7 @@ from offload.weights import Matrix
 from quant import driver, layer_ops
 from quant.ggml import GGMLType
 from quant.kernels import Job
+from quant.pool import Pool
 from quant.quant_type import Kind, QuantType
 
 Array = np.ndarray
@@ -32,10 +33,9 @@ class CpuOps:
     """Operations on the CPU with a fixed number of threads; one caller at a time."""
 
     def __init__(self, threads: int) -> None:
-        self.threads = threads
+        self.pool = Pool(threads)
         self.bytes_read = 0
         self.kernels: dict[tuple[GGMLType, Kind], QuantType] = {}
-        self._counter = np.zeros(8, np.int64)
 
     def need(self, kind: Kind, *matrices: Matrix) -> None:
         """Note a kernel that these matrices will run."""
@@ -48,21 +48,11 @@ class CpuOps:
 
     def run(self, jobs: Array, chunk: int) -> None:
         """All jobs' kernels over all their rows."""
-        self._counter[0] = 0
-        driver.run_jobs(jobs.ctypes.data, len(jobs), chunk, self._counter.ctypes.data, self.threads)
+        driver.run_jobs(self.pool, jobs, chunk)
 
-    def run_gate_up(self, jobs: Array, scratch: Array, chunk: int) -> None:
-        """The fused first half of MLPs; scratch (threads, bytes) uint8."""
-        self._counter[0] = 0
-        driver.run_gate_up(
-            jobs.ctypes.data,
-            len(jobs),
-            chunk,
-            self._counter.ctypes.data,
-            self.threads,
-            scratch.ctypes.data,
-            scratch.shape[1],
-        )
+    def close(self) -> None:
+        """End the threads."""
+        self.pool.close()
 
     def linear(self, *matrices: Matrix) -> Linear:
         """Prepare matrices that share their input."""
@@ -107,7 +97,7 @@ class CpuOps:
         scale: float,
     ) -> Array:
         """Absorbed or expanded, whichever needs less arithmetic."""
-        return attend(q, k_b, v_b, kv, layer, first, scale)
+        return attend(self.pool, q, k_b, v_b, kv, layer, first, scale)
 
     def route(
         self,
@@ -156,7 +146,7 @@ class CpuLinear:
             jobs = self._one = self._jobs("matvec_q16") if self._one is None else self._one
         else:
             jobs = self._many = self._jobs("matmul_q16") if self._many is None else self._many
-        rounded = records(x, 2) if self._rounds else x
+        rounded = records(self._ops.pool, x, 2) if self._rounds else x
         outs = []
         for job, matrix in zip(jobs, self.matrices, strict=True):
             source = x if matrix.quant.is_float else rounded

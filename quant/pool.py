@@ -1,0 +1,209 @@
+"""A pool of threads for parallel regions a few microseconds to milliseconds long.
+
+    pool = Pool(threads)
+    pool.run(task.address, context, n)       # task(context, i, thread) for i in 0 .. n - 1
+
+Unlike a fork-join region it does not wait for every thread to show up: the caller works too, and a
+region ends when all tasks are done, even if another program keeps a worker off its core meanwhile.
+Workers spin for about a millisecond, then sleep in the kernel until the next region.
+
+How: one 64-bit word | generation: 24 | n: 20 | next task: 20 |. A thread takes a task by adding 1 to
+it. If the number it got is below the n it got with it, then the region cannot end before that task
+is done, so the region's function and context are safe to read; otherwise it touches nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from quant import isa
+from quant.jit import inline, kernel
+from quant.simd import I32, I64, P, _op, _pointer, call, call_kernel, i64, put_i64
+
+# Control block: one cache line (8 int64) per field that different threads write.
+WORD, DONE, SLEEPERS, WAKE, STOP, FN, CONTEXT = (64 * i for i in range(7))
+CONTROL_FIELDS = 8 * 8
+MAX_TASKS = (1 << 19) - 1
+SPINS = 4000
+LINUX = sys.platform.startswith("linux")
+_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
+
+
+def _fetch_add(b: Any, m: Any, v: Any) -> Any:
+    return b.atomic_rmw("add", _pointer(b, v[0], I64), v[1], "seq_cst")
+
+
+def _load(b: Any, m: Any, v: Any) -> Any:
+    return b.load_atomic(_pointer(b, v[0], I64), "seq_cst", 8, typ=I64)
+
+
+def _store(b: Any, m: Any, v: Any) -> Any:
+    b.store_atomic(v[1], _pointer(b, v[0], I64), "seq_cst", 8)
+    return ir.Constant(I64, 0)
+
+
+def _relax(b: Any, m: Any, v: Any) -> Any:
+    if isa.X86:
+        call(b, m, "llvm.x86.sse2.pause", ir.VoidType(), [])
+    return ir.Constant(I64, 0)
+
+
+fetch_add = _op(types.int64, (P, types.int64), _fetch_add)
+load_atomic = _op(types.int64, (P,), _load)
+store_atomic = _op(types.int64, (P, types.int64), _store)
+relax = _op(types.int64, (), _relax)
+
+
+def _futex_number() -> int:
+    return _FUTEX.get(platform.machine(), 0) if LINUX else 0
+
+
+FUTEX = _futex_number()
+
+
+def _futex(b: Any, m: Any, v: Any) -> Any:
+    """syscall(futex, address, op, value, timeout, 0, 0); op 128 waits, 129 wakes (private)."""
+    address, op, value, timeout = v
+    zero = ir.Constant(I64, 0)
+    values = [ir.Constant(I64, FUTEX), address, op, value, timeout, zero, zero]
+    return call(b, m, "syscall", I64, values)
+
+
+def _nap(b: Any, m: Any, v: Any) -> Any:
+    return b.sext(call(b, m, "usleep", I32, [ir.Constant(I32, 200)]), I64)
+
+
+futex = _op(types.int64, (P, types.int64, types.int64, P), _futex)
+nap = _op(types.int64, (), _nap)
+HAS_FUTEX = FUTEX > 0
+
+
+@inline
+def work(control: int, thread: int) -> None:
+    """Take tasks of the current region until none is left."""
+    while True:
+        word = load_atomic(control + WORD)
+        if word & 0xFFFFF >= word >> 20 & 0xFFFFF:
+            break
+        ticket = fetch_add(control + WORD, 1)
+        task = ticket & 0xFFFFF
+        if task >= ticket >> 20 & 0xFFFFF:
+            break
+        call_kernel(i64(control + FN), i64(control + CONTEXT), task, thread)
+        fetch_add(control + DONE, 1)
+
+
+@inline
+def sleep_until_woken(control: int) -> None:
+    """Sleep in the kernel unless a region has begun meanwhile."""
+    if HAS_FUTEX:
+        fetch_add(control + SLEEPERS, 1)
+        seen = load_atomic(control + WAKE)
+        word = load_atomic(control + WORD)
+        if word & 0xFFFFF >= word >> 20 & 0xFFFFF and load_atomic(control + STOP) == 0:
+            futex(control + WAKE, 128, seen & 0xFFFFFFFF, 0)
+        fetch_add(control + SLEEPERS, -1)
+    else:
+        nap()
+
+
+@kernel()
+def worker(control: int, thread: int) -> None:
+    """The life of a worker thread; returns when STOP is set."""
+    while load_atomic(control + STOP) == 0:
+        work(control, thread)
+        spins = 0
+        while spins < SPINS:
+            word = load_atomic(control + WORD)
+            if word & 0xFFFFF < word >> 20 & 0xFFFFF or load_atomic(control + STOP) != 0:
+                break
+            relax()
+            spins += 1
+        if spins == SPINS:
+            sleep_until_woken(control)
+
+
+@inline
+def run_region(control: int, fn: int, context: int, n: int) -> None:
+    """fn(context, i, thread) for i < n, on all threads; for use inside other kernels."""
+    put_i64(control + FN, fn)
+    put_i64(control + CONTEXT, context)
+    store_atomic(control + DONE, 0)
+    generation = (load_atomic(control + WORD) >> 40) + 1
+    store_atomic(control + WORD, (generation & 0x7FFFFF) << 40 | n << 20)
+    if n > 1:
+        if HAS_FUTEX:
+            if load_atomic(control + SLEEPERS) > 0:
+                fetch_add(control + WAKE, 1)
+                futex(control + WAKE, 129, 0x7FFFFFFF, 0)
+    work(control, 0)
+    while load_atomic(control + DONE) < n:
+        relax()
+
+
+@kernel()
+def run_tasks(control: int, fn: int, context: int, n: int) -> None:
+    """`run_region` for Python."""
+    run_region(control, fn, context, n)
+
+
+@kernel()
+def wake_all(control: int) -> None:
+    """Let sleeping workers look at STOP."""
+    fetch_add(control + WAKE, 1)
+    if HAS_FUTEX:
+        futex(control + WAKE, 129, 0x7FFFFFFF, 0)
+
+
+def _live(control: np.ndarray, thread: int) -> None:
+    """Body of a worker thread; holds the control block as long as it runs."""
+    worker(control.ctypes.data, thread)
+
+
+def _stop(control: np.ndarray) -> None:
+    control[STOP // 8] = 1
+    wake_all(control.ctypes.data)
+
+
+class Pool:
+    """`threads` - 1 workers and the caller. One region at a time.
+
+    Workers end with `close`, or when the pool is forgotten.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        room = np.zeros(CONTROL_FIELDS + 8, np.int64)
+        control = room[(-room.ctypes.data // 8) % 8 :][:CONTROL_FIELDS]
+        self._address = int(control.ctypes.data)
+        self._room = control
+        run_tasks(self._address, 0, 0, 0)  # compiled here, not by several threads at once
+        wake_all(self._address)
+        self._workers = [
+            threading.Thread(target=_live, args=(control, i), name=f"offload-{i}", daemon=True)
+            for i in range(1, threads)
+        ]
+        self._finalizer = weakref.finalize(self, _stop, control)
+        for thread in self._workers:
+            thread.start()
+
+    def run(self, fn: int, context: int, n: int) -> None:
+        """fn(context, i, thread) for i in 0 .. n - 1; fn: address of a C kernel."""
+        if n > MAX_TASKS:
+            raise ValueError(f"{n} tasks in one region, at most {MAX_TASKS}")
+        run_tasks(self._address, fn, context, n)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._finalizer()
+        for thread in self._workers:
+            thread.join(timeout=1.0)
+        self._workers = []
