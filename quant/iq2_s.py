@@ -30,6 +30,7 @@ from quant.lookups import (
     quad_3,
     table,
 )
+from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, load_u8, store_f32, store_i8
 
@@ -57,4 +58,8 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         q += 128
 
 
-QUANT = QuantType(ggml_type=GGMLType.IQ2_S, decode=decode)
+QUANT = QuantType(
+    ggml_type=GGMLType.IQ2_S,
+    decode=decode,
+    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
+)

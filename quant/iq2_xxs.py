@@ -25,6 +25,7 @@ from quant.lookups import (
     table,
     words_8x4,
 )
+from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, store_i8, u8
 
@@ -49,4 +50,8 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32_twice(s, scales)
 
 
-QUANT = QuantType(ggml_type=GGMLType.IQ2_XXS, decode=decode)
+QUANT = QuantType(
+    ggml_type=GGMLType.IQ2_XXS,
+    decode=decode,
+    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
+)

@@ -29,6 +29,7 @@ from quant.lookups import (
     store_f32_twice,
     table,
 )
+from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, load_u8, store_i8
 
@@ -51,4 +52,8 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         signs = next_four(signs)
 
 
-QUANT = QuantType(ggml_type=GGMLType.IQ3_S, decode=decode)
+QUANT = QuantType(
+    ggml_type=GGMLType.IQ3_S,
+    decode=decode,
+    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
+)

@@ -24,6 +24,7 @@ from quant.lookups import (
     table,
     words_4x8,
 )
+from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, load_i32, store_i8, u8
 
@@ -48,4 +49,8 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         q += 32
 
 
-QUANT = QuantType(ggml_type=GGMLType.IQ3_XXS, decode=decode)
+QUANT = QuantType(
+    ggml_type=GGMLType.IQ3_XXS,
+    decode=decode,
+    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
+)
