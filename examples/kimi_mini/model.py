@@ -53,10 +53,10 @@ def ternary_rows(w: Tensor) -> tuple[Tensor, Tensor]:
     of the rest (Li and Liu, Ternary Weight Networks, 2016). It is rounded to bfloat16, hence
     exact in float16 as well, so that TQ1_0 stores the row without loss.
     """
-    mag = w.abs()
-    keep = mag > 0.7 * mag.mean(-1, keepdim=True)
-    scale = (mag * keep).sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp_min(1)
-    return w.sign() * keep, scale.clamp(1e-4, 1e4).bfloat16().float()
+    limit = 0.7 * w.abs().mean(-1, keepdim=True)
+    signs = (w > limit).to(w.dtype) - (w < -limit).to(w.dtype)
+    scale = (w * signs).sum(-1, keepdim=True) / signs.abs().sum(-1, keepdim=True).clamp_min(1)
+    return signs, scale.clamp(1e-4, 1e4).bfloat16().float()
 
 
 class _ExpertFFN(torch.autograd.Function):

@@ -1,7 +1,8 @@
 """Train kimi-mini: `python train.py WORK_DIR --bible bible.txt --steps 800`.
 
 Everything that training needs to go on after a stop (weights, optimiser state, random
-state, step) is in WORK_DIR/last.pt; start the same command again to resume. The learning
+state, step) is in WORK_DIR/last.pt; Ctrl-C or SIGTERM finishes the step and saves, the same
+command resumes. The learning
 rate warms up, stays and then falls linearly over the last 40 % of the steps, so --steps may
 be changed on resuming as long as the fall has not begun. The share of questions and answers
 rises from one third to 60 % when it falls. `--tiny --steps 3` is a smoke test.
@@ -10,6 +11,7 @@ rises from one third to 60 % when it falls. `--tiny --steps 3` is a smoke test.
 import argparse
 import math
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -248,9 +250,12 @@ def main() -> None:
         )  # fmt: skip
         part.replace(last)
 
+    stopping: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: stopping.append(received))
     started = saved_at = time.monotonic()
     mean = math.nan
-    while step < args.steps:
+    while step < args.steps and not stopping:
         progress = step / args.steps
         rate = rate_at(progress, step, args.rate)
         length = (256, 256, 256, 1024)[step % 4] if not args.tiny else 64
@@ -279,7 +284,7 @@ def main() -> None:
                 f"tokens {tokens / 1e6:.2f} M, {spent:.0f} s",
                 flush=True,
             )
-        if time.monotonic() - saved_at > SAVE_SECONDS or step == args.steps:
+        if time.monotonic() - saved_at > SAVE_SECONDS or step == args.steps or stopping:
             save()
             saved_at = time.monotonic()
         if step % 100 == 0 or step == args.steps:
