@@ -34,7 +34,7 @@ HELP = """\
 /system TEXT      set the system text and start again; without TEXT: show it
 /exit             leave (also Ctrl-D)
 Enter sends; Alt-Enter, or \\ at the end of a line, goes to the next line.
-Ctrl-C stops an answer; at an empty line it leaves. A space before / sends it as text."""
+Ctrl-C stops an answer, and once more leaves. A space before / sends it as text."""
 
 
 class Chat:
@@ -45,15 +45,23 @@ class Chat:
         self._settings = settings
         self._read_line = read_line
         self._has_answered = False
+        self._was_ctrl_c = False  # the last thing that the user did, here or during an answer
         self.messages: list[Message] = first_messages(settings)
 
     def loop(self) -> None:
-        """Serve the user until /exit or the end of input; Ctrl-C at the prompt passes through."""
+        """Serve the user until /exit, the end of input, or a second Ctrl-C in a row (raised)."""
         while True:
             try:
                 text = self._read_line()
             except EOFError:
                 return
+            except KeyboardInterrupt:
+                if self._was_ctrl_c:
+                    raise
+                self._was_ctrl_c = True
+                say("[Ctrl-C once more leaves]", dim=True)
+                continue
+            self._was_ctrl_c = False
             if text.strip() in ("/exit", "/quit"):
                 return
             if text.startswith("/"):
@@ -73,6 +81,7 @@ class Chat:
             return
         self._has_answered = True
         if answer.was_stopped:
+            self._was_ctrl_c = True
             say("[stopped]", dim=True)
         note_full_context(self._engine, self._settings)
         if answer.text and not self._settings.raw:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli._interrupt import no_echo
 from cli._options import Text, load_options, model_argument, sampling_options, take_sampling
 from cli.answering import (
     Settings,
@@ -103,7 +104,7 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
     import offload
     from cli._render import LoadDisplay
 
-    with LoadDisplay() as display:
+    with LoadDisplay() as display, no_echo():
         return offload.load(
             model,
             device=values["device"],

@@ -415,6 +415,22 @@ def test_chat_goes_on_after_an_error(
     assert made.messages == []
 
 
+def test_chat_leaves_on_the_second_ctrl_c_in_a_row(engine: FakeEngine) -> None:
+    keys = iter(["^C", "one", "^C", "^C", "never"])
+
+    def read_line() -> str:
+        key = next(keys)
+        if key == "^C":
+            raise KeyboardInterrupt
+        return key
+
+    settings = Settings(sampling={})
+    with pytest.raises(KeyboardInterrupt):
+        chat_ui.Chat(engine, settings, read_line).loop()  # type: ignore[arg-type]
+    assert len(engine.calls) == 1
+    assert list(keys) == ["never"]
+
+
 def test_raw_chat_has_no_memory(engine: FakeEngine) -> None:
     chat(engine, "one", "two", raw=True)
     assert [call[0] for call in engine.calls] == ["one", "two"]
