@@ -35,14 +35,16 @@ from offload.tokenizer import Tokenizer
 PREFILL_TOKENS = 512  # prompt tokens in one forward pass
 
 
-class Cancelled(Exception):
+class Cancelled(Exception):  # noqa: N818
     """Raised inside a forward pass by `Engine.cancel`; never leaves the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token. text: what can be printed now, possibly "" (half a character, a held
-    stop string, a special token). channel: "thinking" or "content".
+    """One generated token.
+
+    text: what can be printed now, possibly "" (half a character, a held stop string, a special
+    token). channel: "thinking" or "content".
     """
 
     id: int
@@ -51,7 +53,7 @@ class Token:
 
 
 class Engine:
-    """A model, its tokenizer and its KV cache; made by `offload.load`, closed by `with` or close()."""
+    """A model, its tokenizer and its KV cache; made by `offload.load`, closed by `with`."""
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class Engine:
         return self._answer(prompt, params, read)
 
     def cancel(self) -> None:
-        """End the running answer before the next layer; safe in signal handlers and other threads."""
+        """End the running answer before the next layer; safe in signal handlers and threads."""
         self._is_cancelled = True
 
     def close(self) -> None:
@@ -276,7 +278,8 @@ class Engine:
         logits = np.empty((0, 0), np.float32)
         for i in range(keep, len(prompt), PREFILL_TOKENS):
             logits = self._forward(prompt[i : i + PREFILL_TOKENS])
-        return logits[-1]
+        last: np.ndarray = logits[-1]
+        return last
 
     def _forward(self, ids: np.ndarray, *, all_logits: bool = False) -> np.ndarray:
         """Append ids to the cache -> logits of the last, or of all."""

@@ -14,7 +14,7 @@ from quant import isa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuInfo:
-    """The processor and its memory. ram_*: bytes; cores: physical; usable: this process may run on."""
+    """The processor and its memory. ram_*: bytes; usable: logical cores open to this process."""
 
     name: str
     cores: int

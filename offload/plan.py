@@ -1,4 +1,4 @@
-"""Plan: where every tensor lives and why. It is the configuration of a run, and it can be printed."""
+"""Plan: where every tensor lives and why; the configuration of a run, and it can be printed."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def make_plan(
             f"({free / 2**30:.1f} GiB): parts are read from disk again and again, expect disk speed"
         )
     mapped = "read where it lies in the mapped file"
-    placements = {
+    placements: dict[str, Placement] = {
         family.name: Placement(device=device, n_bytes=family.n_bytes, why=mapped)
         for family in tensors.families
         if family.name != "mtp"

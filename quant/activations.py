@@ -1,16 +1,16 @@
 """float32 activations -> records of int8 (Q8) or of two int8 planes (Q16), one per token.
 
     Q8   [ q: n x int8 | scale: n/32 x float32 | sums: n/16 x float32 ]      n a multiple of 32
-    Q16  [ hi: n x int8 | lo: n x int8 | scale | sums ]                      value = scale (256 hi + lo)
+    Q16  [ hi: n x int8 | lo: n x int8 | scale | sums ]             value = scale (256 hi + lo)
 
     Q8:  scale = max|x| / 127 of the 32 columns;  q = round(x / scale), ties to even, |q| <= 127
     Q16: hi as in Q8, lo = 256ths of the rest, scale 256 times smaller
     sums[g] = the sum of 16 rounded values: what offsets and minima of the weights are multiplied by
 
-Q8 is finer than llama.cpp's one scale per 256 columns (Q8_K): the rounding error of a product is about
-0.73 of its. Q16 has 1/256 of the error of Q8 for one more dot product per weight. Routed experts,
-which are most of the work, take Q8; everything else takes Q16: what reaches the router decides which
-experts run, and that is where rounding hurts. A row of zeros has scale 0.
+Q8 is finer than llama.cpp's one scale per 256 columns (Q8_K): the rounding error of a product is
+about 0.73 of its. Q16 has 1/256 of the error of Q8 for one more dot product per weight. Routed
+experts, which are most of the work, take Q8; everything else takes Q16: what reaches the router
+decides which experts run, and that is where rounding hurts. A row of zeros has scale 0.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def quantize_task(context: int, index: int, thread: int) -> None:
 
 
 def quantize_rows(pool: Pool, x: np.ndarray, out: np.ndarray, planes: int) -> None:
-    """x (T, n) float32 -> records out (T, record_bytes) uint8, in parallel over rows."""
+    """X (T, n) float32 -> records out (T, record_bytes) uint8, in parallel over rows."""
     fields = [x.ctypes.data, x.strides[0], x.shape[1], out.ctypes.data, out.strides[0], planes]
     context = np.array(fields, np.int64)
     pool.run(quantize_task.address, context.ctypes.data, len(x))

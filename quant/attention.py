@@ -139,8 +139,8 @@ def attend(
 ) -> None:
     """Absorbed attention of T new tokens at positions first .. first + T - 1, causal.
 
-    q: (T, A, width) float32, width a multiple of 8, A a multiple of 4; cache: address of position 0,
-    rows of `width` halves (half) or float32, row_bytes apart; z: (T, A, latent) float32, written.
+    q: (T, A, width) float32, width a multiple of 8, A a multiple of 4; cache: address of position
+    0, rows of `width` halves (half) or float32, row_bytes apart; z: (T, A, latent), written.
     """
     n_tokens, n_heads, width = q.shape
     fields = [

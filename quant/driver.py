@@ -1,6 +1,6 @@
 """Parallel drivers: one region runs any mix of types, through job records.
 
-A region takes a table of jobs (`kernels.Job`) and cuts their rows into chunks, the tasks of the pool.
+A region takes a table of jobs (`kernels.Job`) and cuts their rows into chunks, the pool's tasks.
 Python is not entered in between, and results do not depend on the number of threads.
 """
 
@@ -79,7 +79,7 @@ def part_job(job: int, local: int, up: bool, out: int, width: int, r0: int) -> i
 
 @task
 def gate_up_task(context: int, index: int, thread: int) -> None:
-    """h = silu(gate . x) * (up . x) for one chunk of one job, stored as its OUT_KIND says.
+    """H = silu(gate . x) * (up . x) for one chunk of one job, stored as its OUT_KIND says.
 
     context: jobs, chunk, scratch, scratch bytes per thread. h of token t goes to
     OUT + t * OUT_STRIDE: a record, or float32 (kind 0).
@@ -122,7 +122,7 @@ def run_gate_up(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
 
 @kernel()
 def gather_rows(job: int, ids: np.ndarray, out: int, out_stride: int) -> None:
-    """Dequantise rows ids[i] to out + i * out_stride; job: a `dequantize` job (its OUT is changed)."""
+    """Dequantise rows ids[i] to out + i * out_stride; job: a `dequantize` job, changed."""
     put_i64(job + _OUT_STRIDE, out_stride)
     for i in range(ids.size):
         put_i64(job + _OUT, out + i * out_stride)

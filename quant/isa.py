@@ -1,7 +1,7 @@
 """What this processor offers, and the few operations that differ between instruction sets.
 
-`ISA` is chosen once, at import, from the CPU features that LLVM reports; KIMI_OFFLOAD_ISA=avx2|generic
-... forces a lesser one (for tests and for `doctor`). Kernels compiled for one are never loaded for
+`ISA` is chosen once, at import, from the CPU features that LLVM reports; KIMI_OFFLOAD_ISA=avx2 (or
+any of NAMES) forces a lesser one, for tests. Kernels compiled for one are never loaded for
 another: the name is part of the cache folder (`jit.py`).
 """
 
@@ -60,7 +60,7 @@ def _call(b: Any, m: Any, name: str, ret: Any, values: list[Any]) -> Any:
 
 
 def dot_i8(b: Any, m: Any, v: Any) -> Any:
-    """LLVM for i32x8 of signed byte products, four neighbours summed; exact for |a| <= 128, |b| <= 127."""
+    """LLVM for i32x8 of signed byte products, four summed; exact for |a| <= 128, |b| <= 127."""
     x, y = v
     if ISA == "generic":
         wide = ir.VectorType(I32, 32)

@@ -8,7 +8,7 @@ quant types through addresses.
 Options and why: `error_model="numpy"` (no division checks), `nogil` (drivers of two engines may
 overlap), no fastmath (a result must not depend on the vectoriser; fused multiply-adds are written
 out). Compiled code is kept in `$KIMI_OFFLOAD_CACHE` or the user's cache folder, keyed by a digest
-of all sources in quant/, the Numba version and the instruction set: a stale kernel cannot be loaded.
+of all sources in quant/, the Numba version and the instruction set: no stale kernel is ever loaded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-class _QuantCacheLocator(_CacheLocator):  # type: ignore[misc]
+class _QuantCacheLocator(_CacheLocator):
     """Numba's hook for choosing the cache folder; used for functions of this package only."""
 
     def __init__(self, py_func: Callable[..., Any], py_file: str) -> None:
@@ -79,9 +79,9 @@ class _QuantCacheLocator(_CacheLocator):  # type: ignore[misc]
 
 CacheImpl._locator_classes.insert(0, _QuantCacheLocator)
 
-# Inlined before LLVM sees it: linking a helper that was compiled on its own is not safe here, because
-# code generation has by then rewritten its address arithmetic as offsets from a null pointer, and
-# LLVM may call every load through it undefined (seen with llvmlite 0.50: whole kernels vanished).
+# Inlined before LLVM sees it: linking a helper that was compiled on its own is not safe here. Code
+# generation has by then rewritten its address arithmetic as offsets from a null pointer, and LLVM
+# may call every load through it undefined (seen with llvmlite 0.50: whole kernels vanished).
 inline = numba.njit(inline="always", error_model="numpy", nogil=True)
 
 
@@ -99,7 +99,7 @@ def bind(template: Callable[..., Any], name: str, **names: Any) -> Callable[...,
 
 
 def c_kernel(fn: Callable[..., Any]) -> Any:
-    """A C function `void fn(job, first_row, last_row)`; keep it referenced while `.address` is used."""
+    """A C function `void fn(intp, intp, intp)`; keep it referenced while `.address` is used."""
     return numba.cfunc("void(intp, intp, intp)", cache=True, error_model="numpy")(fn)
 
 

@@ -164,7 +164,7 @@ _Q, _S, _O = MANY_COLS, MANY_COLS, MANY_COLS // 4  # bytes of a decoded row: q, 
 
 
 def decode_tile(p: int, n_cols: int, q: int, s: int, o: int) -> None:
-    """Open in `matmul`: n_cols weights at p -> q, scales as vectors (one per 32 columns), offsets."""
+    """Open in `matmul`: n_cols weights at p -> q, one scale vector per 32 columns, offsets."""
     scale = alloca(64)
     for b in range(n_cols // SIZE):
         decode(p + b * BYTES, q + b * SIZE, scale, o + b * (SIZE // 4))

@@ -78,9 +78,10 @@ def route(
     ids: np.ndarray,
     weights: np.ndarray,
 ) -> None:
-    """Choose K experts per token. logits (T, E); bias (E,) or (0,); ids (T, K) int64; weights (T, K).
+    """Choose K experts per token.
 
-    The bias decides which experts are chosen and nothing else; ties go to the lower index.
+    logits (T, E); bias (E,) or (0,); ids (T, K) int64 and weights (T, K) are written. The bias
+    decides which experts are chosen and nothing else; ties go to the lower index.
     """
     n_tokens, n_experts = logits.shape
     top_k = ids.shape[1]
@@ -189,8 +190,8 @@ def group_by_expert(
 ) -> int:
     """Sort a routing by expert. ids (T, K) int64 -> number of experts in use, n.
 
-    experts (n,): their ids, ascending; starts (n + 1,): first slot of each; tokens (T*K,): the token
-    of each slot; slots (T, K): the slot of each choice. Outputs are int64, sized for the worst case.
+    experts (n,): their ids, ascending; starts (n + 1,): first slot of each; tokens (T*K,): the
+    token of each slot; slots (T, K): the slot of each choice. All int64, sized for the worst case.
     """
     count = np.zeros(n_experts + 1, np.int64)
     for t in range(ids.shape[0]):

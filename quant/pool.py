@@ -7,9 +7,9 @@ Unlike a fork-join region it does not wait for every thread to show up: the call
 region ends when all tasks are done, even if another program keeps a worker off its core meanwhile.
 Workers spin for about a millisecond, then sleep in the kernel until the next region.
 
-How: one 64-bit word | generation: 24 | n: 20 | next task: 20 |. A thread takes a task by adding 1 to
-it. If the number it got is below the n it got with it, then the region cannot end before that task
-is done, so the region's function and context are safe to read; otherwise it touches nothing.
+How: one 64-bit word | generation: 24 | n: 20 | next task: 20 |. A thread takes a task by adding 1
+to it. If the number it got is below the n it got with it, then the region cannot end before that
+task is done, so the region's function and context are safe to read; otherwise it touches nothing.
 """
 
 from __future__ import annotations
@@ -139,11 +139,9 @@ def run_region(control: int, fn: int, context: int, n: int) -> None:
     store_atomic(control + DONE, 0)
     generation = (load_atomic(control + WORD) >> 40) + 1
     store_atomic(control + WORD, (generation & 0x7FFFFF) << 40 | n << 20)
-    if n > 1:
-        if HAS_FUTEX:
-            if load_atomic(control + SLEEPERS) > 0:
-                fetch_add(control + WAKE, 1)
-                futex(control + WAKE, 129, 0x7FFFFFFF, 0)
+    if HAS_FUTEX and n > 1 and load_atomic(control + SLEEPERS) > 0:
+        fetch_add(control + WAKE, 1)
+        futex(control + WAKE, 129, 0x7FFFFFFF, 0)
     work(control, 0)
     while load_atomic(control + DONE) < n:
         relax()

@@ -60,8 +60,8 @@ def matmul(
 ) -> np.ndarray:
     """Data (rows, row_bytes) uint8, x (tokens, n_cols) float32 -> (tokens, rows) float32.
 
-    x is rounded to Q8 (planes 1) or Q16 (2) first unless the type is a float one. A token's row does not depend on the
-    other tokens: it equals `matvec` of it bit for bit.
+    x is rounded to Q8 (planes 1) or Q16 (2) first unless the type is a float one. A token's row
+    does not depend on the other tokens: it equals `matvec` of it bit for bit.
     """
     data = _rows(t, data, x.shape[1])
     kind: Kind = "matvec" if len(x) == 1 else "matmul"

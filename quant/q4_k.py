@@ -33,7 +33,7 @@ def scale_min(p: int, j: int) -> tuple[int, int]:
 
 @inline
 def put_scales(p: int, s: int, o: int) -> None:
-    """Scales d * scale and offsets -dmin * min of the 8 sub-blocks (each stands for 2 x 16 weights)."""
+    """Scales d * scale and offsets -dmin * min of the 8 sub-blocks (2 x 16 weights each)."""
     d = f16(p)
     dmin = f16(p + 2)
     for j in range(8):

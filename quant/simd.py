@@ -19,8 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.imputils import lower_builtin
-from numba.core.typing import signature
-from numba.core.typing.templates import ConcreteTemplate, infer_global
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
 from quant import isa
@@ -321,9 +320,8 @@ def _call_kernel(b: Any, m: Any, v: Any) -> Any:
 call_kernel = _op(types.int64, (P, P, P, P), _call_kernel)  # kernel(job, first_row, last_row)
 
 
-@intrinsic(prefer_literal=True)
-def alloca(typingctx: Any, n_bytes: Any) -> Any:
-    """Address of `n_bytes` (a literal) on the kernel's stack, 64-byte aligned, alive until it returns."""
+def _alloca(typingctx: Any, n_bytes: Any) -> Any:
+    """Address of `n_bytes` (a literal) on the kernel's stack, 64-byte aligned."""
     if not isinstance(n_bytes, types.IntegerLiteral):
         return None
     size = n_bytes.literal_value
@@ -335,3 +333,6 @@ def alloca(typingctx: Any, n_bytes: Any) -> Any:
             return builder.and_(start, ir.Constant(I64, -64))
 
     return types.intp(n_bytes), codegen
+
+
+alloca: Any = intrinsic(prefer_literal=True)(_alloca)

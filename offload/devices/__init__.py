@@ -13,7 +13,7 @@ DEVICES = ("cpu",)
 
 
 def resolve(device: str) -> tuple[str, str]:
-    """(device, why) for a user's wish: 'auto', 'cpu', or the name of one that does not exist yet."""
+    """(device, why) for a user's wish: 'auto', 'cpu', or one that does not exist yet."""
     if device == "auto":
         return "cpu", "no GPU backend in this version"
     if device in DEVICES:

@@ -2,8 +2,8 @@
 
 Absorbed: queries are taken into the latent space (k_b), every head reads the cached latents, the
 result leaves through v_b. 2 (latent + rope) + 2 latent operations per head and position.
-Expanded: keys and values of a head are made from the latents first, then ordinary attention; cheaper
-once many tokens share the expansion.
+Expanded: keys and values of a head are made from the latents first, then ordinary attention;
+cheaper once many tokens share the expansion.
 
 The two differ in float32 summation order, and a difference of 1e-7 grows to the size of the int8
 rounding within a few quantised layers. So prompts up to EXACT_CONTEXT tokens are always absorbed,

@@ -40,7 +40,7 @@ def padded(x: Array, n_cols: int) -> Array:
 
 
 def records(pool: Pool, x: Array, planes: int) -> Array:
-    """x (T, n) -> its records (T, record_bytes) uint8."""
+    """The records of x (T, n): (T, record_bytes) uint8."""
     n = x.shape[1]
     out = np.empty((len(x), record_bytes(n, planes)), np.uint8)
     if len(x) == 1:

@@ -1,8 +1,8 @@
 """Dense MLPs and routed experts on the CPU: two parallel regions and a weighted sum.
 
-Region 1 computes silu(gate . x) * (up . x) of all chosen experts and the shared one and stores it as
-`down` wants it; region 2 computes `down` into one row per (token, expert); then rows are summed with
-the routing weights, in a fixed order.
+Region 1 computes silu(gate . x) * (up . x) of all chosen experts and the shared one and stores it
+as `down` wants it; region 2 computes `down` into one row per (token, expert); then rows are summed
+with the routing weights, in a fixed order.
 """
 
 from __future__ import annotations

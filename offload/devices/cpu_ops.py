@@ -2,7 +2,7 @@
 
 One token goes through `matvec`, several through `matmul`; the two agree bit for bit, so prefill and
 decoding do, whatever the batch. (Anything less would not stay small: a difference of 1e-7 flips the
-int8 rounding of an activation here and there, and a few layers on that is as large as the rounding.)
+int8 rounding of an activation here and there, which a few layers on is as large as the rounding.)
 
 Routed experts take Q8 activations, all else Q16: see quant/activations.py.
 """
@@ -69,7 +69,7 @@ class CpuOps:
     def embed(self, table: Matrix, ids: Array) -> Array:
         """Rows of the table."""
         out = np.empty((len(ids), table.n_cols), np.float32)
-        job = np.zeros(driver.JOB_FIELDS, np.int64)
+        job = driver.job_table(1)[0]
         fill_job(job, table, "dequantize")
         driver.gather_rows(job.ctypes.data, ids, out.ctypes.data, out.strides[0])
         self.need("dequantize", table)

@@ -42,8 +42,8 @@ def _ramp_ends(rope: RopeConfig) -> tuple[float, float]:
 def magnitudes(config: ModelConfig) -> tuple[float, float]:
     """(factor on rotated vectors, kq_scale) as llama.cpp computes them for this family.
 
-    With yarn_log_multiplier m0 the rotation carries 1 and the scale (1 + 0.1 m0 ln factor)^2; without
-    the key, both carry 1 + 0.1 ln factor.
+    With yarn_log_multiplier m the rotation carries 1 and the scale (1 + m ln factor)^2; without the
+    key, the rotation carries 1 + 0.1 ln factor and the scale its square as well.
     """
     rope = config.rope
     base = 1.0 / math.sqrt(config.qk_head_dim)
