@@ -45,7 +45,7 @@ def _run(job: np.ndarray, chunk: int, threads: int) -> None:
 
 
 def dequantize(t: GGMLType, data: np.ndarray, n_cols: int, *, threads: int = 1) -> np.ndarray:
-    """Data (rows, row_bytes) uint8 -> (rows, n_cols) float32, bit-equal to libggml's."""
+    """data (rows, row_bytes) uint8 -> (rows, n_cols) float32, bit-equal to libggml's."""
     data = _rows(t, data, n_cols)
     out = np.empty((len(data), n_cols), np.float32)
     job = _job("dequantize", t, data, n_cols)
@@ -58,7 +58,7 @@ def dequantize(t: GGMLType, data: np.ndarray, n_cols: int, *, threads: int = 1) 
 def matmul(
     t: GGMLType, data: np.ndarray, x: np.ndarray, *, planes: int = 1, threads: int = 1
 ) -> np.ndarray:
-    """Data (rows, row_bytes) uint8, x (tokens, n_cols) float32 -> (tokens, rows) float32.
+    """data (rows, row_bytes) uint8, x (tokens, n_cols) float32 -> (tokens, rows) float32.
 
     x is rounded to Q8 (planes 1) or Q16 (2) first unless the type is a float one. A token's row
     does not depend on the other tokens: it equals `matvec` of it bit for bit.
@@ -74,7 +74,7 @@ def matmul(
 def matvec(
     t: GGMLType, data: np.ndarray, x: np.ndarray, *, planes: int = 1, threads: int = 1
 ) -> np.ndarray:
-    """Data (rows, row_bytes) uint8, x (n_cols,) float32 -> (rows,) float32; see `matmul`."""
+    """data (rows, row_bytes) uint8, x (n_cols,) float32 -> (rows,) float32; see `matmul`."""
     return matmul(t, data, x[None], planes=planes, threads=threads)[0]
 
 

@@ -7,9 +7,9 @@ import pytest
 from family import Sizes
 from gguf_bytes import n_bytes, write_model
 
-from offload.tensor_census import Census, Family, census, family_of
 from offload.config import ModelConfig
 from offload.gguf import GGUFFile
+from offload.tensor_census import Census, Family, census, family_of
 from quant.ggml import GGMLType
 
 TOY = Sizes()

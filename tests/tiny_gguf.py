@@ -141,7 +141,7 @@ def type_of(m: TinyModel, name: str, x: np.ndarray) -> GGMLType:
 
 
 def write(path: Path, m: TinyModel, *, dequantized: bool = False) -> Path:
-    """Write the model; dequantized: the same weights as F32 (after quantisation), the exact twin."""
+    """Write the model; dequantized: the quantised weights as F32, the exact twin."""
     g = gguf.GGUFWriter(path, "deepseek2")
     g.add_name("tiny")
     g.add_block_count(m.layers + m.mtp)

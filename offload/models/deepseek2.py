@@ -58,7 +58,7 @@ class DeepSeek2:
         all_logits: bool = False,
         check: Callable[[], None] = lambda: None,
     ) -> Array:
-        """Run tokens ids (T,) int64 from position kv.length on -> logits (1, V) of the last, or all.
+        """Run tokens ids (T,) int64 at positions kv.length .. -> logits (1, V) of the last, or all.
 
         Appends T rows to the cache. `check` is called before each layer and may raise; the cache
         then still ends where it did.
