@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
 VERSIONED_PACKAGES = (
@@ -73,8 +73,3 @@ def write_bug_log(exc: BaseException) -> Path:
         path = private_file(Path(tempfile.mkdtemp(prefix="kimi-offload-")) / name)
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
-
-
-def embedded_model() -> Path:
-    """The file of kimi-mini, which comes with the package; it may be missing in a bare checkout."""
-    return Path(str(resources.files("offload.data") / "kimi-mini.gguf"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli._paths import embedded_model, package_versions, user_data_dir
+from cli._paths import package_versions, user_data_dir
 from cli._render import amount, show_table
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def command() -> None:
     import offload
 
     show_table("Machine", ("", ""), _machine_rows(offload.probe()))
-    model = embedded_model()
+    model = offload.embedded_model()
     size = amount(model.stat().st_size) if model.is_file() else "missing"
     rows = [*package_versions().items(), ("embedded model", f"{size} ({model})")]
     rows.append(("chat history, logs", str(user_data_dir())))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli._options import model_argument
-from cli._paths import embedded_model
 from cli._render import amount, say, show_table
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def command(model: Path | None, tensors: bool, as_json: bool) -> None:
     """
     import offload
 
-    with offload.GGUFFile.open(model or embedded_model()) as file:
+    with offload.GGUFFile.open(model or offload.embedded_model()) as file:
         config, obstacle = None, None
         try:
             config = offload.ModelConfig.from_gguf(file)

@@ -12,12 +12,13 @@ Names are imported when they are first used, so `import offload` costs nothing.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offload.version import __version__
 
 if TYPE_CHECKING:
     from offload.config import ModelConfig
+    from offload.data import embedded_model
     from offload.engine import Engine, Token, load
     from offload.errors import (
         DeviceError,
@@ -41,6 +42,7 @@ _HOMES = {
     "Engine": "offload.engine",
     "Token": "offload.engine",
     "load": "offload.engine",
+    "embedded_model": "offload.data",
     "DeviceError": "offload.errors",
     "GGUFError": "offload.errors",
     "OffloadError": "offload.errors",
@@ -77,18 +79,27 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "census",
+    "embedded_model",
     "load",
     "make_plan",
     "probe",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'offload' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # for type checkers, unknown names are errors
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'offload' has no attribute {name!r}")
+        from offload.errors import OffloadError
+        from quant.ggml import QuantError
+
+        try:
+            value = getattr(importlib.import_module(_HOMES[name]), name)
+        except QuantError as exc:  # a wrong KIMI_OFFLOAD_ISA shows when kernels are imported
+            raise OffloadError(str(exc)) from exc
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

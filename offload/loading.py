@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib import resources
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
 from offload.config import ModelConfig
+from offload.data import embedded_model
 from offload.devices import open_ops
 from offload.errors import GGUFError, PlanError
 from offload.gguf import GGUFFile
@@ -28,11 +27,6 @@ from offload.weights import WeightStore
 Report = Callable[[LoadProgress], None]
 READ_STEP = 64 << 20  # bytes between two reports
 PAGE = 4096
-
-
-def embedded_model() -> Path:
-    """The file of kimi-mini, shipped with the package."""
-    return Path(str(resources.files("offload.data") / "kimi-mini.gguf"))
 
 
 def open_model(

@@ -13,6 +13,8 @@ from typing import Any
 
 from llvmlite import binding, ir
 
+from quant.ggml import QuantError
+
 NAMES = ("avx512vnni", "avx512", "avxvnni", "avx2", "generic")
 
 I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
@@ -33,7 +35,7 @@ def detect() -> str:
 
 
 def choose(wanted: str | None) -> str:
-    """`wanted` if this processor can execute it, else ValueError naming what it can."""
+    """`wanted` if this processor can execute it, else QuantError naming what it can."""
     best = detect()
     if not wanted:
         return best
@@ -47,7 +49,7 @@ def choose(wanted: str | None) -> str:
     if best == "avx512vnni" and not binding.get_host_cpu_features().get("avxvnni"):
         able = ("avx512vnni", "avx512", "avx2", "generic")
     if wanted not in able:
-        raise ValueError(f"KIMI_OFFLOAD_ISA={wanted}: this processor can run {', '.join(able)}")
+        raise QuantError(f"KIMI_OFFLOAD_ISA={wanted}: this processor can run {', '.join(able)}")
     return wanted
 
 
