@@ -18,6 +18,7 @@ from quant.ggml import QuantError
 NAMES = ("avx512vnni", "avx512", "avxvnni", "avx2", "generic")
 
 I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+V64I8, V16I32 = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
 V32I8, V16I16, V8I32 = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -89,6 +90,53 @@ def dpbusd(b: Any, m: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
     if fn is None:
         fn = ir.Function(m, ir.FunctionType(V8I32, [V8I32] * 3), name)
     return b.call(fn, [acc, b.bitcast(unsigned, V8I32), b.bitcast(signed, V8I32)])
+
+
+def _lanes(start: int, count: int) -> Any:
+    return ir.Constant(ir.VectorType(I32, count), list(range(start, start + count)))
+
+
+def _by_halves(b: Any, m: Any, v: Any, dot: Any) -> Any:
+    """A 512-bit dot product from two of 256 bits."""
+    parts = []
+    for start in (0, 32):
+        x, y = (b.shuffle_vector(u, u, _lanes(start, 32)) for u in v)
+        parts.append(dot(b, m, (x, y)))
+    return b.shuffle_vector(parts[0], parts[1], _lanes(0, 16))
+
+
+def _dpbusd_512(b: Any, m: Any, unsigned: Any, signed: Any) -> Any:
+    zero = ir.Constant(V16I32, [0] * 16)
+    values = [zero, b.bitcast(unsigned, V16I32), b.bitcast(signed, V16I32)]
+    return _call(b, m, "llvm.x86.avx512.vpdpbusd.512", V16I32, values)
+
+
+def dot_i8x64(b: Any, m: Any, v: Any) -> Any:
+    """`dot_i8` on 64 bytes -> i32x16."""
+    if ISA != "avx512vnni":
+        return _by_halves(b, m, v, dot_i8)
+    x, y = v
+    zero = ir.Constant(V64I8, [0] * 64)
+    magnitude = _call(b, m, "llvm.abs.v64i8", V64I8, [x, ir.Constant(ir.IntType(1), 0)])
+    signed = b.select(b.icmp_signed("<", x, zero), b.sub(zero, y), y)
+    return _dpbusd_512(b, m, magnitude, signed)
+
+
+def dot_u8x64(b: Any, m: Any, v: Any) -> Any:
+    """u8 x s8 -> i32x16, four summed; exact for unsigned values up to 64 (129 would saturate)."""
+    if ISA == "avx512vnni":
+        return _dpbusd_512(b, m, *v)
+    return _by_halves(b, m, v, _dot_u8)
+
+
+def _dot_u8(b: Any, m: Any, v: Any) -> Any:
+    x, y = v
+    if ISA == "generic":
+        return dot_i8(b, m, v)  # up to 64: the same as signed
+    if ISA == "avxvnni":
+        return dpbusd(b, m, ir.Constant(V8I32, [0] * 8), x, y)
+    pairs = _call(b, m, "llvm.x86.avx2.pmadd.ub.sw", V16I16, [x, y])
+    return _call(b, m, "llvm.x86.avx2.pmadd.wd", V8I32, [pairs, ir.Constant(V16I16, [1] * 16)])
 
 
 def shuffle_bytes(b: Any, m: Any, table: Any, index: Any) -> Any:

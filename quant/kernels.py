@@ -24,19 +24,28 @@ from quant.jit import inline
 from quant.simd import (
     alloca,
     dot_i8,
+    dot_i8x64,
     f32,
     fma,
+    fma_16,
     i64,
+    join_f32,
     load_f32,
+    load_f32x16,
     load_i8,
     load_i8_as_f32,
+    load_i8x64,
     pair_f32,
     prefetch,
     put_f32,
     splat_f32,
+    splat_i8,
     store_f32,
+    store_f32x16,
+    store_i8,
     sum_f32,
     to_f32,
+    to_f32x16,
     zero_f32,
 )
 
@@ -126,7 +135,12 @@ def dequantize(job: int, r0: int, r1: int) -> None:
 
 
 def matvec(job: int, r0: int, r1: int) -> None:
-    """out[t, r] = row r . activations t, activations as Q8 records."""
+    """out[t, r] = row r . activations t, activations as records.
+
+    The order of summation is part of the contract, for every product of this type keeps it: eight
+    lanes of four columns each; groups of 32 columns go to two accumulators in turn; then lane by
+    lane (first + second) + offsets, then the lanes.
+    """
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     q = alloca(256)
     s = alloca(64)
@@ -140,6 +154,7 @@ def matvec(job: int, r0: int, r1: int) -> None:
             ys = x + PLANES * n
             sums = ys + n // 8
             acc = zero_f32()
+            other = zero_f32()
             low = zero_f32()
             for _ in range(n // SIZE):
                 prefetch(p + 2048)
@@ -147,14 +162,14 @@ def matvec(job: int, r0: int, r1: int) -> None:
                 for g in range(SIZE // 32):
                     scale = pair_f32(f32(s + 8 * g), f32(s + 8 * g + 4)) * f32(ys)
                     d = to_f32(product(q + 32 * g, y, n))
-                    acc = fma(d, scale, acc)
+                    acc, other = other, fma(d, scale, acc)
                     y += 32
                     ys += 4
                 if OFFSETS:
                     low = add_offsets(low, o, sums, SIZE)
                     sums += SIZE // 4
                 p += BYTES
-            put_f32(out + 4 * r, sum_f32(acc + low))
+            put_f32(out + 4 * r, sum_f32(acc + other + low))
 
 
 MANY_ROWS = 4
@@ -171,6 +186,9 @@ def decode_tile(p: int, n_cols: int, q: int, s: int, o: int) -> None:
         for g in range(SIZE // 32):
             store_f32(s, pair_f32(f32(scale + 8 * g), f32(scale + 8 * g + 4)))
             s += 32
+    if n_cols % 64:  # `matmul` goes on in steps of 64
+        store_i8(q + n_cols, splat_i8(0))
+        store_f32(s, zero_f32())
 
 
 def product(q: int, y: int, n: int) -> Any:
@@ -179,6 +197,15 @@ def product(q: int, y: int, n: int) -> Any:
     d = dot_i8(v, load_i8(y))
     if PLANES == 2:
         d = (d << 8) + dot_i8(v, load_i8(y + n))
+    return d
+
+
+def product_64(q: int, y: int, n: int) -> Any:
+    """i32x16 of 64 weights at q . 64 activations at y; open because PLANES is."""
+    v = load_i8x64(q)
+    d = dot_i8x64(v, load_i8x64(y))
+    if PLANES == 2:
+        d = (d << 8) + dot_i8x64(v, load_i8x64(y + n))
     return d
 
 
@@ -204,15 +231,15 @@ def matmul(job: int, r0: int, r1: int) -> None:
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     x, x_stride, n_tokens = i64(job + _X), i64(job + _X_STRIDE), i64(job + _N_TOKENS)
     index, stride = i64(job + _INDEX), i64(job + _OUT_STRIDE)
-    q = alloca(8192)  # MANY_ROWS * _Q
-    s = alloca(8192)
+    q = alloca(8256)  # MANY_ROWS * _Q, and 32 columns more
+    s = alloca(8256)
     o = alloca(2048)
-    accs = alloca(32768)  # MANY_TOKENS * MANY_ROWS * (sum: 32, low: 32 bytes)
+    accs = alloca(65536)  # MANY_TOKENS * MANY_ROWS * (sums: 64, low: 32, free: 32 bytes)
     for top in range(r0, r1, MANY_ROWS):
         rows = min(MANY_ROWS, r1 - top)
         for t0 in range(0, n_tokens, MANY_TOKENS):
             count = min(MANY_TOKENS, n_tokens - t0)
-            for i in range(count * MANY_ROWS * 2):
+            for i in range(count * MANY_ROWS * 4):
                 store_f32(accs + 32 * i, zero_f32())
             for c0 in range(0, n, MANY_COLS):
                 cols = min(MANY_COLS, n - c0)
@@ -221,35 +248,44 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     decode_tile(row, cols, q + r * _Q, s + r * _S, o + r * _O)
                 for t in range(count):
                     y = x + (i64(index + 8 * (t0 + t)) if index else (t0 + t) * x_stride)
-                    at = accs + t * MANY_ROWS * 64
-                    a = load_f32(at)
-                    b = load_f32(at + 32)
-                    c = load_f32(at + 64)
-                    d = load_f32(at + 96)
-                    for g in range(cols // 32):
-                        v = y + c0 + 32 * g
-                        ys = f32(y + PLANES * n + c0 // 8 + 4 * g)
-                        k = 32 * g
-                        a = fma(to_f32(product(q + k, v, n)), load_f32(s + k) * ys, a)
-                        b = fma(to_f32(product(q + _Q + k, v, n)), load_f32(s + _S + k) * ys, b)
-                        k += 2 * _Q
-                        c = fma(to_f32(product(q + k, v, n)), load_f32(s + k) * ys, c)
-                        d = fma(to_f32(product(q + _Q + k, v, n)), load_f32(s + _S + k) * ys, d)
-                    store_f32(at, a)
-                    store_f32(at + 32, b)
-                    store_f32(at + 64, c)
-                    store_f32(at + 96, d)
+                    at = accs + t * MANY_ROWS * 128
+                    a = load_f32x16(at)
+                    b = load_f32x16(at + 64)
+                    c = load_f32x16(at + 128)
+                    d = load_f32x16(at + 192)
+                    for g in range(0, cols, 64):
+                        v = y + c0 + g
+                        at_ys = y + PLANES * n + (c0 + g) // 8
+                        ys = join_f32(splat_f32(f32(at_ys)), splat_f32(f32(at_ys + 4)))
+                        k = q + g
+                        j = s + g
+                        a = fma_16(to_f32x16(product_64(k, v, n)), load_f32x16(j) * ys, a)
+                        k += _Q
+                        j += _S
+                        b = fma_16(to_f32x16(product_64(k, v, n)), load_f32x16(j) * ys, b)
+                        k += _Q
+                        j += _S
+                        c = fma_16(to_f32x16(product_64(k, v, n)), load_f32x16(j) * ys, c)
+                        k += _Q
+                        j += _S
+                        d = fma_16(to_f32x16(product_64(k, v, n)), load_f32x16(j) * ys, d)
+                    store_f32x16(at, a)
+                    store_f32x16(at + 64, b)
+                    store_f32x16(at + 128, c)
+                    store_f32x16(at + 192, d)
                     if OFFSETS:
                         sums = y + PLANES * n + n // 8 + c0 // 4
                         for r in range(MANY_ROWS):
-                            low = load_f32(at + 128 + 32 * r)
-                            store_f32(at + 128 + 32 * r, add_offsets(low, o + r * _O, sums, cols))
+                            low = load_f32(at + 256 + 32 * r)
+                            store_f32(at + 256 + 32 * r, add_offsets(low, o + r * _O, sums, cols))
             for t in range(count):
                 out = i64(job + _OUT) + (t0 + t) * stride + 4 * (top - i64(job + _ROW0))
-                at = accs + t * MANY_ROWS * 64
+                at = accs + t * MANY_ROWS * 128
                 for r in range(rows):
-                    total = load_f32(at + 32 * r) + load_f32(at + 128 + 32 * r)
-                    put_f32(out + 4 * r, sum_f32(total))
+                    first = load_f32(at + 64 * r)
+                    second = load_f32(at + 64 * r + 32)
+                    low = load_f32(at + 256 + 32 * r)
+                    put_f32(out + 4 * r, sum_f32(first + second + low))
 
 
 TILE_ROWS = 8

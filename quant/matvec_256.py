@@ -52,6 +52,8 @@ def matvec_256(job: int, r0: int, r1: int) -> None:
             ys = x + PLANES * n
             a = zero_f32()
             b = zero_f32()
+            a_other = zero_f32()
+            b_other = zero_f32()
             for _ in range(n // 256):
                 prefetch(p + 2048)
                 prefetch(p + step + 2048)
@@ -63,12 +65,14 @@ def matvec_256(job: int, r0: int, r1: int) -> None:
                     scale_b = load_f32(s + 64 + 32 * h) * scale_y
                     for g in range(4):
                         c = 128 * h + 32 * g
-                        a = fma(to_f32(product(q + c, y + c, n)), first_pair(scale_a), a)
-                        b = fma(to_f32(product(q + 256 + c, y + c, n)), first_pair(scale_b), b)
+                        d = to_f32(product(q + c, y + c, n))
+                        a, a_other = a_other, fma(d, first_pair(scale_a), a)
+                        d = to_f32(product(q + 256 + c, y + c, n))
+                        b, b_other = b_other, fma(d, first_pair(scale_b), b)
                         scale_a = next_pair(scale_a)
                         scale_b = next_pair(scale_b)
                 y += 256
                 ys += 32
                 p += BYTES
-            put_f32(out + 4 * r + 4 * (step > 0), sum_f32(b))
-            put_f32(out + 4 * r, sum_f32(a))
+            put_f32(out + 4 * r + 4 * (step > 0), sum_f32(b + b_other))
+            put_f32(out + 4 * r, sum_f32(a + a_other))

@@ -10,26 +10,57 @@ Source: block_q2_K in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import QuantType
-from quant.simd import as_i8, f16, load_u8, store_i8
-from quant.unpack import load_u8_as_i32, store_scales
+from quant.quant_type import Direct, QuantType
+from quant.simd import (
+    as_i8,
+    f16,
+    load_u8,
+    load_u8_as_i32x16,
+    load_u8x32_twice,
+    shift_halves,
+    store_f32x16,
+    store_i8,
+    to_f32x16,
+)
+
+
+@inline
+def scales_16(p: int) -> Any:
+    """d * scale of the 16 sub-blocks."""
+    return to_f32x16(load_u8_as_i32x16(p) & 15) * f16(p + 80)
+
+
+@inline
+def offsets_16(p: int) -> Any:
+    """-dmin * min of the 16 sub-blocks."""
+    return to_f32x16(load_u8_as_i32x16(p) >> 4) * -f16(p + 82)
+
+
+@inline
+def weights_64(p: int, k: int) -> Any:
+    """Weights 64 k .. 64 k + 63."""
+    v = load_u8x32_twice(p + 16 + 32 * (k // 2))
+    return shift_halves(v, 4 * (k % 2), 4 * (k % 2) + 2) & 3
 
 
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
-    d = f16(p + 80)
-    dmin = -f16(p + 82)
-    for k in range(2):
-        x = load_u8_as_i32(p + 8 * k)
-        store_scales(s + 32 * k, d, x & 15)
-        store_scales(o + 32 * k, dmin, x >> 4)
+    store_f32x16(s, scales_16(p))
+    store_f32x16(o, offsets_16(p))
     for k in range(2):
         v = load_u8(p + 16 + 32 * k)
         for l in range(4):
             store_i8(q + 128 * k + 32 * l, as_i8((v >> 2 * l) & 3))
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q2_K, decode=decode, offsets=True)
+QUANT = QuantType(
+    ggml_type=GGMLType.Q2_K,
+    decode=decode,
+    offsets=True,
+    direct=Direct(weights_64=weights_64, scales_16=scales_16, offsets_16=offsets_16),
+)

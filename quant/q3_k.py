@@ -13,24 +13,51 @@ Source: block_q3_K in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import _fields as fields
-from quant.quant_type import QuantType
-from quant.simd import as_i8, f16, load_u8, store_i8
-from quant.unpack import load_u8_as_i32, store_scales
+from quant.quant_type import Direct, QuantType
+from quant.simd import (
+    as_i8,
+    f16,
+    join_f32,
+    load_u8,
+    load_u8x32_twice,
+    shift_halves,
+    store_f32x16,
+    store_i8,
+    to_f32,
+)
+from quant.unpack import load_u8_as_i32
 
 upper_0_to_7 = fields([0, 8, 16, 24, 2, 10, 18, 26], 3)
 upper_8_to_15 = fields([4, 12, 20, 28, 6, 14, 22, 30], 3)
 
 
 @inline
-def decode(p: int, q: int, s: int, o: int) -> None:
-    """One block; contract in kernels.py."""
+def scales_16(p: int) -> Any:
+    """d * (scale - 32) of the 16 sub-blocks."""
     d = f16(p + 108)
     x = load_u8_as_i32(p + 96)
-    store_scales(s, d, ((x & 15) | upper_0_to_7(p + 104) << 4) - 32)
-    store_scales(s + 32, d, (x >> 4 | upper_8_to_15(p + 104) << 4) - 32)
+    first = (x & 15 | upper_0_to_7(p + 104) << 4) - 32
+    second = (x >> 4 | upper_8_to_15(p + 104) << 4) - 32
+    return join_f32(to_f32(first) * d, to_f32(second) * d)
+
+
+@inline
+def weights_64(p: int, k: int) -> Any:
+    """Weights 64 k .. 64 k + 63, 4 too large."""
+    v = shift_halves(load_u8x32_twice(p + 32 + 32 * (k // 2)), 4 * (k % 2), 4 * (k % 2) + 2)
+    third = shift_halves(load_u8x32_twice(p), 2 * k, 2 * k + 1) & 1
+    return v & 3 | third << 2
+
+
+@inline
+def decode(p: int, q: int, s: int, o: int) -> None:
+    """One block; contract in kernels.py."""
+    store_f32x16(s, scales_16(p))
     bits = load_u8(p)
     for k in range(2):
         v = load_u8(p + 32 + 32 * k)
@@ -39,4 +66,8 @@ def decode(p: int, q: int, s: int, o: int) -> None:
             store_i8(q + 128 * k + 32 * l, as_i8(v >> 2 * l & 3 | third) - 4)
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q3_K, decode=decode)
+QUANT = QuantType(
+    ggml_type=GGMLType.Q3_K,
+    decode=decode,
+    direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=4),
+)

@@ -14,46 +14,63 @@ Source: block_q4_K and get_scale_min_k4 in llama.cpp (MIT).
 
 from __future__ import annotations
 
-import numba
+from typing import Any
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import QuantType
-from quant.simd import as_i8, f16, load_u8, put_f32, store_i8, u8
+from quant.quant_type import Direct, QuantType
+from quant.simd import (
+    as_i8,
+    bytes_as_f32,
+    f16,
+    load_u8,
+    load_u8x32_twice,
+    shift_halves,
+    store_f32x16,
+    store_i8,
+    twice_each,
+    u32,
+)
 
 
 @inline
-def scale_min(p: int, j: int) -> tuple[int, int]:
-    """6-bit scale and minimum of sub-block j; p: the 12 scale bytes (Q4_K and Q5_K)."""
-    if j < 4:
-        return u8(p + j) & 63, u8(p + j + 4) & 63
-    mixed = u8(p + j + 4)
-    return (mixed & 15) | (u8(p + j - 4) >> 6 << 4), (mixed >> 4) | (u8(p + j) >> 6 << 4)
+def scales_16(p: int) -> Any:
+    """d * scale of the 8 sub-blocks, each twice (Q4_K and Q5_K)."""
+    a = u32(p + 4)
+    c = u32(p + 12)
+    high = c & 0x0F0F0F0F | (a >> 6 & 0x03030303) << 4
+    return twice_each(bytes_as_f32(a & 0x3F3F3F3F | high << 32) * f16(p))
 
 
 @inline
-def put_scales(p: int, s: int, o: int) -> None:
-    """Scales d * scale and offsets -dmin * min of the 8 sub-blocks (2 x 16 weights each)."""
-    d = f16(p)
-    dmin = f16(p + 2)
-    for j in range(8):
-        sc, mn = scale_min(p + 4, j)
-        scale = d * numba.float32(sc)
-        offset = -(dmin * numba.float32(mn))
-        put_f32(s + 8 * j, scale)
-        put_f32(s + 8 * j + 4, scale)
-        put_f32(o + 8 * j, offset)
-        put_f32(o + 8 * j + 4, offset)
+def offsets_16(p: int) -> Any:
+    """-dmin * min of the 8 sub-blocks, each twice (Q4_K and Q5_K)."""
+    b = u32(p + 8)
+    c = u32(p + 12)
+    high = c >> 4 & 0x0F0F0F0F | (b >> 6 & 0x03030303) << 4
+    return twice_each(bytes_as_f32(b & 0x3F3F3F3F | high << 32) * -f16(p + 2))
+
+
+@inline
+def weights_64(p: int, k: int) -> Any:
+    """Sub-blocks 2 k and 2 k + 1."""
+    return shift_halves(load_u8x32_twice(p + 16 + 32 * k), 0, 4) & 15
 
 
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
-    put_scales(p, s, o)
+    store_f32x16(s, scales_16(p))
+    store_f32x16(o, offsets_16(p))
     for k in range(4):
         v = load_u8(p + 16 + 32 * k)
         store_i8(q + 64 * k, as_i8(v & 15))
         store_i8(q + 64 * k + 32, as_i8(v >> 4))
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q4_K, decode=decode, offsets=True)
+QUANT = QuantType(
+    ggml_type=GGMLType.Q4_K,
+    decode=decode,
+    offsets=True,
+    direct=Direct(weights_64=weights_64, scales_16=scales_16, offsets_16=offsets_16),
+)

@@ -10,17 +10,34 @@ Source: block_q5_K in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.q4_k import put_scales
-from quant.quant_type import QuantType
-from quant.simd import as_i8, load_u8, store_i8
+from quant.q4_k import offsets_16, scales_16
+from quant.quant_type import Direct, QuantType
+from quant.simd import (
+    as_i8,
+    load_u8,
+    load_u8x32_twice,
+    shift_halves,
+    store_f32x16,
+    store_i8,
+)
+
+
+@inline
+def weights_64(p: int, k: int) -> Any:
+    """Sub-blocks 2 k and 2 k + 1."""
+    fifth = shift_halves(load_u8x32_twice(p + 16), 2 * k, 2 * k + 1) & 1
+    return shift_halves(load_u8x32_twice(p + 48 + 32 * k), 0, 4) & 15 | fifth << 4
 
 
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
-    put_scales(p, s, o)
+    store_f32x16(s, scales_16(p))
+    store_f32x16(o, offsets_16(p))
     bits = load_u8(p + 16)
     for k in range(4):
         v = load_u8(p + 48 + 32 * k)
@@ -28,4 +45,9 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 64 * k + 32, as_i8(v >> 4 | (bits >> (2 * k + 1) & 1) << 4))
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q5_K, decode=decode, offsets=True)
+QUANT = QuantType(
+    ggml_type=GGMLType.Q5_K,
+    decode=decode,
+    offsets=True,
+    direct=Direct(weights_64=weights_64, scales_16=scales_16, offsets_16=offsets_16),
+)

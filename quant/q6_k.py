@@ -12,18 +12,44 @@ Source: block_q6_K in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import QuantType
-from quant.simd import as_i8, f16, load_i8_as_f32, load_u8, store_f32, store_i8
+from quant.quant_type import Direct, QuantType
+from quant.simd import (
+    as_i8,
+    f16,
+    join_f32,
+    load_i8_as_f32,
+    load_u8,
+    load_u8x32_twice,
+    load_u8x64,
+    shift_halves,
+    store_f32x16,
+    store_i8,
+)
+
+
+@inline
+def scales_16(p: int) -> Any:
+    """d * scale of the 16 sub-blocks."""
+    d = f16(p + 208)
+    return join_f32(load_i8_as_f32(p + 192) * d, load_i8_as_f32(p + 200) * d)
+
+
+@inline
+def weights_64(p: int, k: int) -> Any:
+    """Weights 64 k .. 64 k + 63, 32 too large."""
+    nibbles = load_u8x64(p + 64 * (k // 2)) >> 4 * (k % 2) & 15
+    pairs = shift_halves(load_u8x32_twice(p + 128 + 32 * (k // 2)), 4 * (k % 2), 4 * (k % 2) + 2)
+    return nibbles | (pairs & 3) << 4
 
 
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
-    d = f16(p + 208)
-    store_f32(s, load_i8_as_f32(p + 192) * d)
-    store_f32(s + 32, load_i8_as_f32(p + 200) * d)
+    store_f32x16(s, scales_16(p))
     for k in range(2):
         a = load_u8(p + 64 * k)
         b = load_u8(p + 64 * k + 32)
@@ -34,4 +60,8 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 128 * k + 96, as_i8(b >> 4 | (v & 192) >> 2) - 32)
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q6_K, decode=decode)
+QUANT = QuantType(
+    ggml_type=GGMLType.Q6_K,
+    decode=decode,
+    direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=32),
+)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from quant import kernels
+from quant import kernels, matvec_64
 from quant.ggml import BLOCK, GGMLType
 from quant.jit import bind, c_kernel, inline
 
@@ -20,18 +20,30 @@ Kind = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
+class Direct:
+    """What `matvec_64` asks of a type with blocks of 256 small unsigned weights; see there."""
+
+    weights_64: Any
+    scales_16: Any
+    offsets_16: Any = None
+    zero: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantType:
     """One GGML type.
 
     decode: the readable definition (None for float types, which give decode_row).
     offsets: whether decode writes `o` (a minimum or delta beside the scale).
-    overrides: faster kernels under the same contract, by kind.
+    direct: for types that `matvec_64` can serve without going through memory.
+    overrides: other faster kernels under the same contract, by kind.
     """
 
     ggml_type: GGMLType
     decode: Any = None
     decode_row: Any = None
     offsets: bool = False
+    direct: Direct | None = None
     overrides: dict[Kind, Callable[..., None]] = field(default_factory=dict)
     _compiled: dict[Kind, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -67,12 +79,20 @@ class QuantType:
         else:
             for helper, source in OPEN_HELPERS.items():
                 names[helper] = inline(bind(source, f"{helper}_{name}", **names))
-        return bind(self.overrides.get(kind) or getattr(kernels, template), name, **names)
+        fn = self.overrides.get(kind) or getattr(kernels, template)
+        if self.direct is not None and template == "matvec":
+            fn = matvec_64.matvec_64
+            names["ZERO"] = self.direct.zero
+            for open_name in ("weights_64", "scales_16", "offsets_16"):
+                names[open_name] = getattr(self.direct, open_name)
+            names["step_64"] = inline(bind(matvec_64.step_64, f"step_64_{name}", **names))
+        return bind(fn, name, **names)
 
 
 # Helpers of the templates that have open names themselves.
 OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "product": kernels.product,
+    "product_64": kernels.product_64,
     "add_offsets": kernels.add_offsets,
     "decode_row": kernels.decode_quantised_row,
     "decode_tile": kernels.decode_tile,

@@ -1,9 +1,9 @@
 """SIMD values for Numba kernels: LLVM vectors with ordinary operators.
 
-A kernel works on addresses (`intp`) and on five register types: `i8x32`, `u8x32` (32 bytes),
-`i16x16`, `i32x8`, `f32x8`, each 256 bits. Operators (+ - * & | ^ << >>) act lane by lane; an int on
-the right is broadcast. `>>` is arithmetic on signed, logical on unsigned lanes; byte shifts stay
-inside their byte. LLVM legalises these vectors for narrower and wider machines, so one source runs
+A kernel works on addresses (`intp`) and on register types: `i8x32`, `u8x32` (32 bytes), `i16x16`,
+`i32x8`, `f32x8`, each 256 bits, and `i8x64`, `u8x64`, `i32x16`, `f32x16` of 512. Operators
+(+ - * & | ^ << >>) act lane by lane; an int on the right is broadcast. `>>` is arithmetic on signed,
+logical on unsigned lanes; byte shifts stay inside their byte. LLVM legalises these vectors for narrower and wider machines, so one source runs
 on AVX-512, AVX2 and NEON; only `dot_i8` has a variant per instruction set (see `isa.py`).
 
 Loads and stores take any alignment. Nothing here checks bounds: the callers' drivers do, once.
@@ -51,7 +51,13 @@ u8x32 = _vector_type("u8x32", I8, 32, signed=False)
 i16x16 = _vector_type("i16x16", I16, 16)
 i32x8 = _vector_type("i32x8", I32, 8)
 f32x8 = _vector_type("f32x8", F32, 8)
+i8x64 = _vector_type("i8x64", I8, 64)
+u8x64 = _vector_type("u8x64", I8, 64, signed=False)
+i32x16 = _vector_type("i32x16", I32, 16)
+f32x16 = _vector_type("f32x16", F32, 16)
 VECTORS = (i8x32, u8x32, i16x16, i32x8, f32x8)
+INTEGERS = (i8x32, u8x32, i16x16, i32x8, i8x64, u8x64, i32x16)
+FLOATS = (f32x8, f32x16)
 
 
 # --- plumbing ---------------------------------------------------------------------------------
@@ -104,7 +110,7 @@ def _broadcast(b: Any, x: Any, vector: Any) -> Any:
 
 
 def _binary(py_op: Any, vector: Any, emit: Callable[[Any, Any, Any], Any]) -> None:
-    scalar = types.float32 if vector is f32x8 else types.int64
+    scalar = types.float32 if vector in FLOATS else types.int64
 
     @infer_global(py_op)
     class Typing(ConcreteTemplate):
@@ -119,10 +125,11 @@ def _binary(py_op: Any, vector: Any, emit: Callable[[Any, Any, Any], Any]) -> No
         return emit(b, args[0], _broadcast(b, args[1], vector.llvm))
 
 
-_binary(operator.add, f32x8, lambda b, x, y: b.fadd(x, y))
-_binary(operator.sub, f32x8, lambda b, x, y: b.fsub(x, y))
-_binary(operator.mul, f32x8, lambda b, x, y: b.fmul(x, y))
-for _v in VECTORS[:4]:
+for _v in FLOATS:
+    _binary(operator.add, _v, lambda b, x, y: b.fadd(x, y))
+    _binary(operator.sub, _v, lambda b, x, y: b.fsub(x, y))
+    _binary(operator.mul, _v, lambda b, x, y: b.fmul(x, y))
+for _v in INTEGERS:
     _binary(operator.add, _v, lambda b, x, y: b.add(x, y))
     _binary(operator.sub, _v, lambda b, x, y: b.sub(x, y))
     _binary(operator.mul, _v, lambda b, x, y: b.mul(x, y))
@@ -187,6 +194,7 @@ def _load_vector(vector: Any) -> Any:
 
 
 load_i8, load_u8, load_i16, load_i32, load_f32 = (_load_vector(v) for v in VECTORS)
+load_i8x64, load_u8x64, load_f32x16 = (_load_vector(v) for v in (i8x64, u8x64, f32x16))
 
 
 def _widening_load(element: Any, lanes: int, ret: Any, widen: Callable[[Any, Any], Any]) -> Any:
@@ -220,6 +228,7 @@ store_u8 = _op(types.int64, (P, u8x32), lambda b, m, v: _store(b, v[1], v[0]))
 store_i16 = _op(types.int64, (P, i16x16), lambda b, m, v: _store(b, v[1], v[0]))
 store_i32 = _op(types.int64, (P, i32x8), lambda b, m, v: _store(b, v[1], v[0]))
 store_f32 = _op(types.int64, (P, f32x8), lambda b, m, v: _store(b, v[1], v[0]))
+store_f32x16 = _op(types.int64, (P, f32x16), lambda b, m, v: _store(b, v[1], v[0]))
 store_f16 = _op(
     types.int64, (P, f32x8), lambda b, m, v: _store(b, b.fptrunc(v[1], ir.VectorType(F16, 8)), v[0])
 )
@@ -227,6 +236,73 @@ store_i8x8 = _op(  # 8 float lanes of whole numbers within int8, as bytes
     types.int64,
     (P, f32x8),
     lambda b, m, v: _store(b, b.trunc(b.fptosi(v[1], i32x8.llvm), ir.VectorType(I8, 8)), v[0]),
+)
+
+
+# --- 512 bits: one step of 64 columns -----------------------------------------------------------
+
+
+def _lanes(indices: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(I32, len(indices)), indices)
+
+
+def _join(b: Any, m: Any, v: Any) -> Any:
+    return b.shuffle_vector(v[0], v[1], _lanes(list(range(2 * v[0].type.count))))
+
+
+def _half(which: int) -> Generate:
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        n = v[0].type.count // 2
+        return b.shuffle_vector(v[0], v[0], _lanes([which * n + i for i in range(n)]))
+
+    return generate
+
+
+def _shift_halves(b: Any, m: Any, v: Any) -> Any:
+    """Bytes 0-31 shifted right by v[1], bytes 32-63 by v[2] (constants after inlining)."""
+    words = ir.VectorType(I16, 32)
+    low = splat_value(b, b.trunc(v[1], I16), words)
+    high = splat_value(b, b.trunc(v[2], I16), words)
+    by = b.shuffle_vector(low, high, _lanes([*range(16), *range(32, 48)]))
+    return b.bitcast(b.lshr(b.bitcast(v[0], words), by), u8x64.llvm)
+
+
+def _spread(pattern: list[int]) -> Generate:
+    return lambda b, m, v: b.shuffle_vector(v[0], v[0], _lanes(pattern))
+
+
+def _bytes_to_floats(b: Any, m: Any, v: Any) -> Any:
+    lanes = b.bitcast(v[0], ir.VectorType(I8, 8))
+    return b.sitofp(b.zext(lanes, i32x8.llvm), f32x8.llvm)
+
+
+zero_f32x16 = _op(f32x16, (), lambda b, m, v: ir.Constant(f32x16.llvm, [0.0] * 16))
+splat_f32x16 = _op(f32x16, (types.float32,), lambda b, m, v: splat_value(b, v[0], f32x16.llvm))
+splat_u8x64 = _op(u8x64, (types.int64,), lambda b, m, v: _broadcast(b, v[0], u8x64.llvm))
+join_u8 = _op(u8x64, (u8x32, u8x32), _join)
+join_f32 = _op(f32x16, (f32x8, f32x8), _join)
+low_half = _op(f32x8, (f32x16,), _half(0))
+high_half = _op(f32x8, (f32x16,), _half(1))
+as_i8x64 = _op(i8x64, (u8x64,), lambda b, m, v: v[0])
+load_u8x32_twice = _widening_load(
+    I8, 32, u8x64, lambda b, x: b.shuffle_vector(x, x, _lanes([*range(32)] * 2))
+)
+# 16-bit lanes are shifted: mask away what comes from the neighbour byte
+shift_halves = _op(u8x64, (u8x64, types.int64, types.int64), _shift_halves)
+to_f32x16 = _op(f32x16, (i32x16,), lambda b, m, v: b.sitofp(v[0], f32x16.llvm))
+bytes_as_f32 = _op(f32x8, (types.int64,), _bytes_to_floats)  # the 8 unsigned bytes of an int64
+load_u8_as_i32x16 = _widening_load(I8, 16, i32x16, lambda b, x: b.zext(x, i32x16.llvm))
+twice_each = _op(f32x16, (f32x8,), _spread([i // 2 for i in range(16)]))  # 0 0 1 1 2 2 ...
+# scales of the 16-column groups 4 k .. 4 k + 3, four lanes each
+quarter_0, quarter_1, quarter_2, quarter_3 = (
+    _op(f32x16, (f32x16,), _spread([4 * k + i // 4 for i in range(16)])) for k in range(4)
+)
+dot_i8x64 = _op(i32x16, (i8x64, i8x64), isa.dot_i8x64)  # lane k = products 4k .. 4k+3 summed
+dot_u8x64 = _op(i32x16, (u8x64, i8x64), isa.dot_u8x64)  # the same; unsigned side at most 64
+fma_16 = _op(
+    f32x16,
+    (f32x16, f32x16, f32x16),
+    lambda b, m, v: call(b, m, "llvm.fma.v16f32", f32x16.llvm, list(v)),
 )
 
 

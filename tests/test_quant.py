@@ -17,6 +17,7 @@ from quant import activations, driver, isa
 from quant.ggml import BLOCK, GGMLType, QuantError, row_bytes
 from quant.kernels import Job
 from quant.products import dequantize, matmul, matmul_f32, matvec
+from quant.pool import Pool
 from quant.registry import QUANT_TYPES, quant_type
 
 TESTS = Path(__file__).parent
@@ -287,7 +288,7 @@ def test_matmul_takes_tokens_by_index(t: GGMLType) -> None:
         Job.INDEX: index.ctypes.data,
     }.items():
         job[0, field] = value
-    driver.run_jobs(job.ctypes.data, 1, 4, np.zeros(1, np.int64).ctypes.data, 1)
+    driver.run_jobs(Pool(1), job, 4)
     assert np.array_equal(out, matmul(t, data, x)[chosen])
 
 
