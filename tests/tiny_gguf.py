@@ -20,6 +20,7 @@ SPECIALS = (
     "[BOS]", "[EOS]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "[EOT]", "<|im_system|>",
     "<|im_middle|>", "<think>", "</think>", "[PAD]", "[UNK]",
 )  # fmt: skip
+QUANTISED_ROWS = 512  # of a tensor at most, by libggml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class TinyModel:
     tied: bool = False
     mtp: int = 0
     context: int = 8192
+    alignment: int = 32
     eps: float = 1e-5
     theta: float = 50_000.0
     seed: int = 0
@@ -140,9 +142,38 @@ def type_of(m: TinyModel, name: str, x: np.ndarray) -> GGMLType:
     return GGMLType.F32
 
 
+def quantized(kind: GGMLType, x: np.ndarray) -> np.ndarray:
+    """Random float32 (..., n) -> (..., row bytes) uint8.
+
+    Large tensors are made of the blocks of their first rows, shuffled: quantising all would take
+    minutes, and the values are random anyway.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    data = libggml.quantize(kind, rows[:QUANTISED_ROWS])
+    if len(rows) > QUANTISED_ROWS:
+        blocks = data.reshape(-1, BLOCK[kind].n_bytes)
+        shape = len(rows), x.shape[-1] // BLOCK[kind].size
+        chosen = np.random.default_rng(len(rows)).integers(len(blocks), size=shape)
+        data = blocks[chosen]
+    return data.reshape(*x.shape[:-1], -1)
+
+
+def stored_values(m: TinyModel) -> dict[str, np.ndarray]:
+    """The float32 weights that a file of this model stands for."""
+    values = tensors(m)
+    for name, x in values.items():
+        kind = type_of(m, name, x)
+        if kind != GGMLType.F32:
+            data = quantized(kind, x)
+            rows = libggml.dequantize(kind, data.reshape(-1, data.shape[-1]), x.shape[-1])
+            values[name] = rows.reshape(x.shape)
+    return values
+
+
 def write(path: Path, m: TinyModel, *, dequantized: bool = False) -> Path:
     """Write the model; dequantized: the quantised weights as F32, the exact twin."""
     g = gguf.GGUFWriter(path, "deepseek2")
+    g.add_custom_alignment(m.alignment)
     g.add_name("tiny")
     g.add_block_count(m.layers + m.mtp)
     if m.mtp:
@@ -194,14 +225,13 @@ def write(path: Path, m: TinyModel, *, dequantized: bool = False) -> Path:
     g.add_token_types([1] * 256 + [3] * len(SPECIALS))
     g.add_token_merges([])
     g.add_eos_token_id(256 + SPECIALS.index("<|im_end|>"))
-    for name, x in tensors(m).items():
+    plain = stored_values(m) if dequantized else tensors(m)
+    for name, x in plain.items():
         kind = type_of(m, name, x)
-        data = x if kind == GGMLType.F32 else libggml.quantize(kind, x)
         if kind == GGMLType.F32 or dequantized:
-            plain = x if kind == GGMLType.F32 else libggml.dequantize(kind, data, x.shape)
-            g.add_tensor(name, plain)
+            g.add_tensor(name, x)
         else:
-            g.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType(int(kind)))
+            g.add_tensor(name, quantized(kind, x), raw_dtype=gguf.GGMLQuantizationType(int(kind)))
     g.write_header_to_file()
     g.write_kv_data_to_file()
     g.write_tensors_to_file()
