@@ -23,6 +23,7 @@ import click
 COMMANDS = {
     "run": "cli.cmd_run",
     "inspect": "cli.cmd_inspect",
+    "bench": "cli.cmd_bench",
     "doctor": "cli.cmd_doctor",
 }
 

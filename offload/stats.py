@@ -12,7 +12,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class LoadProgress:
     """One step of loading. done, total: bytes in phase "read", kernels in phase "compile"."""
 
-    phase: Literal["read", "compile"]
+    phase: Literal["read", "compile", "lay out"]
     done_bytes: int
     total_bytes: int
 

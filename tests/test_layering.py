@@ -23,7 +23,11 @@ FORBIDDEN = {
 CLI_MAY_NAME = ("offload.errors", "offload.version")
 # modules of offload that know no device, no engine
 DEVICE_FREE = ("gguf", "config", "tensor_census", "plan", "policies", "sampler", "sequence")
-LLAMA_CPP_USERS = ("offload/llama_vocab.py", "offload/tokenizer.py")
+LLAMA_CPP_USERS = (
+    "offload/bench/llama_cpp.py",
+    "offload/llama_vocab.py",
+    "offload/tokenizer.py",
+)
 HEAVY = ("numpy", "numba", "rich", "prompt_toolkit", "psutil", "offload")
 
 

@@ -1,0 +1,138 @@
+"""`kimi-offload bench`: how fast a model runs here, or would run, without its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli._options import model_argument
+from cli._render import LoadDisplay, say, show_table
+from offload.errors import RequestError
+
+if TYPE_CHECKING:
+    from offload import bench
+
+
+@click.command("bench")
+@model_argument
+@click.option("--shape", metavar="NAME", help="A shape instead of a file: kimi-k2.5, "
+              "moonlight-16b-a3b or deepseek-v3, with random weights.")  # fmt: skip
+@click.option(
+    "--experts",
+    default="TQ1_0",
+    show_default=True,
+    metavar="TYPE[:TYPE]",
+    help="Type of the routed experts, or of gate/up and of down.",
+)
+@click.option("--attention", default="Q4_K", show_default=True, metavar="TYPE", help="Its type.")
+@click.option(
+    "--shared", default="Q4_K", show_default=True, metavar="TYPE", help="The shared expert's type."
+)
+@click.option(
+    "--layers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="MoE layers to lay out.  [default: what caches cannot hold]",
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="TOKENS",
+    help="Tokens before the decoded one; with a model, may be repeated."
+    "  [default: 0, 512 and 1024; 512 for a shape]",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="CPU threads.  [default: one per physical core]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, max=3600),
+    default=40.0,
+    show_default=True,
+    metavar="S",
+    help="How long to measure; preparing comes on top.",
+)
+@click.option(
+    "--compare",
+    type=click.Choice(["llama.cpp"]),
+    help="Measure llama-cpp-python on the same weights, in turns.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the result to FILE.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Draw the roofline (needs matplotlib).",
+)
+def command(
+    model: Path | None, shape: str | None, json_path: Path | None, plot: Path | None, **values: Any
+) -> None:
+    """Measure speed: of MODEL (default: the embedded kimi-mini), or of a --shape.
+
+    With --shape no file is needed: random weights of the true sizes are laid out in memory, as many
+    layers and experts as fit, and all layers' time is extrapolated. Best and median are shown.
+    """
+    from offload import bench
+
+    if model is not None and shape is not None:
+        raise click.UsageError("give MODEL or --shape, not both")
+    if plot is not None:
+        if shape is None:
+            raise RequestError("--plot draws a layer's parts: give --shape as well")
+        bench.check_matplotlib()
+    for path in (json_path, plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise RequestError(f"{path}: there is no folder {path.absolute().parent}")
+    with LoadDisplay() as display:
+        report = display.callback or (lambda progress: None)
+        if shape is None:
+            result = bench.bench_model(_model_options(model, values), report)
+        else:
+            result = bench.bench_shape(_shape_options(shape, values), report)
+    for title, columns, rows in bench.tables(result):
+        show_table(title, columns, rows)
+    for note in result["notes"]:
+        say(note)
+    for warning in result["warnings"]:
+        say(f"WARNING: {warning}")
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if plot is not None:
+        bench.write_plot(result, plot)
+
+
+def _model_options(model: Path | None, values: dict[str, Any]) -> bench.ModelOptions:
+    from offload import bench
+
+    if values["layers"] is not None:
+        raise click.UsageError("--layers belongs to --shape")
+    return bench.ModelOptions(
+        path=model,
+        threads=values["threads"],
+        seconds=values["seconds"],
+        compare=values["compare"] is not None,
+        depths=values["depth"] or bench.DEPTHS,
+    )
+
+
+def _shape_options(shape: str, values: dict[str, Any]) -> bench.ShapeOptions:
+    from offload import bench
+
+    depths = values.pop("depth") or (512,)
+    if len(depths) > 1:
+        raise click.UsageError("with --shape, give one --depth")
+    values["compare"] = values["compare"] is not None
+    return bench.ShapeOptions(shape=shape, depth=depths[0], **values)

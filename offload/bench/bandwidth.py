@@ -1,0 +1,51 @@
+"""The machine's read bandwidth: a plain streaming sum over memory that no cache holds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from offload.bench.timing import seconds_of
+from quant.jit import task
+from quant.pool import Pool
+from quant.simd import i64, load_i32, put_i64, sum_i32, zero_i32
+
+CHUNK = 1 << 20  # bytes per task
+MINIMUM = 256 << 20  # bytes of the buffer
+
+
+@task
+def sum_task(context: int, index: int, thread: int) -> None:
+    """sums[index] = the int32 sum of one chunk; context: address, chunk bytes, sums."""
+    chunk = i64(context + 8)
+    p = i64(context) + index * chunk
+    a = zero_i32()
+    b = zero_i32()
+    c = zero_i32()
+    d = zero_i32()
+    for _ in range(chunk // 128):
+        a = a + load_i32(p)
+        b = b + load_i32(p + 32)
+        c = c + load_i32(p + 64)
+        d = d + load_i32(p + 96)
+        p += 128
+    put_i64(i64(context + 16) + 8 * index, sum_i32((a + b) + (c + d)))
+
+
+class ReadBandwidth:
+    """A buffer of at least four times the last-level cache, summed on demand."""
+
+    def __init__(self, cache_bytes: int) -> None:
+        n_bytes = max(MINIMUM, 4 * cache_bytes) // CHUNK * CHUNK
+        self.data = np.ones(n_bytes // 4, np.int32)
+        self._sums = np.zeros(n_bytes // CHUNK, np.int64)
+        self._context = np.array([self.data.ctypes.data, CHUNK, self._sums.ctypes.data], np.int64)
+
+    def measure(self, pool: Pool) -> float:
+        """Bytes per second of one pass with the pool's threads."""
+        run = lambda: pool.run(  # noqa: E731
+            sum_task.address, self._context.ctypes.data, len(self._sums)
+        )
+        seconds = seconds_of(run)
+        if int(self._sums.sum()) != len(self.data):
+            raise AssertionError("the sum is wrong")
+        return self.data.nbytes / seconds

@@ -1,0 +1,144 @@
+"""The layers under test: the engine's own model and operations, stopped and timed between parts."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import numpy as np
+
+from offload.config import ModelConfig
+from offload.devices.base import Linear, Routing
+from offload.devices.cpu_ops import CpuOps
+from offload.kv_cache import KVCache
+from offload.models import rope
+from offload.models.deepseek2 import DeepSeek2, gated_mlp
+
+Array = np.ndarray
+PARTS = ("attention", "router", "routed", "shared")
+clock = time.perf_counter
+
+
+class Enough(Exception):  # noqa: N818
+    """Ends a forward pass after the layers that were to be timed."""
+
+
+class BenchOps(CpuOps):
+    """CPU operations whose router computes as always, but may be told which experts to choose.
+
+    experts: how many are stored; then every token takes others than the tokens before it, until all
+    have been used (None: the router's own choice). chosen: distinct experts so far.
+    """
+
+    def __init__(self, threads: int, experts: int | None = None) -> None:
+        super().__init__(threads)
+        self._rng = np.random.default_rng(1)
+        self._experts = experts
+        self._order = np.zeros(0, np.int64)
+        self.chosen: set[int] = set()
+
+    def route(self, logits: Array, bias: Array, top_k: int, **options: Any) -> Routing:
+        """Choose experts."""
+        routing = super().route(logits, bias, top_k, **options)
+        if self._experts is not None:
+            ids = self._next(len(logits), top_k)
+            routing = Routing(expert_ids=ids, weights=routing.weights)
+        elif len(logits) == 1:
+            self.chosen.update(routing.expert_ids[0].tolist())
+        return routing
+
+    def _next(self, n_tokens: int, top_k: int) -> Array:
+        assert self._experts is not None
+        if n_tokens > 1:
+            lots = self._rng.random((n_tokens, self._experts))
+            return np.ascontiguousarray(np.argpartition(lots, top_k - 1, axis=1)[:, :top_k])
+        if len(self._order) < top_k:
+            self._order = self._rng.permutation(self._experts)
+        ids, self._order = self._order[:top_k], self._order[top_k:]
+        self.chosen.update(ids.tolist())
+        return np.ascontiguousarray(ids[None])
+
+
+class LayerModel(DeepSeek2):
+    """MoE layers that can also be run part by part. All layers of `config` have experts."""
+
+    def __init__(self, config: ModelConfig, weights: Any, ops: BenchOps) -> None:
+        super().__init__(config, weights, ops)
+        prefixes = [f"blk.{i}." for i in range(config.num_layers)]
+        self._routed = [ops.feed_forward(gated_mlp(weights, p, "_exps"), None) for p in prefixes]
+        self._shared = [ops.feed_forward(None, gated_mlp(weights, p, "_shexp")) for p in prefixes]
+        self._real_head: Linear = self._head
+        self._head = self._timed_head
+        self._head_began = 0.0
+
+    def _timed_head(self, x: Array) -> tuple[Array, ...]:
+        self._head_began = clock()
+        return self._real_head(x)
+
+    def whole(self, ids: Array, kv: KVCache) -> tuple[float, float]:
+        """Run tokens through everything: (seconds per layer, seconds of the head); kv as before."""
+        length = kv.length
+        began = clock()
+        self.forward(ids, kv)
+        ended = clock()
+        kv.truncate(length)
+        return (self._head_began - began) / self.config.num_layers, ended - self._head_began
+
+    def first_layer(self, ids: Array, kv: KVCache) -> float:
+        """Seconds of layer 0 for tokens at the start of an empty cache."""
+        stamps: list[float] = []
+
+        def check() -> None:
+            stamps.append(clock())
+            if len(stamps) == 2:
+                raise Enough
+
+        kv.truncate(0)
+        if self.config.num_layers == 1:
+            return self.whole(ids, kv)[0]
+        with contextlib.suppress(Enough):
+            self.forward(ids, kv, check=check)
+        return stamps[1] - stamps[0]
+
+    def parts(self, ids: Array, kv: KVCache) -> dict[str, list[float]]:
+        """Run tokens part by part: seconds by part, one figure per layer; kv as before."""
+        config, ops, first = self.config, self.ops, kv.length
+        times: dict[str, list[float]] = {part: [] for part in PARTS}
+        cos, sin = rope.tables(config, first, len(ids))
+        x = ops.embed(self._embedding, ids)
+        for i, layer in enumerate(self._layers):
+            assert layer.router is not None
+            stamps = [clock()]
+            h = ops.rms_norm(x, layer.attn_norm, config.rms_norm_eps)
+            x += self._attention(layer, h, kv, i, first, cos, sin)
+            stamps.append(clock())
+            h = ops.rms_norm(x, layer.ffn_norm, config.rms_norm_eps)
+            (logits,) = layer.router(h)
+            routing = ops.route(
+                logits,
+                layer.bias,
+                config.num_experts_per_tok,
+                sigmoid=config.scoring_func == "sigmoid",
+                groups=(config.n_group, config.topk_group),
+                normalise=config.norm_topk_prob,
+                scale=config.routed_scaling_factor,
+            )
+            stamps.append(clock())
+            self._routed[i](h, x, routing)
+            stamps.append(clock())
+            self._shared[i](h, x)
+            stamps.append(clock())
+            for part, began, ended in zip(PARTS, stamps, stamps[1:], strict=False):
+                times[part].append(ended - began)
+        return times
+
+
+def filled_cache(config: ModelConfig, depth: int, room: int) -> KVCache:
+    """A cache that holds `depth` random rows in every layer, and room for more."""
+    kv = KVCache(config, depth + room, "f16")
+    rng = np.random.default_rng(2)
+    for layer in range(config.num_layers):
+        kv.rows[layer, :depth] = rng.standard_normal((depth, kv.width), np.float32) * 0.5
+    kv.length = depth
+    return kv
