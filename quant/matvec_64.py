@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.jit import inline
 from quant.kernels import (
     _N_COLS,
     _N_TOKENS,
@@ -64,8 +63,6 @@ def scales_16(p: int) -> Any:
 
 def offsets_16(p: int) -> Any:
     """Open: the type's own."""
-
-
 
 
 def step_64(p: int, r: int, k: int, y: int, n: int) -> tuple[Any, Any]:

@@ -2,9 +2,10 @@
 
 A kernel works on addresses (`intp`) and on register types: `i8x32`, `u8x32` (32 bytes), `i16x16`,
 `i32x8`, `f32x8`, each 256 bits, and `i8x64`, `u8x64`, `i32x16`, `f32x16` of 512. Operators
-(+ - * & | ^ << >>) act lane by lane; an int on the right is broadcast. `>>` is arithmetic on signed,
-logical on unsigned lanes; byte shifts stay inside their byte. LLVM legalises these vectors for narrower and wider machines, so one source runs
-on AVX-512, AVX2 and NEON; only `dot_i8` has a variant per instruction set (see `isa.py`).
+(+ - * & | ^ << >>) act lane by lane; an int on the right is broadcast. `>>` is arithmetic on
+signed, logical on unsigned lanes; byte shifts stay inside their byte. LLVM legalises these vectors
+for narrower and wider machines, so one source runs on AVX-512, AVX2 and NEON; only the dot products
+and the 16-entry look-up have variants per instruction set (see `isa.py`).
 
 Loads and stores take any alignment. Nothing here checks bounds: the callers' drivers do, once.
 """

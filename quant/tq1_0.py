@@ -12,22 +12,55 @@ Source: block_tq1_0 in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import QuantType
-from quant.simd import f16, load_u8, load_u8x16_twice, splat_f32, store_f32, store_i8
-from quant.unpack import byte_constant, join_halves, load_u8x4_8_times, trits
+from quant.quant_type import Direct, QuantType
+from quant.simd import (
+    f16,
+    join_u8,
+    load_u8,
+    load_u8x16_twice,
+    load_u8x32_twice,
+    splat_f32x16,
+    store_f32x16,
+    store_i8,
+)
+from quant.unpack import byte_constant, first_trits, join_halves, load_u8x4_8_times, trits
 
 ones_and_threes = byte_constant([1] * 16 + [3] * 16)
+powers_0_1 = byte_constant([1] * 32 + [3] * 32)
+powers_2_3 = byte_constant([9] * 32 + [27] * 32)
 powers_of_3 = byte_constant([0] * 16 + [3 ** (k // 4) for k in range(16)])
+
+
+@inline
+def scales_16(p: int) -> Any:
+    """16 times d."""
+    return splat_f32x16(f16(p + 52))
+
+
+@inline
+def weights_64(p: int, k: int) -> Any:
+    """Weights 64 k .. 64 k + 63, 1 too large; k is a constant, so one branch is left."""
+    if k == 0:
+        v = load_u8x32_twice(p) * powers_0_1()
+    elif k == 1:
+        v = load_u8x32_twice(p) * powers_2_3()
+    elif k == 2:
+        v = join_u8(load_u8(p) * 81, load_u8x16_twice(p + 32) * ones_and_threes())
+    else:
+        a = load_u8x16_twice(p + 32) * ones_and_threes()
+        b = join_halves(a * 81, load_u8x4_8_times(p + 48) * powers_of_3())
+        v = join_u8(a * 9, b)
+    return first_trits(v)
 
 
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
-    scale = splat_f32(f16(p + 52))
-    store_f32(s, scale)
-    store_f32(s + 32, scale)
+    store_f32x16(s, scales_16(p))
     v = load_u8(p)
     for n in range(5):
         store_i8(q + 32 * n, trits(v))
@@ -38,4 +71,8 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_i8(q + 224, trits(join_halves(v * 81, load_u8x4_8_times(p + 48) * powers_of_3())))
 
 
-QUANT = QuantType(ggml_type=GGMLType.TQ1_0, decode=decode)
+QUANT = QuantType(
+    ggml_type=GGMLType.TQ1_0,
+    decode=decode,
+    direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=1),
+)

@@ -9,22 +9,48 @@ Source: block_tq2_0 in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import QuantType
-from quant.simd import as_i8, f16, load_u8, splat_f32, store_f32, store_i8
+from quant.quant_type import Direct, QuantType
+from quant.simd import (
+    as_i8,
+    f16,
+    load_u8,
+    load_u8x32_twice,
+    shift_halves,
+    splat_f32x16,
+    store_f32x16,
+    store_i8,
+)
+
+
+@inline
+def scales_16(p: int) -> Any:
+    """16 times d."""
+    return splat_f32x16(f16(p + 64))
+
+
+@inline
+def weights_64(p: int, k: int) -> Any:
+    """Weights 64 k .. 64 k + 63, 1 too large."""
+    v = load_u8x32_twice(p + 32 * (k // 2))
+    return shift_halves(v, 4 * (k % 2), 4 * (k % 2) + 2) & 3
 
 
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
-    scale = splat_f32(f16(p + 64))
-    store_f32(s, scale)
-    store_f32(s + 32, scale)
+    store_f32x16(s, scales_16(p))
     for k in range(2):
         v = load_u8(p + 32 * k)
         for l in range(4):
             store_i8(q + 128 * k + 32 * l, as_i8(v >> 2 * l & 3) - 1)
 
 
-QUANT = QuantType(ggml_type=GGMLType.TQ2_0, decode=decode)
+QUANT = QuantType(
+    ggml_type=GGMLType.TQ2_0,
+    decode=decode,
+    direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=1),
+)

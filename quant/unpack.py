@@ -26,12 +26,14 @@ from quant.simd import (
     store_f32,
     to_f32,
     u8x32,
+    u8x64,
 )
 
 
 def byte_constant(values: list[int]) -> Any:
-    """An intrinsic without arguments: these 32 bytes as u8x32."""
-    return _op(u8x32, (), lambda b, m, v: constant(u8x32.llvm, values))
+    """An intrinsic without arguments: these bytes as u8x32 or u8x64."""
+    vector = u8x32 if len(values) == 32 else u8x64
+    return _op(vector, (), lambda b, m, v: constant(vector.llvm, values))
 
 
 def _shuffle(lanes: list[int]) -> Any:
@@ -55,6 +57,12 @@ def _trits(b: Any, m: Any, v: Any) -> Any:
     return b.add(b.add(first, second), constant(i8x32.llvm, [-1] * 32))
 
 
+def _first_trits(b: Any, m: Any, v: Any) -> Any:
+    above = [b.icmp_unsigned(">", v[0], constant(u8x64.llvm, [n] * 64)) for n in (85, 170)]
+    first, second = (b.zext(x, u8x64.llvm) for x in above)
+    return b.add(first, second)
+
+
 def _halves(b: Any, m: Any, v: Any) -> Any:
     bits = b.trunc(v[0], ir.VectorType(I16, 8))
     return b.fpext(b.bitcast(bits, ir.VectorType(F16, 8)), f32x8.llvm)
@@ -67,6 +75,7 @@ swap_middle = _op(
     u8x32, (u8x32,), _shuffle([*range(8), *range(16, 24), *range(8, 16), *range(24, 32)])
 )
 trits = _op(i8x32, (u8x32,), _trits)  # byte / 256 in base 3: its first digit, less 1
+first_trits = _op(u8x64, (u8x64,), _first_trits)  # the same, not less 1
 load_u8_as_i32 = _widening_load(I8, 8, i32x8, lambda b, x: b.zext(x, i32x8.llvm))
 i64_as_bytes = _op(  # the 8 bytes of an int64, lowest first
     i32x8, (types.int64,), lambda b, m, v: b.zext(b.bitcast(v[0], ir.VectorType(I8, 8)), i32x8.llvm)
