@@ -28,10 +28,22 @@ if TYPE_CHECKING:
         RequestError,
         UnsupportedError,
     )
+    from offload.expert_cache import CacheStats, ExpertCache
     from offload.gguf import GGUFFile
     from offload.hardware import HardwareProfile, probe
     from offload.plan import Plan
     from offload.planner import PlanOptions, make_plan
+    from offload.policies import (
+        LFU,
+        LRU,
+        POLICIES,
+        AdmitLFU,
+        CachePolicy,
+        ExpertKey,
+        PerLayer,
+        PinnedHot,
+    )
+    from offload.replay import RoutingTrace, hit_rates
     from offload.sampler import SamplingParams
     from offload.stats import LoadProgress, RunStats
     from offload.tensor_census import census
@@ -49,30 +61,53 @@ _HOMES = {
     "PlanError": "offload.errors",
     "RequestError": "offload.errors",
     "UnsupportedError": "offload.errors",
+    "CacheStats": "offload.expert_cache",
+    "ExpertCache": "offload.expert_cache",
     "GGUFFile": "offload.gguf",
     "HardwareProfile": "offload.hardware",
     "probe": "offload.hardware",
     "Plan": "offload.plan",
     "PlanOptions": "offload.planner",
     "make_plan": "offload.planner",
+    "AdmitLFU": "offload.policies",
+    "CachePolicy": "offload.policies",
+    "ExpertKey": "offload.policies",
+    "LFU": "offload.policies",
+    "LRU": "offload.policies",
+    "POLICIES": "offload.policies",
+    "PerLayer": "offload.policies",
+    "PinnedHot": "offload.policies",
+    "RoutingTrace": "offload.replay",
+    "hit_rates": "offload.replay",
     "SamplingParams": "offload.sampler",
     "LoadProgress": "offload.stats",
     "RunStats": "offload.stats",
 }
 
 __all__ = [
+    "AdmitLFU",
+    "CachePolicy",
+    "CacheStats",
     "DeviceError",
     "Engine",
+    "ExpertCache",
+    "ExpertKey",
     "GGUFError",
     "GGUFFile",
     "HardwareProfile",
+    "LFU",
+    "LRU",
     "LoadProgress",
     "ModelConfig",
     "OffloadError",
+    "POLICIES",
+    "PerLayer",
+    "PinnedHot",
     "Plan",
     "PlanError",
     "PlanOptions",
     "RequestError",
+    "RoutingTrace",
     "RunStats",
     "SamplingParams",
     "Token",
@@ -80,6 +115,7 @@ __all__ = [
     "__version__",
     "census",
     "embedded_model",
+    "hit_rates",
     "load",
     "make_plan",
     "probe",

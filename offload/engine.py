@@ -131,6 +131,14 @@ class Engine:
 
         return self._answer(prompt, params, read)
 
+    def trace_routing(self, callback: Callable[[int, np.ndarray], None] | None) -> None:
+        """Call callback(layer, expert_ids (T, K) int64) whenever a MoE layer routes; None ends it.
+
+        See offload.RoutingTrace. The array may be kept, not changed; an error ends the answer.
+        """
+        self._check_open()
+        self._model.on_routing = callback
+
     def cancel(self) -> None:
         """End the running answer before the next layer; safe in signal handlers and threads."""
         self._is_cancelled = True
@@ -159,11 +167,14 @@ class Engine:
 
     def _start(self) -> int:
         """Begin a turn; older iterators end with an error if they are used again."""
-        if self._is_closed:
-            raise OffloadError("the engine is closed; load the model again")
+        self._check_open()
         self._turn += 1
         self._is_cancelled = False
         return self._turn
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise OffloadError("the engine is closed; load the model again")
 
     def _check_ids(self, token_ids: Sequence[int]) -> np.ndarray:
         ids = np.asarray(token_ids, np.int64)

@@ -49,6 +49,7 @@ class DeepSeek2:
         self._output_norm = weights.vector("output_norm.weight")
         self._layers = [load_layer(config, weights, ops, i) for i in range(config.num_layers)]
         self._scale = rope.magnitudes(config)[1]
+        self.on_routing: Callable[[int, Array], None] | None = None  # layer, expert_ids (T, K)
 
     def forward(
         self,
@@ -85,6 +86,8 @@ class DeepSeek2:
                 normalise=config.norm_topk_prob,
                 scale=config.routed_scaling_factor,
             )
+            if self.on_routing is not None:
+                self.on_routing(i, routing.expert_ids)
             layer.ffn(h, x, routing)
         kv.length = first + len(ids)
         if not all_logits:

@@ -1,0 +1,195 @@
+"""Recorded routings played against cache policies: hit rates before there is a device.
+
+    trace = RoutingTrace()
+    engine.trace_routing(trace)
+    ...                                      # any answers
+    print(hit_rates(trace, [16, 48, 96]))    # policies x slots, beside Belady's optimum
+
+A hit is an expert that is resident when its layer asks for it. Experts of one forward pass and
+layer are one request: a prompt's tokens share their loads, as on a device.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+
+from offload.errors import RequestError
+from offload.expert_cache import CacheStats, ExpertCache
+from offload.policies import POLICIES, ExpertKey, PolicyFactory, Profile
+
+Array = np.ndarray
+
+
+class RoutingTrace:
+    """Requests in order; itself the callback for `Engine.trace_routing`."""
+
+    def __init__(self) -> None:
+        self.requests: list[list[ExpertKey]] = []  # distinct keys of one layer, router's order
+        self.token_cycle = 0  # experts that one token uses in all layers
+        self._per_layer: dict[int, int] = {}
+
+    def __call__(self, layer: int, expert_ids: Array) -> None:
+        """Record one layer's expert_ids (T, K)."""
+        distinct = dict.fromkeys(np.asarray(expert_ids).ravel().tolist())
+        self.requests.append([ExpertKey(layer, expert) for expert in distinct])
+        self._per_layer[layer] = expert_ids.shape[1]
+        self.token_cycle = sum(self._per_layer.values())
+
+    def profile(self) -> Counter[ExpertKey]:
+        """How many requests asked for each expert; what PinnedHot pins by."""
+        return Counter(key for request in self.requests for key in request)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write an .npz (numpy adds the suffix if it is missing)."""
+        np.savez_compressed(
+            path,
+            layers=np.array([r[0].layer for r in self.requests], np.int32),
+            sizes=np.array([len(r) for r in self.requests], np.int32),
+            experts=np.array([key.expert for r in self.requests for key in r], np.int32),
+            per_layer=np.array(list(self._per_layer.items()), np.int32).reshape(-1, 2),
+        )
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> RoutingTrace:
+        """Read what `save` wrote. Raises RequestError for anything else."""
+        trace = cls()
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                layers, sizes = file["layers"].tolist(), file["sizes"].tolist()
+                experts, per_layer = file["experts"].tolist(), dict(file["per_layer"].tolist())
+            if sum(sizes) != len(experts) or min(sizes, default=1) < 1:
+                raise ValueError(f"{sum(sizes)} experts promised, {len(experts)} found")
+            rest = iter(experts)
+            for layer, size in zip(layers, sizes, strict=True):
+                trace.requests.append([ExpertKey(layer, next(rest)) for _ in range(size)])
+        except (
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            zipfile.BadZipFile,
+        ) as exc:
+            raise RequestError(
+                f"{path}: not a routing trace ({exc}); make one with RoutingTrace.save"
+            ) from exc
+        trace._per_layer = per_layer
+        trace.token_cycle = sum(per_layer.values())
+        return trace
+
+
+def replay(
+    trace: RoutingTrace, slots: int, policy: PolicyFactory, profile: Profile | None = None
+) -> CacheStats:
+    """What an empty cache of `slots` under a policy would have done."""
+    cache = ExpertCache(slots, policy(slots, profile or {}))
+    for request in trace.requests:
+        with cache.lease(request):
+            pass
+    return cache.stats
+
+
+def belady(trace: RoutingTrace, slots: int) -> CacheStats:
+    """The most hits that any cache filled on demand can have, because it knows the future.
+
+    After each request it keeps the experts whose next use is nearest. A cache filled before the
+    first request can save the first miss of at most `slots` experts more. Only hits and misses are
+    counted.
+    """
+    upcoming: dict[ExpertKey, float] = {}
+    following = []  # per request: when each key is asked for next
+    for i in reversed(range(len(trace.requests))):
+        request = trace.requests[i]
+        following.append([upcoming.get(key, math.inf) for key in request])
+        upcoming.update(dict.fromkeys(request, i))
+    stats = CacheStats()
+    resident: dict[ExpertKey, float] = {}  # key -> next use
+    farthest: list[tuple[float, ExpertKey]] = []  # (-next use, key), some outdated
+    for request, after in zip(trace.requests, reversed(following), strict=True):
+        for key, next_use in zip(request, after, strict=True):
+            counts = stats.of(key.layer)
+            if resident.pop(key, None) is None:
+                counts.misses += 1
+            else:
+                counts.hits += 1
+            if next_use < math.inf:
+                resident[key] = next_use
+                heapq.heappush(farthest, (-next_use, key))
+        while len(resident) > slots:
+            negative, key = heapq.heappop(farthest)
+            if resident.get(key) == -negative:
+                del resident[key]
+    return stats
+
+
+def cliff_warning(slots: int, token_cycle: int) -> str | None:
+    """Why `lru` has next to no hits with so few slots, or None when they are enough.
+
+    token_cycle: MoE layers x experts per token. With one layer's experts less than that, or
+    fewer, lru has no hit at all: every expert is evicted before the next token comes to its layer.
+    """
+    if slots == 0 or slots >= token_cycle:
+        return None
+    return (
+        f"{slots} slots or fewer cannot hold the {token_cycle} experts of one token: lru evicts "
+        "most of them before the next token comes; take lfu-admit or layer-lru, or more slots"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HitRates:
+    """By policy ("belady" is last), for each of `slots`; all as a share of what was asked for.
+
+    hits: found resident. loads: copied into a slot, the price. warning: the cliff of lru.
+    str() is a table.
+    """
+
+    slots: list[int]
+    hits: dict[str, list[float]]
+    loads: dict[str, list[float]]
+    warning: str | None
+
+    def __str__(self) -> str:
+        parts = [self._table("hits", self.hits), self._table("loads", self.loads)]
+        return "\n\n".join(parts + ([f"warning: {self.warning}"] if self.warning else []))
+
+    def _table(self, title: str, rows: Mapping[str, list[float]]) -> str:
+        width = max(len(name) for name in [title, *self.hits])
+        lines = [f"{title:<{width}}" + "".join(f"{n:>8}" for n in self.slots)]
+        for name, values in rows.items():
+            lines.append(f"{name:<{width}}" + "".join(f"{value:>8.1%}" for value in values))
+        return "\n".join(lines)
+
+
+def hit_rates(
+    trace: RoutingTrace,
+    slots: Sequence[int],
+    policies: Mapping[str, PolicyFactory] = POLICIES,
+    profile: Profile | None = None,
+) -> HitRates:
+    """Replay a trace with every policy and number of slots, and with Belady's optimum.
+
+    profile: of another trace; without one `pinned` pins nothing and is LRU.
+    """
+    hits: dict[str, list[float]] = {}
+    loads: dict[str, list[float]] = {}
+    for name, policy in policies.items():
+        counts = [replay(trace, n, policy, profile).total for n in slots]
+        hits[name] = [c.hit_rate for c in counts]
+        loads[name] = [c.loads / max(1, c.hits + c.misses) for c in counts]
+    hits["belady"] = [belady(trace, n).total.hit_rate for n in slots]
+    too_few = [n for n in slots if cliff_warning(n, trace.token_cycle) is not None]
+    return HitRates(
+        slots=list(slots),
+        hits=hits,
+        loads=loads,
+        warning=cliff_warning(max(too_few), trace.token_cycle) if too_few else None,
+    )
