@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
@@ -23,6 +24,8 @@ from offload.stats import LoadProgress
 from offload.tensor_census import census
 from offload.tokenizer import Tokenizer, load_tokenizer
 from offload.weights import WeightStore
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[LoadProgress], None]
 READ_STEP = 64 << 20  # bytes between two reports
@@ -75,6 +78,11 @@ def read_ahead(file: GGUFFile, hardware: HardwareProfile, report: Report) -> Non
     """
     total = sum(t.n_bytes for t in file.tensors.values())
     if total > hardware.cpu.ram_free:
+        log.warning(
+            "the weights (%.1f GiB) exceed free RAM (%.1f GiB): decoding will wait for the disk",
+            total / 2**30,
+            hardware.cpu.ram_free / 2**30,
+        )
         return
     done = 0
     report(LoadProgress(phase="read", done_bytes=0, total_bytes=total))

@@ -5,7 +5,7 @@
 
 Unlike a fork-join region it does not wait for every thread to show up: the caller works too, and a
 region ends when all tasks are done, even if another program keeps a worker off its core meanwhile.
-Workers spin for about a millisecond, then sleep in the kernel until the next region.
+Workers spin for about a tenth of a millisecond, then sleep in the kernel until the next region.
 
 How: one 64-bit word | generation: 24 | n: 20 | next task: 20 |. A thread takes a task by adding 1
 to it. If the number it got is below the n it got with it, then the region cannot end before that
