@@ -35,6 +35,7 @@ from quant.simd import (
     splat_f32,
     store_i8x8,
     sum_f32,
+    zero_f32,
 )
 
 
@@ -86,9 +87,10 @@ def quantize_32(x: int, n: int, record: int, column: int, planes: int) -> None:
 
 @inline
 def _rest(x: Any, whole: Any) -> Any:
-    """256ths of x - whole, at most 127."""
+    """256ths of x - whole, at most 127 either way: `dot_i8` cannot negate -128."""
+    most = splat_f32(numba.float32(127))
     rest = round_f32((x - whole) * numba.float32(256))
-    return min_f32(rest, splat_f32(numba.float32(127)))
+    return max_f32(min_f32(rest, most), zero_f32() - most)
 
 
 @task

@@ -5,6 +5,8 @@ The engine works with job tables directly; these are for everybody else (tests, 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from quant import driver
@@ -12,7 +14,7 @@ from quant.activations import quantize
 from quant.ggml import GGMLType, QuantError, row_bytes
 from quant.kernels import Job
 from quant.pool import Pool
-from quant.quant_type import Kind
+from quant.quant_type import Kind, for_records
 from quant.registry import quant_type
 
 
@@ -64,11 +66,11 @@ def matmul(
     does not depend on the other tokens: it equals `matvec` of it bit for bit.
     """
     data = _rows(t, data, x.shape[1])
-    kind: Kind = "matvec" if len(x) == 1 else "matmul"
-    job = _job(kind, t, data, x.shape[1])
-    return _product(
-        job, np.ascontiguousarray(x) if quant_type(t).is_float else quantize(x), threads
-    )
+    kind: Literal["matvec", "matmul"] = "matvec" if len(x) == 1 else "matmul"
+    job = _job(for_records(kind, planes), t, data, x.shape[1])
+    is_float = quant_type(t).is_float
+    records = np.ascontiguousarray(x, np.float32) if is_float else quantize(x, planes)
+    return _product(job, records, threads)
 
 
 def matvec(

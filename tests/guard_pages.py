@@ -13,12 +13,14 @@ import numpy as np
 
 from quant.activations import quantize
 from quant.driver import job_table, run_jobs
-from quant.ggml import row_bytes
+from quant.ggml import BLOCK, GGMLType, row_bytes
 from quant.kernels import Job
+from quant.pool import Pool
+from quant.quant_type import Kind
 from quant.registry import QUANT_TYPES
 
 PAGE = mmap.PAGESIZE
-ROWS, N_COLS, TOKENS = 9, 256, 4
+ROWS, TOKENS = 9, 4
 _libc = ctypes.CDLL(None, use_errno=True)
 _keep: list[mmap.mmap] = []
 
@@ -39,31 +41,40 @@ def guarded(a: np.ndarray, *, at_end: bool) -> np.ndarray:
     return copy
 
 
-def main() -> None:
+def run(pool: Pool, t: GGMLType, kind: Kind, n_cols: int, *, at_end: bool) -> None:
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((TOKENS, N_COLS)).astype(np.float32)
-    for t, quant in QUANT_TYPES.items():
-        for kind in ("dequantize", "matvec", "matmul"):
-            for at_end in (True, False):
-                print(t.name, kind, "end" if at_end else "start", flush=True)
-                data = rng.integers(0, 256, (ROWS, row_bytes(t, N_COLS)), np.uint8)
-                data = guarded(data, at_end=at_end)
-                as_record = kind in ("matvec", "matmul") and not quant.is_float
-                inputs = guarded(quantize(x) if as_record else x, at_end=at_end)
-                shape = (ROWS, N_COLS) if kind == "dequantize" else (TOKENS, ROWS)
-                out = guarded(np.zeros(shape, np.float32), at_end=at_end)
-                job = job_table(1)
-                job[0, Job.KERNEL] = quant.address(kind)
-                job[0, Job.W] = data.ctypes.data
-                job[0, Job.ROW_BYTES] = data.shape[1]
-                job[0, Job.N_ROWS] = ROWS
-                job[0, Job.N_COLS] = N_COLS
-                job[0, Job.X] = inputs.ctypes.data
-                job[0, Job.X_STRIDE] = inputs.strides[0]
-                job[0, Job.N_TOKENS] = TOKENS
-                job[0, Job.OUT] = out.ctypes.data
-                job[0, Job.OUT_STRIDE] = out.strides[0]
-                run_jobs(job.ctypes.data, 1, 4, np.zeros(1, np.int64).ctypes.data, 1)
+    x = rng.standard_normal((TOKENS, n_cols)).astype(np.float32)
+    data = rng.integers(0, 256, (ROWS, row_bytes(t, n_cols)), np.uint8)
+    data = guarded(data, at_end=at_end)
+    as_record = kind in ("matvec", "matmul") and not QUANT_TYPES[t].is_float
+    inputs = guarded(quantize(x) if as_record else x, at_end=at_end)
+    shape = (ROWS, n_cols) if kind == "dequantize" else (TOKENS, ROWS)
+    out = guarded(np.zeros(shape, np.float32), at_end=at_end)
+    job = job_table(1)
+    job[0, Job.KERNEL] = QUANT_TYPES[t].address(kind)
+    job[0, Job.W] = data.ctypes.data
+    job[0, Job.ROW_BYTES] = data.shape[1]
+    job[0, Job.N_ROWS] = ROWS
+    job[0, Job.N_COLS] = n_cols
+    job[0, Job.X] = inputs.ctypes.data
+    job[0, Job.X_STRIDE] = inputs.strides[0]
+    job[0, Job.N_TOKENS] = TOKENS
+    job[0, Job.OUT] = out.ctypes.data
+    job[0, Job.OUT_STRIDE] = out.strides[0]
+    run_jobs(pool, job, 4)
+
+
+def main() -> None:
+    kinds: tuple[Kind, ...] = ("dequantize", "matvec", "matmul")
+    pool = Pool(1)
+    for t in QUANT_TYPES:
+        # whole blocks, and where blocks are small an odd number of 32 columns
+        for n_cols in {max(32, BLOCK[t].size), 96 if BLOCK[t].size <= 32 else 256}:
+            for kind in kinds:
+                for at_end in (True, False):
+                    print(t.name, kind, n_cols, "end" if at_end else "start", flush=True)
+                    run(pool, t, kind, n_cols, at_end=at_end)
+    pool.close()
 
 
 if __name__ == "__main__":

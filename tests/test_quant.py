@@ -16,8 +16,8 @@ import pytest
 from quant import activations, driver, isa
 from quant.ggml import BLOCK, GGMLType, QuantError, row_bytes
 from quant.kernels import Job
-from quant.products import dequantize, matmul, matmul_f32, matvec
 from quant.pool import Pool
+from quant.products import dequantize, matmul, matmul_f32, matvec
 from quant.registry import QUANT_TYPES, quant_type
 
 TESTS = Path(__file__).parent
@@ -225,6 +225,36 @@ def test_matmul_of_whole_numbers_is_exact(t: GGMLType) -> None:
     assert np.array_equal(matmul(t, data, x), exact)
 
 
+SOME = [
+    GGMLType[name]
+    for name in ("F16", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "IQ1_S", "IQ4_XS", "TQ2_0", "NVFP4")
+]
+some_types = pytest.mark.parametrize("t", SOME, ids=lambda t: t.name)
+
+
+@some_types
+def test_products_with_two_planes_have_a_256th_of_the_rounding(t: GGMLType) -> None:
+    for n_cols in (max(32, BLOCK[t].size), N_COLS):
+        data, x = moderate_rows(t, 9, n_cols), normal(4, n_cols)
+        weights = libggml.dequantize(t, data, n_cols).astype(np.float64)
+        together = matmul(t, data, x, planes=2)
+        top = np.repeat(np.abs(x).reshape(4, -1, 32).max(axis=2), 32, axis=1)
+        rounding = 1.01 * top / (127 * 256)  # at most 1 where 128 is cut to 127, else at most 1/2
+        bound = (rounding + RTOL * np.abs(x)) @ np.abs(weights).T
+        assert np.all(np.abs(together - x @ weights.T) <= bound)
+        for token in range(4):
+            assert np.array_equal(matvec(t, data, x[token], planes=2), together[token])
+
+
+@some_types
+def test_products_of_whole_numbers_in_two_planes_are_exact(t: GGMLType) -> None:
+    if quant_type(t).is_float:
+        return
+    data, x, exact = whole_numbers(t)
+    assert np.array_equal(matmul(t, data, x, planes=2), exact)
+    assert np.array_equal(matvec(t, data, x[0], planes=2), exact[0])
+
+
 @every_type
 def test_products_do_not_depend_on_threads(t: GGMLType) -> None:
     data, x = moderate_rows(t, 37, N_COLS), normal(3, N_COLS)
@@ -288,7 +318,9 @@ def test_matmul_takes_tokens_by_index(t: GGMLType) -> None:
         Job.INDEX: index.ctypes.data,
     }.items():
         job[0, field] = value
-    driver.run_jobs(Pool(1), job, 4)
+    pool = Pool(1)
+    driver.run_jobs(pool, job, 4)
+    pool.close()
     assert np.array_equal(out, matmul(t, data, x)[chosen])
 
 
@@ -308,6 +340,13 @@ def test_activation_records_hold_what_the_naive_rounding_gives() -> None:
     assert np.array_equal(values, rounded(x))
     sums = np.ascontiguousarray(records[:, 96 + 12 : 96 + 12 + 24]).view(np.float32)
     np.testing.assert_allclose(sums, values.reshape(3, 6, 16).sum(axis=2), rtol=1e-6)
+
+
+def test_second_plane_of_a_record_never_holds_minus_128() -> None:
+    x = np.full((1, 32), 1.5, np.float32)  # rounds to 2, 128 / 256 less remains
+    x[0, 0] = 127
+    records = activations.quantize(x, planes=2)
+    assert records[0, 32:64].view(np.int8).min() == -127
 
 
 def test_wrong_row_length_says_what_was_expected() -> None:
