@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import heapq
 import math
-import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -26,6 +27,11 @@ from offload.expert_cache import CacheStats, ExpertCache
 from offload.policies import POLICIES, ExpertKey, PolicyFactory, Profile
 
 Array = np.ndarray
+# what numpy and zipfile raise for files that are none of ours
+BAD_FILE = (
+    OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
+    BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class RoutingTrace:
@@ -38,7 +44,9 @@ class RoutingTrace:
 
     def __call__(self, layer: int, expert_ids: Array) -> None:
         """Record one layer's expert_ids (T, K)."""
-        distinct = dict.fromkeys(np.asarray(expert_ids).ravel().tolist())
+        distinct = dict.fromkeys(expert_ids.ravel().tolist())
+        if not distinct:
+            return
         self.requests.append([ExpertKey(layer, expert) for expert in distinct])
         self._per_layer[layer] = expert_ids.shape[1]
         self.token_cycle = sum(self._per_layer.values())
@@ -62,22 +70,15 @@ class RoutingTrace:
         """Read what `save` wrote. Raises RequestError for anything else."""
         trace = cls()
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 layers, sizes = file["layers"].tolist(), file["sizes"].tolist()
                 experts, per_layer = file["experts"].tolist(), dict(file["per_layer"].tolist())
             if sum(sizes) != len(experts) or min(sizes, default=1) < 1:
                 raise ValueError(f"{sum(sizes)} experts promised, {len(experts)} found")
             rest = iter(experts)
             for layer, size in zip(layers, sizes, strict=True):
-                trace.requests.append([ExpertKey(layer, next(rest)) for _ in range(size)])
-        except (
-            OSError,
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            zipfile.BadZipFile,
-        ) as exc:
+                trace.requests.append([ExpertKey(int(layer), int(next(rest))) for _ in range(size)])
+        except BAD_FILE as exc:
             raise RequestError(
                 f"{path}: not a routing trace ({exc}); make one with RoutingTrace.save"
             ) from exc

@@ -22,7 +22,10 @@ FORBIDDEN = {
 # of offload's modules the command line may name, beside the package itself
 CLI_MAY_NAME = ("offload.errors", "offload.version")
 # modules of offload that know no device, no engine
-DEVICE_FREE = ("gguf", "config", "tensor_census", "plan", "policies", "sampler", "sequence")
+DEVICE_FREE = (
+    "gguf", "config", "tensor_census", "plan", "policies", "expert_cache", "replay", "sampler",
+    "sequence",
+)  # fmt: skip
 LLAMA_CPP_USERS = (
     "offload/bench/llama_cpp.py",
     "offload/llama_vocab.py",
