@@ -10,7 +10,8 @@
 Q8 is finer than llama.cpp's one scale per 256 columns (Q8_K): the rounding error of a product is
 about 0.73 of its. Q16 has 1/256 of the error of Q8 for one more dot product per weight. Routed
 experts, which are most of the work, take Q8; everything else takes Q16: what reaches the router
-decides which experts run, and that is where rounding hurts. A row of zeros has scale 0.
+decides which experts run, and that is where rounding hurts. 32 columns of zeros, or of values whose
+inverse float32 cannot hold (|x| < TINY), have scale 0.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from quant.simd import (
     zero_f32,
 )
 
+TINY = 1e-33  # also 1/256 of its 127th is a normal float32
+
 
 def record_bytes(n: int, planes: int = 1) -> int:
     """Bytes of one record of n columns (planes: 1 for Q8, 2 for Q16), rounded up to 64."""
@@ -52,9 +55,10 @@ def quantize_32(x: int, n: int, record: int, column: int, planes: int) -> None:
     c = load_f32(x + 64)
     d = load_f32(x + 96)
     top = maximum_f32(max_f32(max_f32(abs_f32(a), abs_f32(b)), max_f32(abs_f32(c), abs_f32(d))))
-    scale = top / numba.float32(127)
+    scale = numba.float32(0)
     inverse = numba.float32(0)
-    if scale > numba.float32(0):
+    if top > numba.float32(TINY):
+        scale = top / numba.float32(127)
         inverse = numba.float32(127) / top
     ha = round_f32(a * inverse)
     hb = round_f32(b * inverse)
