@@ -10,8 +10,9 @@ from offload.config import ModelConfig
 from offload.errors import PlanError
 
 CACHE_FACTOR = 4  # bytes between two uses of a weight, in last-level caches
-BUDGET = 8 << 30  # bytes laid out at most, unless one layer needs more
+BUDGET = 4 << 30  # bytes laid out at most, unless one layer needs more
 FREE_SHARE = 0.6  # of free RAM
+PEER_SHARE = 0.35  # in a comparison: the other program may repack its weights
 HEAD_ROWS = 8192  # of the vocabulary; the head's time is scaled to all of it
 PEER_EXPERTS = 48  # laid out for a comparison: both programs read them from one file
 
@@ -104,20 +105,21 @@ def choose_layout(
     one = replace(full, num_layers=1, first_k_dense=0, vocab_size=min(full.vocab_size, HEAD_ROWS))
     parts = _part_bytes(tensor_specs(one, types, full.n_routed_experts), full)
     if layers is None:
-        layers = max(3, math.ceil(CACHE_FACTOR * cache / parts["layer"]))
+        layers = max(2, math.ceil(CACHE_FACTOR * cache / parts["layer"]))
         layers = min(layers, full.num_moe_layers)
     top_k = full.num_experts_per_tok
     expert = parts["routed"] // top_k
     fixed = parts["head"] + layers * (parts["layer"] - parts["routed"])
     least = min(full.n_routed_experts, 2 * top_k)
     need = fixed + layers * least * expert
-    if need > FREE_SHARE * free:
+    share = PEER_SHARE if for_peer else FREE_SHARE
+    if need > share * free:
         raise PlanError(
             f"{layers} layers of {full.name} with {least} experts each need {need / 2**30:.1f} GiB,"
-            f" but only {FREE_SHARE:.0%} of the {free / 2**30:.1f} GiB of free RAM is used for "
+            f" but only {share:.0%} of the {free / 2**30:.1f} GiB of free RAM is used for "
             "this; close other programs or give fewer --layers"
         )
-    room = max(need, min(BUDGET, int(FREE_SHARE * free))) - fixed
+    room = max(need, min(BUDGET, int(share * free))) - fixed
     most = min(full.n_routed_experts, PEER_EXPERTS) if for_peer else full.n_routed_experts
     experts = min(most, room // (layers * expert))
     model = replace(one, num_layers=layers)

@@ -94,7 +94,7 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
         if options.compare:
             from offload.bench.llama_compare import LlamaProgram
 
-            peer = LlamaProgram(file.paths[0], plan.threads, longest)
+            peer = LlamaProgram(file.paths[0], plan.threads, longest, config)
             programs["llama_cpp"] = peer
             notes.append(peer.about)
         return _run(programs, model, options, facts, notes, str(file.paths[0]))

@@ -1,0 +1,167 @@
+"""`--compare llama.cpp`: the same weights, threads and minutes for both programs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offload.bench.gguf_writer import write_model
+from offload.bench.layer_bench import PARTS, BenchOps, LayerModel
+from offload.bench.layout import Layout
+from offload.bench.llama_cpp import LlamaContext, LlamaModel
+from offload.bench.shape_bench import PROMPT, Ours, Report, ShapeOptions, Side, run
+from offload.bench.timing import Timing
+from offload.config import ModelConfig
+from offload.errors import PlanError
+from offload.gguf import GGUFFile
+from offload.loading import compile_kernels
+from offload.stats import LoadProgress
+from offload.weights import WeightStore
+
+MEMORY = Path("/dev/shm")  # a file here needs no disk
+
+
+class TheirLayers:
+    """llama.cpp's side: one context as users have it, one that stops between parts."""
+
+    def __init__(self, model: LlamaModel, layers: int, vocabulary: int, depth: int) -> None:
+        self._layers = layers
+        self._before = np.random.default_rng(5).integers(0, vocabulary, depth)
+        context = max(PROMPT, depth) + 8
+        self.plain = LlamaContext(model, context)
+        self.timed = LlamaContext(model, context, timed=True)
+        self._head = Timing()
+        self._ready = False
+
+    def _fill(self) -> None:
+        if not self._ready:
+            self.plain.fill(self._before)
+            self.timed.copy_from(self.plain)
+            self._ready = True
+
+    def parts(self, token: int) -> dict[str, list[float]]:
+        """See Side."""
+        self._fill()
+        self.timed.parts.clear()
+        self.timed.run(np.array([token]))
+        self.timed.truncate(len(self._before))
+        for part, seconds in self.timed.parts:
+            if part == "head":
+                self._head.add(seconds)
+        return _by_layer(self.timed.parts, self._layers)
+
+    def whole(self, token: int) -> tuple[float, float]:
+        """See Side."""
+        self._fill()
+        seconds = self.plain.run(np.array([token]))
+        self.plain.truncate(len(self._before))
+        head = self._head.median
+        return (seconds - head) / self._layers, head
+
+    def prefill(self, ids: np.ndarray) -> float:
+        """See Side."""
+        self.plain.truncate(0)
+        self._ready = False
+        head = self._head.median if self._head.samples else 0.0
+        return (self.plain.run(ids) - head) / self._layers
+
+    def close(self) -> None:
+        """Free both contexts."""
+        self.plain.close()
+        self.timed.close()
+
+
+def _by_layer(stamps: list[tuple[str, float]], layers: int) -> dict[str, list[float]]:
+    """Seconds by part, one figure per layer; a part that ends twice in a layer is added up."""
+    times = {part: [0.0] * layers for part in PARTS}
+    layer = -1
+    for part, seconds in stamps:
+        layer += part == "attention"
+        if part != "head":
+            times[part][layer] += seconds
+    return times
+
+
+class LlamaProgram:
+    """llama.cpp's side of `bench MODEL`."""
+
+    def __init__(self, path: Path, threads: int, longest: int, config: ModelConfig) -> None:
+        self._model = LlamaModel(path, threads)
+        self._context = LlamaContext(self._model, longest)
+        self._ids = np.random.default_rng(5).integers(0, config.vocab_size, longest)
+        self.about = self._model.about
+
+    def prompt(self, ids: np.ndarray) -> float:
+        """See Program."""
+        self._context.truncate(0)
+        return self._context.run(ids)
+
+    def decode(self, depth: int, steps: int) -> list[float]:
+        """See Program."""
+        self._context.fill(self._ids[:depth])
+        return [self._context.run(self._ids[i : i + 1]) for i in range(steps)]
+
+    def close(self) -> None:
+        """Free the context, then the model."""
+        self._context.close()
+        self._model.close()
+
+
+def with_llama_cpp(
+    layout: Layout, options: ShapeOptions, threads: int, facts: dict[str, Any], report: Report
+) -> dict[str, Any]:
+    """Write the layout to a temporary file, run both programs on it in turns, remove it."""
+    with tempfile.TemporaryDirectory(prefix="kimi-offload-", dir=_folder(layout)) as folder:
+        path = Path(folder) / "weights.gguf"
+        write_model(
+            path,
+            layout,
+            lambda done, total: report(
+                LoadProgress(phase="lay out", done_bytes=done, total_bytes=total)
+            ),
+        )
+        ops = BenchOps(threads)
+        peer, theirs = LlamaModel(path, threads), None
+        try:
+            with GGUFFile.open(path) as file:
+                config = ModelConfig.from_gguf(file)
+                model = LayerModel(config, WeightStore(file, config), ops)
+                compile_kernels(model, "f16", report)
+                theirs = TheirLayers(peer, config.num_layers, config.vocab_size, options.depth)
+                sides: dict[str, Side] = {"ours": Ours(model, options.depth), "llama_cpp": theirs}
+                return run(sides, layout, options, facts, ops, _notes(peer, layout))
+        finally:
+            if theirs is not None:
+                theirs.close()
+            peer.close()
+            ops.close()
+
+
+def _notes(peer: LlamaModel, layout: Layout) -> list[str]:
+    experts = "experts" if layout.experts > 1 else "expert"
+    return [
+        peer.about,
+        "both programs read the same mapped file with the same threads, in turns; both choose "
+        f"experts by the same router among {layout.experts} {experts}",
+        "llama.cpp's parts: seconds between the ends of attention, router, routed and shared "
+        "experts, through its evaluation callback; its whole layer and its prefill: without it; "
+        "its head: with it",
+        "prefill: llama.cpp's is (prompt - head) / layers, ours is the first layer's",
+    ]
+
+
+def _folder(layout: Layout) -> str:
+    """Where the file fits: in memory if possible; PlanError if nowhere."""
+    need = layout.n_bytes + (64 << 20)
+    places = [MEMORY] * MEMORY.is_dir() + [Path(tempfile.gettempdir())]
+    for place in places:
+        if shutil.disk_usage(place).free > need:
+            return str(place)
+    raise PlanError(
+        f"the temporary file needs {need / 2**30:.1f} GiB, and neither of "
+        f"{', '.join(map(str, places))} has that much room; give fewer --layers or set TMPDIR"
+    )

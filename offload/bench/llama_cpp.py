@@ -1,0 +1,160 @@
+"""llama.cpp through llama-cpp-python's low-level functions, timed without Python in the loop."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from offload.errors import DeviceError
+
+BATCH = 512
+clock = time.perf_counter
+# the last node of each part of a layer, by the names llama.cpp gives its graph
+ENDS = {
+    "ffn_inp": "attention",
+    "ffn_moe_weights_scaled": "router",
+    "ffn_moe_out": "routed",
+    "ffn_shexp": "shared",
+    "l_out": "shared",
+    "result_output": "head",
+}
+
+
+_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
+_errors: list[str] = []
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _note_errors(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+    """llama.cpp keeps this pointer for good, hence a module attribute."""
+    del user_data
+    if level == _ERROR_LEVEL:
+        _errors[:] = [*_errors[-4:], text.decode("utf-8", "replace").strip()]
+
+
+def _failed(what: str) -> DeviceError:
+    said = f" ({'; '.join(_errors)})" if _errors else ""
+    return DeviceError(f"llama.cpp {what}{said}; leave --compare out")
+
+
+class LlamaModel:
+    """A loaded file. Its settings are llama.cpp's own defaults, but for threads and context."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        llama_cpp.llama_log_set(_note_errors, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self.threads = threads
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self.pointer: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self.pointer:
+            raise _failed(f"cannot load {path}")
+
+    @property
+    def about(self) -> str:
+        """What was compared with."""
+        return (
+            f"llama.cpp: llama-cpp-python {llama_cpp.__version__}, {self.threads} threads, its "
+            "default settings (mapped file, weights repacked at load where it does so, automatic "
+            "flash attention, f16 cache), called through its C interface"
+        )
+
+    def close(self) -> None:
+        """Free the model; contexts first."""
+        if self.pointer:
+            llama_cpp.llama_model_free(self.pointer)
+        self.pointer = None
+
+
+class LlamaContext:
+    """A KV cache and a graph. timed: collect seconds per part in `parts` while decoding.
+
+    llama.cpp's scheduler asks for each node whether its end is wanted, then computes up to it and
+    reports it; a part's time is from the last question to the report, so that questions, which are
+    Python, do not count.
+    """
+
+    def __init__(self, model: LlamaModel, context: int, *, timed: bool = False) -> None:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = context
+        params.n_batch = params.n_ubatch = min(BATCH, context)
+        params.n_threads = params.n_threads_batch = model.threads
+        self.length = 0
+        self.parts: list[tuple[str, float]] = []
+        self._began, self._ended = 0.0, ""
+        self._name: Any = _node_name()
+        if timed:
+            self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._node)
+            params.cb_eval = self._callback
+        self.pointer: Any = llama_cpp.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise _failed(f"refuses a context of {context:,} tokens")
+        self._memory = llama_cpp.llama_get_memory(self.pointer)
+
+    def _node(self, tensor: int, ask: bool, _data: Any) -> bool:
+        now = clock()
+        if not ask:
+            self.parts.append((self._ended, now - self._began))
+            return True
+        name = self._name(tensor).partition(b"-")[0].decode()
+        wanted = name in ENDS
+        if wanted:
+            self._ended = ENDS[name]
+            self._began = clock()
+        return wanted
+
+    def run(self, ids: np.ndarray) -> float:
+        """Append tokens; seconds until the logits of the last one are there."""
+        tokens = np.ascontiguousarray(ids, np.int32)
+        began = clock()
+        for i in range(0, len(tokens), BATCH):
+            part = tokens[i : i + BATCH]
+            pointer = part.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
+            code = llama_cpp.llama_decode(
+                self.pointer, llama_cpp.llama_batch_get_one(pointer, len(part))
+            )
+            if code:
+                raise _failed(f"stopped with code {code} after {self.length} tokens")
+        llama_cpp.llama_synchronize(self.pointer)
+        seconds = clock() - began
+        self.length += len(tokens)
+        return seconds
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from `length` on."""
+        if length < self.length:
+            llama_cpp.llama_memory_seq_rm(self._memory, 0, length, -1)
+            self.length = length
+
+    def fill(self, ids: np.ndarray) -> None:
+        """Have exactly these tokens' number in the cache; keeps what is there."""
+        self.truncate(len(ids))
+        if self.length < len(ids):
+            self.run(ids[self.length :])
+
+    def copy_from(self, other: LlamaContext) -> None:
+        """Take over the other context's cache."""
+        self.truncate(0)
+        size = llama_cpp.llama_state_seq_get_size(other.pointer, 0)
+        room = (ctypes.c_uint8 * size)()
+        llama_cpp.llama_state_seq_get_data(other.pointer, room, size, 0)
+        if not llama_cpp.llama_state_seq_set_data(self.pointer, room, size, 0):
+            raise _failed("cannot copy its own cache")
+        self.length = other.length
+
+    def close(self) -> None:
+        """Free the context."""
+        if self.pointer:
+            llama_cpp.llama_free(self.pointer)
+        self.pointer = None
+
+
+def _node_name() -> Any:
+    name = ctypes.CDLL(llama_cpp.llama_cpp._lib._name).ggml_get_name
+    name.argtypes, name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    return name
