@@ -17,7 +17,7 @@ from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import load_nibbles, table
 from quant.quant_type import QuantType
-from quant.simd import f16, lookup16, put_f32, store_i8
+from quant.simd import f16, lookup16, splat_f32, store_f32, store_i8
 
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 BOOK = table("iq4", lambda: np.array(LEVELS, np.int8))
@@ -34,8 +34,7 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
     d = f16(p)
     store_i8(q, levels(p + 2))
-    put_f32(s, d)
-    put_f32(s + 4, d)
+    store_f32(s, splat_f32(d))
 
 
 QUANT = QuantType(ggml_type=GGMLType.IQ4_NL, decode=decode)

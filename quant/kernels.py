@@ -5,7 +5,8 @@ A type supplies one function, its readable definition
     decode(p, q, s, o)    # p: address of a block; q: (size,) int8; s, o: (size/16,) float32
 
 such that weight[i] = s[i // 16] * q[i] + o[i // 16], bit for bit what libggml's dequantize_row
-gives. From it the templates below make C kernels `kernel(job, r0, r1)`; a job is a record of int64
+gives. s and o are written as whole vectors: there is room for 8 floats even where a block has
+fewer. From it the templates below make C kernels `kernel(job, r0, r1)`; a job is a record of int64
 in memory (`Job`), rows r0 <= r < r1 are computed. Types may bring faster kernels of their own under
 the same contract.
 
@@ -18,8 +19,6 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
-import numba
-
 from quant.jit import inline
 from quant.simd import (
     alloca,
@@ -31,15 +30,17 @@ from quant.simd import (
     i64,
     join_f32,
     load_f32,
+    load_f32x2,
+    load_f32x4_twice,
     load_f32x16,
     load_i8,
     load_i8_as_f32,
     load_i8x64,
-    pair_f32,
     prefetch,
     put_f32,
     splat_f32,
     splat_i8,
+    spread_pair,
     store_f32,
     store_f32x16,
     store_i8,
@@ -160,11 +161,11 @@ def matvec(job: int, r0: int, r1: int) -> None:
                 prefetch(p + 2048)
                 decode(p, q, s, o)
                 for g in range(SIZE // 32):
-                    scale = pair_f32(f32(s + 8 * g), f32(s + 8 * g + 4)) * f32(ys)
-                    d = to_f32(product(q + 32 * g, y, n))
-                    acc, other = other, fma(d, scale, acc)
+                    k = 32 * (g // 4)
+                    scale = spread_pair(load_f32(s + k) * load_f32x4_twice(ys + k // 2), g % 4)
+                    acc, other = other, fma(to_f32(product(q + 32 * g, y, n)), scale, acc)
                     y += 32
-                    ys += 4
+                ys += SIZE // 8
                 if OFFSETS:
                     low = add_offsets(low, o, sums, SIZE)
                     sums += SIZE // 4
@@ -184,7 +185,7 @@ def decode_tile(p: int, n_cols: int, q: int, s: int, o: int) -> None:
     for b in range(n_cols // SIZE):
         decode(p + b * BYTES, q + b * SIZE, scale, o + b * (SIZE // 4))
         for g in range(SIZE // 32):
-            store_f32(s, pair_f32(f32(scale + 8 * g), f32(scale + 8 * g + 4)))
+            store_f32(s, spread_pair(load_f32(scale + 32 * (g // 4)), g % 4))
             s += 32
     if n_cols % 64:  # `matmul` goes on in steps of 64
         store_i8(q + n_cols, splat_i8(0))
@@ -216,9 +217,7 @@ def add_offsets(low: Any, o: int, sums: int, n_cols: int) -> Any:
             low = fma(load_f32(o + 32 * g), load_f32(sums + 32 * g), low)
     else:
         for g in range(n_cols // 32):
-            pair = pair_f32(f32(o + 8 * g), f32(o + 8 * g + 4))
-            other = pair_f32(f32(sums + 8 * g), f32(sums + 8 * g + 4))
-            low = fma(pair * splat_f32(numba.float32(0.25)), other, low)
+            low = fma(load_f32x2(o + 8 * g), load_f32x2(sums + 8 * g), low)
     return low
 
 
@@ -233,7 +232,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
     index, stride = i64(job + _INDEX), i64(job + _OUT_STRIDE)
     q = alloca(8256)  # MANY_ROWS * _Q, and 32 columns more
     s = alloca(8256)
-    o = alloca(2048)
+    o = alloca(2112)  # and one vector, for blocks with less than 8 offsets
     accs = alloca(65536)  # MANY_TOKENS * MANY_ROWS * (sums: 64, low: 32, free: 32 bytes)
     for top in range(r0, r1, MANY_ROWS):
         rows = min(MANY_ROWS, r1 - top)

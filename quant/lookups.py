@@ -249,7 +249,7 @@ f16_from_bits = _op(  # low 16 bits read as a half
 )
 
 
-def _fields(shifts: list[int], mask: int) -> Any:
+def fields(shifts: list[int], mask: int) -> Any:
     """4 bytes -> i32x8: lane k = the word's bits from shifts[k] on, under the mask."""
 
     def generate(b: Any, m: Any, v: Any) -> Any:
@@ -259,9 +259,9 @@ def _fields(shifts: list[int], mask: int) -> Any:
     return _op(i32x8, (P,), generate)
 
 
-fields_4 = _fields([4 * k for k in range(8)], 15)  # 8 nibbles, low one first
-fields_2 = _fields([2 * k for k in range(8)], 3)  # the first two bytes in pairs of bits
-fields_3 = _fields([16 * (k // 4) + 3 * (k % 4) for k in range(8)], 7)  # 12 bits of each half
+fields_4 = fields([4 * k for k in range(8)], 15)  # 8 nibbles, low one first
+fields_2 = fields([2 * k for k in range(8)], 3)  # the first two bytes in pairs of bits
+fields_3 = fields([16 * (k // 4) + 3 * (k % 4) for k in range(8)], 7)  # 12 bits of each half
 
 
 @inline
@@ -284,9 +284,3 @@ def _lanes(numbers: list[int]) -> Any:
 
 first_pair = _lanes([0, 0, 0, 0, 1, 1, 1, 1])  # lanes 0-3 = lane 0, lanes 4-7 = lane 1
 next_pair = _lanes([2, 3, 4, 5, 6, 7, 0, 1])  # rotated by two lanes
-load_f32x4_twice = _widening_load(  # 4 floats, each in two neighbouring lanes
-    F32,
-    4,
-    f32x8,
-    lambda b, x: b.shuffle_vector(x, x, ir.Constant(i32x8.llvm, [k // 2 for k in range(8)])),
-)

@@ -23,12 +23,13 @@ from quant.kernels import (
     decode,
     product,
 )
-from quant.lookups import first_pair, load_f32x4_twice, next_pair
+from quant.lookups import first_pair, next_pair
 from quant.simd import (
     alloca,
     fma,
     i64,
     load_f32,
+    load_f32x4_twice,
     prefetch,
     put_f32,
     sum_f32,

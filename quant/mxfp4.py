@@ -16,7 +16,7 @@ from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import load_nibbles, table
 from quant.quant_type import QuantType
-from quant.simd import f32_from_bits, lookup16, put_f32, store_i8, u8
+from quant.simd import f32_from_bits, lookup16, splat_f32, store_f32, store_i8, u8
 
 LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 BOOK = table("e2m1", lambda: np.array(LEVELS, np.int8))
@@ -29,8 +29,7 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     # 2^-128 and 2^-127 are subnormal float32
     d = f32_from_bits((e - 1) << 23 if e > 1 else 0x200000 << e)
     store_i8(q, lookup16(BOOK(), load_nibbles(p + 1)))
-    put_f32(s, d)
-    put_f32(s + 4, d)
+    store_f32(s, splat_f32(d))
 
 
 QUANT = QuantType(ggml_type=GGMLType.MXFP4, decode=decode)

@@ -17,7 +17,7 @@ from typing import Any
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.lookups import _fields as fields
+from quant.lookups import fields
 from quant.quant_type import Direct, QuantType
 from quant.simd import (
     as_i8,

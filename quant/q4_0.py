@@ -13,7 +13,7 @@ from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import load_nibbles
 from quant.quant_type import QuantType
-from quant.simd import as_i8, f16, put_f32, store_i8
+from quant.simd import as_i8, f16, splat_f32, store_f32, store_i8
 
 
 @inline
@@ -21,8 +21,7 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
     d = f16(p)
     store_i8(q, as_i8(load_nibbles(p + 2)) - 8)
-    put_f32(s, d)
-    put_f32(s + 4, d)
+    store_f32(s, splat_f32(d))
 
 
 QUANT = QuantType(ggml_type=GGMLType.Q4_0, decode=decode)

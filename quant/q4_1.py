@@ -13,18 +13,14 @@ from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import load_nibbles
 from quant.quant_type import QuantType
-from quant.simd import as_i8, f16, put_f32, store_i8
+from quant.simd import as_i8, f16, splat_f32, store_f32, store_i8
 
 
 @inline
 def put_scale_and_minimum(p: int, s: int, o: int) -> None:
     """D and m, for both halves of the block (Q4_1 and Q5_1)."""
-    d = f16(p)
-    m = f16(p + 2)
-    put_f32(s, d)
-    put_f32(s + 4, d)
-    put_f32(o, m)
-    put_f32(o + 4, m)
+    store_f32(s, splat_f32(f16(p)))
+    store_f32(o, splat_f32(f16(p + 2)))
 
 
 @inline

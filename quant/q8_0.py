@@ -10,7 +10,7 @@ from __future__ import annotations
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.quant_type import QuantType
-from quant.simd import f16, load_i8, put_f32, store_i8
+from quant.simd import f16, load_i8, splat_f32, store_f32, store_i8
 
 
 @inline
@@ -18,8 +18,7 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
     d = f16(p)
     store_i8(q, load_i8(p + 2))
-    put_f32(s, d)
-    put_f32(s + 4, d)
+    store_f32(s, splat_f32(d))
 
 
 QUANT = QuantType(ggml_type=GGMLType.Q8_0, decode=decode)

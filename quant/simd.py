@@ -218,11 +218,21 @@ load_i8_as_f32 = _widening_load(
 )
 
 
+def _pick(b: Any, x: Any, y: Any, lanes: list[int]) -> Any:
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
 def _twice(b: Any, x: Any) -> Any:
     lanes = ir.Constant(ir.VectorType(I32, 32), [*range(16), *range(16)])
     return b.shuffle_vector(x, x, lanes)
 
 
+load_f32x2 = _widening_load(  # a b 0 0 0 0 0 0
+    F32, 2, f32x8, lambda b, x: _pick(b, x, ir.Constant(x.type, [0.0, 0.0]), [0, 1] + [2, 3] * 3)
+)
+load_f32x4_twice = _widening_load(  # a a b b c c d d
+    F32, 4, f32x8, lambda b, x: _pick(b, x, x, [k // 2 for k in range(8)])
+)
 load_u8x16_twice = _widening_load(I8, 16, u8x32, _twice)
 store_i8 = _op(types.int64, (P, i8x32), lambda b, m, v: _store(b, v[1], v[0]))
 store_u8 = _op(types.int64, (P, u8x32), lambda b, m, v: _store(b, v[1], v[0]))
@@ -325,6 +335,13 @@ def _two_halves(b: Any, m: Any, v: Any) -> Any:
     )
 
 
+def _spread_pair(b: Any, m: Any, v: Any) -> Any:
+    first = b.mul(b.trunc(v[1], I32), ir.Constant(I32, 2))
+    second = b.add(first, ir.Constant(I32, 1))
+    return _two_halves(b, m, [b.extract_element(v[0], k) for k in (first, second)])
+
+
+spread_pair = _op(f32x8, (f32x8, types.int64), _spread_pair)  # pair_f32 of lanes 2k and 2k + 1
 pair_f32 = _op(f32x8, (types.float32, types.float32), _two_halves)  # lanes 0-3 = a, 4-7 = b
 to_f32 = _op(f32x8, (i32x8,), lambda b, m, v: b.sitofp(v[0], f32x8.llvm))
 to_i32 = _op(i32x8, (f32x8,), lambda b, m, v: b.fptosi(v[0], i32x8.llvm))
@@ -405,9 +422,9 @@ def _alloca(typingctx: Any, n_bytes: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         with builder.goto_entry_block():
-            room = builder.alloca(ir.ArrayType(I8, size + 64))
-            start = builder.add(builder.ptrtoint(room, I64), ir.Constant(I64, 63))
-            return builder.and_(start, ir.Constant(I64, -64))
+            room = builder.alloca(ir.ArrayType(I8, size))
+            room.align = 64
+            return builder.ptrtoint(room, I64)
 
     return types.intp(n_bytes), codegen
 

@@ -169,6 +169,10 @@ def test_making_and_changing_vectors() -> None:
         simd.store_f32(out + 160, simd.max_f32(x, y))
         simd.store_f32(out + 192, simd.fma(x, y, simd.splat_f32(one)))
         simd.store_f32(out + 224, simd.zero_f32())
+        for k in range(4):
+            simd.store_f32(out + 256 + 32 * k, simd.spread_pair(x, k))
+        simd.store_f32(out + 384, simd.load_f32x2(a))
+        simd.store_f32(out + 416, simd.load_f32x4_twice(a))
         simd.store_u8(ints, simd.splat_u8(200))
         simd.store_i8(ints + 32, simd.splat_i8(-100))
         simd.store_i8(ints + 64, simd.as_i8(simd.load_u8(a)))
@@ -177,12 +181,13 @@ def test_making_and_changing_vectors() -> None:
 
     x = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.49, -7.51], np.float32)
     y, one = random(np.float32, 7), np.float32(0.3)
-    out, ints = np.empty((8, 8), np.float32), np.empty((5, 32), np.uint8)
+    out, ints = np.empty((14, 8), np.float32), np.empty((5, 32), np.uint8)
     kernel(address(x), address(y), one, address(out), address(ints))
     fused = (x.astype(np.float64) * y + one).astype(np.float32)
     wants = (
         np.repeat(one, 8), np.repeat([one, x[0]], 4), np.trunc(x), np.rint(x), np.abs(x),
-        np.maximum(x, y), fused, np.zeros(8),
+        np.maximum(x, y), fused, np.zeros(8), *(np.repeat(x[k : k + 2], 4) for k in (0, 2, 4, 6)),
+        [*x[:2], 0, 0, 0, 0, 0, 0], np.repeat(x[:4], 2),
     )  # fmt: skip
     for got, want in zip(out, wants, strict=True):
         assert np.array_equal(got, np.asarray(want, np.float32))
@@ -217,23 +222,86 @@ def test_lookup16_of_every_index() -> None:
     same_bits(out, table[index])
 
 
-def test_dot_i8_is_exact_for_every_pair_and_for_the_extremes() -> None:
+def test_vectors_of_512_bits() -> None:
     @numba.njit
-    def kernel(a: int, b: int, n: int, out: int) -> None:
-        for i in range(n):
-            x = simd.load_i8(a + 32 * i)
-            simd.store_i32(out + 32 * i, simd.dot_i8(x, simd.load_i8(b + 32 * i)))
+    def kernel(a: int, b: int, word: int, out: int) -> None:
+        x = simd.load_f32x16(a)
+        simd.store_f32x16(out, simd.join_f32(simd.high_half(x), simd.low_half(x)))
+        simd.store_f32x16(out + 64, simd.fma_16(x, x, simd.splat_f32x16(simd.f32(a))))
+        simd.store_f32x16(out + 128, simd.twice_each(simd.low_half(x)))
+        simd.store_f32x16(out + 192, simd.quarter_0(x))
+        simd.store_f32x16(out + 256, simd.quarter_3(x))
+        simd.store_f32x16(out + 320, simd.to_f32x16(simd.load_u8_as_i32x16(b)))
+        simd.store_f32x16(out + 384, simd.zero_f32x16())
+        simd.store_f32(out + 384, simd.bytes_as_f32(word))
 
-    x, y = (v.ravel() for v in np.meshgrid(np.arange(-128, 128), np.arange(-127, 128)))
-    alike = np.repeat(np.array([[-128, -127], [-128, 127], [127, 127], [127, -127]]), 32, axis=0)
-    rng = np.random.default_rng(8)
-    shuffled = rng.permutation(len(x))  # neighbours of all kinds
-    a = np.concatenate([x, x[shuffled], alike[:, 0]]).astype(np.int8)
-    b = np.concatenate([y, y[shuffled], alike[:, 1]]).astype(np.int8)
-    out = np.empty(len(a) // 4, np.int32)
-    kernel(address(a), address(b), len(a) // 32, address(out))
-    want = (a.astype(np.int32) * b.astype(np.int32)).reshape(-1, 4).sum(axis=1)
-    assert np.array_equal(out, want)
+    x = np.arange(1, 17, dtype=np.float32)
+    b, out = random(np.uint8, 10), np.empty((7, 16), np.float32)
+    kernel(
+        address(x), address(b), int.from_bytes(b[:8].tobytes(), "little", signed=True), address(out)
+    )
+    wants = (
+        np.roll(x, 8), x * x + 1, np.repeat(x[:8], 2), np.repeat(x[:4], 4), np.repeat(x[12:], 4),
+        b[:16], [*b[:8], *[0] * 8],
+    )  # fmt: skip
+    for got, want in zip(out, wants, strict=True):
+        assert np.array_equal(got, np.asarray(want, np.float32))
+
+
+def test_shift_halves_leaves_the_masked_bits_of_each_byte() -> None:
+    @numba.njit
+    def kernel(a: int, weights: int, out: int) -> None:
+        x = simd.shift_halves(simd.load_u8x32_twice(a), 2, 4) & 3
+        simd.store_f32x16(out, simd.to_f32x16(simd.dot_u8x64(x, simd.load_i8x64(weights))))
+
+    x, out = random(np.uint8, 11), np.empty(16, np.float32)
+    weights = np.tile(np.array([1, 4, 16, 64], np.int8), 16)  # makes each byte readable in a sum
+    kernel(address(x), address(weights), address(out))
+    pairs = np.concatenate([x >> 2 & 3, x >> 4 & 3]).astype(np.int32)
+    assert np.array_equal(out, (pairs * weights).reshape(-1, 4).sum(axis=1))
+
+
+def dots(dot: Any, load: Any, load_y: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    step = 64 if load_y is simd.load_i8x64 else 32
+
+    @numba.njit
+    def narrow(a: int, b: int, n: int, out: int) -> None:
+        for i in range(0, n, 32):
+            simd.store_f32(out + i, simd.to_f32(dot(load(a + i), load_y(b + i))))
+
+    @numba.njit
+    def wide(a: int, b: int, n: int, out: int) -> None:
+        for i in range(0, n, 64):
+            simd.store_f32x16(out + i, simd.to_f32x16(dot(load(a + i), load_y(b + i))))
+
+    out = np.empty(len(a) // 4, np.float32)
+    (wide if step == 64 else narrow)(address(a), address(b), len(a), address(out))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("dot", "load", "load_y", "least", "most"),
+    [
+        (simd.dot_i8, simd.load_i8, simd.load_i8, -128, 127),
+        (simd.dot_i8x64, simd.load_i8x64, simd.load_i8x64, -128, 127),
+        (simd.dot_u8x64, simd.load_u8x64, simd.load_i8x64, 0, 64),
+    ],
+    ids=["dot_i8", "dot_i8x64", "dot_u8x64"],
+)
+def test_dot_products_are_exact_for_every_pair_and_for_the_extremes(
+    dot: Any, load: Any, load_y: Any, least: int, most: int
+) -> None:
+    values, others = np.arange(least, most + 1), np.arange(-127, 128)
+    x, y = (v.ravel() for v in np.meshgrid(values, others))
+    extremes = [[least, -127], [least, 127], [most, 127], [most, -127]]
+    alike = np.repeat(np.array(extremes), 64, axis=0)
+    shuffled = np.random.default_rng(8).permutation(len(x))  # neighbours of all kinds
+    a = np.concatenate([alike[:, 0], x, x[shuffled]])
+    b = np.concatenate([alike[:, 1], y, y[shuffled]])
+    a, b = a[: len(a) // 64 * 64], b[: len(b) // 64 * 64]
+    want = (a * b).reshape(-1, 4).sum(axis=1)
+    dtype = np.int8 if least < 0 else np.uint8
+    assert np.array_equal(dots(dot, load, load_y, a.astype(dtype), b.astype(np.int8)), want)
 
 
 def test_alloca_is_aligned_and_private() -> None:
