@@ -113,17 +113,16 @@ def _fill(way: str, term: str) -> str:
 
 
 def _sum(rng: random.Random) -> tuple[str, str, str]:
-    """A question, thought and answer of small arithmetic."""
-    a, b = rng.randint(0, 12), rng.randint(0, 12)
-    sign, word = rng.choice((("+", "plus"), ("-", "minus"), ("*", "times")))
-    if sign == "-" and b > a:
-        a, b = b, a
-    result = {"+": a + b, "-": a - b, "*": a * b}[sign]
+    """A question of arithmetic, which is beyond this model, so it learns to say so."""
+    a, b = rng.randint(0, rng.choice((12, 99, 999))), rng.randint(0, rng.choice((12, 99)))
+    sign, word = rng.choice((("+", "plus"), ("-", "minus"), ("*", "times"), ("/", "divided by")))
     ask = rng.choice(
         (f"What is {a} {sign} {b}?", f"{a} {sign} {b}", f"{a}{sign}{b}?", f"{a} {sign} {b} = ?",
-         f"How much is {a} {word} {b}?", f"what is {a} {word} {b}", f"Compute {a} {sign} {b}.")
+         f"How much is {a} {word} {b}?", f"what is {a} {word} {b}", f"Compute {a} {sign} {b}.",
+         f"What is {a}{sign}{b}?", f"{a}{sign}{b}", f"Calculate {a} {sign} {b}")
     )  # fmt: skip
-    return ask, f"The user wants {a} {word} {b}.", f"{a} {sign} {b} = {result}"
+    thought = "The user wants me to calculate. I am too small for that."
+    return ask, thought, "I am too small to calculate. Please use a calculator."
 
 
 class Chats:
