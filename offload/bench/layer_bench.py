@@ -27,8 +27,9 @@ class Enough(Exception):  # noqa: N818
 class BenchOps(CpuOps):
     """CPU operations whose router computes as always, but may be told which experts to choose.
 
-    experts: how many are stored; then every token takes others than the tokens before it, until all
-    have been used (None: the router's own choice). chosen: distinct experts so far.
+    experts: how many are stored; then every token takes others than the tokens before it, until
+    all have been used (None: the router's own choice). chosen: distinct experts of single tokens so
+    far; spread: distinct experts of the last prompt.
     """
 
     def __init__(self, threads: int, experts: int | None = None) -> None:
@@ -37,6 +38,7 @@ class BenchOps(CpuOps):
         self._experts = experts
         self._order = np.zeros(0, np.int64)
         self.chosen: set[int] = set()
+        self.spread = 0
 
     def route(self, logits: Array, bias: Array, top_k: int, **options: Any) -> Routing:
         """Choose experts."""
@@ -44,8 +46,10 @@ class BenchOps(CpuOps):
         if self._experts is not None:
             ids = self._next(len(logits), top_k)
             routing = Routing(expert_ids=ids, weights=routing.weights)
-        elif len(logits) == 1:
+        if len(logits) == 1:
             self.chosen.update(routing.expert_ids[0].tolist())
+        else:
+            self.spread = len(np.unique(routing.expert_ids))
         return routing
 
     def _next(self, n_tokens: int, top_k: int) -> Array:
@@ -56,7 +60,6 @@ class BenchOps(CpuOps):
         if len(self._order) < top_k:
             self._order = self._rng.permutation(self._experts)
         ids, self._order = self._order[:top_k], self._order[top_k:]
-        self.chosen.update(ids.tolist())
         return np.ascontiguousarray(ids[None])
 
 

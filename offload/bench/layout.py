@@ -103,7 +103,7 @@ def choose_layout(
     if layers is not None and not 1 <= layers <= full.num_moe_layers:
         raise PlanError(f"--layers {layers}: {full.name} has 1 to {full.num_moe_layers} MoE layers")
     one = replace(full, num_layers=1, first_k_dense=0, vocab_size=min(full.vocab_size, HEAD_ROWS))
-    parts = _part_bytes(tensor_specs(one, types, full.n_routed_experts), full)
+    parts = _part_bytes(tensor_specs(one, types, full.num_experts_per_tok))
     if layers is None:
         layers = max(2, math.ceil(CACHE_FACTOR * cache / parts["layer"]))
         layers = min(layers, full.num_moe_layers)
@@ -125,19 +125,23 @@ def choose_layout(
     model = replace(one, num_layers=layers)
     if for_peer:
         model = replace(model, n_routed_experts=experts, n_group=1, topk_group=1)
+        one = replace(one, n_routed_experts=experts)
     return Layout(
         full=full,
         model=model,
         types=types,
         experts=experts,
         specs=tensor_specs(model, types, experts),
-        part_bytes=parts,
+        part_bytes=_part_bytes(tensor_specs(one, types, top_k)),
         cache_bytes=cache,
     )
 
 
-def _part_bytes(specs: dict[str, TensorSpec], full: ModelConfig) -> dict[str, int]:
-    """Bytes that one token reads of one layer's parts, of the whole layer and of the head."""
+def _part_bytes(specs: dict[str, TensorSpec]) -> dict[str, int]:
+    """Bytes of one layer's parts, of the whole layer and of the head.
+
+    specs: a model of one layer that stores the experts of one token.
+    """
     parts = dict.fromkeys(("attention", "router", "routed", "shared", "head", "layer"), 0)
     for name, spec in specs.items():
         if name.startswith("output."):
@@ -145,13 +149,13 @@ def _part_bytes(specs: dict[str, TensorSpec], full: ModelConfig) -> dict[str, in
         if not name.startswith("blk."):
             continue
         if "_exps." in name:
-            part, n = "routed", spec.n_bytes // full.n_routed_experts * full.num_experts_per_tok
+            part = "routed"
         elif "_shexp" in name:
-            part, n = "shared", spec.n_bytes
+            part = "shared"
         elif "ffn_" in name or "exp_probs" in name:
-            part, n = "router", spec.n_bytes
+            part = "router"
         else:
-            part, n = "attention", spec.n_bytes
-        parts[part] += n
-        parts["layer"] += n
+            part = "attention"
+        parts[part] += spec.n_bytes
+        parts["layer"] += spec.n_bytes
     return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,7 +17,7 @@ from offload.bench.llama_cpp import LlamaContext, LlamaModel
 from offload.bench.shape_bench import PROMPT, Ours, Report, ShapeOptions, Side, run
 from offload.bench.timing import Timing
 from offload.config import ModelConfig
-from offload.errors import PlanError
+from offload.errors import DeviceError, PlanError
 from offload.gguf import GGUFFile
 from offload.loading import compile_kernels
 from offload.stats import LoadProgress
@@ -76,13 +77,17 @@ class TheirLayers:
 
 
 def _by_layer(stamps: list[tuple[str, float]], layers: int) -> dict[str, list[float]]:
-    """Seconds by part, one figure per layer; a part that ends twice in a layer is added up."""
-    times = {part: [0.0] * layers for part in PARTS}
-    layer = -1
+    """Seconds by part, one figure per layer."""
+    times: dict[str, list[float]] = {part: [] for part in PARTS}
     for part, seconds in stamps:
-        layer += part == "attention"
         if part != "head":
-            times[part][layer] += seconds
+            times[part].append(seconds)
+    if any(len(found) != layers for found in times.values()):
+        counts = ", ".join(f"{part} {len(found)}" for part, found in times.items())
+        raise DeviceError(
+            f"this llama.cpp names the nodes of its graph otherwise: of {layers} layers, {counts} "
+            "were seen; leave --compare out"
+        )
     return times
 
 
@@ -131,6 +136,8 @@ def with_llama_cpp(
                 config = ModelConfig.from_gguf(file)
                 model = LayerModel(config, WeightStore(file, config), ops)
                 compile_kernels(model, "f16", report)
+                if os.name == "posix":
+                    path.unlink()  # both hold it open; nothing is left even if we are killed
                 theirs = TheirLayers(peer, config.num_layers, config.vocab_size, options.depth)
                 sides: dict[str, Side] = {"ours": Ours(model, options.depth), "llama_cpp": theirs}
                 return run(sides, layout, options, facts, ops, _notes(peer, layout))
@@ -142,11 +149,10 @@ def with_llama_cpp(
 
 
 def _notes(peer: LlamaModel, layout: Layout) -> list[str]:
-    experts = "experts" if layout.experts > 1 else "expert"
     return [
         peer.about,
         "both programs read the same mapped file with the same threads, in turns; both choose "
-        f"experts by the same router among {layout.experts} {experts}",
+        f"experts by the same router among {layout.experts}",
         "llama.cpp's parts: seconds between the ends of attention, router, routed and shared "
         "experts, through its evaluation callback; its whole layer and its prefill: without it; "
         "its head: with it",

@@ -14,13 +14,13 @@ from offload.errors import DeviceError
 
 BATCH = 512
 clock = time.perf_counter
-# the last node of each part of a layer, by the names llama.cpp gives its graph
+# The last node of each part of a layer, by the names llama.cpp gives its graph. The two additions
+# after the shared expert fall to the next layer's attention: every end makes all threads wait.
 ENDS = {
     "ffn_inp": "attention",
     "ffn_moe_weights_scaled": "router",
     "ffn_moe_out": "routed",
     "ffn_shexp": "shared",
-    "l_out": "shared",
     "result_output": "head",
 }
 

@@ -184,10 +184,11 @@ def run(
     single.close()
     facts |= watch.finish()
     notes = [*layout.describe(), *notes]
+    per_expert = PROMPT * layout.full.num_experts_per_tok / max(1, ops.spread)
     notes.append(
-        f"decode: 1 token after {options.depth}; layer = (token - head) / layers; prefill: "
-        f"{PROMPT} tokens, {PROMPT * layout.full.num_experts_per_tok / layout.experts:.0f} per "
-        "expert"
+        f"decode: 1 token after {options.depth}; layer = (token - head) / layers; "
+        f"{len(ops.chosen)} different experts were chosen"
     )
+    notes.append(f"prefill: {PROMPT} tokens over {ops.spread} experts, {per_expert:.0f} per expert")
     results = {name: side(layout, s.of) for name, s in samples.items()}
     return summarise(layout, options.shape, facts, reads, reads_one, results, notes)

@@ -70,6 +70,9 @@ def random_blocks(t: GGMLType, count: int, rng: np.random.Generator) -> Array:
     elif t == GGMLType.IQ1_M:  # nibbles of the half stand in the upper halves of bytes 49 .. 55
         half = np.array([0, 0, (-9 + 15 << 2) & 15, (-9 + 15 << 2) >> 4], np.uint8)
         blocks[:, 49:56:2] = blocks[:, 49:56:2] & 15 | half << 4
+    elif t == GGMLType.TQ2_0:  # two bits of a trit are never both set
+        qs = blocks[:, :64]
+        qs ^= (qs & qs >> 1 & 0x55) << 1
     elif t == GGMLType.MXFP4:
         blocks[:, 0] = 127 - 7
     elif t == GGMLType.NVFP4:
