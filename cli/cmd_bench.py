@@ -10,7 +10,6 @@ import click
 
 from cli._options import model_argument
 from cli._render import LoadDisplay, say, show_table
-from offload.errors import RequestError
 
 if TYPE_CHECKING:
     from offload import bench
@@ -86,6 +85,7 @@ def command(
     layers and experts as fit, and all layers' time is extrapolated. Best and median are shown.
     """
     from offload import bench
+    from offload.errors import RequestError
 
     if model is not None and shape is not None:
         raise click.UsageError("give MODEL or --shape, not both")
