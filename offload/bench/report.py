@@ -47,7 +47,7 @@ def _shape_tables(r: dict[str, Any]) -> list[Table]:
     columns = ["part"]
     for name in programs:
         columns += [f"{NAMES[name]} ms>", "best>"]
-    columns += ["ratio>"] if "ratio" in r else []
+    columns += ["ratio>", "of bests>"] if "ratio" in r else []
     columns += ["MB read>", "GB/s>", "per core>", "of the roof>"]
     rows = []
     for part in (*PARTS, "layer"):
@@ -55,7 +55,7 @@ def _shape_tables(r: dict[str, Any]) -> list[Table]:
         for name in programs:
             row += [f"{r[name][f'{part}_ms']:.3f}", f"{r[name]['best'][f'{part}_ms']:.3f}"]
         if "ratio" in r:
-            row.append(f"{r['ratio'][part]:.2f}")
+            row += [f"{r['ratio'][part]:.2f}", f"{r['ratio_best'][part]:.2f}"]
         row.append(f"{r['shape']['part_bytes'][part] / 1e6:.1f}")
         row += [f"{r['gbps'][part]:.2f}", f"{r['gbps_per_core'][part]:.2f}"]
         row.append(f"{r['roof_fraction'][part]:.0%}")
@@ -79,10 +79,10 @@ def _totals(r: dict[str, Any], programs: list[str]) -> Table:
         prefill += [str(side["prefill_tps"]), str(side["best"]["prefill_tps"])]
         head += [f"{side['head_ms']:.2f}", f"{side['best']['head_ms']:.2f}"]
     if "ratio" in r:
-        columns.append("ratio>")
-        decode.append(f"{r['ratio']['decode_tps']:.2f}")
-        prefill.append(f"{r['ratio']['prefill']:.2f}")
-        head.append("")
+        columns += ["ratio>", "of bests>"]
+        for row, what in ((decode, "decode_tps"), (prefill, "prefill")):
+            row += [f"{r['ratio'][what]:.2f}", f"{r['ratio_best'][what]:.2f}"]
+        head += ["", ""]
     cores = ["such cores for 80 GB/s", f"{r['cores_for_80_gbps']}"]
     cores += [""] * (len(columns) - len(cores))
     return ("", tuple(columns), [tuple(x) for x in (decode, prefill, head, cores)])

@@ -99,7 +99,7 @@ class Ours:
 
 
 def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -> dict[str, Any]:
-    """Measure; the result is ready for JSON (see README, bench).
+    """Measure; the result is ready for JSON.
 
     Raises UnsupportedError for unknown names, PlanError where RAM or threads do not suffice.
     """
