@@ -10,12 +10,15 @@ to devices/cpu_attention.EXACT_CONTEXT tokens).
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +32,7 @@ from offload.models.deepseek2 import DeepSeek2
 from offload.plan import KVType, Plan
 from offload.sampler import Sampler, SamplingParams, defaults_for, make_sampler
 from offload.stats import LoadProgress, RunStats
-from offload.stream import Piece, StopMatcher, StreamDecoder
+from offload.stream import Channel, Piece, StopMatcher, StreamDecoder
 from offload.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 512  # prompt tokens in one forward pass
@@ -44,12 +47,13 @@ class Token:
     """One generated token.
 
     text: what can be printed now, possibly "" (half a character, a held stop string, a special
-    token). channel: "thinking" or "content".
+    token). channel: "thinking" or "content". An id comes twice only if its text belongs to both;
+    the end token comes only if text was held back until then.
     """
 
     id: int
     text: str
-    channel: Literal["thinking", "content"] = "content"
+    channel: Channel = "content"
 
 
 class Engine:
@@ -73,6 +77,7 @@ class Engine:
         self._kv = KVCache(config, plan.kv.context, plan.kv.kv_type)
         self._ids: list[int] = []  # the tokens whose rows are in the cache
         self._turn = 0  # number of the current answer
+        self._lock = threading.RLock()  # held during forward passes
         self._is_cancelled = False
         self._is_closed = False
 
@@ -81,12 +86,17 @@ class Engine:
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32."""
         ids = self._check_ids(token_ids)
-        self._start()
-        self._kv.truncate(0)
-        parts = [
-            self._forward(ids[i : i + PREFILL_TOKENS], all_logits=True)
-            for i in range(0, len(ids), PREFILL_TOKENS)
-        ]
+        turn = self._start()
+        try:
+            with self._lock:
+                self._check(turn)
+                self._kv.truncate(0)
+                parts = [
+                    self._forward(turn, ids[i : i + PREFILL_TOKENS], all_logits=True)
+                    for i in range(0, len(ids), PREFILL_TOKENS)
+                ]
+        except Cancelled:
+            raise RequestError("cancelled before all logits were computed") from None
         return np.concatenate(parts)
 
     def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Token]:
@@ -144,12 +154,16 @@ class Engine:
         self._is_cancelled = True
 
     def close(self) -> None:
-        """Give the file and the cache back. The engine cannot be used afterwards."""
+        """Give the file and the cache back. The engine cannot be used afterwards.
+
+        A running answer ends before its next layer. Calling it twice is fine.
+        """
         self._is_closed = True
-        self._turn += 1
-        self._model.ops.close()
-        del self._model, self._kv
-        self._file.close()
+        with self._lock:
+            if hasattr(self, "_model"):
+                self._model.ops.close()
+                del self._model, self._kv
+            self._file.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -160,14 +174,12 @@ class Engine:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._is_closed:
-            self.close()
+        self.close()
 
     # --- how an answer is made ----------------------------------------------------------------
 
     def _start(self) -> int:
         """Begin a turn; older iterators end with an error if they are used again."""
-        self._check_open()
         self._turn += 1
         self._is_cancelled = False
         return self._turn
@@ -176,10 +188,29 @@ class Engine:
         if self._is_closed:
             raise OffloadError("the engine is closed; load the model again")
 
+    def _check(self, turn: int) -> None:
+        """Raise unless this turn may go on; called before each layer."""
+        self._check_open()
+        if turn != self._turn:
+            raise RequestError(
+                "another answer was started on this engine; iterate one to its end first, "
+                "or load a second engine"
+            )
+        if self._is_cancelled:
+            raise Cancelled
+
     def _check_ids(self, token_ids: Sequence[int]) -> np.ndarray:
-        ids = np.asarray(token_ids, np.int64)
-        if ids.ndim != 1 or ids.size == 0:
+        self._check_open()
+        try:
+            ids = np.asarray(token_ids)
+        except ValueError as exc:  # lists of different lengths
+            raise RequestError(f"token ids must be a list of whole numbers: {exc}") from exc
+        if ids.ndim == 1 and ids.size == 0:
             raise RequestError("the prompt is empty; at least one token is needed")
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise RequestError(
+                f"token ids must be a list of whole numbers, not {ids.ndim}-dimensional {ids.dtype}"
+            )
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             bad = int(ids.min() if ids.min() < 0 else ids.max())
             raise RequestError(f"token id {bad} is not in 0 .. {self.config.vocab_size - 1}")
@@ -188,53 +219,49 @@ class Engine:
                 f"the prompt has {len(ids):,} tokens, the context holds {self._kv.context:,}; "
                 "shorten the prompt or load with a larger context (--context)"
             )
-        return ids
+        return ids.astype(np.int64)
 
     def _answer(
         self, prompt: Prompt, params: SamplingParams, read: Callable[[int | None], list[Piece]]
     ) -> Iterator[Token]:
         """Check what can be checked now; the returned iterator does the work."""
-        turn = self._start()
         ids = self._check_ids(prompt.ids)
         sampler = make_sampler(params)
+        turn = self._start()
         self.stats = RunStats(prompt_tokens=len(ids), seed=sampler.seed)
-        return self._stream(turn, ids, sampler, params, read)
+        tokens = self._decode(turn, ids, sampler, params.max_tokens, self.stats)
+        first: Channel = "thinking" if prompt.in_thinking else "content"
+        return self._stream(tokens, self.stats, StopMatcher(params.stop), first, read)
 
     def _stream(
         self,
-        turn: int,
-        prompt: np.ndarray,
-        sampler: Sampler,
-        params: SamplingParams,
+        tokens: Iterator[int],
+        stats: RunStats,
+        stops: StopMatcher,
+        channel: Channel,
         read: Callable[[int | None], list[Piece]],
     ) -> Iterator[Token]:
-        """Token by token; text that may be part of a stop string is held back."""
-        stats = self.stats
-        stops = StopMatcher(params.stop)
-        token_id = -1
-        for token_id in self._decode(turn, prompt, sampler, params.max_tokens, stats):
-            channel, text = "content", ""
-            for piece in read(token_id):
-                if piece.channel == "thinking":
-                    yield Token(token_id, piece.text, "thinking")
-                    channel = "thinking"
-                else:
-                    channel, text = "content", text + stops.push(piece.text)
-            if text or channel == "content":
-                yield Token(token_id, text)
+        """Tokens with their text; what may be part of a stop string is held back."""
+        for token_id in tokens:
+            is_end = token_id in self.tokenizer.eog_ids
+            pieces = [] if is_end else read(token_id)
+            if stats.finish_reason is not None:
+                pieces = pieces + read(None)
+            said: list[tuple[Channel, str]] = [
+                (p.channel, stops.push(p.text) if p.channel == "content" else p.text)
+                for p in pieces
+            ]
             if stops.stopped is not None:
                 stats.finish_reason = "stop"
+            elif stats.finish_reason is not None:
+                said.append(("content", stops.flush()))
+            said = [part for part in said if part[1]]
+            if not said and not is_end:
+                said = [(channel, "")]
+            for channel, parts in groupby(said, lambda part: part[0]):
+                yield Token(token_id, "".join(text for _, text in parts), channel)
+            if stops.stopped is not None:
                 return
-        for piece in read(None):
-            if piece.channel == "thinking" and piece.text:
-                yield Token(token_id, piece.text, "thinking")
-            elif piece.channel == "content":
-                rest = stops.push(piece.text)
-                if rest:
-                    yield Token(token_id, rest)
-        rest = stops.flush()
-        if rest:
-            yield Token(token_id, rest)
 
     def _decode(
         self,
@@ -244,10 +271,14 @@ class Engine:
         max_tokens: int | None,
         stats: RunStats,
     ) -> Iterator[int]:
-        """Prefill, then sample and feed back until the end. Yields token ids, never end tokens."""
+        """Prefill, then sample and feed back until the end.
+
+        Yields token ids. `stats.finish_reason` is set before the last one, which may be an end
+        token.
+        """
         began = time.perf_counter()
         try:
-            logits = self._prefill(prompt, stats)
+            logits = self._prefill(turn, prompt, stats)
             stats.prompt_seconds = time.perf_counter() - began
             ids = prompt.tolist()
             room = self._kv.context - len(ids) + 1
@@ -256,52 +287,53 @@ class Engine:
                 token_id = sampler.sample(logits[: self.tokenizer.n_vocab], ids)
                 if n == 0:
                     stats.time_to_first_token = time.perf_counter() - began
+                ids.append(token_id)
                 if token_id in self.tokenizer.eog_ids:
                     stats.finish_reason = "stop"
-                    return
-                ids.append(token_id)
+                elif n + 1 == budget:
+                    stats.finish_reason = "length"
                 yield token_id
-                if turn != self._turn:
-                    raise RequestError(
-                        "another answer was started on this engine; iterate one to its end first, "
-                        "or load a second engine"
-                    )
-                if n + 1 == budget:
-                    break
+                if stats.finish_reason is not None:
+                    return
                 step = time.perf_counter()
-                before = self._model.ops.bytes_read
-                logits = self._forward(np.array([token_id]))[-1]
+                logits = self._next(turn, token_id, stats)
                 stats.decode_seconds += time.perf_counter() - step
-                stats.decode_bytes += self._model.ops.bytes_read - before
                 stats.decode_tokens += 1
-            stats.finish_reason = "length"
         except Cancelled:
             stats.finish_reason = "cancelled"
 
-    def _prefill(self, prompt: np.ndarray, stats: RunStats) -> np.ndarray:
+    def _prefill(self, turn: int, prompt: np.ndarray, stats: RunStats) -> np.ndarray:
         """Logits (V,) of the prompt's last token; computes what the cache does not hold."""
-        known = np.array(self._ids[: self._kv.length])
-        n = min(len(known), len(prompt) - 1)
-        differs = np.flatnonzero(known[:n] != prompt[:n])
-        keep = int(differs[0]) if differs.size else n
-        self._kv.truncate(keep)
-        stats.reused_tokens = keep
-        logits = np.empty((0, 0), np.float32)
-        for i in range(keep, len(prompt), PREFILL_TOKENS):
-            logits = self._forward(prompt[i : i + PREFILL_TOKENS])
+        with self._lock:
+            self._check(turn)
+            known = np.array(self._ids[: self._kv.length])
+            n = min(len(known), len(prompt) - 1)
+            differs = np.flatnonzero(known[:n] != prompt[:n])
+            keep = int(differs[0]) if differs.size else n
+            self._kv.truncate(keep)
+            stats.reused_tokens = keep
+            logits = np.empty((0, 0), np.float32)
+            for i in range(keep, len(prompt), PREFILL_TOKENS):
+                logits = self._forward(turn, prompt[i : i + PREFILL_TOKENS])
         last: np.ndarray = logits[-1]
         return last
 
-    def _forward(self, ids: np.ndarray, *, all_logits: bool = False) -> np.ndarray:
-        """Append ids to the cache -> logits of the last, or of all."""
-        del self._ids[self._kv.length :]
-        logits = self._model.forward(ids, self._kv, all_logits=all_logits, check=self._check)
-        self._ids += ids.tolist()
+    def _next(self, turn: int, token_id: int, stats: RunStats) -> np.ndarray:
+        """Logits (V,) after one more token."""
+        with self._lock:
+            self._check(turn)
+            before = self._model.ops.bytes_read
+            logits: np.ndarray = self._forward(turn, np.array([token_id]))[-1]
+            stats.decode_bytes += self._model.ops.bytes_read - before
         return logits
 
-    def _check(self) -> None:
-        if self._is_cancelled:
-            raise Cancelled
+    def _forward(self, turn: int, ids: np.ndarray, *, all_logits: bool = False) -> np.ndarray:
+        """Append ids to the cache -> logits of the last, or of all."""
+        del self._ids[self._kv.length :]
+        check = partial(self._check, turn)
+        logits = self._model.forward(ids, self._kv, all_logits=all_logits, check=check)
+        self._ids += ids.tolist()
+        return logits
 
 
 def load(

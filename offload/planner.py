@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from offload.config import ModelConfig
 from offload.devices import resolve
@@ -64,11 +65,17 @@ def _threads(hardware: HardwareProfile, options: PlanOptions) -> tuple[int, str]
     if options.threads is None:
         return hardware.default_threads()
     usable = hardware.cpu.usable
+    _check_whole("threads", options.threads)
     if not 1 <= options.threads <= usable:
         raise PlanError(
             f"--threads {options.threads}: this process may use 1 to {usable} logical cores"
         )
     return options.threads, "as asked"
+
+
+def _check_whole(name: str, value: object) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise PlanError(f"--{name} {value}: a whole number is needed")
 
 
 def _kv(
@@ -77,8 +84,14 @@ def _kv(
     free = hardware.cpu.ram_free
     per_token = cache_bytes(config, 1, options.kv_type)
     fits = max(0, free - RESERVE) // per_token
+    if fits < 1:
+        raise PlanError(
+            f"{free / 2**20:.0f} MiB of RAM are free, too little for any KV cache; close other "
+            "programs"
+        )
     if options.context is not None:
         context, reason = options.context, "as asked"
+        _check_whole("context", context)
         if context < 1:
             raise PlanError(f"--context {context}: at least 1 token is needed")
         if context > fits:
@@ -92,12 +105,7 @@ def _kv(
     else:
         beside = max(0, free - RESERVE - tensors.n_bytes) // per_token
         room = max(beside, fits // 8)  # a mapped file gives way to the cache
-        context = min(config.context_length, DEFAULT_CONTEXT, room)
-        if context < 1:
-            raise PlanError(
-                f"{free / 2**20:.0f} MiB of RAM are free, too little for any KV cache; close other "
-                "programs"
-            )
+        context = min(config.context_length, DEFAULT_CONTEXT, max(1, room))
         reason = f"the default; the model was trained on {config.context_length:,}"
         if context == room:
             reason = "what fits in free RAM"
