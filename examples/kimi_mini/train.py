@@ -1,4 +1,4 @@
-"""Train kimi-mini: `python train.py WORK_DIR --bible bible.txt --steps 800`.
+"""Train kimi-mini: `python train.py WORK_DIR --bible bible.txt`.
 
 Everything that training needs to go on after a stop (weights, optimiser state, random
 state, step) is in WORK_DIR/last.pt; Ctrl-C or SIGTERM finishes the step and saves, the same
@@ -192,9 +192,9 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path, help="directory of tokenizer.json and last.pt")
     parser.add_argument("--bible", type=Path, help="text from corpus.py (default WORK/bible.txt)")
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--tokens", type=int, default=8192, help="per step")
-    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--tokens", type=int, default=4096, help="per step")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="a toy, to try the script")
     args = parser.parse_args()
