@@ -65,17 +65,16 @@ def _threads(hardware: HardwareProfile, options: PlanOptions) -> tuple[int, str]
     if options.threads is None:
         return hardware.default_threads()
     usable = hardware.cpu.usable
-    _check_whole("threads", options.threads)
-    if not 1 <= options.threads <= usable:
-        raise PlanError(
-            f"--threads {options.threads}: this process may use 1 to {usable} logical cores"
-        )
-    return options.threads, "as asked"
+    threads = _whole("threads", options.threads)
+    if not 1 <= threads <= usable:
+        raise PlanError(f"--threads {threads}: this process may use 1 to {usable} logical cores")
+    return threads, "as asked"
 
 
-def _check_whole(name: str, value: object) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
+def _whole(name: str, value: object) -> int:
+    if type(value) is bool or not isinstance(value, Integral):
         raise PlanError(f"--{name} {value}: a whole number is needed")
+    return int(value)
 
 
 def _kv(
@@ -90,8 +89,7 @@ def _kv(
             "programs"
         )
     if options.context is not None:
-        context, reason = options.context, "as asked"
-        _check_whole("context", context)
+        context, reason = _whole("context", options.context), "as asked"
         if context < 1:
             raise PlanError(f"--context {context}: at least 1 token is needed")
         if context > fits:
