@@ -101,9 +101,9 @@ def test_context_that_does_not_fit_is_refused_with_the_numbers(k25: Model) -> No
 def test_default_context_shrinks_with_memory(toy: Model, k25: Model) -> None:
     assert plan(k25).kv.context == DEFAULT_CONTEXT
     config, tensors_ = toy
-    room = 1000 * cache_bytes(config, 1, "f16")
+    room = 3500 * cache_bytes(config, 1, "f16")
     beside = plan(toy, machine(ram=(RESERVE + tensors_.n_bytes + room) / GIB))
-    assert beside.kv.context == pytest.approx(1000, abs=1)
+    assert beside.kv.context == pytest.approx(3500, abs=1)
     assert any("what fits in free RAM" in note for note in beside.notes)
     # weights that exceed RAM are read through the map and leave an eighth to the cache
     mapped = plan(k25, machine(ram=4))
