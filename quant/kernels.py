@@ -19,11 +19,13 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
+from quant import isa
 from quant.jit import inline
 from quant.simd import (
     alloca,
     dot_i8,
     dot_i8x64,
+    dot_u8x64,
     f32,
     fma,
     fma_16,
@@ -36,14 +38,17 @@ from quant.simd import (
     load_i8,
     load_i8_as_f32,
     load_i8x64,
+    load_u8x64,
     prefetch,
     put_f32,
     splat_f32,
     splat_i8,
+    splat_u8x64,
     spread_pair,
     store_f32,
     store_f32x16,
     store_i8,
+    store_u8x64,
     sum_f32,
     to_f32,
     to_f32x16,
@@ -176,6 +181,9 @@ def matvec(job: int, r0: int, r1: int) -> None:
 MANY_ROWS = 4
 MANY_COLS = 2048
 MANY_TOKENS = 128
+# With VNNI, decoded weights are kept 128 too large, as unsigned bytes: one instruction for the dot
+# product, and what they exceed is the same for all rows.
+TILE_ZERO = 128 if isa.ISA in ("avx512vnni", "avxvnni") else 0
 _Q, _S, _O = MANY_COLS, MANY_COLS, MANY_COLS // 4  # bytes of a decoded row: q, scales x 8 lanes, o
 
 
@@ -190,6 +198,9 @@ def decode_tile(p: int, n_cols: int, q: int, s: int, o: int) -> None:
     if n_cols % 64:  # `matmul` goes on in steps of 64
         store_i8(q + n_cols, splat_i8(0))
         store_f32(s, zero_f32())
+    if TILE_ZERO:
+        for c in range(0, n_cols, 64):
+            store_u8x64(q + c, load_u8x64(q + c) ^ TILE_ZERO)
 
 
 def product(q: int, y: int, n: int) -> Any:
@@ -201,12 +212,24 @@ def product(q: int, y: int, n: int) -> Any:
     return d
 
 
-def product_64(q: int, y: int, n: int) -> Any:
-    """i32x16 of 64 weights at q . 64 activations at y; open because PLANES is."""
+@inline
+def zero_dots(x: Any) -> Any:
+    """What TILE_ZERO adds to the dot product of any 64 weights with x."""
+    return dot_u8x64(splat_u8x64(TILE_ZERO), x)
+
+
+def tile_dot(q: int, x: Any, x_zero: Any, y: Any, y_zero: Any) -> Any:
+    """i32x16 of 64 decoded weights at q . activations; x, y: the planes; open because PLANES is."""
+    if TILE_ZERO:
+        u = load_u8x64(q)
+        d = dot_u8x64(u, x) - x_zero
+        if PLANES == 2:
+            d = (d << 8) + (dot_u8x64(u, y) - y_zero)
+        return d
     v = load_i8x64(q)
-    d = dot_i8x64(v, load_i8x64(y))
+    d = dot_i8x64(v, x)
     if PLANES == 2:
-        d = (d << 8) + dot_i8x64(v, load_i8x64(y + n))
+        d = (d << 8) + dot_i8x64(v, y)
     return d
 
 
@@ -256,18 +279,22 @@ def matmul(job: int, r0: int, r1: int) -> None:
                         v = y + c0 + g
                         at_ys = y + PLANES * n + (c0 + g) // 8
                         ys = join_f32(splat_f32(f32(at_ys)), splat_f32(f32(at_ys + 4)))
+                        x64 = load_i8x64(v)
+                        y64 = load_i8x64(v + (PLANES - 1) * n)
+                        xz = zero_dots(x64)
+                        yz = zero_dots(y64)
                         k = q + g
                         j = s + g
-                        a = fma_16(to_f32x16(product_64(k, v, n)), load_f32x16(j) * ys, a)
+                        a = fma_16(to_f32x16(tile_dot(k, x64, xz, y64, yz)), load_f32x16(j) * ys, a)
                         k += _Q
                         j += _S
-                        b = fma_16(to_f32x16(product_64(k, v, n)), load_f32x16(j) * ys, b)
+                        b = fma_16(to_f32x16(tile_dot(k, x64, xz, y64, yz)), load_f32x16(j) * ys, b)
                         k += _Q
                         j += _S
-                        c = fma_16(to_f32x16(product_64(k, v, n)), load_f32x16(j) * ys, c)
+                        c = fma_16(to_f32x16(tile_dot(k, x64, xz, y64, yz)), load_f32x16(j) * ys, c)
                         k += _Q
                         j += _S
-                        d = fma_16(to_f32x16(product_64(k, v, n)), load_f32x16(j) * ys, d)
+                        d = fma_16(to_f32x16(tile_dot(k, x64, xz, y64, yz)), load_f32x16(j) * ys, d)
                     store_f32x16(at, a)
                     store_f32x16(at + 64, b)
                     store_f32x16(at + 128, c)

@@ -92,7 +92,7 @@ class QuantType:
 # Helpers of the templates that have open names themselves.
 OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "product": kernels.product,
-    "product_64": kernels.product_64,
+    "tile_dot": kernels.tile_dot,
     "add_offsets": kernels.add_offsets,
     "decode_row": kernels.decode_quantised_row,
     "decode_tile": kernels.decode_tile,

@@ -239,6 +239,7 @@ store_u8 = _op(types.int64, (P, u8x32), lambda b, m, v: _store(b, v[1], v[0]))
 store_i16 = _op(types.int64, (P, i16x16), lambda b, m, v: _store(b, v[1], v[0]))
 store_i32 = _op(types.int64, (P, i32x8), lambda b, m, v: _store(b, v[1], v[0]))
 store_f32 = _op(types.int64, (P, f32x8), lambda b, m, v: _store(b, v[1], v[0]))
+store_u8x64 = _op(types.int64, (P, u8x64), lambda b, m, v: _store(b, v[1], v[0]))
 store_f32x16 = _op(types.int64, (P, f32x16), lambda b, m, v: _store(b, v[1], v[0]))
 store_f16 = _op(
     types.int64, (P, f32x8), lambda b, m, v: _store(b, b.fptrunc(v[1], ir.VectorType(F16, 8)), v[0])
@@ -309,7 +310,9 @@ quarter_0, quarter_1, quarter_2, quarter_3 = (
     _op(f32x16, (f32x16,), _spread([4 * k + i // 4 for i in range(16)])) for k in range(4)
 )
 dot_i8x64 = _op(i32x16, (i8x64, i8x64), isa.dot_i8x64)  # lane k = products 4k .. 4k+3 summed
-dot_u8x64 = _op(i32x16, (u8x64, i8x64), isa.dot_u8x64)  # the same; unsigned side at most 64
+dot_u8x64 = _op(
+    i32x16, (u8x64, i8x64), isa.dot_u8x64
+)  # the same; unsigned side at most 64 without VNNI
 fma_16 = _op(
     f32x16,
     (f32x16, f32x16, f32x16),
