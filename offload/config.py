@@ -127,7 +127,9 @@ def _read_config(read: Reader, f: GGUFFile) -> ModelConfig:
     dense = min(read.integer("first_k_dense"), layers)
     vocab_size = _vocab_size(read, f)
     rope = _read_rope(read)
+    heads = read.integer("num_heads", slice(layers))
     qk_head_dim, v_head_dim = _head_sizes(read, rope.dim)
+    _check_query_rows(read, heads * qk_head_dim, rope.dim, f)
     experts, top_k, n_group, topk_group = _expert_counts(read, layers > dense)
     return ModelConfig(
         architecture=read.prefix[:-1],
@@ -135,7 +137,7 @@ def _read_config(read: Reader, f: GGUFFile) -> ModelConfig:
         num_layers=layers,
         first_k_dense=dense,
         hidden_size=read.integer("hidden_size"),
-        num_heads=read.integer("num_heads", slice(layers)),
+        num_heads=heads,
         q_lora_rank=_q_lora_rank(read, f),
         kv_lora_rank=read.integer("kv_lora_rank"),
         qk_nope_head_dim=qk_head_dim - rope.dim,
@@ -204,17 +206,28 @@ def _head_sizes(read: Reader, rope_dim: int) -> tuple[int, int]:
             f"the metadata keys {read.prefix}attention.key_length{suffix} and value_length{suffix} "
             f"are both needed; they are {qk or 'missing'} and {v or 'missing'}"
         )
-    if not suffix and qk == read.integer("kv_lora_rank") + rope_dim:
-        raise GGUFError(
-            f"{read.prefix}attention.key_length {qk} is the size of the cached latent, and "
-            "attention.key_length_mla with the head's size is missing"
-        )
     if qk <= rope_dim:
         raise GGUFError(
             f"query heads have {qk} elements, but rope.dimension_count is {rope_dim}; some must "
             "stay unrotated"
         )
     return qk, v
+
+
+def _check_query_rows(read: Reader, rows: int, rope_dim: int, f: GGUFFile) -> None:
+    """Tell a head size from the cached latent's in a file without *_mla.
+
+    The two may be equal; then the rows of the first layer's queries decide.
+    """
+    length = read.integer("key_length")
+    if read.integer("key_length_mla") or length != read.integer("kv_lora_rank") + rope_dim:
+        return
+    queries = [f.tensors.get(f"blk.0.{name}.weight") for name in ("attn_q_b", "attn_q")]
+    if not any(t is not None and t.shape[0] == rows for t in queries):
+        raise GGUFError(
+            f"{read.prefix}attention.key_length {length} is the size of the cached latent, and "
+            "attention.key_length_mla with the head's size is missing"
+        )
 
 
 def _q_lora_rank(read: Reader, f: GGUFFile) -> int | None:

@@ -44,6 +44,7 @@ FLOATS = {
     "groups": TinyModel(groups=(4, 2), seed=1),
     "softmax groups": replace(SMALL, sigmoid=False, groups=(4, 2), scale=16.0, seed=2),
     "legacy kv_b, tied": TinyModel(legacy_kv_b=True, tied=True),
+    "legacy, head as long as a cache row": replace(SMALL, legacy_kv_b=True),
     "fused gate and up": TinyModel(fused_gate_up=True),
     "yarn": TinyModel(yarn=(8.0, 16, 0.1)),
     "yarn, V2's multiplier": replace(SMALL, yarn=(40.0, 64, 0.0707), theta=10_000.0),
