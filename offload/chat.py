@@ -118,6 +118,8 @@ def _refuse_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
 
 
 def _check_thinking(name: str, mode: ThinkingMode, thinking: bool | None) -> None:
+    if not isinstance(thinking, bool | None):
+        raise RequestError(f"thinking must be True, False or None, not {thinking!r}")
     if thinking is True and mode == "none":
         raise RequestError(f"a {name} has no thinking mode; leave `thinking` unset.")
     if thinking is False and mode == "always":

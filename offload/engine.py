@@ -108,8 +108,13 @@ class Engine:
         params = SamplingParams.from_options(sampling)
         if isinstance(prompt, str):
             ready = completion_prompt(self.tokenizer, prompt)
-        else:
+        elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | bytearray):
             ready = Prompt(ids=list(prompt), text="")
+        else:
+            raise RequestError(
+                "the prompt must be a text or a list of token ids, not of type "
+                f"{type(prompt).__name__}"
+            )
         params = params.with_defaults(defaults_for("none", thinking=False))
         decoder = StreamDecoder(self.tokenizer)
 

@@ -54,7 +54,7 @@ def read_messages(messages: Iterable[Message | Mapping[str, Any]]) -> list[Messa
     content may be a string, None, or a list of text parts, which are joined bare. The role
     `developer` means system. Raises RequestError that names the message by its number from 1.
     """
-    if isinstance(messages, (str, bytes, Mapping)):
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise RequestError(
             "messages must be a list of messages such as {'role': 'user', 'content': 'Hi'}."
         )

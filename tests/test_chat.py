@@ -235,6 +235,7 @@ def test_kimi_text_never_becomes_special(field: str) -> None:
     [
         ([], "no messages"),
         ("Hi", "must be a list"),
+        (None, "must be a list"),
         ([{"content": "x"}], "message 1: the role is missing"),
         ([user("x"), {"role": "robot", "content": "x"}], "message 2: role 'robot'"),
         ([user(3)], "content must be a string"),

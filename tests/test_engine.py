@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,6 +232,17 @@ def test_bad_options_are_refused_at_once(engine: Engine, options: dict, message:
     for call in (lambda: engine.generate("x", **options), lambda: engine.chat(QUESTION, **options)):
         with pytest.raises(RequestError, match=message):
             call()
+
+
+@pytest.mark.parametrize("prompt", [None, b"abc", 5])
+def test_prompt_that_is_neither_text_nor_ids_is_refused(engine: Engine, prompt: Any) -> None:
+    with pytest.raises(RequestError, match="the prompt must be a text or a list of token ids"):
+        engine.generate(prompt)
+
+
+def test_thinking_is_a_bool_or_none(engine: Engine) -> None:
+    with pytest.raises(RequestError, match="thinking must be True, False or None, not 'off'"):
+        engine.chat(QUESTION, thinking="off")
 
 
 def test_special_tokens_in_a_users_text_stay_text(engine: Engine) -> None:
