@@ -84,16 +84,21 @@ class Engine:
     # --- what people call ---------------------------------------------------------------------
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32."""
+        """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32.
+
+        For measuring: the sequence has a float32 cache of its own, whatever kv_type is. (Rounding a
+        cache to halves can flip the choice of an expert; an F32 file would be off by up to 1e-2.)
+        """
         ids = self._check_ids(token_ids)
         turn = self._start()
         try:
             with self._lock:
                 self._check(turn)
-                self._kv.truncate(0)
+                kv = KVCache(self.config, len(ids), "f32")
+                check = partial(self._check, turn)
                 parts = [
-                    self._forward(turn, ids[i : i + PREFILL_TOKENS], all_logits=True)
-                    for i in range(0, len(ids), PREFILL_TOKENS)
+                    self._model.forward(part, kv, all_logits=True, check=check)
+                    for part in np.split(ids, range(PREFILL_TOKENS, len(ids), PREFILL_TOKENS))
                 ]
         except Cancelled:
             raise RequestError("cancelled before all logits were computed") from None
@@ -332,11 +337,11 @@ class Engine:
             stats.decode_bytes += self._model.ops.bytes_read - before
         return logits
 
-    def _forward(self, turn: int, ids: np.ndarray, *, all_logits: bool = False) -> np.ndarray:
-        """Append ids to the cache -> logits of the last, or of all."""
+    def _forward(self, turn: int, ids: np.ndarray) -> np.ndarray:
+        """Append ids to the cache -> logits (1, V) of the last."""
         del self._ids[self._kv.length :]
         check = partial(self._check, turn)
-        logits = self._model.forward(ids, self._kv, all_logits=all_logits, check=check)
+        logits = self._model.forward(ids, self._kv, check=check)
         self._ids += ids.tolist()
         return logits
 

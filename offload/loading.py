@@ -50,6 +50,12 @@ def open_model(
         options = PlanOptions(device=device, context=context, threads=threads, kv_type=kv_type)
         tensors = census(file, config)
         plan = make_plan(config, tensors, hardware, options)
+        if plan.kv.context > config.context_length:
+            log.warning(
+                "a context of %d tokens is beyond the %d that the model was trained on",
+                plan.kv.context,
+                config.context_length,
+            )
         tokenizer = load_tokenizer(file.metadata, file.paths[0])
         check_vocabulary(config, tokenizer)
         read_ahead(file, hardware, report)

@@ -66,6 +66,17 @@ def test_logits_of_every_position(engine: Engine) -> None:
     np.testing.assert_array_equal(engine.logits(tuple(prompt[:5])), got[:5])
 
 
+def test_logits_of_a_float_file_do_not_depend_on_the_cache_type(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tiny_gguf.write(
+        tmp_path_factory.mktemp("f32") / "f32.gguf", TinyModel(layers=2, hidden=64, width=64)
+    )
+    with offload.load(path) as half, offload.load(path, kv_type="f32") as single:
+        prompt = list(range(40))
+        np.testing.assert_array_equal(half.logits(prompt), single.logits(prompt))
+
+
 def test_logits_of_more_tokens_than_one_pass_takes(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +278,7 @@ def test_special_tokens_in_a_users_text_stay_text(engine: Engine) -> None:
 def test_reused_prefix_changes_nothing(engine: Engine) -> None:
     options = {"temperature": 0, "max_tokens": 8}
     prompt = engine.tokenizer.encode(PROMPT)
-    engine.logits([1])
+    engine._kv.truncate(0)
     fresh = ids(engine.generate(prompt, **options))
     assert engine.stats.reused_tokens == 0
     assert ids(engine.generate(prompt, **options)) == fresh
@@ -283,7 +294,7 @@ def test_reused_prefix_changes_nothing(engine: Engine) -> None:
     short = ids(engine.generate(prompt[:5], **options))
     assert engine.stats.reused_tokens == 4
     for given, got in ((longer, grown), (changed, other), (prompt[:5], short)):
-        engine.logits([1])
+        engine._kv.truncate(0)
         assert ids(engine.generate(given, **options)) == got
         assert engine.stats.reused_tokens == 0
 
@@ -422,7 +433,7 @@ def test_cancel_ends_an_answer_between_tokens(engine: Engine) -> None:
 
 
 def test_cancel_before_the_first_token_is_heard(engine: Engine) -> None:
-    running = engine.generate(PROMPT)
+    running = engine.generate(PROMPT, temperature=0)
     engine.cancel()
     assert list(running) == []
     assert engine.stats.finish_reason == "cancelled"
@@ -463,7 +474,7 @@ def test_interrupt_in_a_layer_leaves_a_usable_engine(engine: Engine) -> None:
 
 def test_closed_engine_says_so(path: Path) -> None:
     engine = offload.load(path, context=64, threads=1)
-    begun = engine.generate(PROMPT)
+    begun = engine.generate(PROMPT, temperature=0)
     next(begun)
     engine.close()
     engine.close()
@@ -478,7 +489,7 @@ def test_closed_engine_says_so(path: Path) -> None:
     engine.cancel()
 
     with offload.load(path, context=64, threads=1) as engine:
-        waiting = engine.generate(PROMPT)
+        waiting = engine.generate(PROMPT, temperature=0)
     with pytest.raises(OffloadError, match="the engine is closed"):
         next(waiting)
 
@@ -493,7 +504,7 @@ def test_close_by_another_thread_waits_for_the_layer(path: Path) -> None:
             closing.append(in_thread(engine.close)[0])
 
     engine.trace_routing(close)
-    running = engine.generate(PROMPT)
+    running = engine.generate(PROMPT, temperature=0)
     with pytest.raises(OffloadError, match="the engine is closed"):
         list(running)
     closing[0].join(10)
@@ -503,7 +514,7 @@ def test_close_by_another_thread_waits_for_the_layer(path: Path) -> None:
 def test_engine_forgotten_in_the_middle_of_an_answer_ends_its_threads(path: Path) -> None:
     before = {t.ident for t in threading.enumerate()}
     engine = offload.load(path, context=64, threads=2 if usable() > 1 else 1)
-    next(engine.generate(PROMPT))
+    next(engine.generate(PROMPT, temperature=0))
     del engine
     for thread in threading.enumerate():
         if thread.ident not in before:
@@ -602,8 +613,8 @@ def test_f32_cache_is_nearer_to_the_truth(path: Path) -> None:
     prompt = np.random.default_rng(3).integers(0, 256, 60)
     with offload.load(path, kv_type="f32", context=64, threads=1) as engine:
         assert "f32" in str(engine.plan)
-        single = engine.logits(prompt)
+        single = engine._model.forward(prompt, engine._kv, all_logits=True)
     with offload.load(path, context=64, threads=1) as engine:
-        half = engine.logits(prompt)
+        half = engine._model.forward(prompt, engine._kv, all_logits=True)
     distance = np.linalg.norm(half - single) / np.linalg.norm(single)
     assert 0 < distance < 0.05
