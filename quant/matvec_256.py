@@ -56,8 +56,9 @@ def matvec_256(job: int, r0: int, r1: int) -> None:
             a_other = zero_f32()
             b_other = zero_f32()
             for _ in range(n // 256):
-                prefetch(p + 2048)
-                prefetch(p + step + 2048)
+                for line in range(0, BYTES, 64):
+                    prefetch(p + 2 * row_bytes + line)
+                    prefetch(p + 3 * row_bytes + line)
                 decode(p, q, s, 0)
                 decode(p + step, q + 256, s + 64, 0)
                 for h in range(2):

@@ -104,10 +104,10 @@ def matvec_64(job: int, r0: int, r1: int) -> None:
             a_low = zero_f32()
             b_low = zero_f32()
             for _ in range(n // 256):
-                prefetch(p + 2048)
-                prefetch(p + 2112)
-                prefetch(p + step + 2048)
-                prefetch(p + step + 2112)
+                # the same place of the next two rows: what lies 2 KB on is being read already
+                for line in range(0, BYTES, 64):
+                    prefetch(p + 2 * row_bytes + line)
+                    prefetch(p + 3 * row_bytes + line)
                 scale = twice_each(load_f32(ys))
                 a_scale = scales_16(p) * scale
                 b_scale = scales_16(p + step) * scale
