@@ -5,7 +5,6 @@ All arrays are float32 in C order unless said; shapes: T tokens, H hidden, E exp
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from quant.jit import kernel, task
@@ -54,16 +53,6 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
                 b = x[t, h, 2 * i + 1]
                 x[t, h, 2 * i] = a * cos[t, i] - b * sin[t, i]
                 x[t, h, 2 * i + 1] = a * sin[t, i] + b * cos[t, i]
-
-
-@kernel()
-def silu_mul(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
-    """Out = silu(gate) * up, all (T, n)."""
-    one = numba.float32(1)
-    for t in range(gate.shape[0]):
-        for i in range(gate.shape[1]):
-            g = gate[t, i]
-            out[t, i] = g / (one + np.exp(-g)) * up[t, i]
 
 
 @kernel()

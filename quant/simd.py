@@ -168,7 +168,6 @@ def _store(b: Any, value: Any, address: Any) -> Any:
     return ir.Constant(I64, 0)
 
 
-put_i8 = _op(types.int64, (P, types.int64), lambda b, m, v: _store(b, b.trunc(v[1], I8), v[0]))
 put_i64 = _op(types.int64, (P, types.int64), lambda b, m, v: _store(b, v[1], v[0]))
 put_f32 = _op(types.int64, (P, types.float32), lambda b, m, v: _store(b, v[1], v[0]))
 
@@ -295,7 +294,6 @@ join_u8 = _op(u8x64, (u8x32, u8x32), _join)
 join_f32 = _op(f32x16, (f32x8, f32x8), _join)
 low_half = _op(f32x8, (f32x16,), _half(0))
 high_half = _op(f32x8, (f32x16,), _half(1))
-as_i8x64 = _op(i8x64, (u8x64,), lambda b, m, v: v[0])
 load_u8x32_twice = _widening_load(
     I8, 32, u8x64, lambda b, x: b.shuffle_vector(x, x, _lanes([*range(32)] * 2))
 )
@@ -401,11 +399,6 @@ def _prefetch(b: Any, m: Any, v: Any) -> Any:
 
 
 prefetch = _op(types.int64, (P,), _prefetch)
-atomic_add = _op(  # returns the old value; the address holds an int64
-    types.int64,
-    (P, types.int64),
-    lambda b, m, v: b.atomic_rmw("add", _pointer(b, v[0], I64), v[1], "monotonic"),
-)
 
 
 def _call_kernel(b: Any, m: Any, v: Any) -> Any:

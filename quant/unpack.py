@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
-from quant.jit import inline
 from quant.simd import (
     F16,
     I1,
@@ -23,8 +21,6 @@ from quant.simd import (
     i8x32,
     i32x8,
     splat_value,
-    store_f32,
-    to_f32,
     u8x32,
     u8x64,
 )
@@ -77,13 +73,4 @@ swap_middle = _op(
 trits = _op(i8x32, (u8x32,), _trits)  # byte / 256 in base 3: its first digit, less 1
 first_trits = _op(u8x64, (u8x64,), _first_trits)  # the same, not less 1
 load_u8_as_i32 = _widening_load(I8, 8, i32x8, lambda b, x: b.zext(x, i32x8.llvm))
-i64_as_bytes = _op(  # the 8 bytes of an int64, lowest first
-    i32x8, (types.int64,), lambda b, m, v: b.zext(b.bitcast(v[0], ir.VectorType(I8, 8)), i32x8.llvm)
-)
 halves_from_bits = _op(f32x8, (i32x8,), _halves)  # the low 16 bits of each lane read as a half
-
-
-@inline
-def store_scales(s: int, d: Any, n: Any) -> None:
-    """The 8 scales d * n to s; n: i32x8."""
-    store_f32(s, to_f32(n) * d)

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pytest
 
-from quant import simd
+from quant import pool, simd
 
 VECTORS = {
     "i8": (np.int8, simd.load_i8, simd.store_i8),
@@ -321,10 +321,10 @@ def test_alloca_is_aligned_and_private() -> None:
     assert not out[32:].any()
 
 
-def test_atomic_add_returns_the_old_value() -> None:
+def test_fetch_add_returns_the_old_value() -> None:
     @numba.njit
     def kernel(p: int) -> int:
-        return simd.atomic_add(p, 5)
+        return pool.fetch_add(p, 5)
 
     counter = np.array([37], np.int64)
     assert kernel(address(counter)) == 37
