@@ -17,6 +17,7 @@ from offload.errors import UnsupportedError
 from offload.gguf import GGUFFile
 from quant import products
 from quant.ggml import BLOCK, GGMLType, QuantError
+from quant.packed import PackedType
 from quant.quant_type import QuantType
 from quant.registry import quant_type
 
@@ -29,10 +30,12 @@ class Matrix:
 
     address: of the first row; row_bytes, stride: bytes from row to row and matrix to matrix.
     n_cols: as kernels see it; `used_cols` of them come from the model, the others are zero.
+    group_rows: rows that lie interleaved in a packed layout; row_bytes is then from one such group
+    to the next, the last group may have rows to spare, and work is cut at borders of groups.
     """
 
     name: str
-    quant: QuantType
+    quant: QuantType | PackedType
     count: int
     n_rows: int
     n_cols: int
@@ -41,11 +44,12 @@ class Matrix:
     stride: int
     address: int
     owner: Any  # keeps the memory alive
+    group_rows: int = 1
 
     @property
     def n_bytes(self) -> int:
         """Bytes of one of the `count` matrices."""
-        return self.n_rows * self.row_bytes
+        return -(-self.n_rows // self.group_rows) * self.row_bytes
 
     def rows_of(self, index: int) -> int:
         """Address of row 0 of matrix `index`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import lcm
+
 import numpy as np
 
 from offload.weights import Matrix
@@ -19,6 +21,11 @@ CHUNK_BYTES = (
 def chunk_rows(row_bytes: int, multiple: int = 8) -> int:
     """Rows that a thread takes at a time."""
     return max(multiple, min(256, CHUNK_BYTES // max(1, row_bytes)) // multiple * multiple)
+
+
+def whole_groups(rows: int, *matrices: Matrix) -> int:
+    """The least multiple of `rows` that cuts these matrices at borders of their row groups."""
+    return lcm(rows, *(m.group_rows for m in matrices))
 
 
 def fill_job(job: Array, matrix: Matrix, kind: Kind) -> None:

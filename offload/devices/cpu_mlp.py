@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from offload.devices.base import GatedMLP, Routing
-from offload.devices.cpu_jobs import fill_job, padded, records
+from offload.devices.cpu_jobs import fill_job, padded, records, whole_groups
 from offload.weights import Matrix
 from quant import driver, layer_ops
 from quant.activations import record_bytes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 MAX_TOKENS = 512  # at a time: bounds the scratch
-CHUNK = 32  # rows of gate and up that a thread takes at a time: one scale of `down`'s input
+CHUNK = 32  # rows that a thread takes at a time, at least: one scale of `down`'s input
 
 
 class Inputs:
@@ -122,6 +122,10 @@ class CpuFeedForward:
         self._shared = None if shared is None else Branch(ops, shared, 2)
         mlps = [m for m in (routed, shared) if m is not None]
         self._n_cols = max(max(m.gate.n_cols, m.up.n_cols) for m in mlps)
+        self._chunks = (
+            whole_groups(CHUNK, *(m.gate for m in mlps), *(m.up for m in mlps)),
+            whole_groups(CHUNK, *(m.down for m in mlps)),
+        )
 
     def __call__(self, x: Array, out: Array, routing: Routing | None = None) -> None:
         """Out (T, H) += the block's result for x (T, H)."""
@@ -159,8 +163,8 @@ class CpuFeedForward:
             self._ops.bytes_read += self._shared.bytes_per_expert
             slots = np.concatenate((slots, everyone[:, None] + n_routed), axis=1)
             weights = np.concatenate((weights, np.ones((n_tokens, 1), np.float32)), axis=1)
-        driver.run_gate_up(self._ops.pool, first, CHUNK)
-        self._ops.run(second, CHUNK)
+        driver.run_gate_up(self._ops.pool, first, self._chunks[0])
+        self._ops.run(second, self._chunks[1])
         layer_ops.combine(self._ops.pool, y, slots, weights, out)
 
 

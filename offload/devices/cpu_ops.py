@@ -23,6 +23,7 @@ from offload.weights import Matrix
 from quant import driver, layer_ops
 from quant.ggml import GGMLType
 from quant.kernels import Job
+from quant.packed import PackedType
 from quant.pool import Pool
 from quant.quant_type import Kind, QuantType
 
@@ -35,16 +36,16 @@ class CpuOps:
     def __init__(self, threads: int) -> None:
         self.pool = Pool(threads)
         self.bytes_read = 0
-        self.kernels: dict[tuple[GGMLType, Kind], QuantType] = {}
+        self.kernels: dict[tuple[GGMLType, int, Kind], QuantType | PackedType] = {}
 
     def need(self, kind: Kind, *matrices: Matrix) -> None:
         """Note a kernel that these matrices will run."""
         for m in matrices:
-            self.kernels[m.quant.ggml_type, m.quant.kernel_kind(kind)] = m.quant
+            self.kernels[m.quant.ggml_type, m.group_rows, m.quant.kernel_kind(kind)] = m.quant
 
     def compile_steps(self) -> list[Callable[[], object]]:
         """What compiles the kernels noted so far, one call each."""
-        return [partial(quant.address, kind) for (_, kind), quant in self.kernels.items()]
+        return [partial(quant.address, kind) for (*_, kind), quant in self.kernels.items()]
 
     def run(self, jobs: Array, chunk: int) -> None:
         """All jobs' kernels over all their rows."""
