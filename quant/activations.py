@@ -1,11 +1,13 @@
 """float32 activations -> records of int8 (Q8) or of two int8 planes (Q16), one per token.
 
-    Q8   [ q: n x int8 | scale: n/32 x float32 | sums: n/16 x float32 ]      n a multiple of 32
-    Q16  [ hi: n x int8 | lo: n x int8 | scale | sums ]             value = scale (256 hi + lo)
+    [ planes | scale: n/32 | sums32: n/32 | sums16: n/16 | isum32: n/32 | isum16: n/16 | slack ]
 
-    Q8:  scale = max|x| / 127 of the 32 columns;  q = round(x / scale), ties to even, |q| <= 127
-    Q16: hi as in Q8, lo = 256ths of the rest, scale 256 times smaller
-    sums[g] = the sum of 16 rounded values: what offsets and minima of the weights are multiplied by
+    planes  Q8: n x int8, value = scale * q;  Q16: hi: n x int8, lo: n x int8,
+            value = scale * (256 hi + lo);  n is a multiple of 32
+    scale   float32. Q8: max|x| / 127 of the 32 columns, q = round(x / scale), ties to even,
+            |q| <= 127;  Q16: hi as in Q8, lo = 256ths of the rest, scale 256 times smaller
+    isum    int32: the sum of the integer values of 32 or 16 columns
+    sums    float32: scale * isum, what offsets and minima of the weights are multiplied by
 
 Q8 is finer than llama.cpp's one scale per 256 columns (Q8_K): the rounding error of a product is
 about 0.73 of its. Q16 has 1/256 of the error of Q8 for one more dot product per weight. Routed
@@ -32,6 +34,7 @@ from quant.simd import (
     maximum_f32,
     min_f32,
     put_f32,
+    put_i32,
     round_f32,
     splat_f32,
     store_i8x8,
@@ -43,8 +46,11 @@ TINY = 1e-33  # also 1/256 of its 127th is a normal float32
 
 
 def record_bytes(n: int, planes: int = 1) -> int:
-    """Bytes of one record of n columns (planes: 1 for Q8, 2 for Q16), rounded up to 64."""
-    return -(-(planes * n + n // 8 + n // 4) // 64) * 64
+    """Bytes of one record of n columns (planes: 1 for Q8, 2 for Q16), rounded up to 64.
+
+    Kernels read whole steps of 256 columns, so a record ends with slack.
+    """
+    return -(-(planes * n + n // 8 * 7 + 256) // 64) * 64
 
 
 @inline
@@ -83,10 +89,17 @@ def quantize_32(x: int, n: int, record: int, column: int, planes: int) -> None:
         hb = fma(hb, splat_f32(whole), lb)
         hc = fma(hc, splat_f32(whole), lc)
         hd = fma(hd, splat_f32(whole), ld)
-    put_f32(record + planes * n + column // 8, scale)
-    sums = record + planes * n + n // 8 + column // 4
-    put_f32(sums, scale * sum_f32(ha + hb))
-    put_f32(sums + 4, scale * sum_f32(hc + hd))
+    at = record + planes * n + column // 8
+    first = sum_f32(ha + hb)  # whole numbers below 2^24: exact in any order
+    second = sum_f32(hc + hd)
+    put_f32(at, scale)
+    put_f32(at + n // 8, scale * (first + second))
+    put_i32(at + n // 2, np.int64(first + second))
+    at = record + planes * n + column // 4
+    put_f32(at + n // 4, scale * first)
+    put_f32(at + n // 4 + 4, scale * second)
+    put_i32(at + n // 8 * 5, np.int64(first))
+    put_i32(at + n // 8 * 5 + 4, np.int64(second))
 
 
 @inline

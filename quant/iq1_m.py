@@ -34,7 +34,6 @@ from quant.lookups import (
     quad_3,
     spread_four,
 )
-from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import i64, splat_u8, store_f32, store_i8
 
@@ -68,5 +67,5 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ1_M,
     decode=decode,
-    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
+    group=16,
 )

@@ -33,7 +33,6 @@ from quant.lookups import (
     store_f32_twice,
     table,
 )
-from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, store_i8, zero_i32
 
@@ -63,5 +62,4 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ1_S,
     decode=decode,
-    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
 )

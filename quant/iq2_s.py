@@ -30,7 +30,6 @@ from quant.lookups import (
     quad_3,
     table,
 )
-from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, load_u8, store_f32, store_i8
 
@@ -61,5 +60,5 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ2_S,
     decode=decode,
-    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
+    group=16,
 )

@@ -26,7 +26,6 @@ from quant.lookups import (
     with_parity,
     words_8x4,
 )
-from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, store_f32, store_i8, u16
 
@@ -57,5 +56,5 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ2_XS,
     decode=decode,
-    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
+    group=16,
 )

@@ -25,7 +25,6 @@ from quant.lookups import (
     table,
     words_8x4,
 )
-from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, store_i8, u8
 
@@ -53,5 +52,4 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ2_XXS,
     decode=decode,
-    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
 )

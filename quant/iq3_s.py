@@ -29,7 +29,6 @@ from quant.lookups import (
     store_f32_twice,
     table,
 )
-from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, load_u8, store_i8
 
@@ -55,5 +54,4 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ3_S,
     decode=decode,
-    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
 )

@@ -24,7 +24,6 @@ from quant.lookups import (
     table,
     words_4x8,
 )
-from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, load_i32, store_i8, u8
 
@@ -52,5 +51,4 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ3_XXS,
     decode=decode,
-    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
 )

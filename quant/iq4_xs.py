@@ -15,7 +15,6 @@ from quant.ggml import GGMLType
 from quant.iq4_nl import levels
 from quant.jit import inline
 from quant.lookups import fields_2, fields_4, store_f32_twice
-from quant.matvec_256 import matvec_256
 from quant.quant_type import QuantType
 from quant.simd import f16, store_i8, to_f32
 
@@ -32,5 +31,4 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ4_XS,
     decode=decode,
-    overrides={"matvec": matvec_256, "matvec_q16": matvec_256},
 )

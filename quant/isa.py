@@ -139,6 +139,42 @@ def _dot_u8(b: Any, m: Any, v: Any) -> Any:
     return _call(b, m, "llvm.x86.avx2.pmadd.wd", V8I32, [pairs, ir.Constant(V16I16, [1] * 16)])
 
 
+def prepare_quad(b: Any, m: Any, weights: Any) -> Any:
+    """What `add_quad` wants of 16 x 4 weights (i32x16): themselves, and magnitudes if needed."""
+    if ISA in ("avx512vnni", "avxvnni"):
+        return weights, None
+    x = b.bitcast(weights, V64I8)
+    return x, _call(b, m, "llvm.abs.v64i8", V64I8, [x, ir.Constant(ir.IntType(1), 0)])
+
+
+def add_quad(b: Any, m: Any, acc: Any, ready: Any, y: Any) -> Any:
+    """acc (i32x16) + sums of four products, y (i32x16): signed bytes.
+
+    The weights: unsigned bytes with VNNI, signed ones without.
+    """
+    weights, magnitude = ready
+    if ISA == "avx512vnni":
+        return _call(b, m, "llvm.x86.avx512.vpdpbusd.512", V16I32, [acc, weights, y])
+    halves = []
+    for start in (0, 8):
+        a, u = (b.shuffle_vector(v, v, _lanes(start, 8)) for v in (acc, y))
+        if ISA == "avxvnni":
+            w = b.shuffle_vector(weights, weights, _lanes(start, 8))
+            halves.append(dpbusd(b, m, a, w, u))
+            continue
+        w = b.shuffle_vector(weights, weights, _lanes(4 * start, 32))
+        u = b.bitcast(u, V32I8)
+        if ISA == "generic":
+            halves.append(b.add(a, dot_i8(b, m, (w, u))))
+            continue
+        size = b.shuffle_vector(magnitude, magnitude, _lanes(4 * start, 32))
+        signed = _call(b, m, "llvm.x86.avx2.psign.b", V32I8, [u, w])
+        pairs = _call(b, m, "llvm.x86.avx2.pmadd.ub.sw", V16I16, [size, signed])
+        ones = ir.Constant(V16I16, [1] * 16)
+        halves.append(b.add(a, _call(b, m, "llvm.x86.avx2.pmadd.wd", V8I32, [pairs, ones])))
+    return b.shuffle_vector(halves[0], halves[1], _lanes(0, 16))
+
+
 def shuffle_bytes(b: Any, m: Any, table: Any, index: Any) -> Any:
     """table[index] for 32 indices 0..15, table: 16 bytes, repeated in both halves of the vector."""
     if ISA != "generic":

@@ -11,7 +11,18 @@ in memory (`Job`), rows r0 <= r < r1 are computed. Types may bring faster kernel
 the same contract.
 
 Activations are float32, or records of one or two int8 planes with a float32 scale per 32 columns
-(activations.py). Sums are exact in int32 within 32 columns and float32 across them.
+(activations.py). A product of a quantised row with a record is defined to the last bit, so that
+every kernel of a type (one token or many, native or packed bytes, any instruction set, any number
+of threads) gives the same:
+
+    group = the columns that share a scale: 32, or 16 (GROUP, a constant of the type)
+    step  = 256 columns, 256 / GROUP lanes; lane g holds columns GROUP g .. of every step
+    dot   = the exact sum of weight * activation over a group (Q16: 256 * dot(hi) + dot(lo))
+
+    acc[g] = fma(float32(dot), s * scale of the activations, acc[g])      from step to step
+    low[g] = fma(o, sums of the activations, low[g])                      types with offsets
+    result = halves of (acc + low) added until one lane is left
+
 """
 
 from __future__ import annotations
@@ -19,40 +30,39 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
-from quant import isa
 from quant.jit import inline
 from quant.simd import (
     alloca,
-    dot_i8,
     dot_i8x64,
-    dot_u8x64,
+    evens,
     f32,
     fma,
     fma_16,
+    high_half,
     i64,
     join_f32,
     load_f32,
-    load_f32x2,
-    load_f32x4_twice,
+    load_f32x8_twice,
     load_f32x16,
-    load_i8,
     load_i8_as_f32,
     load_i8x64,
-    load_u8x64,
+    low_half,
     prefetch,
     put_f32,
+    put_i64,
     splat_f32,
     splat_i8,
-    splat_u8x64,
-    spread_pair,
     store_f32,
-    store_f32x16,
     store_i8,
-    store_u8x64,
     sum_f32,
-    to_f32,
+    sums_16,
+    sums_32,
     to_f32x16,
+    tree_sum_8,
+    tree_sum_16,
+    twice_each,
     zero_f32,
+    zero_f32x16,
 )
 
 
@@ -102,6 +112,8 @@ BYTES = 0  # bytes per block
 
 OFFSETS = True  # False: the type never writes o
 PLANES = 1  # int8 planes of the activation records
+GROUP = 32  # columns that share a scale
+STEP = 256  # columns
 
 
 def decode(p: int, q: int, s: int, o: int) -> None:
@@ -140,178 +152,94 @@ def dequantize(job: int, r0: int, r1: int) -> None:
         decode_row(w + r * row_bytes, n, out + (r - row0) * stride)
 
 
-def matvec(job: int, r0: int, r1: int) -> None:
-    """out[t, r] = row r . activations t, activations as records.
+def decode_step(p: int, blocks: int, q: int, s: int, o: int) -> None:
+    """The next `blocks` blocks, at most 256 columns; what is missing of these becomes zero."""
+    for i in range(blocks):
+        decode(p + i * BYTES, q + i * SIZE, s + i * (SIZE // 4), o + i * (SIZE // 4))
+    for i in range(blocks, STEP // SIZE):
+        for c in range(0, SIZE, 32):
+            at = i * SIZE + c
+            store_i8(q + at, splat_i8(0))
+            put_i64(s + at // 4, 0)
+            put_i64(o + at // 4, 0)
 
-    The order of summation is part of the contract, for every product of this type keeps it: eight
-    lanes of four columns each; groups of 32 columns go to two accumulators in turn; then lane by
-    lane (first + second) + offsets, then the lanes.
-    """
+
+def dot_64(q: int, y: int, n: int) -> Any:
+    """i32x16 of 64 weights at q . activations at y; open because PLANES is."""
+    v = load_i8x64(q)
+    d = dot_i8x64(v, load_i8x64(y))
+    if PLANES == 2:
+        d = (d << 8) + dot_i8x64(v, load_i8x64(y + n))
+    return d
+
+
+def matvec(job: int, r0: int, r1: int) -> None:
+    """out[t, r] = row r . activations t, activations as records; two rows at a time."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    q = alloca(256)
-    s = alloca(64)
-    o = alloca(64)
+    q = alloca(512)
+    s = alloca(192)  # two rows of 16 floats, and what a decode may write beyond
+    o = alloca(192)
     for t in range(i64(job + _N_TOKENS)):
         x = i64(job + _X) + t * i64(job + _X_STRIDE)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
-        for r in range(r0, r1):
+        for r in range(r0, r1, 2):
+            step = row_bytes if r + 1 < r1 else 0  # the last row of an odd number: twice
             p = w + r * row_bytes
             y = x
             ys = x + PLANES * n
-            sums = ys + n // 8
-            acc = zero_f32()
-            other = zero_f32()
-            low = zero_f32()
-            for _ in range(n // SIZE):
-                prefetch(p + 2048)
-                decode(p, q, s, o)
-                for g in range(SIZE // 32):
-                    k = 32 * (g // 4)
-                    scale = spread_pair(load_f32(s + k) * load_f32x4_twice(ys + k // 2), g % 4)
-                    acc, other = other, fma(to_f32(product(q + 32 * g, y, n)), scale, acc)
-                    y += 32
-                ys += SIZE // 8
-                if OFFSETS:
-                    low = add_offsets(low, o, sums, SIZE)
-                    sums += SIZE // 4
-                p += BYTES
-            put_f32(out + 4 * r, sum_f32(acc + other + low))
-
-
-MANY_ROWS = 4
-MANY_COLS = 2048
-MANY_TOKENS = 128
-# With VNNI, decoded weights are kept 128 too large, as unsigned bytes: one instruction for the dot
-# product, and what they exceed is the same for all rows.
-TILE_ZERO = 128 if isa.ISA in ("avx512vnni", "avxvnni") else 0
-_Q, _S, _O = MANY_COLS, MANY_COLS, MANY_COLS // 4  # bytes of a decoded row: q, scales x 8 lanes, o
-
-
-def decode_tile(p: int, n_cols: int, q: int, s: int, o: int) -> None:
-    """Open in `matmul`: n_cols weights at p -> q, one scale vector per 32 columns, offsets."""
-    scale = alloca(64)
-    for b in range(n_cols // SIZE):
-        decode(p + b * BYTES, q + b * SIZE, scale, o + b * (SIZE // 4))
-        for g in range(SIZE // 32):
-            store_f32(s, spread_pair(load_f32(scale + 32 * (g // 4)), g % 4))
-            s += 32
-    if n_cols % 64:  # `matmul` goes on in steps of 64
-        store_i8(q + n_cols, splat_i8(0))
-        store_f32(s, zero_f32())
-    if TILE_ZERO:
-        for c in range(0, n_cols, 64):
-            store_u8x64(q + c, load_u8x64(q + c) ^ TILE_ZERO)
-
-
-def product(q: int, y: int, n: int) -> Any:
-    """i32x8 of 32 weights at q . 32 activations at y; open because PLANES is."""
-    v = load_i8(q)
-    d = dot_i8(v, load_i8(y))
-    if PLANES == 2:
-        d = (d << 8) + dot_i8(v, load_i8(y + n))
-    return d
-
-
-@inline
-def zero_dots(x: Any) -> Any:
-    """What TILE_ZERO adds to the dot product of any 64 weights with x."""
-    return dot_u8x64(splat_u8x64(TILE_ZERO), x)
-
-
-def tile_dot(q: int, x: Any, x_zero: Any, y: Any, y_zero: Any) -> Any:
-    """i32x16 of 64 decoded weights at q . activations; x, y: the planes; open because PLANES is."""
-    if TILE_ZERO:
-        u = load_u8x64(q)
-        d = dot_u8x64(u, x) - x_zero
-        if PLANES == 2:
-            d = (d << 8) + (dot_u8x64(u, y) - y_zero)
-        return d
-    v = load_i8x64(q)
-    d = dot_i8x64(v, x)
-    if PLANES == 2:
-        d = (d << 8) + dot_i8x64(v, y)
-    return d
-
-
-def add_offsets(low: Any, o: int, sums: int, n_cols: int) -> Any:
-    """Low += offsets * sums of activations, of n_cols columns."""
-    if SIZE % 128 == 0:
-        for g in range(n_cols // 128):
-            low = fma(load_f32(o + 32 * g), load_f32(sums + 32 * g), low)
-    else:
-        for g in range(n_cols // 32):
-            low = fma(load_f32x2(o + 8 * g), load_f32x2(sums + 8 * g), low)
-    return low
-
-
-def matmul(job: int, r0: int, r1: int) -> None:
-    """`matvec` for many tokens, bit for bit: 4 rows are decoded once for up to 128 tokens.
-
-    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0. Sums are formed in the
-    order of `matvec`, so a token's result does not depend on which others are computed with it.
-    """
-    w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    x, x_stride, n_tokens = i64(job + _X), i64(job + _X_STRIDE), i64(job + _N_TOKENS)
-    index, stride = i64(job + _INDEX), i64(job + _OUT_STRIDE)
-    q = alloca(8256)  # MANY_ROWS * _Q, and 32 columns more
-    s = alloca(8256)
-    o = alloca(2112)  # and one vector, for blocks with less than 8 offsets
-    accs = alloca(65536)  # MANY_TOKENS * MANY_ROWS * (sums: 64, low: 32, free: 32 bytes)
-    for top in range(r0, r1, MANY_ROWS):
-        rows = min(MANY_ROWS, r1 - top)
-        for t0 in range(0, n_tokens, MANY_TOKENS):
-            count = min(MANY_TOKENS, n_tokens - t0)
-            for i in range(count * MANY_ROWS * 4):
-                store_f32(accs + 32 * i, zero_f32())
-            for c0 in range(0, n, MANY_COLS):
-                cols = min(MANY_COLS, n - c0)
-                for r in range(MANY_ROWS):
-                    row = w + (top + min(r, rows - 1)) * row_bytes + c0 // SIZE * BYTES
-                    decode_tile(row, cols, q + r * _Q, s + r * _S, o + r * _O)
-                for t in range(count):
-                    y = x + (i64(index + 8 * (t0 + t)) if index else (t0 + t) * x_stride)
-                    at = accs + t * MANY_ROWS * 128
-                    a = load_f32x16(at)
-                    b = load_f32x16(at + 64)
-                    c = load_f32x16(at + 128)
-                    d = load_f32x16(at + 192)
-                    for g in range(0, cols, 64):
-                        v = y + c0 + g
-                        at_ys = y + PLANES * n + (c0 + g) // 8
-                        ys = join_f32(splat_f32(f32(at_ys)), splat_f32(f32(at_ys + 4)))
-                        x64 = load_i8x64(v)
-                        y64 = load_i8x64(v + (PLANES - 1) * n)
-                        xz = zero_dots(x64)
-                        yz = zero_dots(y64)
-                        k = q + g
-                        j = s + g
-                        a = fma_16(to_f32x16(tile_dot(k, x64, xz, y64, yz)), load_f32x16(j) * ys, a)
-                        k += _Q
-                        j += _S
-                        b = fma_16(to_f32x16(tile_dot(k, x64, xz, y64, yz)), load_f32x16(j) * ys, b)
-                        k += _Q
-                        j += _S
-                        c = fma_16(to_f32x16(tile_dot(k, x64, xz, y64, yz)), load_f32x16(j) * ys, c)
-                        k += _Q
-                        j += _S
-                        d = fma_16(to_f32x16(tile_dot(k, x64, xz, y64, yz)), load_f32x16(j) * ys, d)
-                    store_f32x16(at, a)
-                    store_f32x16(at + 64, b)
-                    store_f32x16(at + 128, c)
-                    store_f32x16(at + 192, d)
+            a = zero_f32x16()  # GROUP 32: lanes 0-7 for the first row, 8-15 for the second
+            b = zero_f32x16()
+            low_a = zero_f32x16()
+            low_b = zero_f32x16()
+            for c in range(0, n, STEP):
+                blocks = min(STEP, n - c) // SIZE
+                for line in range(0, STEP // SIZE * BYTES, 64):
+                    prefetch(p + 2 * row_bytes + line)
+                    prefetch(p + 3 * row_bytes + line)
+                decode_step(p, blocks, q, s, o)
+                decode_step(p + step, blocks, q + 256, s + 64, o + 64)
+                d0 = dot_64(q, y, n)
+                d1 = dot_64(q + 64, y + 64, n)
+                d2 = dot_64(q + 128, y + 128, n)
+                d3 = dot_64(q + 192, y + 192, n)
+                e0 = dot_64(q + 256, y, n)
+                e1 = dot_64(q + 320, y + 64, n)
+                e2 = dot_64(q + 384, y + 128, n)
+                e3 = dot_64(q + 448, y + 192, n)
+                if GROUP == 16:
+                    scale = twice_each(load_f32(ys))
+                    a = fma_16(to_f32x16(sums_16(d0, d1, d2, d3)), load_f32x16(s) * scale, a)
+                    b = fma_16(to_f32x16(sums_16(e0, e1, e2, e3)), load_f32x16(s + 64) * scale, b)
                     if OFFSETS:
-                        sums = y + PLANES * n + n // 8 + c0 // 4
-                        for r in range(MANY_ROWS):
-                            low = load_f32(at + 256 + 32 * r)
-                            store_f32(at + 256 + 32 * r, add_offsets(low, o + r * _O, sums, cols))
-            for t in range(count):
-                out = i64(job + _OUT) + (t0 + t) * stride + 4 * (top - i64(job + _ROW0))
-                at = accs + t * MANY_ROWS * 128
-                for r in range(rows):
-                    first = load_f32(at + 64 * r)
-                    second = load_f32(at + 64 * r + 32)
-                    low = load_f32(at + 256 + 32 * r)
-                    put_f32(out + 4 * r, sum_f32(first + second + low))
+                        sums = load_f32x16(ys + n // 4 + c // 8)
+                        low_a = fma_16(load_f32x16(o), sums, low_a)
+                        low_b = fma_16(load_f32x16(o + 64), sums, low_b)
+                else:
+                    scale = join_f32(evens(load_f32x16(s)), evens(load_f32x16(s + 64)))
+                    scale = scale * load_f32x8_twice(ys)
+                    a = fma_16(to_f32x16(sums_32(d0, d1, d2, d3, e0, e1, e2, e3)), scale, a)
+                    if OFFSETS:
+                        offset = join_f32(evens(load_f32x16(o)), evens(load_f32x16(o + 64)))
+                        low_a = fma_16(offset, load_f32x8_twice(ys + n // 8), low_a)
+                y += STEP
+                ys += STEP // 8
+                p += STEP // SIZE * BYTES
+            put_results(out + 4 * r, step > 0, a, b, low_a, low_b)
+
+
+def put_results(out: int, both: bool, a: Any, b: Any, low_a: Any, low_b: Any) -> None:
+    """Sum the lanes of two rows and store them, or only the first; open because GROUP is."""
+    if OFFSETS:
+        a = a + low_a
+        b = b + low_b
+    if GROUP == 16:
+        if both:
+            put_f32(out + 4, tree_sum_16(b))
+        put_f32(out, tree_sum_16(a))
+    else:
+        if both:
+            put_f32(out + 4, tree_sum_8(high_half(a)))
+        put_f32(out, tree_sum_8(low_half(a)))
 
 
 TILE_ROWS = 8

@@ -272,15 +272,3 @@ def odd_steps(d: Any, n: Any) -> Any:
     results (d comes from a half: nothing is subnormal), and d may hold the power of two.
     """
     return to_f32(n + n + 1) * d
-
-
-# --- matvec_256 -----------------------------------------------------------------------------------
-
-
-def _lanes(numbers: list[int]) -> Any:
-    mask = ir.Constant(i32x8.llvm, numbers)
-    return _op(f32x8, (f32x8,), lambda b, m, v: b.shuffle_vector(v[0], v[0], mask))
-
-
-first_pair = _lanes([0, 0, 0, 0, 1, 1, 1, 1])  # lanes 0-3 = lane 0, lanes 4-7 = lane 1
-next_pair = _lanes([2, 3, 4, 5, 6, 7, 0, 1])  # rotated by two lanes

@@ -6,7 +6,7 @@ For blocks of 256 small unsigned weights. A type gives, instead of going through
     scales_16(p)        f32x16: the scales of its 16 groups of 16
     offsets_16(p)       f32x16: their offsets, if the type has any
 
-The sums are those of `kernels.matvec`, bit for bit: ZERO is taken off in integers.
+ZERO is taken off in integers.
 """
 
 from __future__ import annotations
@@ -24,29 +24,28 @@ from quant.kernels import (
     _X,
     _X_STRIDE,
     BYTES,
+    GROUP,
     OFFSETS,
     PLANES,
+    put_results,
 )
 from quant.simd import (
     dot_u8x64,
-    fma,
+    evens,
     fma_16,
-    high_half,
     i64,
+    join_f32,
     load_f32,
+    load_f32x8_twice,
+    load_f32x16,
     load_i8x64,
-    low_half,
+    load_i32x8_twice,
+    load_i32x16,
     prefetch,
-    put_f32,
-    quarter_0,
-    quarter_1,
-    quarter_2,
-    quarter_3,
-    splat_u8x64,
-    sum_f32,
+    sums_16,
+    sums_32,
     to_f32x16,
     twice_each,
-    zero_f32,
     zero_f32x16,
 )
 
@@ -65,25 +64,17 @@ def offsets_16(p: int) -> Any:
     """Open: the type's own."""
 
 
-def step_64(p: int, r: int, k: int, y: int, n: int) -> tuple[Any, Any]:
-    """Dots of the rows at p and r with columns 64 k .. of the block; open because ZERO is."""
+def dots_64(p: int, r: int, k: int, y: int, n: int) -> tuple[Any, Any]:
+    """Dots of the rows at p and r with columns 64 k .. of the block; open because PLANES is."""
     w = weights_64(p, k)
     v = weights_64(r, k)
     x = load_i8x64(y + 64 * k)
     a = dot_u8x64(w, x)
     b = dot_u8x64(v, x)
-    if ZERO:
-        z = dot_u8x64(splat_u8x64(ZERO), x)
-        a = a - z
-        b = b - z
     if PLANES == 2:
         x = load_i8x64(y + n + 64 * k)
         a = (a << 8) + dot_u8x64(w, x)
         b = (b << 8) + dot_u8x64(v, x)
-        if ZERO:
-            z = dot_u8x64(splat_u8x64(ZERO), x)
-            a = a - z
-            b = b - z
     return a, b
 
 
@@ -98,41 +89,43 @@ def matvec_64(job: int, r0: int, r1: int) -> None:
             p = w + top * row_bytes
             y = x
             ys = x + PLANES * n
-            sums = ys + n // 8
-            a = zero_f32x16()
+            a = zero_f32x16()  # GROUP 32: lanes 0-7 for the first row, 8-15 for the second
             b = zero_f32x16()
-            a_low = zero_f32()
-            b_low = zero_f32()
-            for _ in range(n // 256):
+            low_a = zero_f32x16()
+            low_b = zero_f32x16()
+            for c in range(0, n, 256):
                 # the same place of the next two rows: what lies 2 KB on is being read already
                 for line in range(0, BYTES, 64):
                     prefetch(p + 2 * row_bytes + line)
                     prefetch(p + 3 * row_bytes + line)
-                scale = twice_each(load_f32(ys))
-                a_scale = scales_16(p) * scale
-                b_scale = scales_16(p + step) * scale
-                c, d = step_64(p, p + step, 0, y, n)
-                a = fma_16(to_f32x16(c), quarter_0(a_scale), a)
-                b = fma_16(to_f32x16(d), quarter_0(b_scale), b)
-                c, d = step_64(p, p + step, 1, y, n)
-                a = fma_16(to_f32x16(c), quarter_1(a_scale), a)
-                b = fma_16(to_f32x16(d), quarter_1(b_scale), b)
-                c, d = step_64(p, p + step, 2, y, n)
-                a = fma_16(to_f32x16(c), quarter_2(a_scale), a)
-                b = fma_16(to_f32x16(d), quarter_2(b_scale), b)
-                c, d = step_64(p, p + step, 3, y, n)
-                a = fma_16(to_f32x16(c), quarter_3(a_scale), a)
-                b = fma_16(to_f32x16(d), quarter_3(b_scale), b)
-                if OFFSETS:
-                    o = offsets_16(p)
-                    a_low = fma(low_half(o), load_f32(sums), a_low)
-                    a_low = fma(high_half(o), load_f32(sums + 32), a_low)
-                    o = offsets_16(p + step)
-                    b_low = fma(low_half(o), load_f32(sums), b_low)
-                    b_low = fma(high_half(o), load_f32(sums + 32), b_low)
-                    sums += 64
+                d0, e0 = dots_64(p, p + step, 0, y, n)
+                d1, e1 = dots_64(p, p + step, 1, y, n)
+                d2, e2 = dots_64(p, p + step, 2, y, n)
+                d3, e3 = dots_64(p, p + step, 3, y, n)
+                if GROUP == 16:
+                    scale = twice_each(load_f32(ys))
+                    d = sums_16(d0, d1, d2, d3)
+                    e = sums_16(e0, e1, e2, e3)
+                    if ZERO:
+                        zero = load_i32x16(ys + n // 8 * 5 + c // 8) * ZERO
+                        d = d - zero
+                        e = e - zero
+                    a = fma_16(to_f32x16(d), scales_16(p) * scale, a)
+                    b = fma_16(to_f32x16(e), scales_16(p + step) * scale, b)
+                    if OFFSETS:
+                        sums = load_f32x16(ys + n // 4 + c // 8)
+                        low_a = fma_16(offsets_16(p), sums, low_a)
+                        low_b = fma_16(offsets_16(p + step), sums, low_b)
+                else:
+                    scale = join_f32(evens(scales_16(p)), evens(scales_16(p + step)))
+                    d = sums_32(d0, d1, d2, d3, e0, e1, e2, e3)
+                    if ZERO:
+                        d = d - load_i32x8_twice(ys + n // 2) * ZERO
+                    a = fma_16(to_f32x16(d), scale * load_f32x8_twice(ys), a)
+                    if OFFSETS:
+                        offset = join_f32(evens(offsets_16(p)), evens(offsets_16(p + step)))
+                        low_a = fma_16(offset, load_f32x8_twice(ys + n // 8), low_a)
                 y += 256
                 ys += 32
                 p += BYTES
-            put_f32(out + 4 * top + 4 * (step > 0), sum_f32(low_half(b) + high_half(b) + b_low))
-            put_f32(out + 4 * top, sum_f32(low_half(a) + high_half(a) + a_low))
+            put_results(out + 4 * top, step > 0, a, b, low_a, low_b)

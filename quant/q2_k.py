@@ -61,6 +61,7 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.Q2_K,
     decode=decode,
+    group=16,
     offsets=True,
     direct=Direct(weights_64=weights_64, scales_16=scales_16, offsets_16=offsets_16),
 )

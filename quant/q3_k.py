@@ -69,5 +69,6 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.Q3_K,
     decode=decode,
+    group=16,
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=4),
 )

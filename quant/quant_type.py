@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from quant import kernels, matvec_64
+from quant import kernels, matvec_64, tile
 from quant.ggml import BLOCK, GGMLType
 from quant.jit import bind, c_kernel, inline
 
@@ -34,7 +34,8 @@ class QuantType:
     """One GGML type.
 
     decode: the readable definition (None for float types, which give decode_row).
-    offsets: whether decode writes `o` (a minimum or delta beside the scale).
+    offsets: whether decode writes `o` (a minimum beside the scale).
+    group: columns that share a scale, 32 or 16.
     direct: for types that `matvec_64` can serve without going through memory.
     overrides: other faster kernels under the same contract, by kind.
     """
@@ -43,6 +44,7 @@ class QuantType:
     decode: Any = None
     decode_row: Any = None
     offsets: bool = False
+    group: int = 32
     direct: Direct | None = None
     overrides: dict[Kind, Callable[..., None]] = field(default_factory=dict)
     _compiled: dict[Kind, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -70,6 +72,7 @@ class QuantType:
             "SIZE": block.size,
             "BYTES": block.n_bytes,
             "OFFSETS": self.offsets,
+            "GROUP": self.group,
             "PLANES": 2 if kind.endswith("q16") else 1,
             "decode": self.decode,
         }
@@ -79,23 +82,35 @@ class QuantType:
         else:
             for helper, source in OPEN_HELPERS.items():
                 names[helper] = inline(bind(source, f"{helper}_{name}", **names))
-        fn = self.overrides.get(kind) or getattr(kernels, template)
+        fn = self.overrides.get(kind) or TEMPLATES[template]
         if self.direct is not None and template == "matvec":
             fn = matvec_64.matvec_64
             names["ZERO"] = self.direct.zero
             for open_name in ("weights_64", "scales_16", "offsets_16"):
                 names[open_name] = getattr(self.direct, open_name)
-            names["step_64"] = inline(bind(matvec_64.step_64, f"step_64_{name}", **names))
+            names["dots_64"] = inline(bind(matvec_64.dots_64, f"dots_64_{name}", **names))
+        if template == "matmul":
+            form = names["PLANES"], self.group, self.offsets
+            names["strips_many"] = tile.strips(*form, tile.TOKENS)
+            names["strips_one"] = tile.strips(*form, 1)
         return bind(fn, name, **names)
 
 
 # Helpers of the templates that have open names themselves.
 OPEN_HELPERS: dict[str, Callable[..., Any]] = {
-    "product": kernels.product,
-    "tile_dot": kernels.tile_dot,
-    "add_offsets": kernels.add_offsets,
     "decode_row": kernels.decode_quantised_row,
-    "decode_tile": kernels.decode_tile,
+    "decode_step": kernels.decode_step,
+    "dot_64": kernels.dot_64,
+    "put_results": kernels.put_results,
+    "spread_scales": tile.spread_scales,
+    "fill_tile": tile.fill_tile,
+    "add_lanes": tile.add_lanes,
+}
+TEMPLATES: dict[str, Callable[..., None]] = {
+    "dequantize": kernels.dequantize,
+    "matvec": kernels.matvec,
+    "matmul": tile.matmul,
+    "matmul_f32": kernels.matmul_f32,
 }
 
 

@@ -169,6 +169,9 @@ def _store(b: Any, value: Any, address: Any) -> Any:
 
 
 put_i64 = _op(types.int64, (P, types.int64), lambda b, m, v: _store(b, v[1], v[0]))
+put_i32 = _op(  # the low 32 bits
+    types.int64, (P, types.int64), lambda b, m, v: _store(b, b.trunc(v[1], I32), v[0])
+)
 put_f32 = _op(types.int64, (P, types.float32), lambda b, m, v: _store(b, v[1], v[0]))
 
 
@@ -195,6 +198,7 @@ def _load_vector(vector: Any) -> Any:
 
 load_i8, load_u8, load_i16, load_i32, load_f32 = (_load_vector(v) for v in VECTORS)
 load_i8x64, load_u8x64, load_f32x16 = (_load_vector(v) for v in (i8x64, u8x64, f32x16))
+load_i32x16 = _load_vector(i32x16)
 
 
 def _widening_load(element: Any, lanes: int, ret: Any, widen: Callable[[Any, Any], Any]) -> Any:
@@ -294,6 +298,12 @@ join_u8 = _op(u8x64, (u8x32, u8x32), _join)
 join_f32 = _op(f32x16, (f32x8, f32x8), _join)
 low_half = _op(f32x8, (f32x16,), _half(0))
 high_half = _op(f32x8, (f32x16,), _half(1))
+load_f32x8_twice = _widening_load(
+    F32, 8, f32x16, lambda b, x: b.shuffle_vector(x, x, _lanes([*range(8)] * 2))
+)
+load_i32x8_twice = _widening_load(
+    I32, 8, i32x16, lambda b, x: b.shuffle_vector(x, x, _lanes([*range(8)] * 2))
+)
 load_u8x32_twice = _widening_load(
     I8, 32, u8x64, lambda b, x: b.shuffle_vector(x, x, _lanes([*range(32)] * 2))
 )
@@ -307,6 +317,7 @@ twice_each = _op(f32x16, (f32x8,), _spread([i // 2 for i in range(16)]))  # 0 0 
 quarter_0, quarter_1, quarter_2, quarter_3 = (
     _op(f32x16, (f32x16,), _spread([4 * k + i // 4 for i in range(16)])) for k in range(4)
 )
+evens = _op(f32x8, (f32x16,), _spread([2 * i for i in range(8)]))  # lanes 0 2 4 ...
 dot_i8x64 = _op(i32x16, (i8x64, i8x64), isa.dot_i8x64)  # lane k = products 4k .. 4k+3 summed
 dot_u8x64 = _op(
     i32x16, (u8x64, i8x64), isa.dot_u8x64
@@ -316,6 +327,57 @@ fma_16 = _op(
     (f32x16, f32x16, f32x16),
     lambda b, m, v: call(b, m, "llvm.fma.v16f32", f32x16.llvm, list(v)),
 )
+
+
+# --- sums of lanes: a dot product of 64 columns is 16 lanes of 4 columns -------------------------
+
+
+def _pair_sums(b: Any, x: Any, y: Any, low: list[int], high: list[int]) -> Any:
+    """Lanes `low` of x and y joined + lanes `high` of x and y joined."""
+    return b.add(b.shuffle_vector(x, y, _lanes(low)), b.shuffle_vector(x, y, _lanes(high)))
+
+
+def _sums_of_4(b: Any, v: Any) -> Any:
+    """Four i32x16 -> lane 4 k + i = the sum of lanes 4 k .. 4 k + 3 of v[i]."""
+    low = [4 * k + i for k in range(4) for i in (0, 16, 1, 17)]
+    high = [4 * k + i for k in range(4) for i in (2, 18, 3, 19)]
+    x = _pair_sums(b, v[0], v[1], low, high)
+    y = _pair_sums(b, v[2], v[3], low, high)
+    low = [4 * k + i for k in range(4) for i in (0, 1, 16, 17)]
+    high = [4 * k + i for k in range(4) for i in (2, 3, 18, 19)]
+    return _pair_sums(b, x, y, low, high)
+
+
+def _sums_16(b: Any, m: Any, v: Any) -> Any:
+    x = _sums_of_4(b, v)
+    return b.shuffle_vector(x, x, _lanes([4 * (g % 4) + g // 4 for g in range(16)]))
+
+
+def _sums_32(b: Any, m: Any, v: Any) -> Any:
+    x, y = _sums_of_4(b, v[:4]), _sums_of_4(b, v[4:])
+    first = [16 * r + 8 * (g % 2) + g // 2 for r in range(2) for g in range(8)]
+    return _pair_sums(b, x, y, first, [i + 4 for i in first])
+
+
+def _tree_sum(b: Any, m: Any, v: Any) -> Any:
+    """Halves added until one lane is left."""
+    x = v[0]
+    n = x.type.count
+    while n > 1:
+        n //= 2
+        x = b.fadd(
+            b.shuffle_vector(x, x, _lanes(list(range(n)))),
+            b.shuffle_vector(x, x, _lanes(list(range(n, 2 * n)))),
+        )
+    return b.extract_element(x, ir.Constant(I32, 0))
+
+
+# dots of 4 x 64 columns -> sums of their 16 groups of 16 columns
+sums_16 = _op(i32x16, (i32x16,) * 4, _sums_16)
+# dots of 4 x 64 columns of two rows -> lanes 0-7: groups of 32 of the first row, 8-15: of the other
+sums_32 = _op(i32x16, (i32x16,) * 8, _sums_32)
+tree_sum_8 = _op(types.float32, (f32x8,), _tree_sum)
+tree_sum_16 = _op(types.float32, (f32x16,), _tree_sum)
 
 
 # --- making and changing vectors ----------------------------------------------------------------
