@@ -7,7 +7,8 @@ half is transposed once. Every kernel reads whole blocks and not one byte outsid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,16 @@ class WeightStore:
         return products.dequantize(info.ggml_type, data, n_cols).reshape(info.shape)
 
     def matrix(self, name: str) -> Matrix:
-        """A 2-D or 3-D tensor as it lies in the file, or padded if kernels need it so."""
+        """A 2-D or 3-D tensor as it lies in the file, or padded if kernels need it so.
+
+        Routed gate and up are halves of one tensor in some files; both names work there.
+        """
+        fused = fused_name(name)
+        if fused in self and name not in self:
+            both = self.matrix(fused)
+            gate = replace(both, name=name, n_rows=both.n_rows // 2)
+            skip = gate.n_bytes if "ffn_up" in name else 0
+            return replace(gate, address=both.address + skip)
         info = self._file.tensors[name]
         kind = self._quant(name)
         shape = info.shape if len(info.shape) == 3 else (1, *info.shape)
@@ -156,6 +166,11 @@ class WeightStore:
             return quant_type(info.ggml_type)
         except QuantError as exc:
             raise UnsupportedError(f"{name}: {exc}") from exc
+
+
+def fused_name(name: str) -> str:
+    """The tensor that may hold this one: blk.3.ffn_up_exps.weight -> blk.3.ffn_gate_up_exps..."""
+    return re.sub(r"ffn_(gate|up)_exps", "ffn_gate_up_exps", name)
 
 
 def _rows(shape: tuple[int, ...]) -> int:

@@ -15,9 +15,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from quant.driver import JOB_BYTES
 from quant.ggml import GGMLType
-from quant.jit import bind, c_kernel
+from quant.jit import bind, c_kernel, task
+from quant.kernels import Job
+from quant.pool import Pool
 from quant.quant_type import Kind, QuantType
+from quant.simd import call_kernel, i64
+
+_FN = 8 * int(Job.KERNEL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +35,14 @@ class PackedType:
     source: the native type. group_rows: rows that share a group. group_bytes: bytes of a group of
     256 columns. templates: C kernels by kind; 'pack' has jobs with W, ROW_BYTES, N_ROWS, N_COLS of
     the native rows and OUT, the packed matrix: kernel(job, g0, g1) writes row groups g0 .. g1 - 1.
+    version: of the bytes; whoever changes the layout raises it, and packed files are made anew.
     """
 
     source: QuantType
     group_rows: int
     group_bytes: int
     templates: dict[str, Callable[..., None]]
+    version: int = 1
     _compiled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -75,3 +85,18 @@ PACKED_TYPES: dict[GGMLType, PackedType] = {}
 def packed_type(ggml_type: GGMLType) -> PackedType | None:
     """The packed layout of a type, or None: its native bytes are used."""
     return PACKED_TYPES.get(ggml_type)
+
+
+@task
+def pack_task(context: int, index: int, thread: int) -> None:
+    """One row group of one job; context: jobs, groups of each."""
+    groups = i64(context + 8)
+    job = i64(context) + index // groups * JOB_BYTES
+    group = index % groups
+    call_kernel(i64(job + _FN), job, group, group + 1)
+
+
+def run_pack(pool: Pool, jobs: np.ndarray, groups: int) -> None:
+    """Every job's kernel 'pack' over all its row groups; all jobs have `groups` of them."""
+    context = np.array([jobs.ctypes.data, groups], np.int64)
+    pool.run(pack_task.address, context.ctypes.data, len(jobs) * groups)

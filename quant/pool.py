@@ -14,10 +14,13 @@ task is done, so the region's function and context are safe to read; otherwise i
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -161,8 +164,11 @@ def wake_all(control: int) -> None:
         futex(control + WAKE, 129, 0x7FFFFFFF, 0)
 
 
-def _live(control: np.ndarray, thread: int) -> None:
+def _live(control: np.ndarray, thread: int, cpus: frozenset[int] | None) -> None:
     """Body of a worker thread; holds the control block as long as it runs."""
+    if cpus is not None:
+        with contextlib.suppress(OSError, AttributeError):  # then it goes where the system says
+            os.sched_setaffinity(0, cpus)  # 0: this thread alone
     worker(control.ctypes.data, thread)
 
 
@@ -174,10 +180,12 @@ def _stop(control: np.ndarray) -> None:
 class Pool:
     """`threads` - 1 workers and the caller. One region at a time.
 
-    Workers end with `close`, or when the pool is forgotten.
+    cpus: logical cores of each thread; workers are pinned to theirs, the caller's thread (cpus[0])
+    is left alone, for it belongs to the program around us. Workers end with `close`, or when the
+    pool is forgotten.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, cpus: Sequence[frozenset[int]] | None = None) -> None:
         self.threads = threads
         room = np.zeros(CONTROL_FIELDS + 8, np.int64)
         control = room[(-room.ctypes.data // 8) % 8 :][:CONTROL_FIELDS]
@@ -186,7 +194,12 @@ class Pool:
         run_tasks(self._address, 0, 0, 0)  # compiled here, not by several threads at once
         wake_all(self._address)
         self._workers = [
-            threading.Thread(target=_live, args=(control, i), name=f"offload-{i}", daemon=True)
+            threading.Thread(
+                target=_live,
+                args=(control, i, cpus[i] if cpus else None),
+                name=f"offload-{i}",
+                daemon=True,
+            )
             for i in range(1, threads)
         ]
         self._finalizer = weakref.finalize(self, _stop, control)

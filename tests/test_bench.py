@@ -17,7 +17,6 @@ from click.testing import CliRunner, Result
 from cli import kimi_offload
 from offload import bench
 from offload.bench import llama_compare, machine, shape_bench, shapes, summary
-from offload.bench.bandwidth import ReadBandwidth
 from offload.bench.gguf_writer import write_model
 from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
 from offload.bench.layout import Layout, choose_layout
@@ -28,6 +27,7 @@ from offload.config import ModelConfig
 from offload.errors import PlanError, RequestError, UnsupportedError
 from offload.gguf import GGUFFile
 from offload.kv_cache import KVCache
+from offload.read_bandwidth import ReadBandwidth
 from offload.weights import WeightStore
 from quant.ggml import BLOCK, GGMLType
 from quant.pool import Pool

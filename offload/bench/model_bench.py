@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from offload.bench import machine
-from offload.bench.bandwidth import ReadBandwidth
 from offload.bench.layer_bench import filled_cache
 from offload.bench.timing import Timing, seconds_of
 from offload.engine import PREFILL_TOKENS
@@ -21,6 +20,7 @@ from offload.hardware import probe
 from offload.kv_cache import KVCache
 from offload.loading import open_model
 from offload.models.deepseek2 import DeepSeek2
+from offload.read_bandwidth import ReadBandwidth
 from offload.stats import LoadProgress
 from offload.version import __version__
 from quant.pool import Pool

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from offload.bench import machine
-from offload.bench.bandwidth import ReadBandwidth
 from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.shapes import shape_named, types_named
@@ -21,6 +20,7 @@ from offload.errors import PlanError
 from offload.hardware import probe
 from offload.kv_cache import KVCache
 from offload.loading import compile_kernels
+from offload.read_bandwidth import ReadBandwidth
 from offload.stats import LoadProgress
 from quant.pool import Pool
 

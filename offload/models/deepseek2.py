@@ -6,7 +6,7 @@ DeepSeek V2, V3, R1, Moonlight, Kimi K2, K2-Thinking, K2.5. T tokens, H hidden, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -148,15 +148,7 @@ def load_feed_forward(
     if not is_moe:
         return ops.feed_forward(None, gated_mlp(weights, p, ""))
     shared = gated_mlp(weights, p, "_shexp") if config.n_shared_experts else None
-    fused = f"{p}ffn_gate_up_exps.weight"
-    if fused not in weights:
-        return ops.feed_forward(gated_mlp(weights, p, "_exps"), shared)
-    both = weights.matrix(fused)
-    half = both.n_rows // 2
-    gate = replace(both, n_rows=half)
-    up = replace(gate, address=both.address + half * both.row_bytes)
-    down = weights.matrix(f"{p}ffn_down_exps.weight")
-    return ops.feed_forward(GatedMLP(gate=gate, up=up, down=down), shared)
+    return ops.feed_forward(gated_mlp(weights, p, "_exps"), shared)
 
 
 def gated_mlp(weights: WeightStore, p: str, suffix: str) -> GatedMLP:
