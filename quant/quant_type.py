@@ -90,9 +90,8 @@ class QuantType:
                 names[open_name] = getattr(self.direct, open_name)
             names["dots_64"] = inline(bind(matvec_64.dots_64, f"dots_64_{name}", **names))
         if template == "matmul":
-            form = names["PLANES"], self.group, self.offsets
-            names["strips_many"] = tile.strips(*form, tile.TOKENS)
-            names["strips_one"] = tile.strips(*form, 1)
+            names["strips_many"] = tile.strips(names["PLANES"], self.group, tile.TOKENS)
+            names["strips_one"] = tile.strips(names["PLANES"], self.group, 1)
         return bind(fn, name, **names)
 
 
@@ -104,6 +103,7 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "put_results": kernels.put_results,
     "spread_scales": tile.spread_scales,
     "fill_tile": tile.fill_tile,
+    "add_offsets": tile.add_offsets,
     "add_lanes": tile.add_lanes,
 }
 TEMPLATES: dict[str, Callable[..., None]] = {

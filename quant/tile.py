@@ -11,6 +11,7 @@ columns with four bytes of a token, which every lane gets (`strips`, below). Res
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -47,11 +48,13 @@ from quant.simd import (
     call,
     f32,
     f32x16,
+    fma_16,
     i32x16,
     i64,
     load_f32x16,
     put_f32,
     put_i64,
+    splat_f32x16,
     splat_value,
     store_f32x16,
     zero_f32x16,
@@ -60,7 +63,9 @@ from quant.simd import (
 ROWS = 32
 COLS = 2048
 STEPS = COLS // 256
-TOKENS = 12 if isa.ISA.startswith("avx512") else 4  # per pass over the tile: what registers hold
+TOKENS = (
+    6 if isa.ISA.startswith("avx512") else 2
+)  # per pass over the tile: what registers hold
 MANY = 96  # tokens whose sums are kept at a time
 # With VNNI a weight is stored 128 too large, as an unsigned byte: what the instruction wants.
 ZERO = 128 if isa.ISA in ("avx512vnni", "avxvnni") else 0
@@ -113,7 +118,9 @@ transpose_weights = _transpose_16(ZERO)
 transpose_floats = _transpose_16(0)
 
 
-def fill_tile(p: int, row_bytes: int, rows: int, cols: int, w: int, s: int, o: int) -> None:
+def fill_tile(
+    p: int, row_bytes: int, rows: int, cols: int, w: int, s: int, o: int
+) -> None:
     """Columns of `rows` rows from the blocks at p on; open because decode_step is.
 
     Rows beyond `rows` repeat the last one. Of a last step with fewer columns the rest is zero.
@@ -162,90 +169,97 @@ def _plus(b: Any, x: Any, n: int) -> Any:
     return b.add(x, ir.Constant(I64, n)) if n else x
 
 
-def _strips(tokens: int, group: int, planes: int, offsets: bool) -> Any:
-    """strips(w, s, o, steps, table, x, ys, sums, isum, n, acc, acc_stride).
+def _strips(tokens: int, group: int, planes: int) -> Any:
+    """strips(w, s, steps, table, x, ys, isum, n, acc, acc_stride).
 
-    One group of columns of 16 rows for `tokens` tokens: acc and, with offsets, the vector after it
-    grow by all steps. table: addresses of the tokens' records; x, ys, sums, isum: what to add to
-    these for the group's first columns, scales and sums; n: from one plane to the next. Token t's
-    acc lies t * acc_stride on.
+    One group of columns of 32 rows for `tokens` tokens: acc grows by all steps. table: addresses of
+    the tokens' records; x, ys, isum: what to add to these for the group's first columns, scales and
+    sums; n: from one plane to the next. Token t's acc lies t * acc_stride on, its second 16 rows
+    128 bytes further.
     """
+    pairs = [(t, half) for t in range(tokens) for half in range(2)]
 
     def generate(b: Any, m: Any, v: Any) -> Any:
-        w0, s0, o0, steps, table, x0, ys0, sums0, isum0, n, acc0, stride = v
+        w0, s0, steps, table, x0, ys0, isum0, n, acc0, stride = v
         v16f, v16i = f32x16.llvm, i32x16.llvm
-        records = [b.load(_pointer(b, _plus(b, table, 8 * t), I64)) for t in range(tokens)]
-        places = [b.add(acc0, b.mul(stride, ir.Constant(I64, t))) for t in range(tokens)]
+        records = [
+            b.load(_pointer(b, _plus(b, table, 8 * t), I64)) for t in range(tokens)
+        ]
+        places = [
+            _plus(b, b.add(acc0, b.mul(stride, ir.Constant(I64, t))), 128 * half)
+            for t, half in pairs
+        ]
         start = [b.load(_pointer(b, at, v16f), align=1) for at in places]
-        lows = [b.load(_pointer(b, _plus(b, at, 64), v16f), align=1) for at in places]
         before = b.block
         loop = b.append_basic_block("steps")
         after = b.append_basic_block("done")
         b.branch(loop)
         b.position_at_end(loop)
         i = b.phi(I64)
-        acc = [b.phi(v16f) for _ in range(tokens)]
-        low = [b.phi(v16f) for _ in range(tokens)] if offsets else []
         i.add_incoming(ir.Constant(I64, 0), before)
-        for phi, value in zip(acc + low, start + lows, strict=False):
+        acc = [b.phi(v16f) for _ in start]
+        for phi, value in zip(acc, start, strict=True):
             phi.add_incoming(value, before)
         w = b.add(w0, b.mul(i, ir.Constant(I64, group * 32)))
         to_s = b.mul(i, ir.Constant(I64, 128))
         to_x = b.mul(i, ir.Constant(I64, 256))
         to_ys = b.mul(i, ir.Constant(I64, 32))
         to_sum = b.mul(i, ir.Constant(I64, 1024 // group))
-        dots = [ir.Constant(v16i, [0] * 16)] * tokens
+        dots = {pair: ir.Constant(v16i, [0] * 16) for pair in pairs}
         for plane in range(planes):
             if plane:
-                dots = [b.shl(d, ir.Constant(v16i, [8] * 16)) for d in dots]
+                dots = {
+                    pair: b.shl(d, ir.Constant(v16i, [8] * 16))
+                    for pair, d in dots.items()
+                }
             at = [b.add(r, b.add(x0, to_x)) for r in records]
             if plane:
                 at = [b.add(a, n) for a in at]
             for k in range(group // 4):
-                weights = b.load(_pointer(b, _plus(b, w, 128 * k), v16i), align=1)
-                ready = isa.prepare_quad(b, m, weights)
+                ready = []
+                for half in range(2):
+                    place = _pointer(b, _plus(b, w, 128 * k + 64 * half), v16i)
+                    ready.append(isa.prepare_quad(b, m, b.load(place, align=1)))
                 for t in range(tokens):
                     y = _splat_load(b, _plus(b, at[t], 4 * k), I32)
-                    dots[t] = isa.add_quad(b, m, dots[t], ready, y)
-        scale = b.load(_pointer(b, b.add(s0, to_s), v16f), align=1)
+                    for half in range(2):
+                        dots[t, half] = isa.add_quad(
+                            b, m, dots[t, half], ready[half], y
+                        )
+        scale = [
+            b.load(_pointer(b, _plus(b, b.add(s0, to_s), 64 * half), v16f), align=1)
+            for half in range(2)
+        ]
         new = []
         for t in range(tokens):
-            d = dots[t]
+            bias = None
             if ZERO:
-                isum = b.load(_pointer(b, b.add(records[t], b.add(isum0, to_sum)), I32), align=1)
-                d = b.sub(d, splat_value(b, b.mul(isum, ir.Constant(I32, ZERO)), v16i))
+                isum = b.load(
+                    _pointer(b, b.add(records[t], b.add(isum0, to_sum)), I32), align=1
+                )
+                bias = splat_value(b, b.mul(isum, ir.Constant(I32, ZERO)), v16i)
             ys = _splat_load(b, b.add(records[t], b.add(ys0, to_ys)), F32)
-            args = [b.sitofp(d, v16f), b.fmul(scale, ys), acc[t]]
-            new.append(call(b, m, "llvm.fma.v16f32", v16f, args))
-        if offsets:
-            offset = b.load(_pointer(b, b.add(o0, to_s), v16f), align=1)
-            for t in range(tokens):
-                sums = _splat_load(b, b.add(records[t], b.add(sums0, to_sum)), F32)
-                new.append(call(b, m, "llvm.fma.v16f32", v16f, [offset, sums, low[t]]))
+            for half in range(2):
+                d = dots[t, half] if bias is None else b.sub(dots[t, half], bias)
+                args = [b.sitofp(d, v16f), b.fmul(scale[half], ys), acc[len(new)]]
+                new.append(call(b, m, "llvm.fma.v16f32", v16f, args))
         following = b.add(i, ir.Constant(I64, 1))
         i.add_incoming(following, loop)
-        for phi, value in zip(acc + low, new, strict=True):
+        for phi, value in zip(acc, new, strict=True):
             phi.add_incoming(value, loop)
         b.cbranch(b.icmp_signed("<", following, steps), loop, after)
         b.position_at_end(after)
-        for t, at in enumerate(places):
-            b.store(new[t], _pointer(b, at, v16f), align=1)
-            if offsets:
-                b.store(new[tokens + t], _pointer(b, _plus(b, at, 64), v16f), align=1)
+        for at, value in zip(places, new, strict=True):
+            b.store(value, _pointer(b, at, v16f), align=1)
         return ir.Constant(I64, 0)
 
-    return _op(types.int64, (P,) * 12, generate)
+    return _op(types.int64, (P,) * 10, generate)
 
 
-def strips(planes: int, group: int, offsets: bool, tokens: int) -> Any:
+@cache
+def strips(planes: int, group: int, tokens: int) -> Any:
     """The intrinsic for a kind of type; made once for each."""
-    key = planes, group, offsets, tokens
-    if key not in _STRIPS:
-        _STRIPS[key] = _strips(tokens, group, planes, offsets)
-    return _STRIPS[key]
-
-
-_STRIPS: dict[tuple[int, int, bool, int], Any] = {}
+    return _strips(tokens, group, planes)
 
 
 def strips_many(*arguments: int) -> None:
@@ -269,7 +283,9 @@ def matmul(job: int, r0: int, r1: int) -> None:
     tile_s = alloca(16384)  # ROWS * COLS / 16 floats
     tile_o = alloca(16384)
     table = alloca(768)  # MANY addresses
-    accs = alloca(393216)  # MANY tokens x 2 x 16 groups x (sums: 64 bytes, of offsets: 64 bytes)
+    accs = alloca(
+        393216
+    )  # MANY tokens x 2 x 16 groups x (sums: 64 bytes, of offsets: 64 bytes)
     to_scale = PLANES * n
     for top in range(r0, r1, ROWS):
         rows = min(ROWS, r1 - top)
@@ -278,7 +294,9 @@ def matmul(job: int, r0: int, r1: int) -> None:
             for t in range(count):
                 at = i64(index + 8 * (t0 + t)) if index else (t0 + t) * x_stride
                 put_i64(table + 8 * t, x + at)
-            for i in range(count * lanes * 4):
+            for t in range(count, -(-count // TOKENS) * TOKENS):
+                put_i64(table + 8 * t, i64(table))  # computed and forgotten
+            for i in range(-(-count // TOKENS) * TOKENS * lanes * 4):
                 store_f32x16(accs + 64 * i, zero_f32x16())
             for c0 in range(0, n, COLS):
                 cols = min(COLS, n - c0)
@@ -288,31 +306,39 @@ def matmul(job: int, r0: int, r1: int) -> None:
                 for g in range(lanes):
                     to_x = c0 + g * GROUP
                     to_ys = to_scale + to_x // 32 * 4
-                    to_sums = to_scale + (n // 8 if GROUP == 32 else n // 4) + to_x // GROUP * 4
+                    to_sums = (
+                        to_scale
+                        + (n // 8 if GROUP == 32 else n // 4)
+                        + to_x // GROUP * 4
+                    )
                     to_isum = to_scale + (n // 2 if GROUP == 32 else n // 8 * 5)
                     to_isum += to_x // GROUP * 4
                     used = steps if to_x + (steps - 1) * 256 < n else steps - 1
                     if used == 0:
                         continue
-                    for half in range(2 if rows > 16 else 1):
-                        tw = tile_w + g * steps * GROUP * 32 + 64 * half
-                        ts = tile_s + g * steps * 128 + 64 * half
-                        to = tile_o + g * steps * 128 + 64 * half
-                        at = accs + (2 * g + half) * 128
-                        stride = lanes * 256
-                        t = 0
-                        while t + TOKENS <= count:
+                    tw = tile_w + g * steps * GROUP * 32
+                    ts = tile_s + g * steps * 128
+                    to = tile_o + g * steps * 128
+                    at = accs + 256 * g
+                    stride = lanes * 256
+                    t = 0
+                    while t < count:
+                        here, acc = table + 8 * t, at + t * stride
+                        if count - t > TOKENS // 3:
                             strips_many(
-                                tw, ts, to, used, table + 8 * t, to_x, to_ys, to_sums, to_isum, n,
-                                at + t * stride, stride,
-                            )  # fmt: skip
+                                tw, ts, used, here, to_x, to_ys, to_isum, n, acc, stride
+                            )
                             t += TOKENS
-                        while t < count:
+                        else:
                             strips_one(
-                                tw, ts, to, used, table + 8 * t, to_x, to_ys, to_sums, to_isum, n,
-                                at + t * stride, stride,
-                            )  # fmt: skip
+                                tw, ts, used, here, to_x, to_ys, to_isum, n, acc, stride
+                            )
                             t += 1
+                    if OFFSETS:
+                        for t in range(count):
+                            add_offsets(
+                                at + t * stride, to, used, i64(table + 8 * t) + to_sums
+                            )
             for t in range(count):
                 out = i64(job + _OUT) + (t0 + t) * i64(job + _OUT_STRIDE)
                 out += 4 * (top - i64(job + _ROW0))
@@ -321,6 +347,18 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     add_lanes(at)
                     for r in range(min(16, rows - 16 * half)):
                         put_f32(out + 64 * half + 4 * r, f32(at + 4 * r))
+
+
+def add_offsets(acc: int, o: int, steps: int, sums: int) -> None:
+    """Offsets * sums of all steps, for one group of one token; open because GROUP is."""
+    first = load_f32x16(acc + 64)
+    second = load_f32x16(acc + 192)
+    for step in range(steps):
+        here = splat_f32x16(f32(sums + step * (1024 // GROUP)))
+        first = fma_16(load_f32x16(o + 128 * step), here, first)
+        second = fma_16(load_f32x16(o + 128 * step + 64), here, second)
+    store_f32x16(acc + 64, first)
+    store_f32x16(acc + 192, second)
 
 
 def add_lanes(at: int) -> None:
