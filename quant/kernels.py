@@ -30,6 +30,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+
 from quant.jit import inline
 from quant.simd import (
     alloca,
@@ -179,6 +181,7 @@ def matvec(job: int, r0: int, r1: int) -> None:
     q = alloca(512)
     s = alloca(192)  # two rows of 16 floats, and what a decode may write beyond
     o = alloca(192)
+    tail = alloca(64)
     for t in range(i64(job + _N_TOKENS)):
         x = i64(job + _X) + t * i64(job + _X_STRIDE)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
@@ -206,8 +209,17 @@ def matvec(job: int, r0: int, r1: int) -> None:
                 e1 = dot_64(q + 320, y + 64, n)
                 e2 = dot_64(q + 384, y + 128, n)
                 e3 = dot_64(q + 448, y + 192, n)
+                scales, sums32 = ys, ys + n // 8
+                if n - c < STEP:  # beyond the end lies something else, perhaps no number
+                    scales, sums32 = tail, tail + 32
+                    for k in range(8):
+                        inside = 32 * k < n - c
+                        put_f32(scales + 4 * k, f32(ys + 4 * k) if inside else np.float32(0))
+                        put_f32(
+                            sums32 + 4 * k, f32(ys + n // 8 + 4 * k) if inside else np.float32(0)
+                        )
                 if GROUP == 16:
-                    scale = twice_each(load_f32(ys))
+                    scale = twice_each(load_f32(scales))
                     a = fma_16(to_f32x16(sums_16(d0, d1, d2, d3)), load_f32x16(s) * scale, a)
                     b = fma_16(to_f32x16(sums_16(e0, e1, e2, e3)), load_f32x16(s + 64) * scale, b)
                     if OFFSETS:
@@ -216,11 +228,11 @@ def matvec(job: int, r0: int, r1: int) -> None:
                         low_b = fma_16(load_f32x16(o + 64), sums, low_b)
                 else:
                     scale = join_f32(evens(load_f32x16(s)), evens(load_f32x16(s + 64)))
-                    scale = scale * load_f32x8_twice(ys)
+                    scale = scale * load_f32x8_twice(scales)
                     a = fma_16(to_f32x16(sums_32(d0, d1, d2, d3, e0, e1, e2, e3)), scale, a)
                     if OFFSETS:
                         offset = join_f32(evens(load_f32x16(o)), evens(load_f32x16(o + 64)))
-                        low_a = fma_16(offset, load_f32x8_twice(ys + n // 8), low_a)
+                        low_a = fma_16(offset, load_f32x8_twice(sums32), low_a)
                 y += STEP
                 ys += STEP // 8
                 p += STEP // SIZE * BYTES

@@ -63,9 +63,7 @@ from quant.simd import (
 ROWS = 32
 COLS = 2048
 STEPS = COLS // 256
-TOKENS = (
-    6 if isa.ISA.startswith("avx512") else 2
-)  # per pass over the tile: what registers hold
+TOKENS = 6 if isa.ISA.startswith("avx512") else 2  # per pass over the tile: what registers hold
 MANY = 96  # tokens whose sums are kept at a time
 # With VNNI a weight is stored 128 too large, as an unsigned byte: what the instruction wants.
 ZERO = 128 if isa.ISA in ("avx512vnni", "avxvnni") else 0
@@ -118,9 +116,7 @@ transpose_weights = _transpose_16(ZERO)
 transpose_floats = _transpose_16(0)
 
 
-def fill_tile(
-    p: int, row_bytes: int, rows: int, cols: int, w: int, s: int, o: int
-) -> None:
+def fill_tile(p: int, row_bytes: int, rows: int, cols: int, w: int, s: int, o: int) -> None:
     """Columns of `rows` rows from the blocks at p on; open because decode_step is.
 
     Rows beyond `rows` repeat the last one. Of a last step with fewer columns the rest is zero.
@@ -182,9 +178,7 @@ def _strips(tokens: int, group: int, planes: int) -> Any:
     def generate(b: Any, m: Any, v: Any) -> Any:
         w0, s0, steps, table, x0, ys0, isum0, n, acc0, stride = v
         v16f, v16i = f32x16.llvm, i32x16.llvm
-        records = [
-            b.load(_pointer(b, _plus(b, table, 8 * t), I64)) for t in range(tokens)
-        ]
+        records = [b.load(_pointer(b, _plus(b, table, 8 * t), I64)) for t in range(tokens)]
         places = [
             _plus(b, b.add(acc0, b.mul(stride, ir.Constant(I64, t))), 128 * half)
             for t, half in pairs
@@ -208,10 +202,7 @@ def _strips(tokens: int, group: int, planes: int) -> Any:
         dots = {pair: ir.Constant(v16i, [0] * 16) for pair in pairs}
         for plane in range(planes):
             if plane:
-                dots = {
-                    pair: b.shl(d, ir.Constant(v16i, [8] * 16))
-                    for pair, d in dots.items()
-                }
+                dots = {pair: b.shl(d, ir.Constant(v16i, [8] * 16)) for pair, d in dots.items()}
             at = [b.add(r, b.add(x0, to_x)) for r in records]
             if plane:
                 at = [b.add(a, n) for a in at]
@@ -223,20 +214,16 @@ def _strips(tokens: int, group: int, planes: int) -> Any:
                 for t in range(tokens):
                     y = _splat_load(b, _plus(b, at[t], 4 * k), I32)
                     for half in range(2):
-                        dots[t, half] = isa.add_quad(
-                            b, m, dots[t, half], ready[half], y
-                        )
+                        dots[t, half] = isa.add_quad(b, m, dots[t, half], ready[half], y)
         scale = [
             b.load(_pointer(b, _plus(b, b.add(s0, to_s), 64 * half), v16f), align=1)
             for half in range(2)
         ]
-        new = []
+        new: list[Any] = []
         for t in range(tokens):
             bias = None
             if ZERO:
-                isum = b.load(
-                    _pointer(b, b.add(records[t], b.add(isum0, to_sum)), I32), align=1
-                )
+                isum = b.load(_pointer(b, b.add(records[t], b.add(isum0, to_sum)), I32), align=1)
                 bias = splat_value(b, b.mul(isum, ir.Constant(I32, ZERO)), v16i)
             ys = _splat_load(b, b.add(records[t], b.add(ys0, to_ys)), F32)
             for half in range(2):
@@ -283,9 +270,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
     tile_s = alloca(16384)  # ROWS * COLS / 16 floats
     tile_o = alloca(16384)
     table = alloca(768)  # MANY addresses
-    accs = alloca(
-        393216
-    )  # MANY tokens x 2 x 16 groups x (sums: 64 bytes, of offsets: 64 bytes)
+    accs = alloca(393216)  # MANY tokens x 2 x 16 groups x (sums: 64 bytes, of offsets: 64 bytes)
     to_scale = PLANES * n
     for top in range(r0, r1, ROWS):
         rows = min(ROWS, r1 - top)
@@ -306,11 +291,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                 for g in range(lanes):
                     to_x = c0 + g * GROUP
                     to_ys = to_scale + to_x // 32 * 4
-                    to_sums = (
-                        to_scale
-                        + (n // 8 if GROUP == 32 else n // 4)
-                        + to_x // GROUP * 4
-                    )
+                    to_sums = to_scale + (n // 8 if GROUP == 32 else n // 4) + to_x // GROUP * 4
                     to_isum = to_scale + (n // 2 if GROUP == 32 else n // 8 * 5)
                     to_isum += to_x // GROUP * 4
                     used = steps if to_x + (steps - 1) * 256 < n else steps - 1
@@ -325,20 +306,14 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     while t < count:
                         here, acc = table + 8 * t, at + t * stride
                         if count - t > TOKENS // 3:
-                            strips_many(
-                                tw, ts, used, here, to_x, to_ys, to_isum, n, acc, stride
-                            )
+                            strips_many(tw, ts, used, here, to_x, to_ys, to_isum, n, acc, stride)
                             t += TOKENS
                         else:
-                            strips_one(
-                                tw, ts, used, here, to_x, to_ys, to_isum, n, acc, stride
-                            )
+                            strips_one(tw, ts, used, here, to_x, to_ys, to_isum, n, acc, stride)
                             t += 1
                     if OFFSETS:
                         for t in range(count):
-                            add_offsets(
-                                at + t * stride, to, used, i64(table + 8 * t) + to_sums
-                            )
+                            add_offsets(at + t * stride, to, used, i64(table + 8 * t) + to_sums)
             for t in range(count):
                 out = i64(job + _OUT) + (t0 + t) * i64(job + _OUT_STRIDE)
                 out += 4 * (top - i64(job + _ROW0))

@@ -338,8 +338,13 @@ def test_activation_records_hold_what_the_naive_rounding_gives() -> None:
     q, scales = activations.record_values(records, 96)
     values = q.astype(np.float64) * np.repeat(scales, 32, axis=-1)
     assert np.array_equal(values, rounded(x))
-    sums = np.ascontiguousarray(records[:, 96 + 12 : 96 + 12 + 24]).view(np.float32)
-    np.testing.assert_allclose(sums, values.reshape(3, 6, 16).sum(axis=2), rtol=1e-6)
+    part = [np.ascontiguousarray(records[:, a:b]) for a, b in ((108, 120), (120, 144))]
+    for sums, width in zip(part, (32, 16), strict=True):
+        expected = values.reshape(3, -1, width).sum(axis=2)
+        np.testing.assert_allclose(sums.view(np.float32), expected, rtol=1e-6)
+    part = [np.ascontiguousarray(records[:, a:b]) for a, b in ((144, 156), (156, 180))]
+    for whole, width in zip(part, (32, 16), strict=True):
+        assert np.array_equal(whole.view(np.int32), q.reshape(3, -1, width).sum(axis=2))
 
 
 def test_second_plane_of_a_record_never_holds_minus_128() -> None:
