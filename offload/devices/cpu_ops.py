@@ -20,7 +20,7 @@ from offload.devices.cpu_jobs import chunk_rows, fill_job, padded, records
 from offload.devices.cpu_mlp import CpuFeedForward
 from offload.kv_cache import KVCache
 from offload.weights import Matrix
-from quant import driver, layer_ops
+from quant import driver, layer_ops, tile
 from quant.ggml import GGMLType
 from quant.kernels import Job
 from quant.packed import PackedType
@@ -28,6 +28,7 @@ from quant.pool import Pool
 from quant.quant_type import Kind, QuantType
 
 Array = np.ndarray
+TILE_CHUNK = 2 * tile.ROWS  # rows of a matrix that a thread takes at a time, for many tokens
 
 
 class CpuOps:
@@ -159,7 +160,7 @@ class CpuLinear:
             job[Job.OUT] = out.ctypes.data
             job[Job.OUT_STRIDE] = out.strides[0]
             self._ops.bytes_read += matrix.n_bytes
-        self._ops.run(jobs, self._chunk)
+        self._ops.run(jobs, self._chunk if n_tokens == 1 else TILE_CHUNK)
         return tuple(outs)
 
 
