@@ -54,7 +54,20 @@ def choose(wanted: str | None) -> str:
     return wanted
 
 
-ISA = choose(os.environ.get("KIMI_OFFLOAD_ISA"))
+def chosen() -> str:
+    """The variant of this process. KIMI_OFFLOAD_COMPILE_FOR is for tests that compile and never run.
+
+    They set Numba's target processor besides (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES).
+    """
+    target = os.environ.get("KIMI_OFFLOAD_COMPILE_FOR")
+    if target is None:
+        return choose(os.environ.get("KIMI_OFFLOAD_ISA"))
+    if target not in NAMES:
+        raise QuantError(f"KIMI_OFFLOAD_COMPILE_FOR={target}: not one of {', '.join(NAMES)}")
+    return target
+
+
+ISA = chosen()
 
 
 def _call(b: Any, m: Any, name: str, ret: Any, values: list[Any]) -> Any:
