@@ -55,9 +55,10 @@ def choose(wanted: str | None) -> str:
 
 
 def chosen() -> str:
-    """The variant of this process. KIMI_OFFLOAD_COMPILE_FOR is for tests that compile and never run.
+    """The variant of this process.
 
-    They set Numba's target processor besides (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES).
+    KIMI_OFFLOAD_COMPILE_FOR is for tests that compile kernels and never run them; they set Numba's
+    target processor besides (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES).
     """
     target = os.environ.get("KIMI_OFFLOAD_COMPILE_FOR")
     if target is None:
