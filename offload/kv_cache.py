@@ -1,6 +1,6 @@
 """KVCache: the MLA latent of every token and layer, and nothing else.
 
-A row is [ c: kv_lora_rank | k_rope: qk_rope_head_dim ], each padded with zeros to a multiple of 8
+A row is [ c: kv_lora_rank | k_rope: qk_rope_head_dim ], each padded with zeros to a multiple of 16
 elements so that kernels may load whole vectors: 576 values per token and layer for Kimi K2.5.
 """
 
@@ -14,7 +14,7 @@ from offload.plan import KVType
 
 
 def _pad(n: int) -> int:
-    return -(-n // 8) * 8
+    return -(-n // 16) * 16
 
 
 class KVCache:

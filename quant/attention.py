@@ -1,150 +1,287 @@
 """MLA attention over the latent cache, absorbed form: every head reads the same 576 values a token.
 
-    score[s] = q . cache[s]                 q: (latent + rope,), already scaled and absorbed by k_b
+    score[s] = q . cache[s] * scale             q: (latent + rope,), absorbed by k_b
     z        = sum over s of softmax(score)[s] * cache[s, :latent]
 
-One pass with a running maximum: no score array in memory. Heads are taken in groups of four, so
-that a cache row is loaded and widened once for four heads. Positions are summed in the same order
-whatever the number of threads.
+Positions are cut into splits of SPLIT; a split goes through blocks of BLOCK with a running maximum,
+
+    block of the cache, widened to float32 once:  64 x 576 = 144 KiB of L2
+    scores = 64 rows (token, head) . block        4 x 4 register tiles (float_tiles.dots)
+    scores -> exp(score - maximum), total
+    z     += scores . block                       4 rows x 64 columns (float_tiles.mix)
+
+and leaves maximum, total and unscaled z; then the splits of a row are merged in order. So there is
+work for many threads at one token, no array of scores, and no sum depends on the number of threads,
+on how rows are grouped into tasks, or on which other tokens are computed: prefill equals decoding.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from enum import IntEnum
 
 import numpy as np
 
+from quant.float_tiles import MIX_COLS, dots, mix, mix_one_vector
 from quant.jit import inline, task
 from quant.pool import Pool
-from quant.simd import (
-    alloca,
-    f32,
-    fma,
-    i64,
-    load_f16,
-    load_f32,
-    put_f32,
-    splat_f32,
-    store_f32,
-    sum_f32,
-    zero_f32,
+from quant.simd import alloca, f32, i64, put_f32
+from quant.simd_float import (
+    LANES,
+    PART,
+    V_BYTES,
+    WIDE,
+    exp_v,
+    first_lane,
+    first_lanes_v,
+    fma_v,
+    load_f16_v,
+    load_v,
+    max_v,
+    maximum_v,
+    splat_v,
+    store_part_0,
+    store_part_1,
+    store_part_2,
+    store_part_3,
+    store_v,
+    sum_v,
+    zero_v,
 )
 
-HEADS = 4  # per task
-BLOCK = 32  # positions whose scores are kept at a time
+HEADS = 4  # a multiple of it is asked for
+BLOCK = 64  # positions
+SPLIT = 256  # positions, a multiple of BLOCK
+ROWS = 64 if WIDE else 32  # (token, head) pairs of a task, at most
+PARTIAL_BYTES = 1 << 25  # of partial results at a time
+
+
+class Attend(IntEnum):
+    """Fields of the context of both tasks (int64 each); addresses and strides in bytes."""
+
+    Q = 0  # (tokens, heads, width) float32
+    CACHE = 1  # position 0
+    ROW_BYTES = 2
+    HALF = 3  # 1: rows are float16, 0: float32
+    FIRST = 4  # position of token 0
+    N_TOKENS = 5
+    N_HEADS = 6  # a multiple of HEADS
+    WIDTH = 7  # elements of a row, a multiple of 16
+    LATENT = 8  # a multiple of 16
+    SCALE = 9  # bits of a float32
+    TASK_HEADS = 10  # heads of a task, a multiple of HEADS
+    TASK_TOKENS = 11  # tokens of a task
+    SPLITS = 12  # ceil((first + n_tokens) / SPLIT)
+    PARTIALS = 13  # (tokens, heads, splits, latent + 16) float32: z, maximum, total
+    SCRATCH = 14
+    SCRATCH_BYTES = 15  # per thread: scratch_bytes(width)
+    Z = 16  # (tokens, heads, latent) float32, written by merge_task
+
+
+(
+    _Q, _CACHE, _ROW_BYTES, _HALF, _FIRST, _N_TOKENS, _N_HEADS, _WIDTH, _LATENT, _SCALE,
+    _TASK_HEADS, _TASK_TOKENS, _SPLITS, _PARTIALS, _SCRATCH, _SCRATCH_BYTES, _Z,
+) = (8 * int(f) for f in Attend)  # fmt: skip
+_P = 4 * BLOCK  # bytes of a row of scores
+
+
+def scratch_bytes(width: int) -> int:
+    """Scratch that one thread needs: a block of the cache in float32, and its scores."""
+    return 4 * BLOCK * (width + ROWS)
 
 
 @inline
-def load_cache(address: int, i: int, half: bool) -> Any:
-    """8 cache values from element i of the row at `address`."""
-    if half:
-        return load_f16(address + 2 * i)
-    return load_f32(address + 4 * i)
+def widen_block(row: int, row_bytes: int, half: bool, n: int, width: int, out: int) -> None:
+    """n cache rows -> (n, width) float32."""
+    for s in range(n):
+        at = row + s * row_bytes
+        if half:
+            for i in range(0, width, LANES):
+                store_v(out + 4 * i, load_f16_v(at + 2 * i))
+        else:
+            for i in range(0, width, LANES):
+                store_v(out + 4 * i, load_v(at + 4 * i))
+        out += 4 * width
 
 
 @inline
-def score_4(q: int, row: int, width: int, half: bool, out: int) -> None:
-    """Four heads' scores for one position; q: (4, width) float32; out: 4 floats, BLOCK apart."""
-    a = zero_f32()
-    b = zero_f32()
-    c = zero_f32()
-    d = zero_f32()
-    for i in range(0, width, 8):
-        v = load_cache(row, i, half)
-        a = fma(v, load_f32(q + 4 * i), a)
-        b = fma(v, load_f32(q + 4 * (width + i)), b)
-        c = fma(v, load_f32(q + 4 * (2 * width + i)), c)
-        d = fma(v, load_f32(q + 4 * (3 * width + i)), d)
-    put_f32(out, sum_f32(a))
-    put_f32(out + 4 * BLOCK, sum_f32(b))
-    put_f32(out + 8 * BLOCK, sum_f32(c))
-    put_f32(out + 12 * BLOCK, sum_f32(d))
+def soften(p: int, count: int, scale: float, z: int, latent: int) -> None:
+    """BLOCK scores -> exp(score * scale - maximum so far), 0 from `count` on.
+
+    z: the row's partial result, with maximum and total behind it; what was summed before shrinks
+    if the maximum rises.
+    """
+    top = f32(z + 4 * latent)
+    best = splat_v(top)
+    for i in range(0, BLOCK, LANES):
+        v = first_lanes_v(load_v(p + 4 * i) * splat_v(scale), count - i)
+        store_v(p + 4 * i, v)
+        best = max_v(v, best)
+    highest = maximum_v(best)
+    best = splat_v(highest)
+    total = f32(z + 4 * latent + 4)
+    if highest > top:
+        shrink = exp_v(splat_v(top) - best)
+        total *= first_lane(shrink)
+        for i in range(0, 4 * latent, V_BYTES):
+            store_v(z + i, load_v(z + i) * shrink)
+        put_f32(z + 4 * latent, highest)
+    acc = zero_v()
+    for i in range(0, BLOCK, LANES):
+        v = exp_v(load_v(p + 4 * i) - best)
+        store_v(p + 4 * i, v)
+        acc = acc + v
+    put_f32(z + 4 * latent + 4, total + sum_v(acc))
 
 
 @inline
-def add_values_4(z: int, p: int, row: int, row_bytes: int, n: int, latent: int, half: bool) -> None:
-    """z[h] += sum over n positions of p[h, s] * cache[s]; z: (4, latent) float32; p: (4, BLOCK)."""
-    for i in range(0, latent, 8):
-        a = load_f32(z + 4 * i)
-        b = load_f32(z + 4 * (latent + i))
-        c = load_f32(z + 4 * (2 * latent + i))
-        d = load_f32(z + 4 * (3 * latent + i))
-        for s in range(n):
-            v = load_cache(row + s * row_bytes, i, half)
-            a = fma(v, splat_f32(f32(p + 4 * s)), a)
-            b = fma(v, splat_f32(f32(p + 4 * (BLOCK + s))), b)
-            c = fma(v, splat_f32(f32(p + 4 * (2 * BLOCK + s))), c)
-            d = fma(v, splat_f32(f32(p + 4 * (3 * BLOCK + s))), d)
-        store_f32(z + 4 * i, a)
-        store_f32(z + 4 * (latent + i), b)
-        store_f32(z + 4 * (2 * latent + i), c)
-        store_f32(z + 4 * (3 * latent + i), d)
-
-
-@inline
-def soften(p: int, count: int, top: int, total: int, z: int, latent: int) -> None:
-    """Scores -> exp(score - maximum so far); what was summed before shrinks if that rose."""
-    best = f32(top)
-    for s in range(count):
-        best = max(best, f32(p + 4 * s))
-    if best > f32(top):
-        shrink = np.exp(f32(top) - best)
-        put_f32(top, best)
-        put_f32(total, f32(total) * shrink)
-        for i in range(0, 4 * latent, 32):
-            store_f32(z + i, load_f32(z + i) * splat_f32(shrink))
-    for s in range(count):
-        e = np.exp(f32(p + 4 * s) - best)
-        put_f32(p + 4 * s, e)
-        put_f32(total, f32(total) + e)
+def score_block(q: int, width: int, block: int, p: int, spare: int, s0: int, count: int) -> None:
+    """Scores of four heads at positions s0 .. s0 + 2 PART - 1 of a block with `count` rows."""
+    dq = 4 * width
+    for s in range(s0, min(count, s0 + 2 * PART), PART):
+        v = dots(q, q + dq, q + 2 * dq, q + 3 * dq, block + s * dq, dq, dq, spare, True, True)
+        store_part_0(p + 4 * s, v)
+        store_part_1(p + _P + 4 * s, v)
+        store_part_2(p + 2 * _P + 4 * s, v)
+        store_part_3(p + 3 * _P + 4 * s, v)
 
 
 @task
 def attend_task(context: int, index: int, thread: int) -> None:
-    """Four heads of one token. context: the fields that `attend` writes, in its order."""
-    q, z, cache = i64(context), i64(context + 8), i64(context + 16)
-    row_bytes, half, first = i64(context + 24), i64(context + 32) == 1, i64(context + 40)
-    n_heads, width, latent = i64(context + 48), i64(context + 56), i64(context + 64)
-    groups = n_heads // HEADS
-    t = index // groups
-    h = index % groups * HEADS
-    n = first + t + 1
-    q += 4 * width * (t * n_heads + h)
-    z += 4 * latent * (t * n_heads + h)
-    p = alloca(512)  # HEADS * BLOCK scores
-    top = alloca(64)
-    total = alloca(64)
-    for j in range(HEADS):
-        put_f32(top + 4 * j, np.float32(-np.inf))
-        put_f32(total + 4 * j, np.float32(0))
-    for i in range(0, 4 * HEADS * latent, 32):
-        store_f32(z + i, zero_f32())
-    for s0 in range(0, n, BLOCK):
-        count = min(BLOCK, n - s0)
-        row = cache + s0 * row_bytes
-        for s in range(count):
-            score_4(q, row + s * row_bytes, width, half, p + 4 * s)
-        for j in range(HEADS):
-            soften(p + 4 * BLOCK * j, count, top + 4 * j, total + 4 * j, z + 4 * latent * j, latent)
-        add_values_4(z, p, row, row_bytes, count, latent, half)
-    for j in range(HEADS):
-        inverse = splat_f32(np.float32(1) / f32(total + 4 * j))
-        for i in range(0, 4 * latent, 32):
-            at = z + 4 * latent * j + i
-            store_f32(at, load_f32(at) * inverse)
+    """One split of some heads of some tokens -> partial results. context: see `Attend`.
+
+    index: (tokens / TASK_TOKENS, heads / TASK_HEADS, SPLITS), the last fastest.
+    """
+    n_heads, width, latent = i64(context + _N_HEADS), i64(context + _WIDTH), i64(context + _LATENT)
+    splits, first = i64(context + _SPLITS), i64(context + _FIRST)
+    half, row_bytes = i64(context + _HALF) == 1, i64(context + _ROW_BYTES)
+    scale = f32(context + _SCALE)
+    split = index % splits
+    groups = (n_heads + i64(context + _TASK_HEADS) - 1) // i64(context + _TASK_HEADS)
+    h0 = index // splits % groups * i64(context + _TASK_HEADS)
+    t0 = index // splits // groups * i64(context + _TASK_TOKENS)
+    heads = min(i64(context + _TASK_HEADS), n_heads - h0)
+    t1 = min(t0 + i64(context + _TASK_TOKENS), i64(context + _N_TOKENS))
+    begin = split * SPLIT
+    end = min(begin + SPLIT, first + t1)
+    block = i64(context + _SCRATCH) + thread * i64(context + _SCRATCH_BYTES)
+    scores = block + 4 * BLOCK * width
+    spare = alloca(64)
+    z_row = 4 * (latent + 16)
+    dz = splits * z_row  # from head to head
+    q = i64(context + _Q) + 4 * width * (t0 * n_heads + h0)
+    dt_q = 4 * width * n_heads  # from token to token
+    z = i64(context + _PARTIALS) + (t0 * n_heads + h0) * dz + split * z_row
+    dt_z = n_heads * dz
+    for t in range(t0, t1):
+        for h in range(heads):
+            at = z + (t - t0) * dt_z + h * dz
+            for i in range(0, 4 * latent, V_BYTES):
+                store_v(at + i, zero_v())
+            put_f32(at + 4 * latent, np.float32(-np.inf))
+            put_f32(at + 4 * latent + 4, np.float32(0))
+    for s0 in range(begin, end, BLOCK):
+        rows = min(BLOCK, end - s0)
+        widen_block(i64(context + _CACHE) + s0 * row_bytes, row_bytes, half, rows, width, block)
+        for s in range(0, rows, 2 * PART):
+            p = scores
+            for t in range(t0, t1):
+                count = min(rows, first + t + 1 - s0)
+                for h in range(0, heads, 4):
+                    at = q + (t - t0) * dt_q + 4 * width * h
+                    score_block(at, width, block, p, spare, s, count)
+                    p += 4 * _P
+        p = scores
+        for t in range(t0, t1):
+            count = min(rows, first + t + 1 - s0)
+            for h in range(heads):
+                if count > 0:
+                    soften(p, count, scale, z + (t - t0) * dt_z + h * dz, latent)
+                p += _P
+        column = 0
+        while column < latent:
+            many = column + MIX_COLS <= latent
+            p = scores
+            for t in range(t0, t1):
+                count = min(rows, first + t + 1 - s0)
+                for h in range(0, heads, 4):
+                    at = z + (t - t0) * dt_z + h * dz + 4 * column
+                    if many:
+                        mix(at, dz, p, _P, block + 4 * column, 4 * width, count)
+                    else:
+                        mix_one_vector(at, dz, p, _P, block + 4 * column, 4 * width, count)
+                    p += 4 * _P
+            column += MIX_COLS if many else LANES
+
+
+@task
+def merge_task(context: int, index: int, thread: int) -> None:
+    """The splits of one row -> z. context: see `Attend`; index: token * N_HEADS + head."""
+    latent = i64(context + _LATENT)
+    z_row = 4 * (latent + 16)
+    n = i64(context + _FIRST) + index // i64(context + _N_HEADS) + 1
+    splits = (n + SPLIT - 1) // SPLIT
+    part = i64(context + _PARTIALS) + index * i64(context + _SPLITS) * z_row
+    top = part + 4 * latent
+    best = f32(top)
+    for s in range(1, splits):
+        best = max(best, f32(top + s * z_row))
+    total = np.float32(0)
+    for s in range(splits):
+        at = top + s * z_row
+        weight = first_lane(exp_v(splat_v(f32(at)) - splat_v(best)))
+        put_f32(at, weight)
+        total += weight * f32(at + 4)
+    inverse = splat_v(np.float32(1) / total)
+    z = i64(context + _Z) + 4 * latent * index
+    for i in range(0, 4 * latent, V_BYTES):
+        acc = zero_v()
+        for s in range(splits):
+            acc = fma_v(load_v(part + s * z_row + i), splat_v(f32(top + s * z_row)), acc)
+        store_v(z + i, acc * inverse)
+
+
+def task_shape(n_tokens: int, n_heads: int, splits: int, threads: int) -> tuple[int, int]:
+    """(TASK_HEADS, TASK_TOKENS): large tasks share a widened block, but every thread wants some."""
+    heads = min(n_heads, ROWS)
+    tokens = max(1, ROWS // n_heads)
+    while heads > 16 and splits * n_tokens * -(-n_heads // heads) < 4 * threads:
+        heads = -(-heads // 2 // HEADS) * HEADS
+    return heads, tokens
 
 
 def attend(
-    pool: Pool, q: np.ndarray, cache: int, row_bytes: int, half: bool, first: int, z: np.ndarray
+    pool: Pool,
+    q: np.ndarray,
+    cache: int,
+    row_bytes: int,
+    half: bool,
+    first: int,
+    z: np.ndarray,
+    scale: float = 1.0,
 ) -> None:
     """Absorbed attention of T new tokens at positions first .. first + T - 1, causal.
 
-    q: (T, A, width) float32, width a multiple of 8, A a multiple of 4; cache: address of position
-    0, rows of `width` halves (half) or float32, row_bytes apart; z: (T, A, latent), written.
+    q: (T, A, width) float32 in C order, A a multiple of 4; cache: address of position 0, rows of
+    `width` halves (half) or float32, row_bytes apart; z: (T, A, latent), written. width and latent
+    are multiples of 16.
     """
     n_tokens, n_heads, width = q.shape
-    fields = [
-        q.ctypes.data, z.ctypes.data, cache, row_bytes, half, first, n_heads, width, z.shape[2],
-    ]  # fmt: skip
-    context = np.array(fields, np.int64)
-    pool.run(attend_task.address, context.ctypes.data, n_tokens * (n_heads // HEADS))
+    latent = z.shape[2]
+    size = scratch_bytes(width)
+    scratch = np.empty((pool.threads, size), np.uint8)
+    context = np.zeros(len(Attend), np.int64)
+    per_token = n_heads * 4 * (latent + 16) * -(-(first + n_tokens) // SPLIT)
+    step = max(max(1, ROWS // n_heads), PARTIAL_BYTES // per_token)
+    partials = np.empty(min(step, n_tokens) * per_token // 4, np.float32)
+    for t in range(0, n_tokens, step):
+        count = min(step, n_tokens - t)
+        splits = -(-(first + t + count) // SPLIT)
+        heads, tokens = task_shape(count, n_heads, splits, pool.threads)
+        context[:] = (
+            q[t:].ctypes.data, cache, row_bytes, half, first + t, count, n_heads, width, latent,
+            int(np.float32(scale).view(np.int32)), heads, tokens, splits, partials.ctypes.data,
+            scratch.ctypes.data, size, z[t:].ctypes.data,
+        )  # fmt: skip
+        tasks = -(-count // tokens) * -(-n_heads // heads) * splits
+        pool.run(attend_task.address, context.ctypes.data, tasks)
+        pool.run(merge_task.address, context.ctypes.data, count * n_heads)

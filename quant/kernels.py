@@ -32,13 +32,11 @@ from typing import Any
 
 import numpy as np
 
-from quant.jit import inline
 from quant.simd import (
     alloca,
     dot_i8x64,
     evens,
     f32,
-    fma,
     fma_16,
     high_half,
     i64,
@@ -56,14 +54,12 @@ from quant.simd import (
     splat_i8,
     store_f32,
     store_i8,
-    sum_f32,
     sums_16,
     sums_32,
     to_f32x16,
     tree_sum_8,
     tree_sum_16,
     twice_each,
-    zero_f32,
     zero_f32x16,
 )
 
@@ -252,113 +248,3 @@ def put_results(out: int, both: bool, a: Any, b: Any, low_a: Any, low_b: Any) ->
         if both:
             put_f32(out + 4, tree_sum_8(high_half(a)))
         put_f32(out, tree_sum_8(low_half(a)))
-
-
-TILE_ROWS = 8
-TILE_COLS = 512
-
-
-@inline
-def _tile_3(w: int, x: int, y: int, z: int, n: int, out: int, out_stride: int, add: bool) -> None:
-    """out[0..2, 0..3] (+)= 4 weight rows . tokens x, y, z; w: rows of TILE_COLS float32."""
-    a = zero_f32(); b = zero_f32(); c = zero_f32(); d = zero_f32()  # fmt: skip
-    e = zero_f32(); f = zero_f32(); g = zero_f32(); h = zero_f32()  # fmt: skip
-    i = zero_f32(); j = zero_f32(); k = zero_f32(); l = zero_f32()  # fmt: skip
-    for col in range(0, 4 * n, 32):
-        x8 = load_f32(x + col)
-        y8 = load_f32(y + col)
-        z8 = load_f32(z + col)
-        v = load_f32(w + col)
-        a = fma(v, x8, a); b = fma(v, y8, b); c = fma(v, z8, c)  # fmt: skip
-        v = load_f32(w + 4 * TILE_COLS + col)
-        d = fma(v, x8, d); e = fma(v, y8, e); f = fma(v, z8, f)  # fmt: skip
-        v = load_f32(w + 8 * TILE_COLS + col)
-        g = fma(v, x8, g); h = fma(v, y8, h); i = fma(v, z8, i)  # fmt: skip
-        v = load_f32(w + 12 * TILE_COLS + col)
-        j = fma(v, x8, j); k = fma(v, y8, k); l = fma(v, z8, l)  # fmt: skip
-    _put_4(out, a, d, g, j, add)
-    _put_4(out + out_stride, b, e, h, k, add)
-    _put_4(out + 2 * out_stride, c, f, i, l, add)
-
-
-@inline
-def _tile_1(w: int, x: int, n: int, out: int, add: bool) -> None:
-    """As _tile_3 for one token; the same sums in the same order."""
-    a = zero_f32(); b = zero_f32(); c = zero_f32(); d = zero_f32()  # fmt: skip
-    for col in range(0, 4 * n, 32):
-        x8 = load_f32(x + col)
-        a = fma(load_f32(w + col), x8, a)
-        b = fma(load_f32(w + 4 * TILE_COLS + col), x8, b)
-        c = fma(load_f32(w + 8 * TILE_COLS + col), x8, c)
-        d = fma(load_f32(w + 12 * TILE_COLS + col), x8, d)
-    _put_4(out, a, b, c, d, add)
-
-
-@inline
-def _row_1(w: int, x: int, n: int, out: int, add: bool) -> None:
-    """Out (+)= one weight row . one token."""
-    a = zero_f32()
-    for col in range(0, 4 * n, 32):
-        a = fma(load_f32(w + col), load_f32(x + col), a)
-    _put_1(out, a, add)
-
-
-@inline
-def _put_1(out: int, a: Any, add: bool) -> None:
-    if add:
-        put_f32(out, f32(out) + sum_f32(a))
-    else:
-        put_f32(out, sum_f32(a))
-
-
-@inline
-def _put_4(out: int, a: Any, b: Any, c: Any, d: Any, add: bool) -> None:
-    _put_1(out, a, add)
-    _put_1(out + 4, b, add)
-    _put_1(out + 8, c, add)
-    _put_1(out + 12, d, add)
-
-
-def matmul_f32(job: int, r0: int, r1: int) -> None:
-    """out[t, r] = row r . x[t], x float32: a tile of rows is decoded once for all tokens.
-
-    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0. Tiles of 8 rows x 512
-    columns stay in L1. A result does not depend on which other tokens or rows are computed with it.
-    """
-    w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    x, x_stride, n_tokens = i64(job + _X), i64(job + _X_STRIDE), i64(job + _N_TOKENS)
-    index, stride = i64(job + _INDEX), i64(job + _OUT_STRIDE)
-    tile = alloca(16384)  # TILE_ROWS * TILE_COLS * 4
-    for top in range(r0, r1, TILE_ROWS):
-        rows = min(TILE_ROWS, r1 - top)
-        quads = rows // 4 * 4
-        out0 = i64(job + _OUT) + 4 * (top - i64(job + _ROW0))
-        for c0 in range(0, n, TILE_COLS):
-            cols = min(TILE_COLS, n - c0)
-            for r in range(rows):
-                start = w + (top + r) * row_bytes + (c0 // SIZE) * BYTES
-                decode_row(start, cols, tile + r * 4 * TILE_COLS)
-            add = c0 > 0
-            y = x + 4 * c0
-            t = 0
-            while t < n_tokens:
-                out = out0 + t * stride
-                y0 = y + (i64(index + 8 * t) if index else t * x_stride)
-                if t + 3 <= n_tokens:
-                    y1 = y + (i64(index + 8 * t + 8) if index else (t + 1) * x_stride)
-                    y2 = y + (i64(index + 8 * t + 16) if index else (t + 2) * x_stride)
-                    for r in range(0, quads, 4):
-                        _tile_3(
-                            tile + r * 4 * TILE_COLS, y0, y1, y2, cols, out + 4 * r, stride, add
-                        )
-                    for r in range(quads, rows):
-                        _row_1(tile + r * 4 * TILE_COLS, y0, cols, out + 4 * r, add)
-                        _row_1(tile + r * 4 * TILE_COLS, y1, cols, out + stride + 4 * r, add)
-                        _row_1(tile + r * 4 * TILE_COLS, y2, cols, out + 2 * stride + 4 * r, add)
-                    t += 3
-                else:
-                    for r in range(0, quads, 4):
-                        _tile_1(tile + r * 4 * TILE_COLS, y0, cols, out + 4 * r, add)
-                    for r in range(quads, rows):
-                        _row_1(tile + r * 4 * TILE_COLS, y0, cols, out + 4 * r, add)
-                    t += 1

@@ -7,10 +7,13 @@ Source: block_q8_0 in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.quant_type import QuantType
 from quant.simd import f16, load_i8, splat_f32, store_f32, store_i8
+from quant.simd_float import LANES, fma_v, load_i8_v, load_v, splat_v
 
 
 @inline
@@ -21,4 +24,14 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32(s, splat_f32(d))
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q8_0, decode=decode)
+@inline
+def dot_32(p: int, c: int, x: int, acc: Any) -> Any:
+    """Acc + one block; contract in float_products.py. d * q is exact."""
+    block = p + c // 32 * 34
+    d = splat_v(f16(block))
+    for i in range(0, 32, LANES):
+        acc = fma_v(load_i8_v(block + 2 + i) * d, load_v(x + 4 * i), acc)
+    return acc
+
+
+QUANT = QuantType(ggml_type=GGMLType.Q8_0, decode=decode, dot_32=dot_32)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from quant import kernels, matvec_64, tile
+from quant import float_products, kernels, matvec_64, tile
 from quant.ggml import BLOCK, GGMLType
 from quant.jit import bind, c_kernel, inline
 
 Kind = Literal[
-    "dequantize", "matvec", "matmul", "matvec_q16", "matmul_q16", "matmul_f32"
+    "dequantize", "matvec", "matmul", "matvec_q16", "matmul_q16", "matvec_f32", "matmul_f32"
 ]  # without suffix: Q8 activations
 
 
@@ -37,6 +37,7 @@ class QuantType:
     offsets: whether decode writes `o` (a minimum beside the scale).
     group: columns that share a scale, 32 or 16.
     direct: for types that `matvec_64` can serve without going through memory.
+    dot_32: for types that `float_products.matvec_f32` can widen in registers; float types have it.
     overrides: other faster kernels under the same contract, by kind.
     """
 
@@ -46,12 +47,13 @@ class QuantType:
     offsets: bool = False
     group: int = 32
     direct: Direct | None = None
+    dot_32: Any = None
     overrides: dict[Kind, Callable[..., None]] = field(default_factory=dict)
     _compiled: dict[Kind, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_float(self) -> bool:
-        """Float types take float32 activations in all products; the others Q8 but in matmul_f32."""
+        """Float types take float32 activations in all products; the others Q8 but in *_f32."""
         return self.decode is None
 
     def address(self, kind: Kind) -> int:
@@ -62,8 +64,10 @@ class QuantType:
         return int(self._compiled[kind].address)
 
     def kernel_kind(self, kind: Kind) -> Kind:
-        """The kernel that serves a kind: float types have one product for everything."""
-        return "matmul_f32" if self.is_float and kind != "dequantize" else kind
+        """The kernel that serves a kind: float types have one for one token and one for many."""
+        if not self.is_float or kind == "dequantize":
+            return kind
+        return "matvec_f32" if kind.startswith("matvec") else "matmul_f32"
 
     def _specialised(self, kind: Kind) -> Callable[..., None]:
         name = f"{kind}_{self.ggml_type.name.lower()}"
@@ -83,6 +87,9 @@ class QuantType:
             for helper, source in OPEN_HELPERS.items():
                 names[helper] = inline(bind(source, f"{helper}_{name}", **names))
         fn = self.overrides.get(kind) or TEMPLATES[template]
+        if template == "matvec_f32" and self.dot_32 is not None:
+            fn = float_products.matvec_f32
+            names["dot_32"] = self.dot_32
         if self.direct is not None and template == "matvec":
             fn = matvec_64.matvec_64
             names["ZERO"] = self.direct.zero
@@ -110,7 +117,8 @@ TEMPLATES: dict[str, Callable[..., None]] = {
     "dequantize": kernels.dequantize,
     "matvec": kernels.matvec,
     "matmul": tile.matmul,
-    "matmul_f32": kernels.matmul_f32,
+    "matvec_f32": float_products.matvec_f32_tiled,
+    "matmul_f32": float_products.matmul_f32,
 }
 
 

@@ -205,7 +205,7 @@ def naive_attention(q: np.ndarray, rows: np.ndarray, first: int, latent: int) ->
 def test_absorbed_attention(
     rng: np.random.Generator, dtype: type, n_tokens: int, first: int, heads: int
 ) -> None:
-    width, latent = 48, 40
+    width, latent = 64, 48
     rows = normal(rng, first + n_tokens + 3, width).astype(dtype)
     rows[first + n_tokens :] = np.nan  # the future must not be looked at
     q = normal(rng, n_tokens, heads, width)
@@ -223,7 +223,7 @@ def test_attention_to_one_far_stronger_position(rng: np.random.Generator) -> Non
         rows = normal(rng, 100, 16)
         q = np.ones((1, 4, 16), np.float32)
         rows[place] = 500
-        z = np.empty((1, 4, 8), np.float32)
+        z = np.empty((1, 4, 16), np.float32)
         pool = Pool(1)
         attention.attend(pool, q, rows.ctypes.data, rows.strides[0], False, 99, z)
         pool.close()

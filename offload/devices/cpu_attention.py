@@ -67,12 +67,14 @@ def _absorbed(
     latent, nope = keys.matrix.n_rows, keys.matrix.used_cols
     rope = q.shape[2] - nope
     heads = -(-n_heads // attention.HEADS) * attention.HEADS
-    wide = np.zeros((n_tokens, heads, kv.width), np.float32)
-    wide[:, :n_heads, :latent] = keys(q[:, :, :nope])
+    if (heads, kv.latent, kv.width) == (n_heads, latent, latent + rope):
+        wide = np.empty((n_tokens, heads, kv.width), np.float32)
+    else:
+        wide = np.zeros((n_tokens, heads, kv.width), np.float32)
+    keys(q[:, :, :nope], wide[:, :n_heads])
     wide[:, :n_heads, kv.latent : kv.latent + rope] = q[:, :, nope:]
-    wide *= np.float32(scale)
     z = np.empty((n_tokens, heads, kv.latent), np.float32)
-    attention.attend(pool, wide, kv.address(layer), kv.row_bytes, kv.is_half, first, z)
+    attention.attend(pool, wide, kv.address(layer), kv.row_bytes, kv.is_half, first, z, scale)
     return values(z[:, :n_heads, :latent]).reshape(n_tokens, -1)
 
 

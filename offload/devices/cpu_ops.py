@@ -170,26 +170,33 @@ class CpuPerHead:
     def __init__(self, ops: CpuOps, matrix: Matrix) -> None:
         self._ops = ops
         self.matrix = matrix
+        ops.need("matvec_f32", matrix)
         ops.need("matmul_f32", matrix)
         self._heads: Array = np.arange(matrix.count, dtype=np.int64)
-        self._jobs: Array | None = None
+        self._one: Array | None = None
+        self._many: Array | None = None
 
-    def _prepare(self) -> Array:
+    def jobs(self, kind: Kind) -> Array:
+        """A new job table, one job per head, without inputs and outputs."""
         jobs = driver.job_table(self.matrix.count)
         for job in jobs:
-            fill_job(job, self.matrix, "matmul_f32")
+            fill_job(job, self.matrix, kind)
         jobs[:, Job.W] += self._heads * self.matrix.stride
         return jobs
 
-    def __call__(self, x: Array) -> Array:
-        """X (T, A, n), may be strided -> (T, A, rows)."""
+    def __call__(self, x: Array, out: Array | None = None) -> Array:
+        """X (T, A, n), may be strided -> out (T, A, at least rows), may be strided."""
         m = self.matrix
-        jobs = self._jobs = self._prepare() if self._jobs is None else self._jobs
+        if len(x) == 1:
+            jobs = self._one = self.jobs("matvec_f32") if self._one is None else self._one
+        else:
+            jobs = self._many = self.jobs("matmul_f32") if self._many is None else self._many
         if x.shape[2] != m.n_cols or x.strides[2] != 4:
             wide = np.zeros((*x.shape[:2], m.n_cols), np.float32)
             wide[:, :, : x.shape[2]] = x
             x = wide
-        out = np.empty((len(x), m.count, m.n_rows), np.float32)
+        if out is None:
+            out = np.empty((len(x), m.count, m.n_rows), np.float32)
         jobs[:, Job.X] = x.ctypes.data + self._heads * x.strides[1]
         jobs[:, Job.X_STRIDE] = x.strides[0]
         jobs[:, Job.N_TOKENS] = len(x)
