@@ -73,8 +73,9 @@ def _absorbed(
         wide = np.zeros((n_tokens, heads, kv.width), np.float32)
     keys(q[:, :, :nope], wide[:, :n_heads])
     wide[:, :n_heads, kv.latent : kv.latent + rope] = q[:, :, nope:]
+    wide *= np.float32(scale)
     z = np.empty((n_tokens, heads, kv.latent), np.float32)
-    attention.attend(pool, wide, kv.address(layer), kv.row_bytes, kv.is_half, first, z, scale)
+    attention.attend(pool, wide, kv.address(layer), kv.row_bytes, kv.is_half, first, z)
     return values(z[:, :n_heads, :latent]).reshape(n_tokens, -1)
 
 

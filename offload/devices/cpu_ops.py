@@ -176,8 +176,8 @@ class CpuPerHead:
         self._one: Array | None = None
         self._many: Array | None = None
 
-    def jobs(self, kind: Kind) -> Array:
-        """A new job table, one job per head, without inputs and outputs."""
+    def jobs(self, kind: Kind = "matvec_f32") -> Array:
+        """New jobs, one per head, without inputs and outputs."""
         jobs = driver.job_table(self.matrix.count)
         for job in jobs:
             fill_job(job, self.matrix, kind)
