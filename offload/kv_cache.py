@@ -17,6 +17,11 @@ def _pad(n: int) -> int:
     return -(-n // 16) * 16
 
 
+def row_layout(config: ModelConfig) -> tuple[int, int]:
+    """Elements of a row that c and k_rope take, with their zeros."""
+    return _pad(config.kv_lora_rank), _pad(config.qk_rope_head_dim)
+
+
 class KVCache:
     """Owner of the latent rows (num_layers, context, width); rows beyond `length` are free.
 
@@ -26,8 +31,7 @@ class KVCache:
     def __init__(self, config: ModelConfig, context: int, kv_type: KVType) -> None:
         self.context = context
         self.kv_type: KVType = kv_type
-        self.latent = _pad(config.kv_lora_rank)
-        self.rope = _pad(config.qk_rope_head_dim)
+        self.latent, self.rope = row_layout(config)
         self.length = 0
         dtype = np.float16 if kv_type == "f16" else np.float32
         try:
@@ -71,5 +75,5 @@ class KVCache:
 
 def cache_bytes(config: ModelConfig, context: int, kv_type: KVType) -> int:
     """Bytes of a cache of `context` tokens."""
-    width = _pad(config.kv_lora_rank) + _pad(config.qk_rope_head_dim)
+    width = sum(row_layout(config))
     return config.num_layers * context * width * (2 if kv_type == "f16" else 4)

@@ -46,10 +46,11 @@ def rows_task(context: int, index: int, thread: int) -> None:
 def run_jobs(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
     """Every job's kernel over all its rows, `chunk` rows at a time."""
     context = np.array([jobs.ctypes.data, chunk], np.int64)
-    pool.run(rows_task.address, context.ctypes.data, _tasks(jobs, chunk))
+    pool.run(rows_task.address, context.ctypes.data, count_tasks(jobs, chunk))
 
 
-def _tasks(jobs: np.ndarray, chunk: int) -> int:
+def count_tasks(jobs: np.ndarray, chunk: int) -> int:
+    """Tasks of a region over these jobs, `chunk` rows at a time."""
     return int(((jobs[:, Job.N_ROWS] + (chunk - 1)) // chunk).sum())
 
 
@@ -111,13 +112,18 @@ def gate_up_task(context: int, index: int, thread: int) -> None:
                 put_f32(out + 4 * (r0 + r), f32(g + 4 * r))
 
 
+def gate_up_scratch(chunk: int, n_tokens: int) -> int:
+    """Bytes of scratch that a thread needs in `gate_up_task`."""
+    return -(-(JOB_BYTES + 8 * n_tokens * chunk) // 64) * 64
+
+
 def run_gate_up(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
     """The fused first half of gated MLPs; chunk: a multiple of 32 rows."""
     longest = int(jobs[:, Job.N_TOKENS].max())
-    size = -(-(JOB_BYTES + 8 * longest * chunk) // 64) * 64
+    size = gate_up_scratch(chunk, longest)
     scratch = np.empty((pool.threads, size), np.uint8)
     context = np.array([jobs.ctypes.data, chunk, scratch.ctypes.data, size], np.int64)
-    pool.run(gate_up_task.address, context.ctypes.data, _tasks(jobs, chunk))
+    pool.run(gate_up_task.address, context.ctypes.data, count_tasks(jobs, chunk))
 
 
 @kernel()

@@ -189,10 +189,10 @@ class Pool:
         self.threads = threads
         room = np.zeros(CONTROL_FIELDS + 8, np.int64)
         control = room[(-room.ctypes.data // 8) % 8 :][:CONTROL_FIELDS]
-        self._address = int(control.ctypes.data)
+        self.address = int(control.ctypes.data)
         self._room = control
-        run_tasks(self._address, 0, 0, 0)  # compiled here, not by several threads at once
-        wake_all(self._address)
+        run_tasks(self.address, 0, 0, 0)  # compiled here, not by several threads at once
+        wake_all(self.address)
         self._workers = [
             threading.Thread(
                 target=_live,
@@ -210,7 +210,7 @@ class Pool:
         """fn(context, i, thread) for i in 0 .. n - 1; fn: address of a C kernel."""
         if n > MAX_TASKS:
             raise ValueError(f"{n} tasks in one region, at most {MAX_TASKS}")
-        run_tasks(self._address, fn, context, n)
+        run_tasks(self.address, fn, context, n)
 
     def close(self) -> None:
         """End the workers."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from offload.config import ModelConfig
-from offload.devices.base import Linear, Routing
+from offload.devices.base import Routing, Stack
 from offload.devices.cpu_ops import CpuOps
+from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.models import rope
 from offload.models.deepseek2 import DeepSeek2, gated_mlp
@@ -52,6 +54,16 @@ class BenchOps(CpuOps):
             self.spread = len(np.unique(routing.expert_ids))
         return routing
 
+    def decoder(self, stack: Stack) -> CpuDecoder:
+        """The layers as a tape, with the same choice of experts."""
+        return BenchDecoder(self, stack)
+
+    def choose(self, decoder: CpuDecoder) -> None:
+        """Tell a tape which experts the next token takes."""
+        if self._experts is not None:
+            layers, top_k = decoder.expert_ids.shape
+            decoder.forced = np.concatenate([self._next(1, top_k) for _ in range(layers)])
+
     def _next(self, n_tokens: int, top_k: int) -> Array:
         assert self._experts is not None
         if n_tokens > 1:
@@ -63,6 +75,23 @@ class BenchOps(CpuOps):
         return np.ascontiguousarray(ids[None])
 
 
+class BenchDecoder(CpuDecoder):
+    """A tape that runs the experts that BenchOps wants."""
+
+    def __init__(self, ops: BenchOps, stack: Stack) -> None:
+        super().__init__(ops, stack)
+        self._bench = ops
+
+    def __call__(
+        self, token: int, kv: KVCache, cos: Array, sin: Array, check: Callable[[], None]
+    ) -> Array:
+        """See Decoder."""
+        self._bench.choose(self)
+        logits = super().__call__(token, kv, cos, sin, check)
+        self._bench.chosen.update(self.expert_ids.ravel().tolist())
+        return logits
+
+
 class LayerModel(DeepSeek2):
     """MoE layers that can also be run part by part. All layers of `config` have experts."""
 
@@ -71,22 +100,17 @@ class LayerModel(DeepSeek2):
         prefixes = [f"blk.{i}." for i in range(config.num_layers)]
         self._routed = [ops.feed_forward(gated_mlp(weights, p, "_exps"), None) for p in prefixes]
         self._shared = [ops.feed_forward(None, gated_mlp(weights, p, "_shexp")) for p in prefixes]
-        self._real_head: Linear = self._head
-        self._head = self._timed_head
-        self._head_began = 0.0
-
-    def _timed_head(self, x: Array) -> tuple[Array, ...]:
-        self._head_began = clock()
-        return self._real_head(x)
 
     def whole(self, ids: Array, kv: KVCache) -> tuple[float, float]:
         """Run tokens through everything: (seconds per layer, seconds of the head); kv as before."""
         length = kv.length
+        stamps: list[float] = []
         began = clock()
-        self.forward(ids, kv)
+        self.forward(ids, kv, check=lambda: stamps.append(clock()))
         ended = clock()
         kv.truncate(length)
-        return (self._head_began - began) / self.config.num_layers, ended - self._head_began
+        head = stamps[-1]
+        return (head - began) / self.config.num_layers, ended - head
 
     def first_layer(self, ids: Array, kv: KVCache) -> float:
         """Seconds of layer 0 for tokens at the start of an empty cache."""
@@ -98,8 +122,6 @@ class LayerModel(DeepSeek2):
                 raise Enough
 
         kv.truncate(0)
-        if self.config.num_layers == 1:
-            return self.whole(ids, kv)[0]
         with contextlib.suppress(Enough):
             self.forward(ids, kv, check=check)
         return stamps[1] - stamps[0]

@@ -6,12 +6,13 @@ H hidden, A heads, E experts, K chosen experts; arrays are float32 in C order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from offload.config import ModelConfig
 from offload.kv_cache import KVCache
 from offload.weights import Matrix
 
@@ -56,6 +57,49 @@ class FeedForward(Protocol):
         """Out (T, H) += the block's result for x (T, H)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layer:
+    """One layer's weights, ready to run: latent attention, then a dense MLP or experts."""
+
+    attn_norm: Array  # (H,)
+    first: Linear  # H -> (q or q_a, [c | k_rope])
+    q_a_norm: Array | None  # (q_lora,), None without q_lora
+    q_b: Linear | None  # q_lora -> A * (nope + rope)
+    kv_a_norm: Array  # (kv_lora,)
+    k_b: PerHead  # nope -> kv_lora
+    v_b: PerHead  # kv_lora -> v
+    output: Linear  # A * v -> H
+    ffn_norm: Array  # (H,)
+    router: Linear | None  # H -> E, None in dense layers
+    bias: Array  # (E,) or (0,)
+    ffn: FeedForward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stack:
+    """A whole model of one device, from token to logits. scale: of the attention's queries."""
+
+    config: ModelConfig
+    embedding: Matrix
+    layers: Sequence[Layer]
+    output_norm: Array  # (H,)
+    head: Linear  # H -> V
+    scale: float
+
+
+class Decoder(Protocol):
+    """One token through a Stack in one go; bit for bit what its operations give one by one."""
+
+    def __call__(
+        self, token: int, kv: KVCache, cos: Array, sin: Array, check: Callable[[], None]
+    ) -> Array:
+        """Append a token to the cache -> logits (1, V), a new array; cos, sin (1, d/2).
+
+        `check` is called now and then, before the head at last, and may raise; the cache then still
+        ends where it did.
+        """
+
+
 class Ops(Protocol):
     """Operations of one device. `bytes_read` counts the weights that went through the kernels."""
 
@@ -75,6 +119,9 @@ class Ops(Protocol):
 
     def feed_forward(self, routed: GatedMLP | None, shared: GatedMLP | None) -> FeedForward:
         """Prepare a dense MLP (routed None) or routed experts."""
+
+    def decoder(self, stack: Stack) -> Decoder | None:
+        """What decodes single tokens faster than operation by operation, if there is such."""
 
     def embed(self, table: Matrix, ids: Array) -> Array:
         """Rows ids (T,) int64 of the table -> (T, H)."""

@@ -61,19 +61,20 @@ class Branch:
         ops.need(for_records("matvec", planes), mlp.gate, mlp.up, mlp.down)
         ops.need(for_records("matmul", planes), mlp.gate, mlp.up, mlp.down)
         self.mlp = mlp
-        self._planes = planes
+        self.planes = planes
         self._templates: dict[bool, tuple[Array, Array]] = {}
         self._h_planes = self._form(mlp.down)
         n = mlp.down.n_cols
-        self._h_bytes = record_bytes(n, self._h_planes) if self._h_planes else 4 * n
+        self.h_bytes = record_bytes(n, self._h_planes) if self._h_planes else 4 * n
         self.bytes_per_expert = mlp.gate.n_bytes + mlp.up.n_bytes + mlp.down.n_bytes
 
     def _form(self, matrix: Matrix) -> int:
-        return 0 if matrix.quant.is_float else self._planes
+        return 0 if matrix.quant.is_float else self.planes
 
-    def _prepare(self, one: bool) -> tuple[Array, Array]:
+    def templates(self, one: bool) -> tuple[Array, Array]:
+        """Jobs of expert 0 without inputs and outputs: gate and up, down; one: token."""
         if one not in self._templates:
-            kind = for_records("matvec" if one else "matmul", self._planes)
+            kind = for_records("matvec" if one else "matmul", self.planes)
             gate_up, down = driver.job_table(2)
             fill_job(gate_up, self.mlp.gate, kind)
             gate_up[Job.KERNEL2] = self.mlp.up.quant.address(kind)
@@ -89,8 +90,8 @@ class Branch:
     ) -> None:
         """Write the jobs of both regions; y: one row of output per slot; keep: memory they use."""
         one = x.n_tokens == 1
-        gate_up, down = self._prepare(one)
-        h = np.zeros((len(work.tokens), self._h_bytes), np.uint8)
+        gate_up, down = self.templates(one)
+        h = np.zeros((len(work.tokens), self.h_bytes), np.uint8)
         keep.append(h)
         index = []
         for matrix, address, stride in (
@@ -103,13 +104,13 @@ class Branch:
             keep.append(work.tokens * source.strides[0])
             index.append(0 if one else keep[-1].ctypes.data)
         gate_up[Job.OUT] = down[Job.X] = h.ctypes.data
-        gate_up[Job.OUT_STRIDE] = down[Job.X_STRIDE] = self._h_bytes
+        gate_up[Job.OUT_STRIDE] = down[Job.X_STRIDE] = self.h_bytes
         down[Job.OUT] = y.ctypes.data
         down[Job.OUT_STRIDE] = y.strides[0]
         mlp = self.mlp
-        grow = np.array([mlp.gate.stride, mlp.up.stride, 0, self._h_bytes], np.int64)
+        grow = np.array([mlp.gate.stride, mlp.up.stride, 0, self.h_bytes], np.int64)
         driver.expert_jobs(first, gate_up, grow, work.experts, work.starts, work.used, *index)
-        grow = np.array([mlp.down.stride, 0, self._h_bytes, y.strides[0]], np.int64)
+        grow = np.array([mlp.down.stride, 0, self.h_bytes, y.strides[0]], np.int64)
         driver.expert_jobs(second, down, grow, work.experts, work.starts, work.used, 0, 0)
 
 
@@ -118,9 +119,10 @@ class CpuFeedForward:
 
     def __init__(self, ops: CpuOps, routed: GatedMLP | None, shared: GatedMLP | None) -> None:
         self._ops = ops
-        self._routed = None if routed is None else Branch(ops, routed, 1)
-        self._shared = None if shared is None else Branch(ops, shared, 2)
+        self.routed = None if routed is None else Branch(ops, routed, 1)
+        self.shared = None if shared is None else Branch(ops, shared, 2)
         mlps = [m for m in (routed, shared) if m is not None]
+        self.branches = [b for b in (self.routed, self.shared) if b is not None]
         self._n_cols = max(max(m.gate.n_cols, m.up.n_cols) for m in mlps)
         self._chunks = (
             whole_groups(CHUNK, *(m.gate for m in mlps), *(m.up for m in mlps)),
@@ -138,20 +140,20 @@ class CpuFeedForward:
 
     def _run(self, x: Inputs, out: Array, routing: Routing | None) -> None:
         n_tokens = x.n_tokens
-        n_shared = n_tokens if self._shared is not None else 0
+        n_shared = n_tokens if self.shared is not None else 0
         n_routed = used = 0
         slots, weights = np.empty((n_tokens, 0), np.int64), np.empty((n_tokens, 0), np.float32)
         keep: list[Array] = []
-        if routing is not None and self._routed is not None:
-            work, slots = group(routing.expert_ids, self._routed.mlp.gate.count)
+        if routing is not None and self.routed is not None:
+            work, slots = group(routing.expert_ids, self.routed.mlp.gate.count)
             weights, n_routed, used = routing.weights, slots.size, work.used
         y = np.empty((n_routed + n_shared, out.shape[1]), np.float32)
         first = driver.job_table(used + (n_shared > 0))
         second = driver.job_table(used + (n_shared > 0))
-        if n_routed and self._routed is not None:
-            self._routed.add_jobs(x, work, first, second, y, keep)
-            self._ops.bytes_read += used * self._routed.bytes_per_expert
-        if self._shared is not None:
+        if n_routed and self.routed is not None:
+            self.routed.add_jobs(x, work, first, second, y, keep)
+            self._ops.bytes_read += used * self.routed.bytes_per_expert
+        if self.shared is not None:
             everyone = np.arange(n_tokens)
             work = Slots(
                 used=1,
@@ -159,8 +161,8 @@ class CpuFeedForward:
                 starts=np.array([0, n_tokens]),
                 tokens=everyone,
             )
-            self._shared.add_jobs(x, work, first[used:], second[used:], y[n_routed:], keep)
-            self._ops.bytes_read += self._shared.bytes_per_expert
+            self.shared.add_jobs(x, work, first[used:], second[used:], y[n_routed:], keep)
+            self._ops.bytes_read += self.shared.bytes_per_expert
             slots = np.concatenate((slots, everyone[:, None] + n_routed), axis=1)
             weights = np.concatenate((weights, np.ones((n_tokens, 1), np.float32)), axis=1)
         driver.run_gate_up(self._ops.pool, first, self._chunks[0])

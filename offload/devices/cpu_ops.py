@@ -9,15 +9,23 @@ Routed experts take Q8 activations, all else Q16: see quant/activations.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
-from offload.devices.base import FeedForward, GatedMLP, Linear, PerHead, Routing
+from offload.devices.base import (
+    FeedForward,
+    GatedMLP,
+    Linear,
+    PerHead,
+    Routing,
+    Stack,
+)
 from offload.devices.cpu_attention import attend
 from offload.devices.cpu_jobs import chunk_rows, fill_job, padded, records
 from offload.devices.cpu_mlp import CpuFeedForward
+from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.weights import Matrix
 from quant import driver, layer_ops, tile
@@ -34,8 +42,8 @@ TILE_CHUNK = 2 * tile.ROWS  # rows of a matrix that a thread takes at a time, fo
 class CpuOps:
     """Operations on the CPU with a fixed number of threads; one caller at a time."""
 
-    def __init__(self, threads: int) -> None:
-        self.pool = Pool(threads)
+    def __init__(self, threads: int, cpus: Sequence[frozenset[int]] | None = None) -> None:
+        self.pool = Pool(threads, cpus)
         self.bytes_read = 0
         self.kernels: dict[tuple[GGMLType, int, Kind], QuantType | PackedType] = {}
 
@@ -67,6 +75,11 @@ class CpuOps:
     def feed_forward(self, routed: GatedMLP | None, shared: GatedMLP | None) -> FeedForward:
         """Prepare a dense MLP or routed experts."""
         return CpuFeedForward(self, routed, shared)
+
+    def decoder(self, stack: Stack) -> CpuDecoder:
+        """The layers as a tape."""
+        self.need("dequantize", stack.embedding)
+        return CpuDecoder(self, stack)
 
     def embed(self, table: Matrix, ids: Array) -> Array:
         """Rows of the table."""
@@ -134,7 +147,8 @@ class CpuLinear:
         self._one: Array | None = None
         self._many: Array | None = None
 
-    def _jobs(self, kind: Kind) -> Array:
+    def jobs(self, kind: Kind) -> Array:
+        """New jobs, one per matrix, without inputs and outputs."""
         jobs = driver.job_table(len(self.matrices))
         for job, matrix in zip(jobs, self.matrices, strict=True):
             fill_job(job, matrix, kind)
@@ -145,9 +159,9 @@ class CpuLinear:
         n_tokens = len(x)
         x = padded(x, self._n_cols)
         if n_tokens == 1:
-            jobs = self._one = self._jobs("matvec_q16") if self._one is None else self._one
+            jobs = self._one = self.jobs("matvec_q16") if self._one is None else self._one
         else:
-            jobs = self._many = self._jobs("matmul_q16") if self._many is None else self._many
+            jobs = self._many = self.jobs("matmul_q16") if self._many is None else self._many
         rounded = records(self._ops.pool, x, 2) if self._rounds else x
         outs = []
         for job, matrix in zip(jobs, self.matrices, strict=True):

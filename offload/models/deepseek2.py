@@ -6,35 +6,17 @@ DeepSeek V2, V3, R1, Moonlight, Kimi K2, K2-Thinking, K2.5. T tokens, H hidden, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from offload.config import ModelConfig
-from offload.devices.base import FeedForward, GatedMLP, Linear, Ops, PerHead
+from offload.devices.base import Decoder, FeedForward, GatedMLP, Layer, Ops, Stack
 from offload.kv_cache import KVCache
 from offload.models import rope
 from offload.weights import WeightStore
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Layer:
-    """One layer's weights, ready to run."""
-
-    attn_norm: Array  # (H,)
-    first: Linear  # H -> (q or q_a, [c | k_rope])
-    q_a_norm: Array | None  # (q_lora,), None without q_lora
-    q_b: Linear | None  # q_lora -> A * (nope + rope)
-    kv_a_norm: Array  # (kv_lora,)
-    k_b: PerHead  # nope -> kv_lora
-    v_b: PerHead  # kv_lora -> v
-    output: Linear  # A * v -> H
-    ffn_norm: Array  # (H,)
-    router: Linear | None  # H -> E, None in dense layers
-    bias: Array  # (E,) or (0,)
-    ffn: FeedForward
 
 
 class DeepSeek2:
@@ -43,6 +25,7 @@ class DeepSeek2:
     def __init__(self, config: ModelConfig, weights: WeightStore, ops: Ops) -> None:
         self.config = config
         self.ops = ops
+        self._rope = rope.Tables(config)
         self._embedding = weights.matrix("token_embd.weight")
         head = "token_embd.weight" if config.tie_word_embeddings else "output.weight"
         self._head = ops.linear(weights.matrix(head))
@@ -61,12 +44,14 @@ class DeepSeek2:
     ) -> Array:
         """Run tokens ids (T,) int64 at positions kv.length .. -> logits (1, V) of the last, or all.
 
-        Appends T rows to the cache. `check` is called before each layer and may raise; the cache
-        then still ends where it did.
+        Appends T rows to the cache. `check` is called every few layers and before the head, and may
+        raise; the cache then still ends where it did.
         """
         config, ops = self.config, self.ops
         first = kv.length
-        cos, sin = rope.tables(config, first, len(ids))
+        cos, sin = self._rope.rows(first, len(ids))
+        if len(ids) == 1 and self.on_routing is None and self.decoder is not None:
+            return self.decoder(int(ids[0]), kv, cos, sin, check)
         x = ops.embed(self._embedding, ids)
         for i, layer in enumerate(self._layers):
             check()
@@ -89,11 +74,26 @@ class DeepSeek2:
             if self.on_routing is not None:
                 self.on_routing(i, routing.expert_ids)
             layer.ffn(h, x, routing)
-        kv.length = first + len(ids)
         if not all_logits:
             x = x[-1:]
+        check()
         (logits,) = self._head(ops.rms_norm(x, self._output_norm, config.rms_norm_eps))
+        kv.length = first + len(ids)
         return logits
+
+    @cached_property
+    def decoder(self) -> Decoder | None:
+        """What runs single tokens, where the device has more than its operations for them."""
+        return self.ops.decoder(
+            Stack(
+                config=self.config,
+                embedding=self._embedding,
+                layers=self._layers,
+                output_norm=self._output_norm,
+                head=self._head,
+                scale=self._scale,
+            )
+        )
 
     def _attention(
         self, layer: Layer, h: Array, kv: KVCache, i: int, first: int, cos: Array, sin: Array

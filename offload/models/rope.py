@@ -6,6 +6,7 @@ Angles are computed in float64: float32 powers drift visibly beyond 100,000 posi
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -63,3 +64,25 @@ def tables(config: ModelConfig, first: int, n_tokens: int) -> tuple[Array, Array
     angles = positions[:, None] * inverse_frequencies(config.rope)
     m, _ = magnitudes(config)
     return (np.cos(angles) * m).astype(np.float32), (np.sin(angles) * m).astype(np.float32)
+
+
+class Tables:
+    """`tables` of one model, computed in blocks: decoding asks for a row at a time."""
+
+    BLOCK = 256
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._block = lru_cache(maxsize=8)(
+            lambda i: tables(config, i * self.BLOCK, self.BLOCK)  # whoever asks, the same bits
+        )
+
+    def rows(self, first: int, n_tokens: int) -> tuple[Array, Array]:
+        """cos, sin (n_tokens, dim / 2) float32 of positions first .. first + n_tokens - 1."""
+        start, end = first // self.BLOCK, (first + max(1, n_tokens) - 1) // self.BLOCK
+        at = slice(first - start * self.BLOCK, first - start * self.BLOCK + n_tokens)
+        if start == end:
+            cos, sin = self._block(start)
+            return cos[at], sin[at]
+        blocks = [self._block(i) for i in range(start, end + 1)]
+        cos, sin = (np.concatenate([block[i] for block in blocks]) for i in range(2))
+        return cos[at], sin[at]
