@@ -116,13 +116,20 @@ transpose_weights = _transpose_16(ZERO)
 transpose_floats = _transpose_16(0)
 
 
-def fill_tile(p: int, row_bytes: int, rows: int, cols: int, w: int, s: int, o: int) -> None:
-    """Columns of `rows` rows from the blocks at p on; open because decode_step is.
+def tile_rows(top: int, r1: int) -> int:
+    """Rows of the tile at row `top`; packed types have a definition of their own."""
+    return min(ROWS, r1 - top)
+
+
+def fill_tile(
+    w: int, row_bytes: int, top: int, rows: int, c0: int, cols: int, tile_w: int, s: int, o: int
+) -> None:
+    """`cols` columns from c0 on of `rows` rows from `top` on; open because decode_step is.
 
     Rows beyond `rows` repeat the last one. Of a last step with fewer columns the rest is zero.
     """
     steps = (cols + 255) // 256
-    lanes = 256 // GROUP
+    p = w + top * row_bytes + c0 // SIZE * BYTES
     q16 = alloca(4096)  # 16 rows of 256 weights, then scales and offsets
     s16 = alloca(1088)
     o16 = alloca(1088)
@@ -133,7 +140,7 @@ def fill_tile(p: int, row_bytes: int, rows: int, cols: int, w: int, s: int, o: i
                 row = p + min(16 * half + i, rows - 1) * row_bytes
                 row += step * (256 // SIZE) * BYTES
                 decode_step(row, blocks, q16 + 256 * i, s16 + 64 * i, o16 + 64 * i)
-            at = w + step * GROUP * 32 + 64 * half
+            at = tile_w + step * GROUP * 32 + 64 * half
             for k in range(4):
                 transpose_weights(
                     q16 + 64 * k, 256, at + k * (64 // GROUP) * steps * GROUP * 32,
@@ -142,7 +149,6 @@ def fill_tile(p: int, row_bytes: int, rows: int, cols: int, w: int, s: int, o: i
             spread_scales(s16, s + step * 128 + 64 * half, steps * 128)
             if OFFSETS:
                 spread_scales(o16, o + step * 128 + 64 * half, steps * 128)
-    _ = lanes
 
 
 def spread_scales(src: int, dst: int, stride: int) -> None:
@@ -272,8 +278,9 @@ def matmul(job: int, r0: int, r1: int) -> None:
     table = alloca(768)  # MANY addresses
     accs = alloca(393216)  # MANY tokens x 2 x 16 groups x (sums: 64 bytes, of offsets: 64 bytes)
     to_scale = PLANES * n
-    for top in range(r0, r1, ROWS):
-        rows = min(ROWS, r1 - top)
+    top = r0
+    while top < r1:
+        rows = tile_rows(top, r1)
         for t0 in range(0, n_tokens, MANY):
             count = min(MANY, n_tokens - t0)
             for t in range(count):
@@ -286,8 +293,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
             for c0 in range(0, n, COLS):
                 cols = min(COLS, n - c0)
                 steps = (cols + 255) // 256
-                p = w + top * row_bytes + c0 // SIZE * BYTES
-                fill_tile(p, row_bytes, rows, cols, tile_w, tile_s, tile_o)
+                fill_tile(w, row_bytes, top, rows, c0, cols, tile_w, tile_s, tile_o)
                 for g in range(lanes):
                     to_x = c0 + g * GROUP
                     to_ys = to_scale + to_x // 32 * 4
@@ -322,6 +328,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     add_lanes(at)
                     for r in range(min(16, rows - 16 * half)):
                         put_f32(out + 64 * half + 4 * r, f32(at + 4 * r))
+        top += rows
 
 
 def add_offsets(acc: int, o: int, steps: int, sums: int) -> None:

@@ -1,0 +1,156 @@
+"""The templates that every packed layout is built from: pack, matrix-vector, tiles of many tokens.
+
+A layout supplies (addresses are int64, a step is 256 columns):
+
+    pack_group(blocks, q, out)      one step of a row group: `blocks` is the table of the addresses
+                                    of its native blocks, q (GROUP_ROWS, 256) int8 what `decode`
+                                    makes of them, out the GROUP_BYTES to write
+    add_step(p, y, ys, isums, sums, acc)
+                                    acc and low of kernels.py grow by the step at p; y: the step's
+                                    activations, ys: their scales, isums, sums: their sums by GROUP;
+                                    acc: [group][plane][16 rows] float32, low the same LOW bytes on
+    fill_plane(p, plane, w, w_stride, s, o, s_stride)
+                                    the step's rows 16 plane .. as weights of a tile (tile.py):
+                                    group g at w + g * w_stride, vectors 128 bytes apart; scales
+                                    and offsets at s, o + g * s_stride
+
+Rows lie in lanes, so that no sum goes across lanes. The accumulators of a row group live in memory
+(8 KB at most, always in L1): there is one vector for each group of columns of each plane.
+"""
+
+from __future__ import annotations
+
+from quant.kernels import (
+    _N_COLS,
+    _N_ROWS,
+    _N_TOKENS,
+    _OUT,
+    _OUT_STRIDE,
+    _ROW0,
+    _ROW_BYTES,
+    _W,
+    _X,
+    _X_STRIDE,
+    BYTES,
+    GROUP,
+    OFFSETS,
+    decode,
+)
+from quant.simd import (
+    alloca,
+    f32,
+    i64,
+    load_f32x16,
+    put_f32,
+    put_i64,
+    store_f32,
+    store_f32x16,
+    zero_f32,
+    zero_f32x16,
+)
+
+GROUP_ROWS = 64
+GROUP_BYTES = 0
+LOW = 4096  # bytes from acc to low: 16 groups x 4 planes x 16 float32
+AHEAD = 6144  # bytes: how far ahead of the step in work its successors are fetched
+
+
+def pack_group(blocks: int, q: int, out: int) -> None:
+    """Open: the layout's own."""
+
+
+def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
+    """Open: the layout's own."""
+
+
+def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
+    """Open: the layout's own."""
+
+
+def pack(job: int, g0: int, g1: int) -> None:
+    """Native rows at W -> row groups g0 .. g1 - 1 of the packed matrix at OUT."""
+    w, row_bytes = i64(job + _W), i64(job + _ROW_BYTES)
+    n_rows, n = i64(job + _N_ROWS), i64(job + _N_COLS)
+    q = alloca(16384)  # GROUP_ROWS x 256
+    s = alloca(128)
+    o = alloca(128)
+    blocks = alloca(512)  # GROUP_ROWS addresses
+    nothing = alloca(128)  # the block of a row that pads
+    for i in range(0, 128, 32):
+        store_f32(nothing + i, zero_f32())
+    out = i64(job + _OUT) + g0 * (n // 256) * GROUP_BYTES
+    for g in range(g0, g1):
+        for step in range(n // 256):
+            for i in range(GROUP_ROWS):
+                r = g * GROUP_ROWS + i
+                p = w + r * row_bytes + step * BYTES
+                if r >= n_rows:
+                    p = nothing
+                put_i64(blocks + 8 * i, p)
+                decode(p, q + 256 * i, s, o)
+            pack_group(blocks, q, out)
+            out += GROUP_BYTES
+
+
+def matvec(job: int, r0: int, r1: int) -> None:
+    """out[t, r] = row r . activations t (Q8 records); r0 is a multiple of GROUP_ROWS."""
+    w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
+    acc = alloca(8192)
+    columns = 256 // GROUP
+    for t in range(i64(job + _N_TOKENS)):
+        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
+        scales = x + n
+        sums = scales + (n // 8 if GROUP == 32 else n // 4)
+        isums = scales + (n // 2 if GROUP == 32 else n // 8 * 5)
+        for top in range(r0, r1, GROUP_ROWS):
+            p = w + top // GROUP_ROWS * row_bytes
+            for i in range(0, columns * 4 * GROUP_ROWS, 64):
+                store_f32x16(acc + i, zero_f32x16())
+                if OFFSETS:
+                    store_f32x16(acc + LOW + i, zero_f32x16())
+            for c in range(0, n, 256):
+                to_sum = c // GROUP * 4
+                add_step(p, x + c, scales + c // 8, isums + to_sum, sums + to_sum, acc)
+                p += GROUP_BYTES
+            for plane in range(0, 4 * GROUP_ROWS, 64):
+                if OFFSETS:
+                    for g in range(0, columns * 4 * GROUP_ROWS, 4 * GROUP_ROWS):
+                        at = acc + plane + g
+                        store_f32x16(at, load_f32x16(at) + load_f32x16(at + LOW))
+                half = columns
+                while half > 1:
+                    half //= 2
+                    for g in range(half):
+                        at = acc + plane + 4 * GROUP_ROWS * g
+                        other = load_f32x16(at + 4 * GROUP_ROWS * half)
+                        store_f32x16(at, load_f32x16(at) + other)
+            if top + GROUP_ROWS <= r1:
+                for i in range(0, 4 * GROUP_ROWS, 64):
+                    store_f32x16(out + 4 * top + i, load_f32x16(acc + i))
+            else:
+                for r in range(r1 - top):
+                    put_f32(out + 4 * (top + r), f32(acc + 4 * r))
+
+
+def tile_rows(top: int, r1: int) -> int:
+    """Rows of the tile at row `top`: two planes, or what is left of the row group."""
+    return min(min(32, GROUP_ROWS - top % GROUP_ROWS), r1 - top)
+
+
+def fill_tile(
+    w: int, row_bytes: int, top: int, rows: int, c0: int, cols: int, tile_w: int, s: int, o: int
+) -> None:
+    """`tile.fill_tile` from packed rows; the second half of a single plane repeats it."""
+    steps = cols // 256
+    first = top % GROUP_ROWS // 16
+    p = w + top // GROUP_ROWS * row_bytes + c0 // 256 * GROUP_BYTES
+    for step in range(steps):
+        for half in range(2):
+            plane = first + half if rows > 16 else first
+            to_s = step * 128 + 64 * half
+            fill_plane(
+                p, plane, tile_w + step * GROUP * 32 + 64 * half, steps * GROUP * 32,
+                s + to_s, o + to_s, steps * 128,
+            )  # fmt: skip
+        p += GROUP_BYTES

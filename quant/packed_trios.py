@@ -1,0 +1,157 @@
+"""Three rows in five bits: how the packed ternary layouts keep their trits.
+
+The trits t0, t1, t2 (-1, 0, 1) of three rows at one column make c = 9 t0 + 3 t1 + t2. Kept are
+u = |c| (0 .. 13) in a nibble and the sign of c in a bit. A strip is 48 rows x 32 columns:
+
+    | 4 x 64 bytes of nibbles | 64 bytes of signs |        320 bytes
+
+    byte 4 r + c belongs to rows r, 16 + r, 32 + r (t0, t1, t2);  r < 16, c < 4
+    nibbles, vector k: low ones column 8 k + c, high ones column 8 k + 4 + c
+    signs: bit f set where c of column 4 f + c is negative
+
+For a product the sign goes to the activation y, once for all three rows. What remains are unsigned
+numbers, two of them found in tables of 16 bytes:
+
+    C = sum of u * y'    E = sum of round(u / 3) * y'    T0 = sum of round(u / 9) * y'
+    round(u / 3) = |3 t0 + t1|, round(u / 9) = |t0|, so   T1 = E - 3 T0,   T2 = C - 3 E
+
+These are whole numbers below 2^24: exact in float32 as in int32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from quant.jit import inline
+from quant.lookups import table
+from quant.simd import alloca
+from quant.simd_packed import (
+    LANES,
+    add_products,
+    as_bytes,
+    as_signed,
+    fma,
+    four_columns,
+    load_bytes,
+    look_up,
+    minus_threes,
+    negate_where,
+    store_bytes,
+    to_floats,
+    total,
+    zero_bytes,
+    zero_sums,
+)
+from quant.tile import ZERO, transpose_floats
+
+STRIP = 320  # bytes
+ROWS = 48
+
+_U = np.arange(16)
+_DIGITS = [(_U + 4) // 9, (_U + 1) // 3 - 3 * ((_U + 4) // 9), _U - 3 * ((_U + 1) // 3)]
+THIRDS = table("trio_thirds", lambda: ((_U + 1) // 3).astype(np.int8))
+NINTHS = table("trio_ninths", lambda: ((_U + 4) // 9).astype(np.int8))
+DIGITS = table("trio_digits", lambda: np.array(_DIGITS, np.int8))  # of u >= 0, for each row
+
+
+def trits(strips: np.ndarray) -> np.ndarray:
+    """(n, 320) uint8 -> (48, 32 n) int8 in -1 .. 1: the readable definition of strips."""
+    columns = strips.reshape(-1, 5, 16, 4)  # strip, vector, r, c
+    nibbles = np.stack([columns[:, :4] & 15, columns[:, :4] >> 4], axis=2)
+    u = nibbles.reshape(-1, 8, 16, 4)  # f, r, c
+    negative = columns[:, 4:] >> np.arange(8, dtype=np.uint8)[:, None, None] & 1
+    by_row = [np.array(d)[u] * (1 - 2 * negative.astype(int)) for d in _DIGITS]
+    return np.stack(by_row).transpose(0, 3, 1, 2, 4).reshape(48, -1).astype(np.int8)
+
+
+@inline
+def add_pair(p: int, signs: Any, k: int, y: int, c: Any, e: Any, t: Any) -> tuple[Any, Any, Any]:
+    """C, E and T0 of the 8 columns 8 k .. of a strip; k is a constant."""
+    both = load_bytes(p + 64 * k)
+    u = both & 15
+    x = negate_where(four_columns(y + 8 * k), signs, 2 * k)
+    c = add_products(c, u, x)
+    e = add_products(e, look_up(THIRDS(), u), x)
+    t = add_products(t, look_up(NINTHS(), u), x)
+    u = both >> 4
+    x = negate_where(four_columns(y + 8 * k + 4), signs, 2 * k + 1)
+    c = add_products(c, u, x)
+    e = add_products(e, look_up(THIRDS(), u), x)
+    t = add_products(t, look_up(NINTHS(), u), x)
+    return c, e, t
+
+
+@inline
+def row_dots(c: Any, e: Any, t: Any) -> tuple[Any, Any, Any]:
+    """Sums C, E, T0 -> T0, T1, T2 as floats."""
+    dot0 = to_floats(total(t))
+    third = to_floats(total(e))
+    return dot0, fma(dot0, minus_threes(), third), fma(third, minus_threes(), to_floats(total(c)))
+
+
+@inline
+def strip_dots(p: int, y: int) -> tuple[Any, Any, Any]:
+    """Dots of the 32 activations at y with rows r, 16 + r and 32 + r of the strip at p."""
+    signs = load_bytes(p + 256)
+    c, e, t = add_pair(p, signs, 0, y, zero_sums(), zero_sums(), zero_sums())
+    c, e, t = add_pair(p, signs, 1, y, c, e, t)
+    c, e, t = add_pair(p, signs, 2, y, c, e, t)
+    c, e, t = add_pair(p, signs, 3, y, c, e, t)
+    return row_dots(c, e, t)
+
+
+@inline
+def half_strip_dots(p: int, signs: Any, k: int, y: int) -> tuple[Any, Any, Any]:
+    """The same for the 16 columns 8 k .. only; k is 0 or 2, y the activations of the strip."""
+    c, e, t = add_pair(p, signs, k, y, zero_sums(), zero_sums(), zero_sums())
+    c, e, t = add_pair(p, signs, k + 1, y, c, e, t)
+    return row_dots(c, e, t)
+
+
+@inline
+def pack_trios(trits: int, out: int) -> None:
+    """(48, 256) int8 in -1 .. 1 at `trits` -> 8 strips at out."""
+    numbers = alloca(4096)  # c, 16 x 256
+    columns = alloca(4096)  # the same as 64 vectors of 4 columns
+    for i in range(0, 4096, 4 * LANES):
+        t0 = as_signed(load_bytes(trits + i))
+        t1 = as_signed(load_bytes(trits + 4096 + i))
+        t2 = as_signed(load_bytes(trits + 8192 + i))
+        t1 = t1 + (t0 + t0 + t0)
+        store_bytes(numbers + i, as_bytes(t2 + (t1 + t1 + t1)))
+    for k in range(4):
+        transpose_floats(numbers + 64 * k, 256, columns + 1024 * k, 1, 0, 64)
+    for strip in range(8):
+        for rows in range(0, 64, 4 * LANES):
+            signs = zero_bytes()
+            for k in range(4):
+                at = columns + 512 * strip + 128 * k + rows
+                first = as_signed(load_bytes(at))
+                second = as_signed(load_bytes(at + 64))
+                a = first >> 7
+                b = second >> 7
+                signs = signs | as_bytes(a) & (1 << 2 * k) | as_bytes(b) & (2 << 2 * k)
+                low = as_bytes((first ^ a) - a)
+                high = as_bytes((second ^ b) - b)
+                store_bytes(out + STRIP * strip + 64 * k + rows, low | high << 4)
+            store_bytes(out + STRIP * strip + 256 + rows, signs)
+
+
+@inline
+def fill_trits(p: int, plane: int, w: int, w_stride: int, group: int) -> None:
+    """One plane's trits of the 8 strips at p as weights of a tile; see packed_kernels.py."""
+    for strip in range(8):
+        for rows in range(0, 64, 4 * LANES):
+            signs = load_bytes(p + STRIP * strip + 256 + rows)
+            for k in range(4):
+                both = load_bytes(p + STRIP * strip + 64 * k + rows)
+                low = as_signed(look_up(DIGITS() + 16 * plane, both & 15))
+                high = as_signed(look_up(DIGITS() + 16 * plane, both >> 4))
+                at = w + strip * 32 // group * w_stride
+                at += (32 * strip % group + 8 * k % group) * 32 + 8 * k // group * w_stride
+                low = as_bytes(negate_where(low, signs, 2 * k))
+                high = as_bytes(negate_where(high, signs, 2 * k + 1))
+                store_bytes(at + rows, low ^ ZERO)
+                store_bytes(at + 128 + rows, high ^ ZERO)
