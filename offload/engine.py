@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -25,11 +26,14 @@ import numpy as np
 from offload.chat import ChatFormat, Message, Prompt, choose_format, completion_prompt
 from offload.config import ModelConfig
 from offload.errors import OffloadError, RequestError
+from offload.expert_layout import Layout, LayoutOptions
 from offload.gguf import GGUFFile
 from offload.kv_cache import KVCache
 from offload.loading import open_model
+from offload.memory import MemoryMode
 from offload.models.deepseek2 import DeepSeek2
 from offload.plan import KVType, Plan
+from offload.planner import PlanOptions
 from offload.sampler import Sampler, SamplingParams, defaults_for, make_sampler
 from offload.stats import LoadProgress, RunStats
 from offload.stream import Channel, Piece, StopMatcher, StreamDecoder
@@ -353,14 +357,35 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     kv_type: KVType = "f16",
+    memory: MemoryMode = "mmap",
+    experts_layout: Layout = "auto",
+    pack_budget: float | None = None,
+    packed_cache: str | PathLike[str] | None = None,
+    pin: bool | None = None,
     progress: Callable[[LoadProgress], None] | None = None,
 ) -> Engine:
     """Open a GGUF and make it ready to answer.
 
     path: a file, any shard of one, or None for the embedded kimi-mini. device: "auto" or "cpu".
     context: tokens of KV cache (None: the planner chooses). threads: None is one per physical core.
-    kv_type: "f16" or "f32". progress: called now and then while loading.
+    kv_type: "f16" or "f32". memory: "mmap", "resident" or "hugepages". experts_layout: "native",
+    "packed" or "auto"; pack_budget: GiB for packed experts (None: what is free); packed_cache: a
+    folder that keeps them. pin: workers on cores of their own (None: where it helps).
+    progress: called now and then while loading.
     Raises GGUFError, UnsupportedError, PlanError or DeviceError, each with the way out.
     """
     report = progress or (lambda _: None)
-    return Engine(*open_model(path, device, context, threads, kv_type, report))
+    options = PlanOptions(
+        device=device,
+        context=context,
+        threads=threads,
+        kv_type=kv_type,
+        memory=memory,
+        layout=LayoutOptions(
+            layout=experts_layout,
+            budget=None if pack_budget is None else round(pack_budget * 2**30),
+            cache=None if packed_cache is None else Path(packed_cache),
+        ),
+        pin=pin,
+    )
+    return Engine(*open_model(path, options, report))

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import psutil
 
+from offload.topology import Topology, read_topology
 from quant import isa
+
+BUSY = 0.2  # share of the cores that others may use before pinning would hurt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,7 @@ class CpuInfo:
     ram_total: int
     ram_free: int
     simd: str
+    topology: Topology = Topology()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +41,54 @@ class HardwareProfile:
         cpu = self.cpu
         if cpu.usable < cpu.cores:
             return cpu.usable, f"the {cpu.usable} of {cpu.cores} cores this process may use"
+        slow = len(cpu.topology.cores) - len(cpu.topology.fast)
+        if slow:
+            return len(cpu.topology.fast), (
+                f"one per performance core (the {slow} efficiency cores would be waited for)"
+            )
         if cpu.cores < cpu.threads:
             return cpu.cores, "one per physical core (hyper-threads only share their bandwidth)"
         return cpu.cores, "one per core"
+
+    def pinning(
+        self, threads: int, wish: bool | None = None, others: float | None = None
+    ) -> tuple[tuple[frozenset[int], ...] | None, str]:
+        """(logical cores of each thread, or None: where the system likes; why).
+
+        wish: the user's, None leaves it to us. others: share of the cores that other programs use.
+        """
+        cpu, cores = self.cpu, self.cpu.topology.cores
+        if wish is False:
+            return None, "not pinned, as asked"
+        if threads == 1:
+            return None, "not pinned: the only thread is the caller's"
+        if not cores or not hasattr(os, "sched_setaffinity"):
+            return None, "not pinned: this system does not allow or describe it"
+        if cpu.usable < cpu.threads:
+            return None, (
+                f"not pinned: of {cpu.threads} logical cores this process has {cpu.usable}, and "
+                "others may be sent to the same ones"
+            )
+        if threads > len(cores):
+            return None, f"not pinned: {threads} threads share {len(cores)} cores"
+        if wish is None and others is not None and others > BUSY:
+            return None, (
+                f"not pinned: other programs use {others:.0%} of the cores, and a thread must be "
+                "free to leave a busy one (--pin does it all the same)"
+            )
+        return tuple(frozenset(core.cpus) for core in cores[:threads]), (
+            "workers pinned, one to a physical core"
+        )
+
+    def numa(self) -> str:
+        """What was found, and what follows."""
+        nodes = len(self.cpu.topology.nodes)
+        if nodes == 1:
+            return "1 node: nothing needs doing"
+        return (
+            f"{nodes} nodes: packed and resident weights are interleaved over them; mapped files "
+            "lie where they were first read (numactl --interleave=all spreads them)"
+        )
 
 
 def probe() -> HardwareProfile:
@@ -64,6 +113,7 @@ def probe() -> HardwareProfile:
             ram_total=total,
             ram_free=free,
             simd=isa.ISA,
+            topology=read_topology(),
         )
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 
@@ -14,40 +15,35 @@ from offload.data import embedded_model
 from offload.devices import open_ops
 from offload.errors import GGUFError, PlanError
 from offload.gguf import GGUFFile
-from offload.hardware import HardwareProfile, probe
+from offload.hardware import probe
 from offload.kv_cache import KVCache
 from offload.models import ARCHITECTURES
 from offload.models.deepseek2 import DeepSeek2
+from offload.placing import Weights
 from offload.plan import KVType, Plan
-from offload.planner import PlanOptions, make_plan
+from offload.planner import PlanOptions, make_plan, used_bytes
 from offload.stats import LoadProgress
 from offload.tensor_census import census
 from offload.tokenizer import Tokenizer, load_tokenizer
+from offload.topology import OtherWork
 from offload.weights import WeightStore
 
 log = logging.getLogger(__name__)
 
 Report = Callable[[LoadProgress], None]
-READ_STEP = 64 << 20  # bytes between two reports
-PAGE = 4096
 
 
 def open_model(
-    path: str | PathLike[str] | None,
-    device: str,
-    context: int | None,
-    threads: int | None,
-    kv_type: KVType,
-    report: Report,
+    path: str | PathLike[str] | None, options: PlanOptions, report: Report
 ) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, DeepSeek2]:
     """The parts of an Engine; the file is closed again if any of them cannot be made."""
-    if kv_type not in ("f16", "f32"):
-        raise PlanError(f"kv_type must be 'f16' or 'f32', not {kv_type!r}")
+    if options.kv_type not in ("f16", "f32"):
+        raise PlanError(f"kv_type must be 'f16' or 'f32', not {options.kv_type!r}")
+    neighbours = OtherWork()
     file = GGUFFile.open(embedded_model() if path is None else path)
     try:
         config = ModelConfig.from_gguf(file)
         hardware = probe()
-        options = PlanOptions(device=device, context=context, threads=threads, kv_type=kv_type)
         tensors = census(file, config)
         plan = make_plan(config, tensors, hardware, options)
         if plan.kv.context > config.context_length:
@@ -58,10 +54,19 @@ def open_model(
             )
         tokenizer = load_tokenizer(file.metadata, file.paths[0])
         check_vocabulary(config, tokenizer)
-        read_ahead(file, hardware, report)
-        ops = open_ops(device, plan.threads)
-        model = ARCHITECTURES[config.architecture](config, WeightStore(file, config), ops)
-        compile_kernels(model, kv_type, report)
+        others = neighbours.share(hardware.cpu.cores)
+        cpus, why = hardware.pinning(plan.threads, options.pin, others)
+        plan = replace(plan, notes=(*plan.notes, f"threads: {why}"))
+        ops = open_ops(options.device, plan.threads, cpus)
+        try:
+            store = WeightStore(file, config)
+            weights = Weights(file, store, config, hardware, options)
+            plan = weights.place(plan, used_bytes(tensors), ops.pool, report)
+            model = ARCHITECTURES[config.architecture](config, store, ops)
+            compile_kernels(model, options.kv_type, report)
+        except BaseException:
+            ops.close()
+            raise
     except BaseException:
         file.close()
         raise
@@ -75,30 +80,6 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
             f"the vocabulary has {tokenizer.n_vocab:,} tokens but the embedding table has "
             f"{config.vocab_size:,} rows; the file was converted wrongly"
         )
-
-
-def read_ahead(file: GGUFFile, hardware: HardwareProfile, report: Report) -> None:
-    """Touch every page once, in order, so that decoding does not wait for the disk.
-
-    Left out for files larger than free RAM: the first pages would be gone before the last come.
-    """
-    total = sum(t.n_bytes for t in file.tensors.values())
-    if total > hardware.cpu.ram_free:
-        log.warning(
-            "the weights (%.1f GiB) exceed free RAM (%.1f GiB): decoding will wait for the disk",
-            total / 2**30,
-            hardware.cpu.ram_free / 2**30,
-        )
-        return
-    done = 0
-    report(LoadProgress(phase="read", done_bytes=0, total_bytes=total))
-    for info in sorted(file.tensors.values(), key=lambda t: (t.part, t.offset)):
-        data = file.raw(info.name)
-        for start in range(0, len(data), READ_STEP):
-            part = data[start : start + READ_STEP]
-            part[::PAGE].max(initial=0)
-            done += len(part)
-            report(LoadProgress(phase="read", done_bytes=done, total_bytes=total))
 
 
 def compile_kernels(model: DeepSeek2, kv_type: KVType, report: Report) -> None:

@@ -45,13 +45,18 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Placements by tensor family, the KV cache, threads, and notes on every choice made."""
+    """Placements by tensor family, the KV cache, threads, and notes on every choice made.
+
+    layout: of routed experts; packed_layers: how many layers' experts are packed.
+    """
 
     placements: Mapping[str, Placement]
     kv: KVSpec
     threads: int
     predicted: Prediction
     notes: tuple[str, ...]
+    layout: Literal["native", "packed"] = "native"
+    packed_layers: int = 0
 
     def to_json(self) -> str:
         """The plan as JSON text."""

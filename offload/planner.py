@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 from offload.config import ModelConfig
 from offload.devices import resolve
 from offload.errors import PlanError
+from offload.expert_layout import Choice, LayoutOptions
 from offload.hardware import HardwareProfile
 from offload.kv_cache import cache_bytes
+from offload.memory import MemoryMode, check_mode
 from offload.plan import KVSpec, KVType, Placement, Plan, Prediction
 from offload.tensor_census import Census
 
@@ -25,6 +27,9 @@ class PlanOptions:
     context: int | None = None
     threads: int | None = None
     kv_type: KVType = "f16"
+    memory: MemoryMode = "mmap"
+    layout: LayoutOptions = field(default_factory=LayoutOptions)
+    pin: bool | None = None
 
 
 def make_plan(
@@ -38,14 +43,22 @@ def make_plan(
     kv, reason = _kv(config, tensors, hardware, options)
     notes.append(f"context {kv.context:,}: {reason}")
     free = hardware.cpu.ram_free
-    if tensors.n_bytes > free:
+    mode = check_mode(options.memory)
+    if mode != "mmap":
+        _check_resident(mode, tensors, free, kv)
+    elif tensors.n_bytes > free:
         notes.append(
             f"the weights ({tensors.n_bytes / 2**30:.1f} GiB) exceed free RAM "
             f"({free / 2**30:.1f} GiB): parts are read from disk again and again, expect disk speed"
         )
-    mapped = "read where it lies in the mapped file"
+    where = {
+        "mmap": "read where it lies in the mapped file",
+        "resident": "copied into RAM",
+        "hugepages": "copied into huge pages",
+    }[mode]
+    notes.append(f"NUMA: {hardware.numa()}")
     placements: dict[str, Placement] = {
-        family.name: Placement(device=device, n_bytes=family.n_bytes, why=mapped)
+        family.name: Placement(device=device, n_bytes=family.n_bytes, why=where)
         for family in tensors.families
         if family.name != "mtp"
     }
@@ -59,6 +72,47 @@ def make_plan(
         predicted=Prediction(bytes_per_token=tensors.bytes_per_token, bandwidth=None),
         notes=tuple(notes),
     )
+
+
+def used_bytes(tensors: Census) -> int:
+    """Bytes of the tensors that are used at all."""
+    return sum(family.n_bytes for family in tensors.families if family.name != "mtp")
+
+
+def weight_room(plan: Plan, hardware: HardwareProfile) -> int:
+    """Bytes of free RAM that the KV cache and the reserve leave to weights."""
+    return max(0, hardware.cpu.ram_free - RESERVE - plan.kv.n_bytes)
+
+
+def with_layout(plan: Plan, choice: Choice, moe_layers: int) -> Plan:
+    """The plan with the chosen layout of the routed experts, and why."""
+    packed = sum(layer.packed_bytes for layer in choice.layers)
+    placements = dict(plan.placements)
+    if choice.layers:
+        native = sum(layer.native_bytes for layer in choice.layers)
+        routed = {name: p for name, p in placements.items() if name.startswith("routed")}
+        whole = sum(p.n_bytes for p in routed.values())
+        for name, p in routed.items():
+            part = "packed" if len(choice.layers) == moe_layers else "partly packed"
+            n_bytes = p.n_bytes + (packed - native) * p.n_bytes // max(1, whole)
+            placements[name] = replace(p, n_bytes=n_bytes, why=f"{part}, re-arranged in RAM")
+    return replace(
+        plan,
+        placements=placements,
+        notes=(*plan.notes, *choice.notes),
+        layout="packed" if choice.layers else "native",
+        packed_layers=len(choice.layers),
+    )
+
+
+def _check_resident(mode: MemoryMode, tensors: Census, free: int, kv: KVSpec) -> None:
+    need, gib = used_bytes(tensors), 2**30
+    if need + kv.n_bytes + RESERVE > free:
+        raise PlanError(
+            f"--memory {mode} copies {need / gib:.1f} GiB of weights; with {kv.n_bytes / gib:.1f} "
+            f"GiB of KV cache and {RESERVE / gib:.1f} GiB for the system that is more than the "
+            f"{free / gib:.1f} GiB of free RAM: use --memory mmap, or a smaller --context"
+        )
 
 
 def _threads(hardware: HardwareProfile, options: PlanOptions) -> tuple[int, str]:
@@ -102,7 +156,8 @@ def _kv(
             reason += f", beyond the {config.context_length:,} tokens the model was trained on"
     else:
         beside = max(0, free - RESERVE - tensors.n_bytes) // per_token
-        room = max(beside, fits // 8)  # a mapped file gives way to the cache
+        gives_way = options.memory == "mmap"  # a mapped file makes room for the cache
+        room = max(beside, fits // 8 if gives_way else 1)
         context = min(config.context_length, DEFAULT_CONTEXT, max(1, room))
         reason = f"the default; the model was trained on {config.context_length:,}"
         if context == room:

@@ -10,9 +10,9 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """One step of loading. done, total: bytes in phase "read", kernels in phase "compile"."""
+    """One step of loading. done, total: kernels in phase "compile", bytes in all others."""
 
-    phase: Literal["read", "compile", "lay out"]
+    phase: Literal["read", "copy", "pack", "compile", "lay out"]
     done_bytes: int
     total_bytes: int
 

@@ -79,14 +79,24 @@ def matrix_from_array(name: str, x: np.ndarray) -> Matrix:
 
 
 class WeightStore:
-    """Matrices and vectors of an open file by GGUF name; the file must stay open."""
+    """Matrices and vectors of an open file by GGUF name; the file must stay open.
+
+    copies: bytes of tensors that stand in memory of their own instead of the mapped file.
+    packed: matrices that take the place of the file's.
+    """
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
         self._file = file
         self._config = config
+        self.copies: dict[str, np.ndarray] = {}
+        self.packed: dict[str, Matrix] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._file.tensors
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes of a tensor, read-only: its copy in memory, or the file's."""
+        return self.copies[name] if name in self.copies else self._file.raw(name)
 
     def vector(self, name: str) -> np.ndarray:
         """A 1-D tensor as float32 (n,)."""
@@ -97,7 +107,7 @@ class WeightStore:
         info = self._file.tensors[name]
         n_cols = info.shape[-1]
         kind = self._quant(name)
-        data = self._file.raw(name).reshape(-1, info.n_bytes // max(1, _rows(info.shape)))
+        data = self.raw(name).reshape(-1, info.n_bytes // max(1, _rows(info.shape)))
         if kind.is_float and n_cols % 8:
             return _float_array(info.ggml_type, data).reshape(info.shape)
         return products.dequantize(info.ggml_type, data, n_cols).reshape(info.shape)
@@ -107,6 +117,8 @@ class WeightStore:
 
         Routed gate and up are halves of one tensor in some files; both names work there.
         """
+        if name in self.packed:
+            return self.packed[name]
         fused = fused_name(name)
         if fused in self and name not in self:
             both = self.matrix(fused)
@@ -118,7 +130,7 @@ class WeightStore:
         shape = info.shape if len(info.shape) == 3 else (1, *info.shape)
         if kind.is_float and shape[-1] % 32:
             return matrix_from_array(name, self.dense(name))
-        data = self._file.raw(name)
+        data = self.raw(name)
         row_bytes = info.n_bytes // (shape[0] * shape[1])
         return Matrix(
             name=name,

@@ -22,7 +22,7 @@ from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.llama_cpp import LlamaContext, LlamaModel
 from offload.bench.synthetic import RandomSource, SyntheticStore, random_blocks
-from offload.bench.timing import Timing
+from offload.timing import Timing
 from offload.config import ModelConfig
 from offload.errors import PlanError, RequestError, UnsupportedError
 from offload.gguf import GGUFFile

@@ -15,12 +15,12 @@ from offload.bench.layer_bench import PARTS, BenchOps, LayerModel
 from offload.bench.layout import Layout
 from offload.bench.llama_cpp import LlamaContext, LlamaModel
 from offload.bench.shape_bench import PROMPT, Ours, Report, ShapeOptions, Side, run
-from offload.bench.timing import Timing
 from offload.config import ModelConfig
 from offload.errors import DeviceError, PlanError
 from offload.gguf import GGUFFile
 from offload.loading import compile_kernels
 from offload.stats import LoadProgress
+from offload.timing import Timing
 from offload.weights import WeightStore
 
 MEMORY = Path("/dev/shm")  # a file here needs no disk

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from typing import Any, Protocol
@@ -13,15 +13,17 @@ import numpy as np
 
 from offload.bench import machine
 from offload.bench.layer_bench import filled_cache
-from offload.bench.timing import Timing, seconds_of
 from offload.engine import PREFILL_TOKENS
 from offload.errors import RequestError
+from offload.expert_layout import LayoutOptions
 from offload.hardware import probe
 from offload.kv_cache import KVCache
 from offload.loading import open_model
 from offload.models.deepseek2 import DeepSeek2
+from offload.planner import PlanOptions
 from offload.read_bandwidth import ReadBandwidth
 from offload.stats import LoadProgress
+from offload.timing import Timing, seconds_of
 from offload.version import __version__
 from quant.pool import Pool
 
@@ -42,6 +44,7 @@ class ModelOptions:
     threads: int | None = None
     seconds: float = 40.0
     compare: bool = False
+    layout: LayoutOptions = field(default_factory=LayoutOptions)
 
 
 class Program(Protocol):
@@ -80,7 +83,7 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
     """Measure; the result is ready for JSON. Raises what `offload.load` raises, RequestError."""
     longest = max((*options.prompts, *(d + STEPS for d in options.depths)))
     file, config, _tokenizer, plan, model = open_model(
-        options.path, "cpu", None, options.threads, "f16", report
+        options.path, PlanOptions(threads=options.threads, layout=options.layout), report
     )
     try:
         if longest > config.context_length:
@@ -91,13 +94,14 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
         facts = machine.describe(probe(), plan.threads)
         programs: dict[str, Program] = {"ours": OurProgram(model)}
         notes = ["tokens are random; sampling and text are not counted"]
+        notes += [note for note in plan.notes if note.startswith("experts ")]
         if options.compare:
             from offload.bench.llama_compare import LlamaProgram
 
             peer = LlamaProgram(file.paths[0], plan.threads, longest, config)
             programs["llama_cpp"] = peer
             notes.append(peer.about)
-        return _run(programs, model, options, facts, notes, str(file.paths[0]))
+        return _run(programs, model, options, facts, notes, str(file.paths[0]), plan.layout)
     finally:
         model.ops.close()
         file.close()
@@ -110,6 +114,7 @@ def _run(
     facts: dict[str, Any],
     notes: list[str],
     path: str,
+    layout: str,
 ) -> dict[str, Any]:
     vocabulary = model.config.vocab_size
     ids = np.random.default_rng(3).integers(0, vocabulary, max(options.prompts, default=1))
@@ -148,7 +153,7 @@ def _run(
         "version": __version__,
         "machine": facts,
         "model": {"path": path, "name": model.config.name, "layers": model.config.num_layers},
-        "layout": "native",
+        "layout": layout,
         **{name: {work: _figures(t) for work, t in by.items()} for name, by in timings.items()},
         "notes": notes,
         "warnings": facts.pop("warnings"),

@@ -15,13 +15,13 @@ from offload.bench.layout import Layout, choose_layout
 from offload.bench.shapes import shape_named, types_named
 from offload.bench.summary import side, summarise
 from offload.bench.synthetic import SyntheticStore
-from offload.bench.timing import Timing
 from offload.errors import PlanError
 from offload.hardware import probe
 from offload.kv_cache import KVCache
 from offload.loading import compile_kernels
 from offload.read_bandwidth import ReadBandwidth
 from offload.stats import LoadProgress
+from offload.timing import Timing
 from quant.pool import Pool
 
 Report = Callable[[LoadProgress], None]

@@ -9,7 +9,7 @@ from typing import Any
 
 from offload.bench.layer_bench import PARTS
 from offload.bench.layout import Layout
-from offload.bench.timing import Timing
+from offload.timing import Timing
 from offload.version import __version__
 
 TARGET_GBPS = 80.0  # a desktop's two channels of DDR5

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from offload.errors import DeviceError
 
 if TYPE_CHECKING:
-    from offload.devices.base import Ops
+    from collections.abc import Sequence
+
+    from offload.devices.cpu_ops import CpuOps
 
 DEVICES = ("cpu",)
 
@@ -24,9 +26,9 @@ def resolve(device: str) -> tuple[str, str]:
     )
 
 
-def open_ops(device: str, threads: int) -> Ops:
-    """The operations of a device."""
+def open_ops(device: str, threads: int, cpus: Sequence[frozenset[int]] | None = None) -> CpuOps:
+    """The operations of a device. cpus: logical cores of each thread, to pin them."""
     resolve(device)
     from offload.devices.cpu_ops import CpuOps
 
-    return CpuOps(threads)
+    return CpuOps(threads, cpus)

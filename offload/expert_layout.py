@@ -1,0 +1,184 @@
+"""Which layers' routed experts are re-arranged at load, and why. Pure, but for the measurement.
+
+A layer is packed whole: gate, up and down, as far as their types have a packed layout. Layers that
+do not fit the budget stay as they lie in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from offload.config import ModelConfig
+from offload.errors import PlanError
+from offload.memory import amount
+from offload.weights import Matrix
+from quant.packed import PackedType, packed_type
+
+Layout = Literal["native", "packed", "auto"]
+SMALL = 256 << 20  # bytes of routed experts that caches and start-up time outweigh
+GAIN = 1.05  # predicted, below which nothing is re-arranged
+NAMES = ("gate", "up", "down")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutOptions:
+    """What a user asked for. budget: bytes for packed experts; cache: folder of packed files."""
+
+    layout: Layout = "auto"
+    budget: int | None = None
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout not in get_args(Layout):
+            raise PlanError(f"--experts-layout {self.layout!r}: native, packed or auto")
+        if self.budget is not None and self.budget < 0:
+            raise PlanError(f"--pack-budget {self.budget}: it cannot be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packable:
+    """A layer that can be packed. matrices: its native ones that have a packed layout."""
+
+    layer: int
+    matrices: tuple[Matrix, ...]
+
+    @property
+    def native_bytes(self) -> int:
+        """Bytes of these matrices in the file."""
+        return sum(m.count * m.n_bytes for m in self.matrices)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of their packed twins."""
+        return sum(m.count * packed_matrix_bytes(m) for m in self.matrices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speeds:
+    """Bytes of native weights per second, all threads. kernels: from cache; None: not measured."""
+
+    read: float
+    native: float
+    packed: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """layers: those to be packed; notes: why, for people."""
+
+    layers: tuple[Packable, ...]
+    notes: tuple[str, ...]
+
+
+def type_for(m: Matrix) -> PackedType | None:
+    """The packed type that can hold a matrix, if any."""
+    packed = packed_type(m.quant.ggml_type)
+    return packed if packed is not None and m.n_cols % 256 == 0 else None
+
+
+def packed_matrix_bytes(m: Matrix) -> int:
+    """Bytes of one packed matrix, 64-byte aligned."""
+    packed = type_for(m)
+    assert packed is not None
+    return -(-packed.matrix_bytes(m.n_rows, m.n_cols) // 64) * 64
+
+
+def packable_layers(store: Any, config: ModelConfig) -> list[Packable]:
+    """The layers of a weight store whose experts have a packed layout."""
+    found = []
+    for layer in range(config.num_layers):
+        if not config.is_moe_layer(layer):
+            continue
+        names = [f"blk.{layer}.ffn_{part}_exps.weight" for part in NAMES]
+        matrices = [m for m in map(store.matrix, names) if type_for(m) is not None]
+        if matrices:
+            found.append(Packable(layer=layer, matrices=tuple(matrices)))
+    return found
+
+
+def choose(
+    options: LayoutOptions,
+    layers: Sequence[Packable],
+    *,
+    moe_layers: int,
+    room: int,
+    total: int,
+    resident: bool,
+    speeds: Callable[[], Speeds],
+) -> Choice:
+    """Decide. room: bytes free for weights; total: of all weights; speeds: measures, once.
+
+    resident: weights that are not packed need memory of their own as well.
+    """
+    if options.layout == "native":
+        return _native("as asked: computed on the file's own bytes")
+    if not layers:
+        return _native("no routed expert here has a type with a packed layout")
+    native = sum(layer.native_bytes for layer in layers)
+    why = "as asked"
+    strict = resident or options.layout == "auto"
+    if options.layout == "auto":
+        if native < SMALL:
+            return _native(
+                f"all of them are {native / 2**20:.0f} MiB, too little to matter "
+                f"(measured from {SMALL >> 20} MiB on)"
+            )
+        if total > room:
+            return _native(
+                f"the weights ({amount(total)}) do not fit the {amount(room)} of RAM "
+                "free for them, so a second copy would push others out"
+            )
+        pays, why = _judge(speeds(), layers)
+        if not pays:
+            return _native(why)
+    spare = room - (total if strict else total - native)
+    budget = room if options.budget is None else options.budget
+    chosen: list[Packable] = []
+    for layer in layers:  # a packed copy stands where the native bytes stood
+        need = layer.packed_bytes - (layer.native_bytes if strict else 0)
+        if need > spare or layer.packed_bytes > budget:
+            break
+        spare -= need
+        budget -= layer.packed_bytes
+        chosen.append(layer)
+    packed = sum(layer.packed_bytes for layer in chosen)
+    limit = (
+        f"the {amount(room)} of free RAM"
+        if options.budget is None
+        else f"the budget of {amount(options.budget)}"
+    )
+    if not chosen:
+        need = layers[0].packed_bytes
+        return _native(f"one packed layer takes {amount(need)}, more than {limit} allows")
+    where = (
+        f"of {len(chosen)} of {moe_layers} layers" if len(chosen) < moe_layers else "of all layers"
+    )
+    note = f"experts {where} packed, {amount(packed)} in RAM: {why}"
+    if len(chosen) < len(layers):
+        note += f"; the other {len(layers) - len(chosen)} do not fit {limit}"
+    return Choice(layers=tuple(chosen), notes=(note,))
+
+
+def _native(why: str) -> Choice:
+    return Choice(layers=(), notes=(f"experts native: {why}",))
+
+
+def _judge(speeds: Speeds, layers: Sequence[Packable]) -> tuple[bool, str]:
+    """Whether packing pays, and the figures."""
+    growth = sum(x.packed_bytes for x in layers) / sum(x.native_bytes for x in layers)
+    g = 1e-9
+    figures = (
+        f"memory gives {speeds.read * g:.1f} GB/s, native kernels take {speeds.native * g:.1f} "
+        "from cache"
+    )
+    if speeds.packed is None:
+        return False, f"bound by memory, not by cores: {figures}"
+    figures += f", packed ones {speeds.packed * g:.1f}"
+    before = max(1 / speeds.read, 1 / speeds.native)
+    after = max(growth / speeds.read, 1 / speeds.packed)
+    if before < GAIN * after:
+        return False, f"packed ones would be no faster here: {figures}"
+    return True, f"bound by cores, {before / after:.1f} times faster so: {figures}"

@@ -1,0 +1,300 @@
+"""Packed experts around any packed layout: the choice, packing, the cache on disk; logits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_gguf
+import toy_packed
+
+import offload
+from offload import packed_cache
+from offload.config import ModelConfig
+from offload.errors import PlanError
+from offload.expert_layout import (
+    Choice,
+    LayoutOptions,
+    Packable,
+    Speeds,
+    choose,
+    packable_layers,
+)
+from offload.gguf import GGUFFile
+from offload.weights import WeightStore
+from quant.ggml import GGMLType
+
+GIB = 1 << 30
+TYPES = {"_exps": GGMLType.TQ1_0, "ffn_down_exps": GGMLType.Q2_K}
+IDS = [1, 5, 9, 200, 77, 3, 18, 21, 100]
+
+
+@pytest.fixture(autouse=True)
+def _toy_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_packed.register(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers, two of them with packable experts."""
+    types = {"ffn_down_exps": GGMLType.Q2_K, "_exps": GGMLType.TQ1_0}
+    return tiny_gguf.write(
+        tmp_path_factory.mktemp("tiny") / "tiny.gguf", tiny_gguf.TinyModel(types=types)
+    )
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tiny_gguf.TinyModel(types={"_exps": GGMLType.Q2_K}, fused_gate_up=True)
+    return tiny_gguf.write(tmp_path_factory.mktemp("fused") / "fused.gguf", model)
+
+
+def packable(path: Path) -> list[Packable]:
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_gguf(file)
+        return packable_layers(WeightStore(file, config), config)
+
+
+def outputs(path: Path, **options: Any) -> tuple[np.ndarray, list[int], offload.Plan]:
+    """Logits of a prompt, then the tokens of greedy decoding."""
+    options = {"threads": 2, "context": 64, **options}
+    with offload.load(path, **options) as engine:
+        logits = engine.logits(IDS)
+        ids = [t.id for t in engine.generate(IDS, temperature=0, max_tokens=6)]
+        return logits, ids, engine.plan
+
+
+# --- the same results in every layout and memory --------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["tiny", "fused"])
+def test_layouts_and_memories_agree_bit_for_bit(model: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(model)
+    logits, ids, plan = outputs(path, experts_layout="native")
+    assert (plan.layout, plan.packed_layers) == ("native", 0)
+    for memory in ("mmap", "resident", "hugepages"):
+        for layout in ("native", "packed"):
+            other = outputs(path, experts_layout=layout, memory=memory)
+            np.testing.assert_array_equal(other[0], logits)
+            assert other[1] == ids
+            assert other[2].layout == layout
+    assert any("MiB in RAM: as asked" in note for note in other[2].notes)
+
+
+def test_packed_matrix_says_its_bytes(tiny: Path) -> None:
+    """256 rows of 54 bytes in groups of 48 are 288 rows."""
+    layers = packable(tiny)
+    assert [layer.layer for layer in layers] == [1, 2]
+    assert [m.quant.ggml_type.name for m in layers[0].matrices] == ["TQ1_0", "TQ1_0", "Q2_K"]
+    assert layers[0].native_bytes == 16 * 256 * (2 * 54 + 84)
+    assert layers[0].packed_bytes == 16 * 288 * (2 * 54 + 84)
+    seen: list[offload.LoadProgress] = []
+    with offload.load(tiny, experts_layout="packed", context=64, progress=seen.append) as engine:
+        store_bytes = engine.plan.placements["routed gate"].n_bytes
+    assert store_bytes == pytest.approx(2 * 16 * 288 * 54, abs=2)
+    done = [p.done_bytes for p in seen if p.phase == "pack"]
+    assert done == sorted(done)
+    assert done[-1] == seen[-1].total_bytes or done[-1] == 2 * layers[0].packed_bytes
+
+
+def test_budget_packs_the_first_layers_only(tiny: Path) -> None:
+    one = packable(tiny)[0].packed_bytes / GIB
+    logits = outputs(tiny, experts_layout="native")[0]
+    some, _, plan = outputs(tiny, experts_layout="packed", pack_budget=1.5 * one)
+    np.testing.assert_array_equal(some, logits)
+    assert plan.packed_layers == 1
+    assert any("of 1 of 2 layers packed" in n and "the other 1 do not" in n for n in plan.notes)
+    none = outputs(tiny, experts_layout="packed", pack_budget=0.5 * one)[2]
+    assert none.layout == "native"
+    assert any("more than the budget of" in note for note in none.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"experts_layout": "fast"}, "native, packed or auto"),
+        ({"memory": "disk"}, "mmap, resident or hugepages"),
+        ({"pack_budget": -1.0}, "cannot be negative"),
+    ],
+)
+def test_wrong_options_are_refused(tiny: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        offload.load(tiny, **options)
+
+
+# --- the choice -----------------------------------------------------------------------------------
+
+
+class FakeLayer:
+    """A layer of round numbers."""
+
+    def __init__(self, layer: int, native: int, packed: int) -> None:
+        self.layer, self.native_bytes, self.packed_bytes = layer, native, packed
+
+
+def decide(speeds: Speeds | None = None, **changes: Any) -> Choice:
+    """60 layers of 1 GiB each, 3 % more when packed; others 10 GiB; 100 GiB are free."""
+
+    def measure() -> Speeds:
+        assert speeds is not None, "nothing may be measured here"
+        return speeds
+
+    values: dict[str, Any] = {
+        "options": LayoutOptions(),
+        "layers": [FakeLayer(i, GIB, int(1.03 * GIB)) for i in range(60)],
+        "moe_layers": 60,
+        "room": 100 * GIB,
+        "total": 70 * GIB,
+        "resident": False,
+    }
+    return choose(**(values | changes), speeds=measure)
+
+
+def test_auto_packs_where_cores_are_the_limit() -> None:
+    choice = decide(Speeds(read=80e9, native=30e9, packed=90e9))
+    assert len(choice.layers) == 60
+    (note,) = choice.notes
+    assert "of all layers packed, 61.80 GiB" in note
+    assert "bound by cores, 2.6 times faster" in note
+    assert "memory gives 80.0 GB/s, native kernels take 30.0 from cache, packed ones 90.0" in note
+
+
+@pytest.mark.parametrize(
+    ("speeds", "why"),
+    [
+        (
+            Speeds(read=30e9, native=80e9, packed=None),
+            "bound by memory, not by cores: memory gives",
+        ),
+        (Speeds(read=30e9, native=31e9, packed=90e9), "would be no faster here: memory gives"),
+        (Speeds(read=30e9, native=10e9, packed=10e9), "would be no faster here"),
+    ],
+)
+def test_auto_leaves_bytes_alone_where_it_gains_nothing(speeds: Speeds, why: str) -> None:
+    choice = decide(speeds)
+    assert choice.layers == ()
+    assert choice.notes[0].startswith("experts native: ")
+    assert why in choice.notes[0]
+
+
+def test_auto_measures_nothing_where_the_answer_is_known() -> None:
+    small = decide(layers=[FakeLayer(0, 9 << 20, 9 << 20)])
+    assert "9 MiB, too little to matter" in small.notes[0]
+    assert "do not fit the 60.00 GiB" in decide(room=60 * GIB).notes[0]
+    assert "no routed expert here has a type" in decide(layers=[]).notes[0]
+    assert "as asked" in decide(options=LayoutOptions(layout="native")).notes[0]
+
+
+def test_auto_and_resident_pack_what_the_growth_leaves_room_for() -> None:
+    fast = Speeds(read=80e9, native=30e9, packed=90e9)
+    assert len(decide(fast, room=71 * GIB).layers) == 33
+    packed = LayoutOptions(layout="packed")
+    assert len(decide(options=packed, room=71 * GIB, resident=True).layers) == 33
+    # a mapped file gives way: 50 GiB beside 10 GiB of other weights hold 38 packed layers
+    assert len(decide(options=packed, room=50 * GIB).layers) == 38
+    budget = LayoutOptions(layout="packed", budget=5 * GIB)
+    assert len(decide(options=budget).layers) == 4
+
+
+def test_auto_measures_this_machine(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offload.expert_layout.SMALL", 0)
+    monkeypatch.setattr("offload.packing.CHUNK", 4096)
+    logits, _, plan = outputs(tiny)
+    assert any("GB/s, native kernels take" in note for note in plan.notes)
+    np.testing.assert_array_equal(logits, outputs(tiny, experts_layout="native")[0])
+
+
+def test_kimi_mini_is_too_small_to_measure() -> None:
+    with offload.load(context=64) as engine:
+        assert any("too little to matter" in note for note in engine.plan.notes)
+
+
+# --- the cache on disk ----------------------------------------------------------------------------
+
+
+def cached(path: Path, folder: Path, **options: Any) -> tuple[np.ndarray, list[str]]:
+    logits, _, plan = outputs(path, experts_layout="packed", packed_cache=folder, **options)
+    return logits, [note for note in plan.notes if "packed" in note and "experts" not in note]
+
+
+def test_second_start_maps_what_the_first_kept(tiny: Path, tmp_path: Path) -> None:
+    native = outputs(tiny, experts_layout="native")[0]
+    for expected in ("0 layers mapped, 2 stored", "2 layers mapped, 0 stored"):
+        logits, notes = cached(tiny, tmp_path / "new" / "folder")
+        np.testing.assert_array_equal(logits, native)
+        assert expected in notes[0]
+    for memory in ("resident", "hugepages"):
+        logits, notes = cached(tiny, tmp_path / "new" / "folder", memory=memory)
+        np.testing.assert_array_equal(logits, native)
+        assert "2 layers mapped" in notes[0]
+    assert not list((tmp_path / "new").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda data: data[:-5000], "it is cut off"),
+        (lambda data: data[:100], "it is cut off"),
+        (lambda data: b"", "it is cut off"),
+        (lambda data: data[:20_000] + bytes([data[20_000] ^ 1]) + data[20_001:], "checksum of blk"),
+        (lambda data: b"x" + data[1:], "its header is damaged"),
+        (lambda data: bytes(len(data)), "its header is damaged"),
+    ],
+)
+def test_damaged_files_are_made_again(
+    tiny: Path, tmp_path: Path, damage: Any, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    native = cached(tiny, tmp_path)[0]
+    victim = sorted(tmp_path.rglob("*.packed"))[0]
+    good = victim.read_bytes()
+    victim.write_bytes(damage(good))
+    logits, notes = cached(tiny, tmp_path)
+    np.testing.assert_array_equal(logits, native)
+    assert "1 layers mapped, 1 stored" in notes[0]
+    assert what in notes[1]
+    assert "made again" in caplog.text
+    assert victim.read_bytes() == good
+
+
+def test_a_changed_model_is_never_served_from_the_cache(tiny: Path, tmp_path: Path) -> None:
+    """Same size, same time, same header: one changed byte of a sampled place; then a new time."""
+    model = tmp_path / "model.gguf"
+    model.write_bytes(tiny.read_bytes())
+    folder = tmp_path / "cache"
+    cached(model, folder)
+    stat = model.stat()
+    with GGUFFile.open(model) as file:
+        offset = file.tensors["blk.1.ffn_up_exps.weight"].offset
+    data = bytearray(model.read_bytes())
+    data[offset] ^= 1
+    model.write_bytes(data)
+    os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    logits, notes = cached(model, folder)
+    assert "1 layers mapped, 1 stored" in notes[0]
+    assert "the model or the layout has changed" in notes[1]
+    np.testing.assert_array_equal(logits, outputs(model, experts_layout="native")[0])
+    os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert "0 layers mapped, 2 stored" in cached(model, folder)[1][0]
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path) -> Any:
+        return type("Usage", (), {"free": 1000})()
+
+    monkeypatch.setattr(packed_cache.shutil, "disk_usage", full)
+    logits, notes = cached(tiny, tmp_path)
+    np.testing.assert_array_equal(logits, outputs(tiny, experts_layout="native")[0])
+    assert len(notes) == 1
+    assert "could not be written" in notes[0]
+    assert "goes on without it" in notes[0]
+    assert not list(tmp_path.rglob("*.packed"))
+    (tmp_path / "file").touch()
+    with pytest.raises(PlanError, match="this is a file"):
+        cached(tiny, tmp_path / "file")
+    notes = cached(tiny, Path("/proc/nothing"))[1]
+    assert len(notes) == 1
