@@ -1,11 +1,12 @@
 """A tape: a table of steps that one native call plays, so that a token is decoded without Python.
 
-    steps (n, 4) int64:  | FN: task(context, i, thread) | CONTEXT | COUNT: of tasks | 0 |
+    steps (n, 4) int64:  | FN: task(context, i, thread) | CONTEXT | COUNT: of tasks | COUNT_AT |
 
-A step with one task runs on the caller's thread; others are a parallel region of the pool. The
-tasks below are the small operations between matrix products, each over the same source as the
-operation of `layer_ops` that it stands for: a tape and single operations agree bit for bit. What
-differs from token to token is in one `State` record that all contexts point to.
+COUNT_AT is 0, or the address of a count that an earlier step sets. A step with one task runs on the
+caller's thread; others are a parallel region of the pool. The tasks below are the small operations
+between matrix products, each over the same source as the operation of `layer_ops` that it stands
+for: a tape and single operations agree bit for bit. What differs from token to token is in one
+`State` record that all contexts point to.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 
-from quant import layer_ops
+from quant import attention, layer_ops
 from quant.activations import quantize_32
+from quant.attention import Attend
 from quant.jit import inline, kernel, task
 from quant.kernels import Job
 from quant.pool import run_region
@@ -41,7 +43,6 @@ from quant.simd import (
 )
 
 STEP_FIELDS = 4
-FN, CONTEXT, COUNT = range(3)
 
 
 class State(IntEnum):
@@ -65,6 +66,16 @@ _X, _OUT, _W, _ROW0, _W2, _N_ROWS = (
     8 * int(f) for f in (Job.X, Job.OUT, Job.W, Job.OUT_ROW0, Job.W2, Job.N_ROWS)
 )
 _KERNEL = 8 * int(Job.KERNEL)
+(
+    _ATTEND_CACHE, _ATTEND_ROW_BYTES, _ATTEND_HALF, _ATTEND_FIRST, _ATTEND_HEADS,
+    _ATTEND_TASK_HEADS, _ATTEND_STRANDS,
+) = (
+    8 * int(f)
+    for f in (
+        Attend.CACHE, Attend.ROW_BYTES, Attend.HALF, Attend.FIRST, Attend.N_HEADS,
+        Attend.TASK_HEADS, Attend.STRANDS,
+    )
+)  # fmt: skip
 f64 = _op(types.float64, (P,), lambda b, m, v: b.load(_pointer(b, v[0], ir.DoubleType()), align=8))
 
 
@@ -78,6 +89,7 @@ def _as_pointer(typingctx: Any, address: Any) -> Any:
 as_pointer: Any = intrinsic(_as_pointer)
 norm_rows = inline(layer_ops.rms_norm.py_func)
 rope_rows = inline(layer_ops.rope.py_func)
+one_token = inline(attention.task_shape)
 route_rows = inline(layer_ops.route.py_func)
 
 
@@ -98,7 +110,8 @@ def run_tape(control: int, steps: int, n: int) -> None:
     """Play n steps from the address `steps`; control: of the pool."""
     for i in range(n):
         step = steps + 8 * STEP_FIELDS * i
-        count = i64(step + 16)
+        count_at = i64(step + 24)
+        count = i64(count_at) if count_at else i64(step + 16)
         if count == 1:
             call_kernel(i64(step), i64(step + 8), 0, 0)
         else:
@@ -170,7 +183,9 @@ class Latent(IntEnum):
     ROPE_AT = 7  # element of the row where k_rope begins
     WIDTH = 8  # elements of a cache row, a multiple of 8
     LAYER = 9
-    ATTEND = 10  # context of `attention.attend_task`: cache, row bytes, half, position are set
+    ATTEND = 10  # `attention.Attend`: what depends on cache and position is set
+    THREADS = 11
+    COUNT = 12  # where the number of attention's tasks goes
 
 
 @task
@@ -195,10 +210,16 @@ def latent_task(context: int, index: int, thread: int) -> None:
         for i in range(0, width, 8):
             store_f32(at + 4 * i, load_f32(row + 4 * i))
     attend = i64(context + 80)
-    put_i64(attend + 16, cache)
-    put_i64(attend + 24, row_bytes)
-    put_i64(attend + 32, half)
-    put_i64(attend + 40, position)
+    put_i64(attend + _ATTEND_CACHE, cache)
+    put_i64(attend + _ATTEND_ROW_BYTES, row_bytes)
+    put_i64(attend + _ATTEND_HALF, half)
+    put_i64(attend + _ATTEND_FIRST, position)
+    n_heads = i64(attend + _ATTEND_HEADS)
+    strands = min(attention.STRANDS, position // attention.SPLIT + 1)
+    heads, _ = one_token(1, n_heads, strands, i64(context + 88))
+    put_i64(attend + _ATTEND_TASK_HEADS, heads)
+    put_i64(attend + _ATTEND_STRANDS, strands)
+    put_i64(i64(context + 96), (n_heads + heads - 1) // heads * strands)
 
 
 @inline
@@ -250,18 +271,21 @@ def query_task(context: int, h: int, thread: int) -> None:
 class Value(IntEnum):
     """Fields of `value_task`."""
 
-    Z = 0  # (heads, Z_BYTES) float32
+    Z = 0  # (heads, Z_BYTES) float32, what attention leaves
     Z_BYTES = 1
     LATENT = 2
     JOBS = 3  # v_b of each head; X: (heads, columns) float32, zero beyond LATENT
     COPY = 4  # whether z has to be copied to X, for rows differ in length
     Q16 = 5  # 0, or the record of all heads' outputs, if a head's are whole groups of 32
     COLUMNS = 6  # of the record
+    MERGE = 7  # address of `attention.merge_task`
+    ATTEND = 8  # its context
 
 
 @task
 def value_task(context: int, h: int, thread: int) -> None:
     """One head's output: v_b . z, and its part of the record. context: `Value`."""
+    call_kernel(i64(context + 56), i64(context + 64), h, thread)
     job = i64(context + 24) + JOB_BYTES * h
     if i64(context + 32):
         z, x = i64(context) + i64(context + 8) * h, i64(job + _X)
@@ -335,7 +359,7 @@ class Tape:
     """Steps in the making, and the memory that they point to."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[int, int, int]] = []
+        self._steps: list[tuple[int, int, int, int]] = []
         self._kept: list[Any] = []
 
     def __len__(self) -> int:
@@ -359,12 +383,10 @@ class Tape:
                 data.view(np.float64)[i] = value
         return self.keep(data)
 
-    def add(self, fn: int, context: int, count: int = 1) -> None:
-        """One more step."""
-        self._steps.append((fn, context, count))
+    def add(self, fn: int, context: int, count: int = 1, count_at: int = 0) -> None:
+        """One more step; its number of tasks is `count`, or read from count_at as it begins."""
+        self._steps.append((fn, context, count, count_at))
 
     def table(self) -> np.ndarray:
         """The steps, (n, STEP_FIELDS) int64; valid as long as the tape lives."""
-        out = np.zeros((len(self._steps), STEP_FIELDS), np.int64)
-        out[:, :3] = self._steps
-        return out
+        return np.array(self._steps, np.int64).reshape(-1, STEP_FIELDS)

@@ -18,6 +18,7 @@ from offload.kv_cache import KVCache, row_layout
 from offload.weights import Matrix
 from quant import attention, driver, layer_ops
 from quant.activations import record_bytes
+from quant.attention import Attend
 from quant.kernels import Job
 from quant.tape import (
     JOB_BYTES,
@@ -238,20 +239,13 @@ class _Builder:
         width = n_latent + n_rope
         wide = self._room("wide", 4 * heads * width)
         z = self._room("z", 4 * heads * n_latent)
-        strands, threads = attention.STRANDS, self._ops.pool.threads
-        task_heads, _ = attention.task_shape(1, heads, strands, threads)
-        partials = self._room("partials", attention.partial_bytes(heads, n_latent))
-        size = attention.scratch_bytes(width)
-        scratch = self._room("attention", size * threads)
-        attend = self.tape.context(
-            wide, z, 0, 0, 0, 0, heads, width, n_latent, 1, task_heads, 1, strands, partials,
-            scratch, size,
-        )  # fmt: skip
+        attend, count = self._attend_context(wide, z, heads, width, n_latent)
+        threads = self._ops.pool.threads
         rope = config.qk_rope_head_dim
         weight = self.tape.keep(np.ascontiguousarray(layer.kv_a_norm))
         row = self._room("row", 4 * width)
         fields = self._state, latent, config.kv_lora_rank, rope, weight, float(config.rms_norm_eps)
-        context = self.tape.context(*fields, row, n_latent, width, index, attend)
+        context = self.tape.context(*fields, row, n_latent, width, index, attend, threads, count)
         self.tape.add(latent_task.address, context)
 
         k_b, v_b = cast("CpuPerHead", layer.k_b), cast("CpuPerHead", layer.v_b)
@@ -261,12 +255,30 @@ class _Builder:
         query = self._state, q, config.qk_nope_head_dim, rope, jobs, wide, width, n_latent
         context = self.tape.context(*query, float(self._stack.scale))
         self.tape.add(query_task.address, context, config.num_heads)
-        tasks = -(-heads // task_heads) * strands
-        self.tape.add(attention.attend_task.address, attend, tasks)
-        self.tape.add(attention.merge_task.address, attend, heads)
-        return self._values(v_b, output, z, 4 * n_latent)
+        self.tape.add(attention.attend_task.address, attend, count_at=count)
+        return self._values(v_b, output, z, 4 * n_latent, attend)
 
-    def _values(self, v_b: CpuPerHead, output: CpuLinear, z: int, z_bytes: int) -> int:
+    def _attend_context(
+        self, q: int, z: int, heads: int, width: int, latent: int
+    ) -> tuple[int, int]:
+        """(context of the attention of one token, address of its number of tasks)."""
+        size = attention.scratch_bytes(width)
+        fields = {
+            Attend.Q: q,
+            Attend.Z: z,
+            Attend.N_HEADS: heads,
+            Attend.WIDTH: width,
+            Attend.LATENT: latent,
+            Attend.N_TOKENS: 1,
+            Attend.TASK_TOKENS: 1,
+            Attend.PARTIALS: self._room("partials", attention.partial_bytes(heads, latent)),
+            Attend.SCRATCH: self._room("attend", size * self._ops.pool.threads),
+            Attend.SCRATCH_BYTES: size,
+        }
+        context = self.tape.context(*(fields.get(f, 0) for f in Attend))
+        return context, self.tape.room(8)
+
+    def _values(self, v_b: CpuPerHead, output: CpuLinear, z: int, z_bytes: int, attend: int) -> int:
         n_heads, v = v_b.matrix.count, v_b.matrix.n_rows
         o = self._inputs("output", *((2, m) for m in output.matrices))
         size = 4 * v_b.matrix.n_cols
@@ -275,7 +287,8 @@ class _Builder:
         jobs = self._head_jobs(v_b, x, size, o.plain, 4 * v)
         fused = o.q16 if v % 32 == 0 else 0
         rank = self._stack.config.kv_lora_rank
-        context = self.tape.context(z, z_bytes, rank, jobs, int(copies), fused, o.n_cols)
+        fields = z, z_bytes, rank, jobs, int(copies), fused, o.n_cols
+        context = self.tape.context(*fields, attention.merge_task.address, attend)
         self.tape.add(value_task.address, context, n_heads)
         if o.q16 and not fused:
             self.tape.add(records_task.address, self.tape.context(o.plain, o.n_cols, 0, o.q16))
