@@ -32,7 +32,7 @@ from quant.kernels import (
     SIZE,
     decode_row,
 )
-from quant.simd import alloca, f32, i64, put_f32
+from quant.simd import alloca, f32, i64, prefetch, put_f32
 from quant.simd_float import (
     PART,
     V_BYTES,
@@ -50,6 +50,7 @@ from quant.simd_float import (
 ROWS = 8  # at a time
 TILE_COLS = 512
 TILE_TOKENS = 128
+AHEAD = 4096  # bytes that short rows are asked for in advance
 _TILE_ROW = 4 * TILE_COLS
 
 
@@ -72,6 +73,9 @@ def matvec_f32(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . x[t], x float32; weights are widened in registers."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     spare = alloca(64)
+    # Eight short rows at a time are no pattern that hardware prefetches; long ones are.
+    group = ROWS * row_bytes
+    ahead = (AHEAD + group - 1) // group * group if group < 4 * AHEAD else 0
     for t in range(i64(job + _N_TOKENS)):
         x = i64(job + _X) + t * i64(job + _X_STRIDE)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
@@ -89,6 +93,16 @@ def matvec_f32(job: int, r0: int, r1: int) -> None:
             a4 = zero_v(); a5 = zero_v(); a6 = zero_v(); a7 = zero_v()  # fmt: skip
             for c in range(0, n, 32):
                 y = x + 4 * c
+                if ahead:
+                    far = ahead + c // SIZE * BYTES + c % SIZE * BYTES // SIZE
+                    prefetch(p0 + far)
+                    prefetch(p1 + far)
+                    prefetch(p2 + far)
+                    prefetch(p3 + far)
+                    prefetch(p4 + far)
+                    prefetch(p5 + far)
+                    prefetch(p6 + far)
+                    prefetch(p7 + far)
                 a0 = dot_32(p0, c, y, a0)
                 a1 = dot_32(p1, c, y, a1)
                 a2 = dot_32(p2, c, y, a2)
