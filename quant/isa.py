@@ -143,6 +143,15 @@ def dot_u8x64(b: Any, m: Any, v: Any) -> Any:
     return _by_halves(b, m, v, _dot_u8)
 
 
+def add_dot_u8x64(b: Any, m: Any, v: Any) -> Any:
+    """v[0] + dot_u8x64 of the others."""
+    acc, x, y = v
+    if ISA == "avx512vnni":
+        values = [acc, b.bitcast(x, V16I32), b.bitcast(y, V16I32)]
+        return _call(b, m, "llvm.x86.avx512.vpdpbusd.512", V16I32, values)
+    return b.add(acc, dot_u8x64(b, m, (x, y)))
+
+
 def _dot_u8(b: Any, m: Any, v: Any) -> Any:
     x, y = v
     if ISA == "generic":
