@@ -14,11 +14,14 @@ Source: block_iq1_m in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 
 from quant.ggml import GGMLType
-from quant.iq1_s import BOOK
+from quant.iq1_s import BOOK, FIELDS
 from quant.jit import inline
+from quant.kernels import PLANES
 from quant.lookups import (
     f16_from_bits,
     fields_3,
@@ -34,18 +37,32 @@ from quant.lookups import (
     quad_3,
     spread_four,
 )
-from quant.quant_type import QuantType
-from quant.simd import i64, splat_u8, store_f32, store_i8
+from quant.matvec_book import halves_of_trits, odd_steps_16, shifted_dot_of_8s, weight_table
+from quant.quant_type import Book, QuantType
+from quant.simd import i64, load_i32x16, splat_u8, store_f32, store_i8
+from quant.simd_vbmi import (
+    bit_fields,
+    interleave_first,
+    interleave_second,
+    load_3_bits_16,
+    load_4_by_turns,
+    load_8_by_turns,
+)
+
+
+@inline
+def block_scale(p: int) -> Any:
+    """d of the block at p."""
+    words = i64(p + 48)
+    return f16_from_bits(
+        words >> 12 & 0xF | words >> 24 & 0xF0 | words >> 36 & 0xF00 | words >> 48 & 0xF000
+    )
 
 
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
-    words = i64(p + 48)
-    half = f16_from_bits(
-        words >> 12 & 0xF | words >> 24 & 0xF0 | words >> 36 & 0xF00 | words >> 48 & 0xF000
-    )
-    d = half * numba.float32(0.125)
+    d = block_scale(p) * numba.float32(0.125)
     store_f32(s, odd_steps(d, fields_3(p + 48)))
     store_f32(s + 32, odd_steps(d, fields_3(p + 52)))
     pairs = load_u8_as_i16(p + 32)
@@ -64,8 +81,39 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         q += 128
 
 
+# --- matvec_book: contract there ------------------------------------------------------------------
+
+IQ1_M_WEIGHTS = weight_table("iq1_m_weights", (2, 10, 18), 2)
+nibbles = bit_fields([0, 4, 8, 12, 16, 20, 24, 28])
+
+
+def dots(p: int, r: int, y: int) -> tuple[Any, Any]:
+    """Weights are taken as 8 * (word + delta) + 9, 0 .. 18: bit 1 is clear where delta < 0."""
+    i = load_8_by_turns(p, r)
+    high = nibbles(load_4_by_turns(p + 32, r + 32))
+    first, second = halves_of_trits(i, high, FIELDS())
+    shift = high >> 2 & 2
+    sums = load_i32x16(y + 256 * PLANES + 64) * 9
+    fields = interleave_first(first, second)
+    d = shifted_dot_of_8s(fields, interleave_first(shift, shift), y, IQ1_M_WEIGHTS()) - sums
+    fields = interleave_second(first, second)
+    e = shifted_dot_of_8s(fields, interleave_second(shift, shift), y, IQ1_M_WEIGHTS()) - sums
+    return d, e
+
+
+@inline
+def scales(p: int, r: int) -> tuple[Any, Any]:
+    """d / 8 * (2 * scale + 1)."""
+    eighth = numba.float32(0.125)
+    return (
+        odd_steps_16(block_scale(p) * eighth, load_3_bits_16(p + 48)),
+        odd_steps_16(block_scale(r) * eighth, load_3_bits_16(r + 48)),
+    )
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ1_M,
     decode=decode,
     group=16,
+    book=Book(dots=dots, scales=scales),
 )

@@ -12,11 +12,14 @@ Source: block_iq1_s in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 
 from quant import grids
 from quant.ggml import GGMLType
 from quant.jit import inline
+from quant.kernels import PLANES
 from quant.lookups import (
     as_bytes,
     high_bits_3,
@@ -33,8 +36,17 @@ from quant.lookups import (
     store_f32_twice,
     table,
 )
-from quant.quant_type import QuantType
-from quant.simd import f16, store_i8, zero_i32
+from quant.matvec_book import dots_of_trits, iq1_fields, odd_steps_by_turns, weight_table
+from quant.quant_type import Book, QuantType
+from quant.simd import f16, load_i32x16, store_i8, zero_i32
+from quant.simd_vbmi import (
+    bit_fields,
+    load_4_by_turns,
+    load_8_by_turns,
+    load_u16_by_turns,
+    shift_right,
+    sum_pairs,
+)
 
 BOOK = table("iq1", lambda: 8 * grids.iq1())
 
@@ -59,7 +71,34 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         q += 128
 
 
+# --- matvec_book: contract there ------------------------------------------------------------------
+
+FIELDS = table("iq1_fields", lambda: iq1_fields(grids.iq1()))
+IQ1_WEIGHTS = weight_table("iq1_weights", (0, 8, 16), 2)
+threes_of_bits = bit_fields([0, 3, 6, 9, 16, 19, 22, 25])
+
+
+def dots(p: int, r: int, y: int) -> tuple[Any, Any]:
+    """Weights are taken as 8 * (word + 1), 0 .. 16: 8 - 8 * delta too large."""
+    i = load_8_by_turns(p + 2, r + 2)
+    high = threes_of_bits(load_4_by_turns(p + 34, r + 34))
+    d, e = dots_of_trits(i, high, y, FIELDS(), IQ1_WEIGHTS())
+    shift = shift_right(load_u16_by_turns(p + 34, r + 34), 15)
+    d = sum_pairs(d, e) - (shift + shift + 7) * load_i32x16(y + 256 * PLANES + 64)
+    return d, d
+
+
+@inline
+def scales(p: int, r: int) -> tuple[Any, Any]:
+    """d / 8 * (2 * scale + 1)."""
+    n = shift_right(load_u16_by_turns(p + 34, r + 34), 12) & 7
+    eighth = numba.float32(0.125)
+    s = odd_steps_by_turns(f16(p) * eighth, f16(r) * eighth, n)
+    return s, s
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ1_S,
     decode=decode,
+    book=Book(dots=dots, scales=scales),
 )

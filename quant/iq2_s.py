@@ -11,6 +11,8 @@ Source: block_iq2_s in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 
 from quant import grids
@@ -30,8 +32,17 @@ from quant.lookups import (
     quad_3,
     table,
 )
-from quant.quant_type import QuantType
-from quant.simd import f16, load_u8, store_f32, store_i8
+from quant.matvec_book import IQ2_VALUES, book_table, look_up_1024, odd_steps_16, signed_dots_of_8s
+from quant.quant_type import Book, QuantType
+from quant.simd import f16, load_u8, splat_u8x64, store_f32, store_i8
+from quant.simd_vbmi import (
+    any_bit,
+    bit_fields,
+    load_2_by_turns,
+    load_8_by_turns,
+    load_nibbles_16,
+    top_bit,
+)
 
 BOOK = table("iq2_s", grids.iq2_s)
 
@@ -57,8 +68,37 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         q += 128
 
 
+# --- matvec_book: contract there ------------------------------------------------------------------
+
+FIELDS = book_table("iq2_s_fields", grids.iq2_s, IQ2_VALUES, 2)
+pairs_of_bits = bit_fields([0, 2, 4, 6, 8, 10, 12, 14])
+
+
+def dots(p: int, r: int, y: int) -> tuple[Any, Any]:
+    """Signs are whole bytes."""
+    i = load_8_by_turns(p + 2, r + 2)
+    high = pairs_of_bits(load_2_by_turns(p + 66, r + 66))
+    k7 = top_bit(i)
+    k8 = any_bit(high, splat_u8x64(1))
+    k9 = any_bit(high, splat_u8x64(2))
+    first = look_up_1024(i, FIELDS(), k7, k8, k9)
+    second = look_up_1024(i, FIELDS() + 1024, k7, k8, k9)
+    return signed_dots_of_8s(first, second, load_8_by_turns(p + 34, r + 34), y)
+
+
+@inline
+def scales(p: int, r: int) -> tuple[Any, Any]:
+    """d / 8 * (2 * scale + 1)."""
+    eighth = numba.float32(0.125)
+    return (
+        odd_steps_16(f16(p) * eighth, load_nibbles_16(p + 74)),
+        odd_steps_16(f16(r) * eighth, load_nibbles_16(r + 74)),
+    )
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ2_S,
     decode=decode,
     group=16,
+    book=Book(dots=dots, scales=scales),
 )

@@ -11,6 +11,8 @@ Source: block_iq2_xs in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 
 from quant import grids
@@ -26,8 +28,17 @@ from quant.lookups import (
     with_parity,
     words_8x4,
 )
-from quant.quant_type import QuantType
-from quant.simd import f16, store_f32, store_i8, u16
+from quant.matvec_book import IQ2_VALUES, book_table, look_up_512, odd_steps_16, signed_dots_of_8s
+from quant.quant_type import Book, QuantType
+from quant.simd import f16, splat_u8x64, store_f32, store_i8, u16
+from quant.simd_vbmi import (
+    any_bit,
+    even_bytes_by_turns,
+    load_nibbles_16,
+    odd_bytes_by_turns,
+    parity_over_high_7,
+    top_bit,
+)
 
 BOOK = table("iq2_xs", grids.iq2_xs)
 
@@ -53,8 +64,35 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         q += 32
 
 
+# --- matvec_book: contract there ------------------------------------------------------------------
+
+FIELDS = book_table("iq2_xs_fields", grids.iq2_xs, IQ2_VALUES, 2)
+
+
+def dots(p: int, r: int, y: int) -> tuple[Any, Any]:
+    """Even bytes: index bits 0-7; odd bytes: bit 8 and the signs."""
+    i = even_bytes_by_turns(p + 2, r + 2)
+    high = odd_bytes_by_turns(p + 2, r + 2)
+    k7 = top_bit(i)
+    k8 = any_bit(high, splat_u8x64(1))
+    first = look_up_512(i, FIELDS(), k7, k8)
+    second = look_up_512(i, FIELDS() + 512, k7, k8)
+    return signed_dots_of_8s(first, second, parity_over_high_7(high), y)
+
+
+@inline
+def scales(p: int, r: int) -> tuple[Any, Any]:
+    """d / 8 * (2 * scale + 1)."""
+    eighth = numba.float32(0.125)
+    return (
+        odd_steps_16(f16(p) * eighth, load_nibbles_16(p + 66)),
+        odd_steps_16(f16(r) * eighth, load_nibbles_16(r + 66)),
+    )
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ2_XS,
     decode=decode,
     group=16,
+    book=Book(dots=dots, scales=scales),
 )

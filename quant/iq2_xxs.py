@@ -10,6 +10,8 @@ Source: block_iq2_xxs in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 
 from quant import grids
@@ -25,8 +27,20 @@ from quant.lookups import (
     table,
     words_8x4,
 )
-from quant.quant_type import QuantType
-from quant.simd import f16, store_i8, u8
+from quant.matvec_book import IQ2_VALUES, book_table, look_up_256, signed_dots_of_8s
+from quant.quant_type import Book, QuantType
+from quant.simd import f16, store_i8, to_f32x16, u8
+from quant.simd_vbmi import (
+    as_i32x16,
+    bit_fields,
+    evens_by_turns,
+    odds_by_turns,
+    parity_over_low_7,
+    shift_right,
+    sum_pairs,
+    top_bit,
+    two_by_turns,
+)
 
 BOOK = table("iq2_xxs", grids.iq2_xxs)
 
@@ -49,7 +63,34 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32_twice(s, scales)
 
 
+# --- matvec_book: contract there ------------------------------------------------------------------
+
+FIELDS = book_table("iq2_xxs_fields", grids.iq2_xxs, IQ2_VALUES, 2)
+sign_fields = bit_fields([0, 7, 14, 21, 32, 39, 46, 53])
+
+
+def dots(p: int, r: int, y: int) -> tuple[Any, Any]:
+    """The words of 32 bits are indices and fields in turn."""
+    i = evens_by_turns(p + 2, r + 2)
+    k7 = top_bit(i)
+    first = look_up_256(i, FIELDS(), k7)
+    second = look_up_256(i, FIELDS() + 256, k7)
+    signs = parity_over_low_7(sign_fields(odds_by_turns(p + 2, r + 2)))
+    d, e = signed_dots_of_8s(first, second, signs, y)
+    return sum_pairs(d, e), e
+
+
+@inline
+def scales(p: int, r: int) -> tuple[Any, Any]:
+    """d / 8 * (2 * scale + 1)."""
+    n = shift_right(as_i32x16(odds_by_turns(p + 2, r + 2)), 27) | 1
+    eighth = numba.float32(0.125)
+    s = to_f32x16(n) * two_by_turns(f16(p) * eighth, f16(r) * eighth)
+    return s, s
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ2_XXS,
     decode=decode,
+    book=Book(dots=dots, scales=scales),
 )

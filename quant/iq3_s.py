@@ -11,6 +11,8 @@ Source: block_iq3_s in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant import grids
 from quant.ggml import GGMLType
 from quant.jit import inline
@@ -29,8 +31,16 @@ from quant.lookups import (
     store_f32_twice,
     table,
 )
-from quant.quant_type import QuantType
-from quant.simd import f16, load_u8, store_i8
+from quant.matvec_book import (
+    book_table,
+    look_up_512,
+    odd_steps_by_turns,
+    signed_dot_of_4s,
+    weight_table,
+)
+from quant.quant_type import Book, QuantType
+from quant.simd import f16, load_u8, load_u8x64, store_i8
+from quant.simd_vbmi import load_mask, load_nibbles_by_turns, load_u8x32_twice_each, top_bit
 
 BOOK = table("iq3_s", grids.iq3_s)
 
@@ -51,7 +61,32 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         signs = next_four(signs)
 
 
+# --- matvec_book: contract there ------------------------------------------------------------------
+
+VALUES = (1, 3, 5, 7, 9, 11, 13, 15)
+FIELDS = book_table("iq3_s_fields", grids.iq3_s, VALUES, 3)
+WEIGHTS = weight_table("iq3_s_weights", VALUES, 3)
+
+
+def dots_of_row(p: int, y: int) -> Any:
+    """i32x16: groups of 16 of one row; a byte of signs is for two words."""
+    i = load_u8x64(p + 2)
+    k7 = top_bit(i)
+    k8 = load_mask(p + 66)
+    first = look_up_512(i, FIELDS(), k7, k8)
+    second = look_up_512(i, FIELDS() + 512, k7, k8)
+    return signed_dot_of_4s(first, second, load_u8x32_twice_each(p + 74), y, WEIGHTS())
+
+
+@inline
+def scales(p: int, r: int) -> tuple[Any, Any]:
+    """d * (2 * scale + 1)."""
+    s = odd_steps_by_turns(f16(p), f16(r), load_nibbles_by_turns(p + 106, r + 106))
+    return s, s
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ3_S,
     decode=decode,
+    book=Book(dots_of_row=dots_of_row, scales=scales),
 )

@@ -10,6 +10,8 @@ Source: block_iq3_xxs in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 
 from quant import grids
@@ -24,8 +26,19 @@ from quant.lookups import (
     table,
     words_4x8,
 )
-from quant.quant_type import QuantType
-from quant.simd import f16, load_i32, store_i8, u8
+from quant.matvec_book import book_table, look_up_256, signed_dot_of_4s, weight_table
+from quant.quant_type import Book, QuantType
+from quant.simd import f16, load_i32, load_u8x64, store_i8, to_f32x16, u8
+from quant.simd_vbmi import (
+    as_i32x16,
+    bit_fields,
+    load_8_by_turns,
+    load_u32_as_u64,
+    parity_over_low_7,
+    shift_right,
+    top_bit,
+    two_by_turns,
+)
 
 BOOK = table("iq3_xxs", grids.iq3_xxs)
 
@@ -48,7 +61,35 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         q += 32
 
 
+# --- matvec_book: contract there ------------------------------------------------------------------
+
+VALUES = (4, 12, 20, 28, 36, 44, 52, 62)
+FIELDS = book_table("iq3_xxs_fields", grids.iq3_xxs, VALUES, 3)
+WEIGHTS = weight_table("iq3_xxs_weights", VALUES, 3)
+sign_fields = bit_fields([0, 0, 7, 7, 14, 14, 21, 21])  # a byte for two words of 4
+
+
+def dots_of_row(p: int, y: int) -> Any:
+    """i32x16: groups of 16 of one row."""
+    i = load_u8x64(p + 2)
+    k7 = top_bit(i)
+    first = look_up_256(i, FIELDS(), k7)
+    second = look_up_256(i, FIELDS() + 256, k7)
+    signs = parity_over_low_7(sign_fields(load_u32_as_u64(p + 66)))
+    return signed_dot_of_4s(first, second, signs, y, WEIGHTS())
+
+
+@inline
+def scales(p: int, r: int) -> tuple[Any, Any]:
+    """d / 4 * (2 * scale + 1)."""
+    n = shift_right(as_i32x16(load_8_by_turns(p + 66, r + 66)), 27) | 1
+    quarter = numba.float32(0.25)
+    s = to_f32x16(n) * two_by_turns(f16(p) * quarter, f16(r) * quarter)
+    return s, s
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ3_XXS,
     decode=decode,
+    book=Book(dots_of_row=dots_of_row, scales=scales),
 )

@@ -1,8 +1,9 @@
 """What this processor offers, and the few operations that differ between instruction sets.
 
-`ISA` is chosen once, at import, from the CPU features that LLVM reports; KIMI_OFFLOAD_ISA=avx2 (or
+`NAME` is chosen once, at import, from the CPU features that LLVM reports; KIMI_OFFLOAD_ISA=avx2 (or
 any of NAMES) forces a lesser one, for tests. Kernels compiled for one are never loaded for
-another: the name is part of the cache folder (`jit.py`).
+another: the name is part of the cache folder (`jit.py`). avx512vbmi is avx512vnni with more
+instructions for single types: `ISA` is avx512vnni for both, `VBMI` tells them apart.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from llvmlite import binding, ir
 
 from quant.ggml import QuantError
 
-NAMES = ("avx512vnni", "avx512", "avxvnni", "avx2", "generic")
+NAMES = ("avx512vbmi", "avx512vnni", "avx512", "avxvnni", "avx2", "generic")
 
 I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 V64I8, V16I32 = ir.VectorType(I8, 64), ir.VectorType(I32, 16)
@@ -29,7 +30,10 @@ def detect() -> str:
         return "generic"
     features = binding.get_host_cpu_features()
     if features.get("avx512bw") and features.get("avx512vl"):
-        return "avx512vnni" if features.get("avx512vnni") else "avx512"
+        if not features.get("avx512vnni"):
+            return "avx512"
+        more = features.get("avx512vbmi") and features.get("gfni")
+        return "avx512vbmi" if more else "avx512vnni"
     if features.get("avx2") and features.get("fma"):
         return "avxvnni" if features.get("avxvnni") else "avx2"
     return "generic"
@@ -40,15 +44,16 @@ def choose(wanted: str | None) -> str:
     best = detect()
     if not wanted:
         return best
-    able = {
-        "avx512vnni": NAMES,
+    able: tuple[str, ...] = {
+        "avx512vbmi": NAMES,
+        "avx512vnni": NAMES[1:],
         "avx512": ("avx512", "avx2", "generic"),
         "avxvnni": ("avxvnni", "avx2", "generic"),
         "avx2": ("avx2", "generic"),
         "generic": ("generic",),
     }[best]
-    if best == "avx512vnni" and not binding.get_host_cpu_features().get("avxvnni"):
-        able = ("avx512vnni", "avx512", "avx2", "generic")
+    if best.startswith("avx512v") and not binding.get_host_cpu_features().get("avxvnni"):
+        able = tuple(name for name in able if name != "avxvnni")
     if wanted not in able:
         raise QuantError(f"KIMI_OFFLOAD_ISA={wanted}: this processor can run {', '.join(able)}")
     return wanted
@@ -68,7 +73,9 @@ def chosen() -> str:
     return target
 
 
-ISA = chosen()
+NAME = chosen()
+VBMI = NAME == "avx512vbmi"  # with VBMI and GFNI
+ISA = "avx512vnni" if VBMI else NAME
 
 
 def _call(b: Any, m: Any, name: str, ret: Any, values: list[Any]) -> Any:

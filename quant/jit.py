@@ -39,7 +39,7 @@ def cache_folder() -> Path:
         else:
             xdg = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
             base = str(Path(xdg) / "kimi-offload")
-    return Path(base) / "kernels" / f"{numba.__version__}-{isa.ISA}-{_source_digest()}"
+    return Path(base) / "kernels" / f"{numba.__version__}-{isa.NAME}-{_source_digest()}"
 
 
 @cache

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from quant import float_products, kernels, matvec_64, tile
+from quant import float_products, isa, kernels, matvec_64, matvec_book, tile
 from quant.ggml import BLOCK, GGMLType
 from quant.jit import bind, c_kernel, inline
 
@@ -30,6 +30,15 @@ class Direct:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Book:
+    """What `matvec_book` asks of a code-book type: scales, and dots of two rows or of one."""
+
+    scales: Any
+    dots: Callable[..., Any] | None = None
+    dots_of_row: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantType:
     """One GGML type.
 
@@ -38,6 +47,7 @@ class QuantType:
     group: columns that share a scale, 32 or 16.
     direct: for types that `matvec_64` can serve without going through memory.
     dot_32: for types that `float_products.matvec_f32` can widen in registers; float types have it.
+    book: for types that `matvec_book` can serve where the processor has VBMI.
     overrides: other faster kernels under the same contract, by kind.
     """
 
@@ -47,6 +57,7 @@ class QuantType:
     offsets: bool = False
     group: int = 32
     direct: Direct | None = None
+    book: Book | None = None
     dot_32: Any = None
     overrides: dict[Kind, Callable[..., None]] = field(default_factory=dict)
     _compiled: dict[Kind, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -96,6 +107,12 @@ class QuantType:
             for open_name in ("weights_64", "scales_16", "offsets_16"):
                 names[open_name] = getattr(self.direct, open_name)
             names["dots_64"] = inline(bind(matvec_64.dots_64, f"dots_64_{name}", **names))
+        if self.book is not None and template == "matvec" and isa.VBMI:
+            fn = matvec_book.matvec_book
+            names["scales"] = self.book.scales
+            for helper, source in matvec_book.OPEN_HELPERS.items():
+                own = getattr(self.book, helper, None) or source
+                names[helper] = inline(bind(own, f"{helper}_{name}", **names))
         if template == "matmul":
             names["strips_many"] = tile.strips(names["PLANES"], self.group, tile.TOKENS)
             names["strips_one"] = tile.strips(names["PLANES"], self.group, 1)
