@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant import packed_tq1_0
+from quant import packed_iq1_m, packed_iq1_s, packed_tq1_0
 from quant.driver import JOB_BYTES
 from quant.ggml import GGMLType
 from quant.jit import task
@@ -20,7 +20,14 @@ __all__ = ["PACKED_TYPES", "PackedType", "packed_type", "run_pack"]
 
 _FN = 8 * int(Job.KERNEL)
 
-PACKED_TYPES: dict[GGMLType, PackedType] = {p.ggml_type: p for p in (packed_tq1_0.PACKED,)}
+PACKED_TYPES: dict[GGMLType, PackedType] = {
+    p.ggml_type: p
+    for p in (
+        packed_iq1_s.PACKED,
+        packed_iq1_m.PACKED,
+        packed_tq1_0.PACKED,
+    )
+}
 
 
 def packed_type(ggml_type: GGMLType) -> PackedType | None:

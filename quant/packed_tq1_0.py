@@ -12,7 +12,15 @@ import numpy as np
 from quant import tq1_0
 from quant.jit import inline
 from quant.packed_kernels import AHEAD
-from quant.packed_trios import ROWS, STRIP, fill_trits, pack_trios, strip_dots, trits
+from quant.packed_trios import (
+    DIGITS,
+    ROWS,
+    STRIP,
+    fill_trits,
+    pack_trios,
+    strip_dots,
+    trits,
+)
 from quant.packed_type import PackedType
 from quant.simd import i64, prefetch, u16
 from quant.simd_packed import (
@@ -68,7 +76,7 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
 @inline
 def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
     """Contract in packed_kernels.py."""
-    fill_trits(p + STRIPS, plane, w, w_stride, 32)
+    fill_trits(p + STRIPS, DIGITS() + 16 * plane, w, w_stride, 32)
     for rows in range(0, 64, 4 * LANES):
         d = load_halves(p + 32 * plane + rows // 2)
         for g in range(8):

@@ -34,8 +34,10 @@ from quant.simd_packed import (
     as_signed,
     fma,
     four_columns,
+    ints_as_bytes,
     load_bytes,
     look_up,
+    minus_or_one,
     minus_threes,
     negate_where,
     store_bytes,
@@ -53,7 +55,9 @@ _U = np.arange(16)
 _DIGITS = [(_U + 4) // 9, (_U + 1) // 3 - 3 * ((_U + 4) // 9), _U - 3 * ((_U + 1) // 3)]
 THIRDS = table("trio_thirds", lambda: ((_U + 1) // 3).astype(np.int8))
 NINTHS = table("trio_ninths", lambda: ((_U + 4) // 9).astype(np.int8))
-DIGITS = table("trio_digits", lambda: np.array(_DIGITS, np.int8))  # of u >= 0, for each row
+# the digits of u, for each of the three rows: as they are, and times 8
+DIGITS = table("trio_digits", lambda: np.array(_DIGITS, np.int8))
+EIGHTS = table("trio_eights", lambda: 8 * np.array(_DIGITS, np.int8))
 
 
 def trits(strips: np.ndarray) -> np.ndarray:
@@ -140,18 +144,39 @@ def pack_trios(trits: int, out: int) -> None:
 
 
 @inline
-def fill_trits(p: int, plane: int, w: int, w_stride: int, group: int) -> None:
-    """One plane's trits of the 8 strips at p as weights of a tile; see packed_kernels.py."""
+def fill_trits(p: int, digits: int, w: int, w_stride: int, group: int) -> None:
+    """One plane's trits of the 8 strips at p as weights of a tile; see packed_kernels.py.
+
+    digits: the plane's row of DIGITS or EIGHTS.
+    """
     for strip in range(8):
         for rows in range(0, 64, 4 * LANES):
             signs = load_bytes(p + STRIP * strip + 256 + rows)
             for k in range(4):
                 both = load_bytes(p + STRIP * strip + 64 * k + rows)
-                low = as_signed(look_up(DIGITS() + 16 * plane, both & 15))
-                high = as_signed(look_up(DIGITS() + 16 * plane, both >> 4))
-                at = w + strip * 32 // group * w_stride
-                at += (32 * strip % group + 8 * k % group) * 32 + 8 * k // group * w_stride
-                low = as_bytes(negate_where(low, signs, 2 * k))
-                high = as_bytes(negate_where(high, signs, 2 * k + 1))
-                store_bytes(at + rows, low ^ ZERO)
-                store_bytes(at + 128 + rows, high ^ ZERO)
+                low = as_signed(look_up(digits, both & 15))
+                high = as_signed(look_up(digits, both >> 4))
+                at = tile_vector(w, w_stride, group, 8 * strip + 2 * k) + rows
+                store_bytes(at, as_bytes(negate_where(low, signs, 2 * k)) ^ ZERO)
+                store_bytes(at + 128, as_bytes(negate_where(high, signs, 2 * k + 1)) ^ ZERO)
+
+
+@inline
+def tile_vector(w: int, w_stride: int, group: int, quad: int) -> int:
+    """Address in a tile of a step's columns 4 quad .. 4 quad + 3."""
+    return w + quad * 4 // group * w_stride + quad % (group // 4) * 128
+
+
+@inline
+def add_shift(x: Any, bit: int, at: int, vectors: int) -> None:
+    """Weights 8 t (`vectors` of 4 columns in a tile) + the shift: -1 where the bit of x is set."""
+    shift = ints_as_bytes(minus_or_one(x >> bit))
+    for k in range(vectors):
+        store_bytes(at + 128 * k, load_bytes(at + 128 * k) + shift)
+
+
+@inline
+def trits_of_shifted(q: int) -> None:
+    """(48, 256) int8: 8 t + shift -> t, in place."""
+    for i in range(0, 256 * ROWS, 4 * LANES):
+        store_bytes(q + i, as_bytes(as_signed(load_bytes(q + i) + 4) >> 3))

@@ -67,6 +67,7 @@ as_bytes = _op(Bytes, (Signed,), lambda b, m, v: v[0])
 ints_as_bytes = _op(Bytes, (Ints,), lambda b, m, v: b.bitcast(v[0], BYTES))
 bytes_as_ints = _op(Ints, (Bytes,), lambda b, m, v: b.bitcast(v[0], INTS))
 zero_bytes = _op(Bytes, (), lambda b, m, v: ir.Constant(BYTES, [0] * BYTES.count))
+eights = _op(Floats, (), lambda b, m, v: ir.Constant(FLOATS, [8.0] * LANES))
 minus_threes = _op(Floats, (), lambda b, m, v: ir.Constant(FLOATS, [-3.0] * LANES))
 fma = simd.fma_16 if WIDE else simd.fma
 put_u8, put_u16 = _put(I8), _put(I16)
@@ -205,7 +206,33 @@ def _one_of_4(b: Any, m: Any, v: Any) -> Any:
     return b.select(second, b.select(first, x[3], x[2]), b.select(first, x[1], x[0]))
 
 
+def _halves_from(b: Any, m: Any, v: Any) -> Any:
+    bits = b.trunc(v[0], ir.VectorType(I16, LANES))
+    return b.fpext(b.bitcast(bits, ir.VectorType(F16, LANES)), FLOATS)
+
+
+def _minus_or_one(b: Any, m: Any, v: Any) -> Any:
+    minus = b.sub(ir.Constant(INTS, [0] * LANES), _masked(b, v[0], 1))
+    return b.or_(minus, ir.Constant(INTS, [0x01010101] * LANES))
+
+
+def _signed_sums(b: Any, m: Any, v: Any) -> Any:
+    """For each 16 of 64 activations, with their sums A and B of 8: A + B, B - A, A - B, -A - B."""
+    ones = ir.Constant(simd.u8x64.llvm, [1] * 64)
+    four = isa.dot_u8x64(b, m, [ones, v[0]])  # sums of 4
+    eight = b.add(four, b.shuffle_vector(four, four, simd._lanes([i ^ 1 for i in range(16)])))
+    parts = []
+    for first, bit in ((0, 1), (2, 2)):
+        x = b.shuffle_vector(eight, eight, simd._lanes([i // 4 * 4 + first for i in range(16)]))
+        flip = ir.Constant(simd.i32x16.llvm, [-1 if i & bit else 0 for i in range(16)])
+        parts.append(b.sub(b.xor(x, flip), flip))
+    return b.sitofp(b.add(*parts), simd.f32x16.llvm)
+
+
 odd_number = _op(Floats, (Ints,), _odd_number)  # 2 (x & 7) + 1
 nibble = _op(Floats, (Ints,), _nibble)  # x & 15
 sign_of_bit_3 = _op(Floats, (Ints, Floats), _sign_of_bit_3)  # the float, negative where x & 8
 one_of_4 = _op(Floats, (P, Ints), _one_of_4)  # floats at the address [x & 3]; 16-byte aligned
+halves_from = _op(Floats, (Ints,), _halves_from)  # the low 16 bits read as a half
+minus_or_one = _op(Ints, (Ints,), _minus_or_one)  # four bytes of -1 where x & 1, else of 1
+signed_sums = _op(simd.f32x16, (simd.i8x64,), _signed_sums)
