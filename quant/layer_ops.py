@@ -17,9 +17,8 @@ from quant.simd import (
     put_f32,
     splat_f32,
     store_f32,
-    sum_f32,
-    zero_f32,
 )
+from quant.simd_float import LANES, V_BYTES, fma_v, load_v, store_v, sum_v, zero_v
 
 MIN_WEIGHT_SUM = np.float32(6.103515625e-5)  # the smallest normal half: llama.cpp's guard
 
@@ -28,18 +27,32 @@ MIN_WEIGHT_SUM = np.float32(6.103515625e-5)  # the smallest normal half: llama.c
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray) -> None:
     """out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight; x, out: (T, n), rows may be strided."""
     n = weight.size
-    whole = n // 8 * 8
+    step = 4 * LANES
+    whole = n // step * step
+    weights = weight.ctypes.data
     for t in range(x.shape[0]):
         row = x[t:].ctypes.data
-        acc = zero_f32()
-        for i in range(0, 4 * whole, 32):
-            v = load_f32(row + i)
-            acc = fma(v, v, acc)
-        total = np.float64(sum_f32(acc))
+        into = out[t:].ctypes.data
+        a = zero_v()
+        b = zero_v()
+        c = zero_v()
+        d = zero_v()
+        for i in range(0, 4 * whole, 4 * step):
+            v = load_v(row + i)
+            a = fma_v(v, v, a)
+            v = load_v(row + i + V_BYTES)
+            b = fma_v(v, v, b)
+            v = load_v(row + i + 2 * V_BYTES)
+            c = fma_v(v, v, c)
+            v = load_v(row + i + 3 * V_BYTES)
+            d = fma_v(v, v, d)
+        total = np.float64(sum_v((a + b) + (c + d)))
         for i in range(whole, n):
             total += np.float64(x[t, i]) * np.float64(x[t, i])
         scale = np.float32(1.0 / np.sqrt(total / n + eps))
-        for i in range(n):
+        for i in range(0, 4 * whole, V_BYTES):
+            store_v(into + i, load_v(row + i) * scale * load_v(weights + i))
+        for i in range(whole, n):
             out[t, i] = x[t, i] * scale * weight[i]
 
 

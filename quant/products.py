@@ -83,7 +83,7 @@ def matvec(
 def matmul_f32(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1) -> np.ndarray:
     """As `matmul`, with x taken as it is."""
     data = _rows(t, data, x.shape[1])
-    job = _job("matmul_f32", t, data, x.shape[1])
+    job = _job("matvec_f32" if len(x) == 1 else "matmul_f32", t, data, x.shape[1])
     return _product(job, np.ascontiguousarray(x, np.float32), threads)
 
 

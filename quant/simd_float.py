@@ -142,7 +142,14 @@ def _exp(b: Any, m: Any, v: Any) -> Any:
     return p
 
 
+def _silu(b: Any, m: Any, v: Any) -> Any:
+    """x * sigmoid(x) = x / (1 + e^-x); -0 where e^-x overflows."""
+    e = _exp(b, m, [b.fsub(_floats(0.0), v[0])])
+    return b.fdiv(v[0], b.fadd(e, _floats(1.0)))
+
+
 exp_v = _op(V, (V,), _exp)
+silu_v = _op(V, (V,), _silu)
 
 # --- sums over lanes ----------------------------------------------------------------------------
 
