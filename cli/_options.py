@@ -153,6 +153,52 @@ def take_sampling(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value not in (None, ())}
 
 
+# How weights lie in memory; `bench --shape` takes the first and the last.
+LAYOUT_OPTIONS = (
+    click.option(
+        "--experts-layout",
+        type=click.Choice(["native", "packed", "auto"]),
+        default="auto",
+        show_default=True,
+        help="Routed experts as the file has them, re-arranged in RAM for speed, or as a short"
+        " measurement at start decides.",
+    ),
+    click.option(
+        "--pack-budget",
+        type=FiniteRange(min=0),
+        metavar="GIB",
+        help="RAM for packed experts; layers that do not fit stay native.  [default: what is free]",
+    ),
+    click.option(
+        "--packed-cache",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Keep packed experts in this folder, so that the next start maps them.",
+    ),
+    click.option(
+        "--memory",
+        type=click.Choice(["mmap", "resident", "hugepages"]),
+        default="mmap",
+        show_default=True,
+        help="Weights in the mapped file, copied into RAM (locked where allowed), or copied into"
+        " huge pages.",
+    ),
+    click.option(
+        "--pin/--no-pin",
+        default=None,
+        help="Keep every worker thread on a core of its own.  [default: unless others need them]",
+    ),
+)
+LAYOUT_NAMES = ("experts_layout", "pack_budget", "packed_cache", "memory", "pin")
+
+
+def layout_options(command: F) -> F:
+    """Add the flags about layouts and memory to a command."""
+    for option in reversed(LAYOUT_OPTIONS):
+        command = option(command)
+    return command
+
+
 def load_options(command: F) -> F:
     """Add the flags of `offload.load` to a command."""
     options = (
@@ -179,6 +225,6 @@ def load_options(command: F) -> F:
             help="Number type of the attention cache.",
         ),
     )
-    for option in reversed(options):
+    for option in reversed((*options, *LAYOUT_OPTIONS)):
         command = option(command)
     return command

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._options import model_argument
+from cli._options import layout_options, model_argument
 from cli._render import LoadDisplay, say, show_table
 
 if TYPE_CHECKING:
-    from offload import bench
+    from offload import LayoutOptions, bench
 
 
 @click.command("bench")
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     metavar="S",
     help="How long to measure; preparing comes on top.",
 )
+@layout_options
 @click.option(
     "--compare",
     type=click.Choice(["llama.cpp"]),
@@ -125,6 +126,20 @@ def _model_options(model: Path | None, values: dict[str, Any]) -> bench.ModelOpt
         seconds=values["seconds"],
         compare=values["compare"] is not None,
         depths=values["depth"] or bench.DEPTHS,
+        memory=values["memory"],
+        layout=_layout(values),
+        pin=values["pin"],
+    )
+
+
+def _layout(values: dict[str, Any]) -> LayoutOptions:
+    import offload
+
+    budget = values["pack_budget"]
+    return offload.LayoutOptions(
+        layout=values["experts_layout"],
+        budget=None if budget is None else round(budget * 2**30),
+        cache=values["packed_cache"],
     )
 
 
@@ -134,5 +149,13 @@ def _shape_options(shape: str, values: dict[str, Any]) -> bench.ShapeOptions:
     depths = values.pop("depth") or (512,)
     if len(depths) > 1:
         raise click.UsageError("with --shape, give one --depth")
+    for name in ("pack_budget", "packed_cache"):
+        if values[name] is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} belongs to a MODEL, not to --shape")
+    if values["memory"] != "mmap":
+        raise click.UsageError("--memory belongs to a MODEL, not to --shape")
     values["compare"] = values["compare"] is not None
+    values |= {"layout": _layout(values), "pin": values["pin"]}
+    for name in ("experts_layout", "pack_budget", "packed_cache", "memory"):
+        del values[name]
     return bench.ShapeOptions(shape=shape, depth=depths[0], **values)

@@ -42,9 +42,23 @@ def _machine_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
         ("kernel variant", cpu.simd),
         ("threads", f"{threads}: {reason}"),
         ("threading layer", _threading_layer()),
+        ("pinning", profile.pinning(threads)[1]),
+        ("core kinds", _core_kinds(profile)),
+        ("NUMA", profile.numa()),
+        ("huge pages", profile.huge_pages()),
         ("memory", f"{amount(cpu.ram_free)} free of {amount(cpu.ram_total)}"),
         ("GPUs", ", ".join(profile.gpus) or "none used: this version computes on the CPU"),
     ]
+
+
+def _core_kinds(profile: HardwareProfile) -> str:
+    cores, fast = profile.cpu.topology.cores, profile.cpu.topology.fast
+    if not cores:
+        return "not described by this system"
+    threads = max(len(core.cpus) for core in cores)
+    kinds = f"{len(fast)} performance, {len(cores) - len(fast)} efficiency"
+    kinds = kinds if len(fast) < len(cores) else "all alike"
+    return f"{kinds}; {'hyper-threads' if threads > 1 else 'no hyper-threads'}"
 
 
 def _cpu_features() -> list[str]:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli._interrupt import no_echo
-from cli._options import Text, load_options, model_argument, sampling_options, take_sampling
+from cli._options import (
+    LAYOUT_NAMES,
+    Text,
+    load_options,
+    model_argument,
+    sampling_options,
+    take_sampling,
+)
 from cli.answering import (
     Settings,
     first_messages,
@@ -111,6 +118,7 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
             context=values["context"],
             threads=values["threads"],
             kv_type=values["kv_type"],
+            **{name: values[name] for name in LAYOUT_NAMES},
             progress=display.callback,
         )
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from offload.expert_cache import CacheStats, ExpertCache
+    from offload.expert_layout import LayoutOptions
     from offload.gguf import GGUFFile
     from offload.hardware import HardwareProfile, probe
     from offload.plan import Plan
@@ -63,6 +64,7 @@ _HOMES = {
     "UnsupportedError": "offload.errors",
     "CacheStats": "offload.expert_cache",
     "ExpertCache": "offload.expert_cache",
+    "LayoutOptions": "offload.expert_layout",
     "GGUFFile": "offload.gguf",
     "HardwareProfile": "offload.hardware",
     "probe": "offload.hardware",
@@ -97,6 +99,7 @@ __all__ = [
     "HardwareProfile",
     "LFU",
     "LRU",
+    "LayoutOptions",
     "LoadProgress",
     "ModelConfig",
     "OffloadError",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from offload.memory import amount, free_hugetlb, thp_mode
 from offload.topology import Topology, read_topology
 from quant import isa
 
@@ -80,6 +81,17 @@ class HardwareProfile:
             "workers pinned, one to a physical core"
         )
 
+    def huge_pages(self) -> str:
+        """What --memory hugepages can expect."""
+        mode, reserved = thp_mode(), free_hugetlb()
+        kinds = {
+            "always": "transparent ones for all memory",
+            "madvise": "transparent ones where a program asks (we do)",
+            "never": "switched off (/sys/kernel/mm/transparent_hugepage/enabled: never)",
+            None: "not available on this system",
+        }
+        return kinds.get(mode, str(mode)) + (f"; {amount(reserved)} set aside" if reserved else "")
+
     def numa(self) -> str:
         """What was found, and what follows."""
         nodes = len(self.cpu.topology.nodes)
@@ -112,7 +124,7 @@ def probe() -> HardwareProfile:
             usable=usable,
             ram_total=total,
             ram_free=free,
-            simd=isa.ISA,
+            simd=isa.NAME,
             topology=read_topology(),
         )
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,13 @@ class BenchOps(CpuOps):
     far; spread: distinct experts of the last prompt.
     """
 
-    def __init__(self, threads: int, experts: int | None = None) -> None:
-        super().__init__(threads)
+    def __init__(
+        self,
+        threads: int,
+        experts: int | None = None,
+        cpus: Sequence[frozenset[int]] | None = None,
+    ) -> None:
+        super().__init__(threads, cpus)
         self._rng = np.random.default_rng(1)
         self._experts = experts
         self._order = np.zeros(0, np.int64)

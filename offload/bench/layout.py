@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from offload.bench.shapes import TensorSpec, TypeChoice, tensor_specs
 from offload.config import ModelConfig
 from offload.errors import PlanError
+from quant.packed import packed_type
 
 CACHE_FACTOR = 4  # bytes between two uses of a weight, in last-level caches
 BUDGET = 4 << 30  # bytes laid out at most, unless one layer needs more
@@ -22,7 +24,7 @@ class Layout:
     """What is laid out. model: the configuration of the laid-out part; full: of the whole model.
 
     part_bytes: what one token reads in one layer, by part. distance: bytes that are read between
-    two uses of the same weight, at least.
+    two uses of the same weight, at least. arranged: the layout that routed experts have in the end.
     """
 
     full: ModelConfig
@@ -32,6 +34,7 @@ class Layout:
     specs: dict[str, TensorSpec]
     part_bytes: dict[str, int]
     cache_bytes: int
+    arranged: Literal["native", "packed"] = "native"
 
     @property
     def n_bytes(self) -> int:
@@ -95,10 +98,12 @@ def choose_layout(
     cache: int,
     free: int,
     for_peer: bool = False,
+    packed: bool = False,
 ) -> Layout:
     """Layers and experts that fit `free` bytes of RAM and exceed the caches; PlanError if none do.
 
-    for_peer: a file will be written, so the router shrinks to the stored experts.
+    for_peer: a file will be written, so the router shrinks to the stored experts. packed: experts
+    will have a packed copy beside their native bytes.
     """
     if layers is not None and not 1 <= layers <= full.num_moe_layers:
         raise PlanError(f"--layers {layers}: {full.name} has 1 to {full.num_moe_layers} MoE layers")
@@ -108,7 +113,9 @@ def choose_layout(
         layers = max(2, math.ceil(CACHE_FACTOR * cache / parts["layer"]))
         layers = min(layers, full.num_moe_layers)
     top_k = full.num_experts_per_tok
-    expert = parts["routed"] // top_k
+    specs = tensor_specs(one, types, top_k)
+    copies = sum(packed_bytes(spec) for name, spec in specs.items() if "_exps." in name)
+    expert = (parts["routed"] + copies * packed) // top_k
     fixed = parts["head"] + layers * (parts["layer"] - parts["routed"])
     least = min(full.n_routed_experts, 2 * top_k)
     need = fixed + layers * least * expert
@@ -135,6 +142,15 @@ def choose_layout(
         part_bytes=_part_bytes(tensor_specs(one, types, top_k)),
         cache_bytes=cache,
     )
+
+
+def packed_bytes(spec: TensorSpec) -> int:
+    """Bytes of the packed copy of routed experts; 0 for types without a packed layout."""
+    packed = packed_type(spec.ggml_type)
+    count, n_rows, n_cols = spec.shape
+    if packed is None or n_cols % 256:
+        return 0
+    return count * packed.matrix_bytes(n_rows, n_cols)
 
 
 def _part_bytes(specs: dict[str, TensorSpec]) -> dict[str, int]:

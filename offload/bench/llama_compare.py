@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from offload.bench.arrange import arrange
 from offload.bench.gguf_writer import write_model
 from offload.bench.layer_bench import PARTS, BenchOps, LayerModel
 from offload.bench.layout import Layout
@@ -18,6 +19,7 @@ from offload.bench.shape_bench import PROMPT, Ours, Report, ShapeOptions, Side, 
 from offload.config import ModelConfig
 from offload.errors import DeviceError, PlanError
 from offload.gguf import GGUFFile
+from offload.hardware import HardwareProfile
 from offload.loading import compile_kernels
 from offload.stats import LoadProgress
 from offload.timing import Timing
@@ -117,9 +119,18 @@ class LlamaProgram:
 
 
 def with_llama_cpp(
-    layout: Layout, options: ShapeOptions, threads: int, facts: dict[str, Any], report: Report
+    layout: Layout,
+    options: ShapeOptions,
+    hardware: HardwareProfile,
+    ops: BenchOps,
+    facts: dict[str, Any],
+    report: Report,
 ) -> dict[str, Any]:
-    """Write the layout to a temporary file, run both programs on it in turns, remove it."""
+    """Write the layout to a temporary file, run both programs on it in turns, remove it.
+
+    Closes ops.
+    """
+    threads = ops.pool.threads
     with tempfile.TemporaryDirectory(prefix="kimi-offload-", dir=_folder(layout)) as folder:
         path = Path(folder) / "weights.gguf"
         write_model(
@@ -129,18 +140,21 @@ def with_llama_cpp(
                 LoadProgress(phase="lay out", done_bytes=done, total_bytes=total)
             ),
         )
-        ops = BenchOps(threads)
         peer, theirs = LlamaModel(path, threads), None
         try:
             with GGUFFile.open(path) as file:
                 config = ModelConfig.from_gguf(file)
-                model = LayerModel(config, WeightStore(file, config), ops)
+                store = WeightStore(file, config)
+                layout, notes = arrange(
+                    store, config, layout, options.layout, hardware, ops.pool, report
+                )
+                model = LayerModel(config, store, ops)
                 compile_kernels(model, "f16", report)
                 if os.name == "posix":
                     path.unlink()  # both hold it open; nothing is left even if we are killed
                 theirs = TheirLayers(peer, config.num_layers, config.vocab_size, options.depth)
                 sides: dict[str, Side] = {"ours": Ours(model, options.depth), "llama_cpp": theirs}
-                return run(sides, layout, options, facts, ops, _notes(peer, layout))
+                return run(sides, layout, options, facts, ops, [*notes, *_notes(peer, layout)])
         finally:
             if theirs is not None:
                 theirs.close()
@@ -151,8 +165,9 @@ def with_llama_cpp(
 def _notes(peer: LlamaModel, layout: Layout) -> list[str]:
     return [
         peer.about,
-        "both programs read the same mapped file with the same threads, in turns; both choose "
-        f"experts by the same router among {layout.experts}",
+        "both programs read the same mapped file with the same threads, in turns"
+        + (", but ours its packed copy of the routed experts" * (layout.arranged == "packed"))
+        + f"; both choose experts by the same router among {layout.experts}",
         "llama.cpp's parts: seconds between the ends of attention, router, routed and shared "
         "experts, through its evaluation callback; its whole layer and its prefill: without it; "
         "its head: with it",

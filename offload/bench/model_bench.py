@@ -19,6 +19,7 @@ from offload.expert_layout import LayoutOptions
 from offload.hardware import probe
 from offload.kv_cache import KVCache
 from offload.loading import open_model
+from offload.memory import MemoryMode
 from offload.models.deepseek2 import DeepSeek2
 from offload.planner import PlanOptions
 from offload.read_bandwidth import ReadBandwidth
@@ -44,7 +45,9 @@ class ModelOptions:
     threads: int | None = None
     seconds: float = 40.0
     compare: bool = False
+    memory: MemoryMode = "mmap"
     layout: LayoutOptions = field(default_factory=LayoutOptions)
+    pin: bool | None = None
 
 
 class Program(Protocol):
@@ -83,7 +86,14 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
     """Measure; the result is ready for JSON. Raises what `offload.load` raises, RequestError."""
     longest = max((*options.prompts, *(d + STEPS for d in options.depths)))
     file, config, _tokenizer, plan, model = open_model(
-        options.path, PlanOptions(threads=options.threads, layout=options.layout), report
+        options.path,
+        PlanOptions(
+            threads=options.threads,
+            memory=options.memory,
+            layout=options.layout,
+            pin=options.pin,
+        ),
+        report,
     )
     try:
         if longest > config.context_length:
@@ -94,7 +104,9 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
         facts = machine.describe(probe(), plan.threads)
         programs: dict[str, Program] = {"ours": OurProgram(model)}
         notes = ["tokens are random; sampling and text are not counted"]
-        notes += [note for note in plan.notes if note.startswith("experts ")]
+        notes += [
+            n for n in plan.notes if n.startswith(("experts ", "threads: ", "resident", "huge"))
+        ]
         if options.compare:
             from offload.bench.llama_compare import LlamaProgram
 

@@ -30,6 +30,7 @@ def _machine_table(m: dict[str, Any]) -> Table:
     rows: list[tuple[str, ...]] = [
         ("processor", str(m["cpu"])),
         ("kernels", f"{m['isa']}, {m['threads']} threads on {m['cores']} cores"),
+        *([("threads", str(m["threads_pinned"]))] if "threads_pinned" in m else []),
         ("last-level cache", f"{m['cache_bytes'] / 2**20:.0f} MiB{assumed}"),
         ("read bandwidth", f"{m['read_gbps']} GB/s (best {m['read_gbps_best']}){single}"),
         ("clock", f"{_known(clocks, ' MHz')}; at most {_known(m['max_mhz'], ' MHz')}"),
@@ -62,7 +63,7 @@ def _shape_tables(r: dict[str, Any]) -> list[Table]:
         rows.append(tuple(row))
     shape = r["shape"]
     title = (
-        f"{shape['name']}: experts {shape['gate_up']}:{shape['down']}, attention "
+        f"{shape['name']}: experts {shape['gate_up']}:{shape['down']} {r['layout']}, attention "
         f"{shape['attention']}, shared {shape['shared']}; one decoded token, one layer"
     )
     return [(title, tuple(columns), rows), _totals(r, programs)]

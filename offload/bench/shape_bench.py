@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from offload.bench import machine
+from offload.bench.arrange import arrange
 from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.shapes import shape_named, types_named
 from offload.bench.summary import side, summarise
 from offload.bench.synthetic import SyntheticStore
 from offload.errors import PlanError
+from offload.expert_layout import LayoutOptions
 from offload.hardware import probe
 from offload.kv_cache import KVCache
 from offload.loading import compile_kernels
 from offload.read_bandwidth import ReadBandwidth
 from offload.stats import LoadProgress
 from offload.timing import Timing
+from offload.topology import OtherWork
 from quant.pool import Pool
 
 Report = Callable[[LoadProgress], None]
 PROMPT = 512  # tokens of the prefill measurement
 STEPS = 4  # tokens per turn of a program
+LOOK = 0.25  # seconds: are other programs busy?
 PAUSE = 0.02  # seconds: lets the other program's threads go to sleep
 LEAST_ROUNDS = 3
 
@@ -44,6 +48,8 @@ class ShapeOptions:
     seconds: float = 40.0
     depth: int = 512
     compare: bool = False
+    layout: LayoutOptions = field(default_factory=LayoutOptions)
+    pin: bool | None = None
 
 
 class Side(Protocol):
@@ -116,7 +122,11 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
             f"--depth {options.depth}: {config.name} holds {config.context_length:,} tokens, and "
             f"{PROMPT} of them are the prompt's"
         )
+    neighbours = OtherWork()
     facts = machine.describe(hardware, threads)
+    time.sleep(LOOK)
+    cpus, pinned = hardware.pinning(threads, options.pin, neighbours.share(hardware.cpu.cores))
+    facts["threads_pinned"] = pinned
     layout = choose_layout(
         config,
         types,
@@ -124,12 +134,15 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
         cache=int(str(facts["cache_bytes"])),
         free=hardware.cpu.ram_free,
         for_peer=options.compare,
+        packed=options.layout.layout != "native",
     )
     if options.compare:
         from offload.bench.llama_compare import with_llama_cpp
 
-        return with_llama_cpp(layout, options, threads, facts, report)
-    ops = BenchOps(threads, layout.experts)
+        return with_llama_cpp(
+            layout, options, hardware, BenchOps(threads, None, cpus), facts, report
+        )
+    ops = BenchOps(threads, layout.experts, cpus)
     try:
         store = SyntheticStore(
             layout.specs,
@@ -137,9 +150,14 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
                 LoadProgress(phase="lay out", done_bytes=done, total_bytes=total)
             ),
         )
+        layout, notes = arrange(
+            store, layout.model, layout, options.layout, hardware, ops.pool, report
+        )
         model = LayerModel(layout.model, store, ops)
         compile_kernels(model, "f16", report)
-        notes = ["routed experts: chosen so that every token takes others than the ones before it"]
+        notes += [
+            "routed experts: chosen so that every token takes others than the ones before it",
+        ]
         sides: dict[str, Side] = {"ours": Ours(model, options.depth)}
         return run(sides, layout, options, facts, ops, notes)
     finally:

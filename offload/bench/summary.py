@@ -115,7 +115,7 @@ def summarise(
             "part_bytes": layout.part_bytes,
             "distance_over_cache": round(layout.distance / layout.cache_bytes, 2),
         },
-        "layout": "native",
+        "layout": layout.arranged,
         **results,
         "gbps": gbps,
         "roof_fraction": {part: round(value / roof, 4) for part, value in gbps.items()},

@@ -121,7 +121,10 @@ def shared_memory(n_bytes: int) -> Array:
 
 
 class SyntheticStore:
-    """Stands in for `weights.WeightStore`: the tensors of `specs`, filled with random bytes."""
+    """Stands in for `weights.WeightStore`: the tensors of `specs`, filled with random bytes.
+
+    packed: matrices that take the place of native ones.
+    """
 
     def __init__(
         self,
@@ -130,6 +133,7 @@ class SyntheticStore:
     ) -> None:
         self._specs = dict(specs)
         self._data: dict[str, Array] = {}
+        self.packed: dict[str, Matrix] = {}
         source = RandomSource()
         self.n_bytes = sum(spec.n_bytes for spec in specs.values())
         done = 0
@@ -151,6 +155,8 @@ class SyntheticStore:
 
     def matrix(self, name: str) -> Matrix:
         """A 2-D or 3-D tensor; float rows padded as WeightStore pads them."""
+        if name in self.packed:
+            return self.packed[name]
         spec = self._specs[name]
         shape = spec.shape if len(spec.shape) == 3 else (1, *spec.shape)
         data = self._data[name]
