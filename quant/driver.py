@@ -6,7 +6,6 @@ Python is not entered in between, and results do not depend on the number of thr
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from quant.activations import quantize_32
@@ -14,6 +13,7 @@ from quant.jit import inline, kernel, task
 from quant.kernels import JOB_FIELDS, Job
 from quant.pool import Pool
 from quant.simd import call_kernel, f32, i64, put_f32, put_i64
+from quant.simd_float import V_BYTES, load_v, silu_v, store_v
 
 (
     _FN, _W, _ROW_BYTES, _N_ROWS, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE,
@@ -52,13 +52,6 @@ def run_jobs(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
 def count_tasks(jobs: np.ndarray, chunk: int) -> int:
     """Tasks of a region over these jobs, `chunk` rows at a time."""
     return int(((jobs[:, Job.N_ROWS] + (chunk - 1)) // chunk).sum())
-
-
-@inline
-def silu(x: float) -> float:
-    """X * sigmoid(x) in float32."""
-    one = numba.float32(1)
-    return x / (one + np.exp(-x))
 
 
 @inline
@@ -102,8 +95,8 @@ def gate_up_task(context: int, index: int, thread: int) -> None:
         g = gate + 4 * chunk * t
         u = up + 4 * chunk * t
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE)
-        for r in range(r1 - r0):
-            put_f32(g + 4 * r, silu(f32(g + 4 * r)) * f32(u + 4 * r))
+        for r in range(0, 4 * (r1 - r0), V_BYTES):  # chunks are whole vectors
+            store_v(g + r, silu_v(load_v(g + r)) * load_v(u + r))
         if kind:
             for r in range(0, r1 - r0, 32):
                 quantize_32(g + 4 * r, n_rows, out, r0 + r, kind)
