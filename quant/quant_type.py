@@ -17,6 +17,7 @@ from quant.jit import bind, c_kernel, inline
 Kind = Literal[
     "dequantize", "matvec", "matmul", "matvec_q16", "matmul_q16", "matvec_f32", "matmul_f32"
 ]  # without suffix: Q8 activations
+MATVEC: tuple[Kind, Kind] = ("matvec", "matvec_q16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class QuantType:
         if template == "matvec_f32" and self.dot_32 is not None:
             fn = float_products.matvec_f32
             names["dot_32"] = self.dot_32
-        if self.direct is not None and template == "matvec":
+        if kind not in self.overrides and self.direct is not None and template == "matvec":
             fn = matvec_64.matvec_64
             names["ZERO"] = self.direct.zero
             for open_name in ("weights_64", "scales_16", "offsets_16"):

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from quant import isa
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import Direct, QuantType
+from quant.quant_type import MATVEC, Direct, QuantType
 from quant.simd import (
     f16,
     join_u8,
@@ -27,6 +28,7 @@ from quant.simd import (
     store_f32x16,
     store_i8,
 )
+from quant.tq1_0_matvec import matvec_16_rows
 from quant.unpack import byte_constant, first_trits, join_halves, load_u8x4_8_times, trits
 
 ones_and_threes = byte_constant([1] * 16 + [3] * 16)
@@ -75,4 +77,5 @@ QUANT = QuantType(
     ggml_type=GGMLType.TQ1_0,
     decode=decode,
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=1),
+    overrides=dict.fromkeys(MATVEC, matvec_16_rows) if isa.VBMI else {},
 )
