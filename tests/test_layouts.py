@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ import numpy as np
 import pytest
 import tiny_gguf
 import toy_packed
+from click.testing import CliRunner, Result
+from test_bench import TINY
 
 import offload
-from offload import packed_cache
+from cli import kimi_offload
+from offload import bench, packed_cache
+from offload.bench import shape_bench, shapes
+from offload.bench.layout import choose_layout
 from offload.config import ModelConfig
 from offload.errors import PlanError
 from offload.expert_layout import (
@@ -28,7 +34,6 @@ from offload.weights import WeightStore
 from quant.ggml import GGMLType
 
 GIB = 1 << 30
-TYPES = {"_exps": GGMLType.TQ1_0, "ffn_down_exps": GGMLType.Q2_K}
 IDS = [1, 5, 9, 200, 77, 3, 18, 21, 100]
 
 
@@ -298,3 +303,94 @@ def test_a_folder_that_cannot_be_written_is_said_once(
         cached(tiny, tmp_path / "file")
     notes = cached(tiny, Path("/proc/nothing"))[1]
     assert len(notes) == 1
+
+
+# --- memory, plan, bench ----------------------------------------------------------------------
+
+
+def test_resident_needs_room_and_says_how_much(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = offload.probe()
+    poor = replace(real, cpu=replace(real.cpu, ram_free=515 << 20))
+    monkeypatch.setattr("offload.loading.probe", lambda: poor)
+    for memory in ("resident", "hugepages"):
+        with pytest.raises(PlanError, match=rf"--memory {memory} copies .* GiB of free RAM: use"):
+            offload.load(tiny, memory=memory, context=64)
+    with offload.load(tiny, context=64) as engine:
+        assert engine.plan.layout == "native"
+
+
+def test_plan_says_nodes_pinning_memory(tiny: Path) -> None:
+    _, _, plan = outputs(tiny, memory="hugepages", pin=False)
+    text = str(plan)
+    assert "NUMA: " in text
+    assert "threads: not pinned, as asked" in text
+    assert "copied into huge pages" in text
+    assert "huge pages" in plan.notes[-1]
+
+
+@pytest.mark.parametrize("compare", [False, True])
+def test_bench_of_a_shape_packs_when_asked(compare: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+    monkeypatch.setattr(shape_bench, "PROMPT", 16)
+    results = {}
+    for layout in ("native", "packed"):
+        options = bench.ShapeOptions(
+            shape="tiny", experts="TQ1_0", attention="Q8_0", threads=1, layers=2, seconds=0.1,
+            depth=8, compare=compare, layout=LayoutOptions(layout=layout),
+        )  # fmt: skip
+        results[layout] = bench.bench_shape(options)
+    packed, native = results["packed"], results["native"]
+    assert (packed["layout"], native["layout"]) == ("packed", "native")
+    parts = [r["shape"]["part_bytes"] for r in (packed, native)]
+    assert parts[0]["routed"] * 256 == parts[1]["routed"] * 288
+    assert parts[0]["layer"] - parts[1]["layer"] == parts[0]["routed"] - parts[1]["routed"]
+    assert packed["ours"]["routed_ms"] > 0
+    assert any("experts of all layers packed" in note for note in packed["notes"])
+    if compare:
+        assert any("ours its packed copy" in note for note in packed["notes"])
+
+
+def test_bench_of_a_model_says_its_layout(tiny: Path) -> None:
+    options = bench.ModelOptions(
+        path=tiny, prompts=(4,), depths=(0,), threads=1, seconds=0.05,
+        layout=LayoutOptions(layout="packed"), memory="resident",
+    )  # fmt: skip
+    result = bench.bench_model(options)
+    assert result["layout"] == "packed"
+    assert any(note.startswith("resident: ") for note in result["notes"])
+
+
+def test_layout_of_the_bench_leaves_room_for_both_copies() -> None:
+    types = shapes.types_named("TQ1_0", "Q4_K", "Q4_K")
+    sizes = {}
+    for packed in (False, True):
+        layout = choose_layout(
+            shapes.KIMI_K25, types, layers=2, cache=32 << 20, free=6 * GIB, packed=packed
+        )
+        sizes[packed] = layout.experts
+    assert sizes[True] == pytest.approx(sizes[False] / 2, rel=0.05)
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(kimi_offload.kimi_offload, list(arguments))
+
+
+@pytest.mark.parametrize("flag", ["--pack-budget=1", "--packed-cache=x", "--memory=resident"])
+def test_bench_of_a_shape_has_no_file_to_cache_or_copy(flag: str) -> None:
+    done = command("bench", "--shape", "tiny", flag)
+    assert done.exit_code == 2
+    assert "belongs to a MODEL, not to --shape" in done.output
+
+
+def test_run_takes_layout_flags_and_shows_the_plan(tiny: Path, tmp_path: Path) -> None:
+    done = command(
+        *("run", str(tiny), "--raw", "-p", "abc", "--max-tokens", "2", "--context", "64", "--plan"),
+        *("--experts-layout", "packed", "--packed-cache", str(tmp_path / "kept")),
+        *("--memory", "hugepages", "--pack-budget", "1", "--no-pin"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "experts of all layers packed" in done.output
+    assert "packed cache" in done.output
+    assert len(list(tmp_path.rglob("*.packed"))) == 2
+    wrong = command("run", "-p", "x", "--experts-layout", "fast")
+    assert wrong.exit_code == 2
