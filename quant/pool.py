@@ -10,6 +10,7 @@ Workers spin for about a tenth of a millisecond, then sleep in the kernel until 
 How: one 64-bit word | generation: 24 | n: 20 | next task: 20 |. A thread takes a task by adding 1
 to it. If the number it got is below the n it got with it, then the region cannot end before that
 task is done, so the region's function and context are safe to read; otherwise it touches nothing.
+What a thread has done it reports when it finds no more; the region ends when all is reported.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from quant.jit import inline, kernel
 from quant.simd import I32, I64, P, _op, _pointer, call, call_kernel, i64, put_i64
 
 # Control block: one cache line (8 int64) per field that different threads write.
-WORD, DONE, SLEEPERS, WAKE, STOP, FN, CONTEXT = (64 * i for i in range(7))
+WORD, DONE, SLEEPERS, WAKE, STOP, FN = (64 * i for i in range(6))
+CONTEXT = FN + 8
 CONTROL_FIELDS = 8 * 8
 MAX_TASKS = (1 << 19) - 1
 SPINS = 4000
@@ -91,7 +93,8 @@ HAS_FUTEX = FUTEX > 0
 
 @inline
 def work(control: int, thread: int) -> None:
-    """Take tasks of the current region until none is left."""
+    """Take tasks of the current region until none is left, then say how many they were."""
+    done = 0
     while True:
         word = load_atomic(control + WORD)
         if word & 0xFFFFF >= word >> 20 & 0xFFFFF:
@@ -101,7 +104,9 @@ def work(control: int, thread: int) -> None:
         if task >= ticket >> 20 & 0xFFFFF:
             break
         call_kernel(i64(control + FN), i64(control + CONTEXT), task, thread)
-        fetch_add(control + DONE, 1)
+        done += 1
+    if done:
+        fetch_add(control + DONE, done)
 
 
 @inline

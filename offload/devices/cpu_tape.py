@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 SLICE_BYTES = 32 << 20
-TURNS = 8  # of a thread per region, where that leaves turns of LEAST_TURN bytes
-LEAST_TURN = 1 << 13
+TURNS = 4  # of a thread per region, where that leaves turns of LEAST_TURN bytes
+LEAST_TURN = 1 << 14
 MOST_TURN = 1 << 16
 
 
