@@ -177,9 +177,15 @@ def test_sampling_flags_are_the_fields_of_sampling_params() -> None:
 
 
 def test_load_flags_reach_the_engine(engine: FakeEngine) -> None:
-    call("run", "m.gguf", "-p", "Hi", "--context", "99", "--threads", "3", "--kv-type", "f32")
+    call(
+        *("run", "m.gguf", "-p", "Hi", "--context", "99", "--threads", "3", "--kv-type", "f32"),
+        *("--experts-layout", "packed", "--pack-budget", "1.5", "--packed-cache", "kept"),
+        *("--memory", "resident", "--no-pin"),
+    )
     expected = {"path": Path("m.gguf"), "device": "auto", "context": 99, "threads": 3}
-    assert engine.load_arguments == {**expected, "kv_type": "f32"}
+    layout = {"experts_layout": "packed", "pack_budget": 1.5, "packed_cache": Path("kept")}
+    other = {"kv_type": "f32", "memory": "resident", "pin": False}
+    assert engine.load_arguments == {**expected, **layout, **other}
 
 
 @pytest.mark.usefixtures("engine")
