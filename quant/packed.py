@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant import packed_iq1_m, packed_iq1_s, packed_tq1_0
+from quant import (
+    packed_iq1_m,
+    packed_iq1_s,
+    packed_q2_k,
+    packed_q3_k,
+    packed_tq1_0,
+    packed_tq2_0,
+)
 from quant.driver import JOB_BYTES
 from quant.ggml import GGMLType
 from quant.jit import task
@@ -23,9 +30,12 @@ _FN = 8 * int(Job.KERNEL)
 PACKED_TYPES: dict[GGMLType, PackedType] = {
     p.ggml_type: p
     for p in (
+        packed_q2_k.PACKED,
+        packed_q3_k.PACKED,
         packed_iq1_s.PACKED,
         packed_iq1_m.PACKED,
         packed_tq1_0.PACKED,
+        packed_tq2_0.PACKED,
     )
 }
 

@@ -1,0 +1,147 @@
+"""Q2_K packed: 64 rows x 256 columns in 5,376 bytes, 84 a row as in the file.
+
+    | 64 halves: d | 64 halves: dmin | 4 sections of 64 columns, 1,280 bytes each |
+    section: | 16 vectors of 4 columns, 64 bytes each | 4 x 64 bytes of scales |
+
+    weight = (d * scale) * pair - dmin * min
+    scales, part j: byte 4 r + i is (scale: low nibble, min: high nibble) of row 16 j + r and the
+    section's columns 16 i .. 16 i + 15
+
+Vectors: packed_pairs.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from quant import q2_k
+from quant.jit import inline
+from quant.packed_kernels import AHEAD, LOW
+from quant.packed_pairs import ROWS, SECTION, add_fields, field_dots, pack_pairs, pairs
+from quant.packed_type import PackedType
+from quant.simd import i64, prefetch, put_i32, u16, u32
+from quant.simd_packed import (
+    LANES,
+    fma,
+    load_bytes,
+    load_floats,
+    load_halves,
+    load_ints,
+    nibble,
+    put_u16,
+    splat_float,
+    store_bytes,
+    store_floats,
+    to_floats,
+    zero_sums,
+)
+from quant.tile import ZERO
+
+SECTIONS = 256  # where they begin
+STRIDE = SECTION + 256
+GROUP_BYTES = SECTIONS + 4 * STRIDE
+
+
+def weights(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(5376,) uint8 -> q (64, 256) int8, scales, offsets (64, 16): the readable definition."""
+    d, dmin = group[:SECTIONS].view(np.float16).astype(np.float32).reshape(2, ROWS, 1)
+    sections = group[SECTIONS:].reshape(4, STRIDE)
+    q = pairs(sections[:, :SECTION].reshape(64, 64)).astype(np.int8)
+    numbers = sections[:, SECTION:].reshape(4, ROWS, 4).swapaxes(0, 1).reshape(ROWS, 16)
+    return q, d * (numbers & 15).astype(np.float32), -dmin * (numbers >> 4).astype(np.float32)
+
+
+@inline
+def pack_group(blocks: int, q: int, out: int) -> None:
+    """Contract in packed_kernels.py."""
+    for r in range(ROWS):
+        p = i64(blocks + 8 * r)
+        put_u16(out + 2 * r, u16(p + 80))
+        put_u16(out + 128 + 2 * r, u16(p + 82))
+        for k in range(4):
+            put_i32(out + SECTIONS + STRIDE * k + SECTION + 4 * r, u32(p + 4 * k))
+    pack_pairs(q, out + SECTIONS, STRIDE)
+
+
+@inline
+def add_plane(
+    numbers: Any, i: int, d: Any, dmin: Any, dot: Any, ys: Any, sum_: Any, to: int
+) -> None:
+    """16 columns' product with 16 rows; byte i of `numbers`: their scales and minima."""
+    scale = nibble(numbers >> 8 * i) * d * ys
+    store_floats(to, fma(to_floats(dot), scale, load_floats(to)))
+    low = fma(nibble(numbers >> 8 * i + 4) * dmin, sum_, load_floats(to + LOW))
+    store_floats(to + LOW, low)
+
+
+@inline
+def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
+    """Contract in packed_kernels.py."""
+    minus = numba.float32(-1)
+    for rows in range(0, 64, 4 * LANES):
+        d0 = load_halves(p + rows // 2)
+        d1 = load_halves(p + 32 + rows // 2)
+        d2 = load_halves(p + 64 + rows // 2)
+        d3 = load_halves(p + 96 + rows // 2)
+        min0 = load_halves(p + 128 + rows // 2) * minus
+        min1 = load_halves(p + 160 + rows // 2) * minus
+        min2 = load_halves(p + 192 + rows // 2) * minus
+        min3 = load_halves(p + 224 + rows // 2) * minus
+        at = p + SECTIONS + rows
+        to = acc + rows
+        if rows == 0:
+            for line in range(0, SECTIONS, 64):
+                prefetch(p + AHEAD + line)
+        for section in range(4):
+            if rows == 0:
+                for line in range(0, STRIDE, 64):
+                    prefetch(at + AHEAD + line)
+            numbers0 = load_ints(at + SECTION)
+            numbers1 = load_ints(at + SECTION + 64)
+            numbers2 = load_ints(at + SECTION + 128)
+            numbers3 = load_ints(at + SECTION + 192)
+            for i in range(4):
+                x = y + 64 * section + 16 * i
+                here = at + 256 * i
+                a, b, c, d = add_fields(here, x, zero_sums(), zero_sums(), zero_sums(), zero_sums())
+                a, b, c, d = add_fields(here + 64, x + 4, a, b, c, d)
+                a, b, c, d = add_fields(here + 128, x + 8, a, b, c, d)
+                a, b, c, d = add_fields(here + 192, x + 12, a, b, c, d)
+                dot0, dot1, dot2, dot3 = field_dots(a, b, c, d)
+                scale = splat_float(ys + 8 * section + i // 2 * 4)
+                sum_ = splat_float(sums + 16 * section + 4 * i)
+                add_plane(numbers0, i, d0, min0, dot0, scale, sum_, to)
+                add_plane(numbers1, i, d1, min1, dot1, scale, sum_, to + 64)
+                add_plane(numbers2, i, d2, min2, dot2, scale, sum_, to + 128)
+                add_plane(numbers3, i, d3, min3, dot3, scale, sum_, to + 192)
+                to += 4 * ROWS
+            at += STRIDE
+
+
+@inline
+def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
+    """Contract in packed_kernels.py."""
+    for rows in range(0, 64, 4 * LANES):
+        d = load_halves(p + 32 * plane + rows // 2)
+        dmin = load_halves(p + 128 + 32 * plane + rows // 2) * numba.float32(-1)
+        for g in range(16):
+            section = p + SECTIONS + g // 4 * STRIDE + rows
+            numbers = load_ints(section + SECTION + 64 * plane) >> g % 4 * 8
+            store_floats(s + g * s_stride + rows, nibble(numbers) * d)
+            store_floats(o + g * s_stride + rows, nibble(numbers >> 4) * dmin)
+            for k in range(4):
+                v = load_bytes(section + g % 4 * 256 + 64 * k) >> 2 * plane & 3
+                store_bytes(w + g * w_stride + 128 * k + rows, v ^ ZERO)
+
+
+PACKED = PackedType(
+    source=q2_k.QUANT,
+    group_rows=ROWS,
+    group_bytes=GROUP_BYTES,
+    pack_group=pack_group,
+    add_step=add_step,
+    fill_plane=fill_plane,
+)
