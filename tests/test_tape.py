@@ -148,6 +148,13 @@ def test_logits_of_a_token_are_not_overwritten_by_the_next(model: DeepSeek2) -> 
     np.testing.assert_array_equal(first, kept)
 
 
+def test_full_cache_is_refused(model: DeepSeek2) -> None:
+    kv = KVCache(model.config, 1, "f32")
+    model.forward(IDS[:1], kv)
+    with pytest.raises(ValueError, match="cache of 1 tokens is full"):
+        model.forward(IDS[:1], kv)
+
+
 def test_rotary_rows_are_those_of_the_tables(model: DeepSeek2) -> None:
     made = rope.Tables(model.config)
     for first, n in ((0, 1), (255, 1), (256, 1), (250, 20), (100, 700), (4000, 3)):

@@ -92,6 +92,8 @@ class CpuDecoder:
         self, token: int, kv: KVCache, cos: Array, sin: Array, check: Callable[[], None]
     ) -> Array:
         """See Decoder."""
+        if kv.length >= kv.context:
+            raise ValueError(f"the cache of {kv.context} tokens is full")
         logits = np.empty((1, int(self._head[Job.N_ROWS])), np.float32)
         self._head[Job.OUT] = logits.ctypes.data
         rows = kv.rows
