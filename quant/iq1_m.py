@@ -18,6 +18,7 @@ from typing import Any
 
 import numba
 
+from quant.books import halves_of_trits, weight_table
 from quant.ggml import GGMLType
 from quant.iq1_s import BOOK, FIELDS
 from quant.jit import inline
@@ -37,7 +38,7 @@ from quant.lookups import (
     quad_3,
     spread_four,
 )
-from quant.matvec_book import halves_of_trits, odd_steps_16, shifted_dot_of_8s, weight_table
+from quant.matvec_book import odd_steps_16, shifted_dot_of_trits
 from quant.quant_type import Book, QuantType
 from quant.simd import i64, load_i32x16, splat_u8, store_f32, store_i8
 from quant.simd_vbmi import (
@@ -83,22 +84,27 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 
 # --- matvec_book: contract there ------------------------------------------------------------------
 
-IQ1_M_WEIGHTS = weight_table("iq1_m_weights", (2, 10, 18), 2)
+IQ1_M_WEIGHTS = weight_table(
+    "iq1_m_weights",
+    lambda i: 8 * (i & 3) + 2 - 2 * (i >> 4 & 1),
+    lambda i: 2 * (i & 12) + 2 - 2 * (i >> 4 & 1),
+)
 nibbles = bit_fields([0, 4, 8, 12, 16, 20, 24, 28])
 
 
 def dots(p: int, r: int, y: int) -> tuple[Any, Any]:
-    """Weights are taken as 8 * (word + delta) + 9, 0 .. 18: bit 1 is clear where delta < 0."""
+    """Weights are taken as 8 * (word + delta) + 9, 0 .. 18."""
     i = load_8_by_turns(p, r)
     high = nibbles(load_4_by_turns(p + 32, r + 32))
     first, second = halves_of_trits(i, high, FIELDS())
-    shift = high >> 2 & 2
+    shift = high << 1
+    weights = IQ1_M_WEIGHTS()
     sums = load_i32x16(y + 256 * PLANES + 64) * 9
     fields = interleave_first(first, second)
-    d = shifted_dot_of_8s(fields, interleave_first(shift, shift), y, IQ1_M_WEIGHTS()) - sums
+    d = shifted_dot_of_trits(fields, interleave_first(shift, shift), y, weights)
     fields = interleave_second(first, second)
-    e = shifted_dot_of_8s(fields, interleave_second(shift, shift), y, IQ1_M_WEIGHTS()) - sums
-    return d, e
+    e = shifted_dot_of_trits(fields, interleave_second(shift, shift), y, weights)
+    return d - sums, e - sums
 
 
 @inline
@@ -115,5 +121,5 @@ QUANT = QuantType(
     ggml_type=GGMLType.IQ1_M,
     decode=decode,
     group=16,
-    book=Book(dots=dots, scales=scales),
+    book=Book(dots=dots, scales=scales, signed=False),
 )

@@ -17,6 +17,7 @@ from typing import Any
 import numba
 
 from quant import grids
+from quant.books import trit_table, weight_table
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.kernels import PLANES
@@ -36,7 +37,7 @@ from quant.lookups import (
     store_f32_twice,
     table,
 )
-from quant.matvec_book import dots_of_trits, iq1_fields, odd_steps_by_turns, weight_table
+from quant.matvec_book import dots_of_trits, odd_steps_by_turns
 from quant.quant_type import Book, QuantType
 from quant.simd import f16, load_i32x16, store_i8, zero_i32
 from quant.simd_vbmi import (
@@ -73,8 +74,10 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 
 # --- matvec_book: contract there ------------------------------------------------------------------
 
-FIELDS = table("iq1_fields", lambda: iq1_fields(grids.iq1()))
-IQ1_WEIGHTS = weight_table("iq1_weights", (0, 8, 16), 2)
+FIELDS = trit_table("iq1_fields", grids.iq1)
+IQ1_WEIGHTS = weight_table(
+    "iq1_weights", lambda i: 8 * (i & 3), lambda i: 2 * (i & 12), lambda i: i >> 1 & 24
+)
 threes_of_bits = bit_fields([0, 3, 6, 9, 16, 19, 22, 25])
 
 
@@ -100,5 +103,5 @@ def scales(p: int, r: int) -> tuple[Any, Any]:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ1_S,
     decode=decode,
-    book=Book(dots=dots, scales=scales),
+    book=Book(dots=dots, scales=scales, signed=False),
 )

@@ -16,6 +16,7 @@ from typing import Any
 import numba
 
 from quant import grids
+from quant.books import book_table, look_up_1024
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
@@ -32,7 +33,7 @@ from quant.lookups import (
     quad_3,
     table,
 )
-from quant.matvec_book import IQ2_VALUES, book_table, look_up_1024, odd_steps_16, signed_dots_of_8s
+from quant.matvec_book import odd_steps_16, signed_dots_of_8s
 from quant.quant_type import Book, QuantType
 from quant.simd import f16, load_u8, splat_u8x64, store_f32, store_i8
 from quant.simd_vbmi import (
@@ -70,7 +71,7 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 
 # --- matvec_book: contract there ------------------------------------------------------------------
 
-FIELDS = book_table("iq2_s_fields", grids.iq2_s, IQ2_VALUES, 2)
+FIELDS = book_table("iq2_s_fields", grids.iq2_s)
 pairs_of_bits = bit_fields([0, 2, 4, 6, 8, 10, 12, 14])
 
 
@@ -100,5 +101,5 @@ QUANT = QuantType(
     ggml_type=GGMLType.IQ2_S,
     decode=decode,
     group=16,
-    book=Book(dots=dots, scales=scales),
+    book=Book(dots=dots, scales=scales, signed=True),
 )

@@ -16,6 +16,7 @@ from typing import Any
 import numba
 
 from quant import grids
+from quant.books import book_table, look_up_512
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
@@ -28,7 +29,7 @@ from quant.lookups import (
     with_parity,
     words_8x4,
 )
-from quant.matvec_book import IQ2_VALUES, book_table, look_up_512, odd_steps_16, signed_dots_of_8s
+from quant.matvec_book import odd_steps_16, signed_dots_of_8s
 from quant.quant_type import Book, QuantType
 from quant.simd import f16, splat_u8x64, store_f32, store_i8, u16
 from quant.simd_vbmi import (
@@ -66,7 +67,7 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 
 # --- matvec_book: contract there ------------------------------------------------------------------
 
-FIELDS = book_table("iq2_xs_fields", grids.iq2_xs, IQ2_VALUES, 2)
+FIELDS = book_table("iq2_xs_fields", grids.iq2_xs)
 
 
 def dots(p: int, r: int, y: int) -> tuple[Any, Any]:
@@ -94,5 +95,5 @@ QUANT = QuantType(
     ggml_type=GGMLType.IQ2_XS,
     decode=decode,
     group=16,
-    book=Book(dots=dots, scales=scales),
+    book=Book(dots=dots, scales=scales, signed=True),
 )

@@ -15,6 +15,7 @@ from typing import Any
 import numba
 
 from quant import grids
+from quant.books import book_table, look_up_256
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
@@ -27,7 +28,7 @@ from quant.lookups import (
     table,
     words_8x4,
 )
-from quant.matvec_book import IQ2_VALUES, book_table, look_up_256, signed_dots_of_8s
+from quant.matvec_book import signed_dots_of_8s
 from quant.quant_type import Book, QuantType
 from quant.simd import f16, store_i8, to_f32x16, u8
 from quant.simd_vbmi import (
@@ -65,7 +66,7 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 
 # --- matvec_book: contract there ------------------------------------------------------------------
 
-FIELDS = book_table("iq2_xxs_fields", grids.iq2_xxs, IQ2_VALUES, 2)
+FIELDS = book_table("iq2_xxs_fields", grids.iq2_xxs)
 sign_fields = bit_fields([0, 7, 14, 21, 32, 39, 46, 53])
 
 
@@ -92,5 +93,5 @@ def scales(p: int, r: int) -> tuple[Any, Any]:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ2_XXS,
     decode=decode,
-    book=Book(dots=dots, scales=scales),
+    book=Book(dots=dots, scales=scales, signed=True),
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from quant import grids
+from quant.books import book_table, look_up_512, weight_table_3
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
@@ -31,16 +32,10 @@ from quant.lookups import (
     store_f32_twice,
     table,
 )
-from quant.matvec_book import (
-    book_table,
-    look_up_512,
-    odd_steps_by_turns,
-    signed_dot_of_4s,
-    weight_table,
-)
+from quant.matvec_book import dots_of_4s, odd_steps_by_turns
 from quant.quant_type import Book, QuantType
 from quant.simd import f16, load_u8, load_u8x64, store_i8
-from quant.simd_vbmi import load_mask, load_nibbles_by_turns, load_u8x32_twice_each, top_bit
+from quant.simd_vbmi import load_8_by_turns, load_mask, load_nibbles_by_turns, top_bit
 
 BOOK = table("iq3_s", grids.iq3_s)
 
@@ -64,18 +59,23 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 # --- matvec_book: contract there ------------------------------------------------------------------
 
 VALUES = (1, 3, 5, 7, 9, 11, 13, 15)
-FIELDS = book_table("iq3_s_fields", grids.iq3_s, VALUES, 3)
-WEIGHTS = weight_table("iq3_s_weights", VALUES, 3)
+FIELDS = book_table("iq3_s_fields", grids.iq3_s)
+WEIGHTS = weight_table_3("iq3_s_weights", VALUES)
 
 
-def dots_of_row(p: int, y: int) -> Any:
-    """i32x16: groups of 16 of one row; a byte of signs is for two words."""
+@inline
+def halves(p: int) -> tuple[Any, Any]:
+    """The halves of the 64 words of the block at p."""
     i = load_u8x64(p + 2)
     k7 = top_bit(i)
     k8 = load_mask(p + 66)
-    first = look_up_512(i, FIELDS(), k7, k8)
-    second = look_up_512(i, FIELDS() + 512, k7, k8)
-    return signed_dot_of_4s(first, second, load_u8x32_twice_each(p + 74), y, WEIGHTS())
+    return look_up_512(i, FIELDS(), k7, k8), look_up_512(i, FIELDS() + 512, k7, k8)
+
+
+@inline
+def signs_by_turns(p: int, r: int) -> Any:
+    """A byte for two words."""
+    return load_8_by_turns(p + 74, r + 74)
 
 
 @inline
@@ -88,5 +88,10 @@ def scales(p: int, r: int) -> tuple[Any, Any]:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ3_S,
     decode=decode,
-    book=Book(dots_of_row=dots_of_row, scales=scales),
+    book=Book(
+        dots=dots_of_4s,
+        scales=scales,
+        signed=True,
+        names={"halves": halves, "signs_by_turns": signs_by_turns, "weights": WEIGHTS},
+    ),
 )

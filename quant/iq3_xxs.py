@@ -15,6 +15,7 @@ from typing import Any
 import numba
 
 from quant import grids
+from quant.books import book_table, look_up_256, weight_table_3
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
@@ -26,14 +27,13 @@ from quant.lookups import (
     table,
     words_4x8,
 )
-from quant.matvec_book import book_table, look_up_256, signed_dot_of_4s, weight_table
+from quant.matvec_book import dots_of_4s
 from quant.quant_type import Book, QuantType
 from quant.simd import f16, load_i32, load_u8x64, store_i8, to_f32x16, u8
 from quant.simd_vbmi import (
     as_i32x16,
     bit_fields,
     load_8_by_turns,
-    load_u32_as_u64,
     parity_over_low_7,
     shift_right,
     top_bit,
@@ -64,19 +64,23 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 # --- matvec_book: contract there ------------------------------------------------------------------
 
 VALUES = (4, 12, 20, 28, 36, 44, 52, 62)
-FIELDS = book_table("iq3_xxs_fields", grids.iq3_xxs, VALUES, 3)
-WEIGHTS = weight_table("iq3_xxs_weights", VALUES, 3)
-sign_fields = bit_fields([0, 0, 7, 7, 14, 14, 21, 21])  # a byte for two words of 4
+FIELDS = book_table("iq3_xxs_fields", grids.iq3_xxs)
+WEIGHTS = weight_table_3("iq3_xxs_weights", VALUES)
+sign_fields = bit_fields([0, 7, 14, 21, 32, 39, 46, 53])
 
 
-def dots_of_row(p: int, y: int) -> Any:
-    """i32x16: groups of 16 of one row."""
+@inline
+def halves(p: int) -> tuple[Any, Any]:
+    """The halves of the 64 words of the block at p."""
     i = load_u8x64(p + 2)
     k7 = top_bit(i)
-    first = look_up_256(i, FIELDS(), k7)
-    second = look_up_256(i, FIELDS() + 256, k7)
-    signs = parity_over_low_7(sign_fields(load_u32_as_u64(p + 66)))
-    return signed_dot_of_4s(first, second, signs, y, WEIGHTS())
+    return look_up_256(i, FIELDS(), k7), look_up_256(i, FIELDS() + 256, k7)
+
+
+@inline
+def signs_by_turns(p: int, r: int) -> Any:
+    """A byte for two words."""
+    return parity_over_low_7(sign_fields(load_8_by_turns(p + 66, r + 66)))
 
 
 @inline
@@ -91,5 +95,10 @@ def scales(p: int, r: int) -> tuple[Any, Any]:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ3_XXS,
     decode=decode,
-    book=Book(dots_of_row=dots_of_row, scales=scales),
+    book=Book(
+        dots=dots_of_4s,
+        scales=scales,
+        signed=True,
+        names={"halves": halves, "signs_by_turns": signs_by_turns, "weights": WEIGHTS},
+    ),
 )

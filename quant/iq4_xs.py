@@ -11,12 +11,24 @@ Source: block_iq4_xs in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
+from quant import isa
 from quant.ggml import GGMLType
-from quant.iq4_nl import levels
+from quant.iq4_nl import LEVELS, levels
 from quant.jit import inline
-from quant.lookups import fields_2, fields_4, store_f32_twice
-from quant.quant_type import QuantType
-from quant.simd import f16, store_i8, to_f32
+from quant.lookups import (
+    fields_2,
+    fields_4,
+    load_nibbles_64,
+    lookup16_64,
+    store_f32_twice,
+    table,
+)
+from quant.quant_type import Direct, QuantType
+from quant.simd import f16, store_i8, to_f32, twice_each
 
 
 @inline
@@ -28,7 +40,27 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32_twice(s, to_f32(scales) * f16(p))
 
 
+ZERO = 128
+UNSIGNED = table("iq4_unsigned", lambda: (np.array(LEVELS) + ZERO).astype(np.uint8))
+
+
+@inline
+def weights_64(p: int, k: int) -> Any:
+    """Contract in matvec_64.py."""
+    return lookup16_64(UNSIGNED(), load_nibbles_64(p + 8 + 32 * k))
+
+
+@inline
+def scales_16(p: int) -> Any:
+    """Contract in matvec_64.py."""
+    scales = (fields_4(p + 4) | fields_2(p + 2) << 4) - 32
+    return twice_each(to_f32(scales) * f16(p))
+
+
+# up to 241: more than 64, which only VNNI multiplies exactly
+direct = Direct(weights_64=weights_64, scales_16=scales_16, zero=ZERO)
 QUANT = QuantType(
     ggml_type=GGMLType.IQ4_XS,
     decode=decode,
+    direct=direct if isa.ISA in ("avx512vnni", "avxvnni") else None,
 )

@@ -215,3 +215,18 @@ def shuffle_bytes(b: Any, m: Any, table: Any, index: Any) -> Any:
         i = b.and_(b.extract_element(index, k), ir.Constant(I8, 15))
         out = b.insert_element(out, b.extract_element(table, b.zext(i, I32)), k)
     return out
+
+
+def shuffle_bytes_64(b: Any, m: Any, table: Any, index: Any) -> Any:
+    """`shuffle_bytes` of 64 indices; the table's 16 bytes four times."""
+    if ISA.startswith("avx512"):
+        return _call(b, m, "llvm.x86.avx512.pshuf.b.512", V64I8, [table, index])
+    return _by_halves_of_bytes(b, m, table, index)
+
+
+def _by_halves_of_bytes(b: Any, m: Any, table: Any, index: Any) -> Any:
+    parts = []
+    for start in (0, 32):
+        x, y = (b.shuffle_vector(u, u, _lanes(start, 32)) for u in (table, index))
+        parts.append(shuffle_bytes(b, m, x, y))
+    return b.shuffle_vector(parts[0], parts[1], _lanes(0, 64))

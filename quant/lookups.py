@@ -41,6 +41,7 @@ from quant.simd import (
     store_f32,
     to_f32,
     u8x32,
+    u8x64,
 )
 
 
@@ -111,6 +112,24 @@ def _load_nibbles(b: Any, m: Any, v: Any) -> Any:
 
 
 load_nibbles = _op(u8x32, (P,), _load_nibbles)  # 16 bytes -> low nibbles, then high nibbles
+
+
+def _load_nibbles_64(b: Any, m: Any, v: Any) -> Any:
+    eight = ir.VectorType(I64, 8)
+    x = b.load(_pointer(b, v[0], ir.VectorType(I64, 4)), align=1)
+    x = b.shuffle_vector(x, x, ir.Constant(ir.VectorType(I32, 8), [0, 1, 0, 1, 2, 3, 2, 3]))
+    x = b.lshr(x, constant(eight, [0, 0, 4, 4] * 2))
+    return b.and_(b.bitcast(x, u8x64.llvm), constant(u8x64.llvm, [15] * 64))
+
+
+def _lookup16_64(b: Any, m: Any, v: Any) -> Any:
+    table = b.load(_pointer(b, v[0], ir.VectorType(I8, 16)), align=1)
+    table = b.shuffle_vector(table, table, ir.Constant(ir.VectorType(I32, 64), [*range(16)] * 4))
+    return isa.shuffle_bytes_64(b, m, table, v[1])
+
+
+load_nibbles_64 = _op(u8x64, (P,), _load_nibbles_64)  # the same of 16 bytes and of the next 16
+lookup16_64 = _op(u8x64, (P, u8x64), _lookup16_64)  # 64 indices 0..15 into a table of 16 bytes
 
 # --- words --------------------------------------------------------------------------------------
 

@@ -1,18 +1,19 @@
 """Matrix-vector product with the code book in registers: AVX-512 VBMI, GFNI and VNNI.
 
-One instruction looks up 64 bytes in 128, so a book of bytes needs no memory and no scalar index.
-The words of a book are cut into bytes: a word of 8 weights into two of four 2-bit fields, a word of
-4 weights into two of two 3-bit fields. A second look-up, in 64 bytes, turns a field into a weight:
-
-    64 indices -> 64 bytes of fields -> field j of each: weights 4 k + j, k = 0 .. 63
-
 Two rows are computed at a time, "by turns": 8 words of the first, 8 of the second, 8 of the first
-and so on. `interleave` then gives the fields of one row in order, byte k holding weights 4 k .. 4 k
-+ 3, so that a 32-bit lane of a dot product is a group of 16 columns. Once per call, activations
-are brought into the same order, a step of 256 columns after the other:
+and so on. Their look-ups (books.py) give bytes of fields; `interleave` then makes those of one row,
+byte k for weights 4 k .. 4 k + 3, and a second look-up, in 64 bytes, makes a field a weight. Field
+j of all bytes, j = 0 .. 3, is one vector of weights, and a 32-bit lane of a dot product of such
+vectors is a group of 16 columns. Once per call, the activations are brought into the same order, a
+step of 256 columns after the other:
 
     planes x [ bytes 0 4 8 ... | 1 5 9 ... | 2 6 10 ... | 3 7 11 ... ]   4 x 64 bytes
-    scale of every lane: 16 x f32 | sum of every lane: 16 x int32
+    scale of every lane: 16 x f32
+    sum of every lane: 16 x int32;  SIGNED: 64 bytes of signs, by turns as the words
+
+The instruction multiplies unsigned with signed bytes. SIGNED types turn the signs of the weights by
+those of the activations, and the activations are stored without sign: of two planes, |256 hi + lo|
+= 256 high + low, high and low unsigned. Else the weights are unsigned.
 
 A type gives
 
@@ -26,8 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from quant.books import IQ2_WEIGHTS, halves_of_trits
 from quant.jit import inline
 from quant.kernels import (
     _N_COLS,
@@ -44,36 +44,34 @@ from quant.kernels import (
     PLANES,
     put_results,
 )
-from quant.lookups import table
 from quant.simd import (
     alloca,
     fma_16,
     i64,
     load_f32,
     load_f32x16,
-    load_i8x64,
     load_i32x16,
     load_u8x64,
     prefetch,
+    put_i64,
     splat_f32x16,
     splat_u8x64,
     store_f32x16,
+    store_u8x64,
     to_f32x16,
     twice_each,
     zero_f32x16,
 )
 from quant.simd_vbmi import (
-    above,
     add_dots,
-    any_bit,
     choose,
+    equals,
     interleave_first,
     interleave_second,
     load_pairs_f32,
     load_pairs_i32,
     look_up_64,
-    look_up_128,
-    negate_if,
+    mask_bits,
     rows_apart,
     shift_words,
     store_by_fours,
@@ -83,10 +81,9 @@ from quant.simd_vbmi import (
     two_by_turns,
     zero_i32x16,
 )
-from quant.unpack import byte_constant
 
 COLS = 32768  # whose activations are kept in order; wider rows do it again for every two rows
-ORDERED = 640  # bytes of a step of them, at most
+SIGNED = True
 
 
 def dots(p: int, r: int, y: int) -> Any:
@@ -98,21 +95,50 @@ def scales(p: int, r: int) -> Any:
 
 
 def order_activations(x: int, c: int, cols: int, n: int, out: int) -> None:
-    """Columns c .. c + cols - 1 of the record at x; open because PLANES and GROUP are."""
+    """Columns c .. c + cols - 1 of the record at x; open because PLANES, GROUP and SIGNED are."""
     ys = x + PLANES * n + c // 8
+    sizes = alloca(512)
     for i in range(0, cols, 256):
-        store_by_fours(x + c + i, out)
-        if PLANES == 2:
-            store_by_fours(x + n + c + i, out + 256)
+        if SIGNED:
+            without_signs(x + c + i, n, sizes, out + 256 * PLANES + 64)
+            store_by_fours(sizes, out)
+            if PLANES == 2:
+                store_by_fours(sizes + 256, out + 256)
+        else:
+            store_by_fours(x + c + i, out)
+            if PLANES == 2:
+                store_by_fours(x + n + c + i, out + 256)
+            if GROUP == 16:
+                sums = load_i32x16(ys + n // 8 * 5 + (c + i) // 8)
+            else:
+                sums = load_pairs_i32(ys + n // 2)
+            store_i32x16(out + 256 * PLANES + 64, sums)
         if GROUP == 16:
             store_f32x16(out + 256 * PLANES, twice_each(load_f32(ys)))
-            sums = load_i32x16(ys + n // 8 * 5 + (c + i) // 8)
-            store_i32x16(out + 256 * PLANES + 64, sums)
         else:
             store_f32x16(out + 256 * PLANES, load_pairs_f32(ys))
-            store_i32x16(out + 256 * PLANES + 64, load_pairs_i32(ys + n // 2))
         ys += 32
         out += 256 * PLANES + 128
+
+
+def without_signs(y: int, n: int, sizes: int, signs: int) -> None:
+    """256 columns at y -> their magnitudes, plane by plane, and signs; open because PLANES is."""
+    zero = splat_u8x64(0)
+    for k in range(4):
+        high = load_u8x64(y + 64 * k)
+        if PLANES == 2:  # the two bytes of a 16-bit number, and its negative
+            low = load_u8x64(y + n + 64 * k)
+            high = choose(top_bit(low), high - splat_u8x64(1), high)
+            negative = top_bit(high)
+            carry = choose(equals(low, 0), splat_u8x64(1), zero)
+            store_u8x64(sizes + 256 + 64 * k, choose(negative, zero - low, low))
+            opposite = (high ^ splat_u8x64(255)) + carry
+        else:
+            negative = top_bit(high)
+            opposite = zero - high
+        store_u8x64(sizes + 64 * k, choose(negative, opposite, high))
+        put_i64(signs + 16 * k, mask_bits(negative))
+        put_i64(signs + 16 * k + 8, mask_bits(negative))
 
 
 def matvec_book(job: int, r0: int, r1: int) -> None:
@@ -152,170 +178,35 @@ def matvec_book(job: int, r0: int, r1: int) -> None:
 
 # --- dots of one row ------------------------------------------------------------------------------
 
-# byte k of fields j stands for weight 4 (k % 2) + j of a word of 8, whose signs are one byte
-SIGN_0, SIGN_1, SIGN_2, SIGN_3 = (byte_constant([1 << j, 16 << j] * 32) for j in range(4))
-
 
 def dot_4(w0: Any, w1: Any, w2: Any, w3: Any, y: int) -> Any:
-    """Groups of 16: weights 0 4 8 ..., 1 5 9 ..., ... (unsigned) . a step at y; open for PLANES."""
-    d = add_dots(zero_i32x16(), w0, load_i8x64(y))
-    d = add_dots(d, w1, load_i8x64(y + 64))
-    d = add_dots(d, w2, load_i8x64(y + 128))
-    d = add_dots(d, w3, load_i8x64(y + 192))
-    if PLANES == 2:
-        e = add_dots(zero_i32x16(), w0, load_i8x64(y + 256))
-        e = add_dots(e, w1, load_i8x64(y + 320))
-        e = add_dots(e, w2, load_i8x64(y + 384))
-        e = add_dots(e, w3, load_i8x64(y + 448))
-        d = (d << 8) + e
+    """Groups of 16: weights 0 4 8 ..., 1 5 9 ..., ... . one plane of a step; open for SIGNED."""
+    d = zero_i32x16()
+    if SIGNED:
+        d = add_dots(d, load_u8x64(y), w0)
+        d = add_dots(d, load_u8x64(y + 64), w1)
+        d = add_dots(d, load_u8x64(y + 128), w2)
+        d = add_dots(d, load_u8x64(y + 192), w3)
+    else:
+        d = add_dots(d, w0, load_u8x64(y))
+        d = add_dots(d, w1, load_u8x64(y + 64))
+        d = add_dots(d, w2, load_u8x64(y + 128))
+        d = add_dots(d, w3, load_u8x64(y + 192))
     return d
 
 
-def signed_dot_4(w0: Any, w1: Any, w2: Any, w3: Any, signs: Any, y: int) -> Any:
-    """The same with a sign bit per weight: bits 4 (k % 2) + j of byte k are for w_j."""
-    n0 = any_bit(signs, SIGN_0())
-    n1 = any_bit(signs, SIGN_1())
-    n2 = any_bit(signs, SIGN_2())
-    n3 = any_bit(signs, SIGN_3())
-    d = add_dots(zero_i32x16(), w0, negate_if(n0, load_i8x64(y)))
-    d = add_dots(d, w1, negate_if(n1, load_i8x64(y + 64)))
-    d = add_dots(d, w2, negate_if(n2, load_i8x64(y + 128)))
-    d = add_dots(d, w3, negate_if(n3, load_i8x64(y + 192)))
+def dot_step(w0: Any, w1: Any, w2: Any, w3: Any, y: int) -> Any:
+    """All planes; open because PLANES is."""
+    d = dot_4(w0, w1, w2, w3, y)
     if PLANES == 2:
-        e = add_dots(zero_i32x16(), w0, negate_if(n0, load_i8x64(y + 256)))
-        e = add_dots(e, w1, negate_if(n1, load_i8x64(y + 320)))
-        e = add_dots(e, w2, negate_if(n2, load_i8x64(y + 384)))
-        e = add_dots(e, w3, negate_if(n3, load_i8x64(y + 448)))
-        d = (d << 8) + e
+        d = (d << 8) + dot_4(w0, w1, w2, w3, y + 256)
     return d
 
 
-# --- look-ups in more than 128 bytes: every part, then the right one ------------------------------
-
-
-@inline
-def part(i: Any, at: int, k: int) -> Any:
-    """Byte i % 128 of part k of the table at `at`."""
-    return look_up_128(i, load_u8x64(at + 128 * k), load_u8x64(at + 128 * k + 64))
-
-
-@inline
-def look_up_256(i: Any, at: int, k7: Any) -> Any:
-    """k7, k8, ...: where bits 7, 8, ... of the index are set."""
-    return choose(k7, part(i, at, 1), part(i, at, 0))
-
-
-@inline
-def look_up_512(i: Any, at: int, k7: Any, k8: Any) -> Any:
-    """See look_up_256."""
-    return choose(k8, look_up_256(i, at + 256, k7), look_up_256(i, at, k7))
-
-
-@inline
-def look_up_1024(i: Any, at: int, k7: Any, k8: Any, k9: Any) -> Any:
-    """See look_up_256."""
-    return choose(k9, look_up_512(i, at + 512, k7, k8), look_up_512(i, at, k7, k8))
-
-
-@inline
-def halves_of_trits(i: Any, high: Any, book: int) -> tuple[Any, Any]:
-    """Words of the book of 2048: index bits 0-7, bits 8-10 (in the low bits of `high`).
-
-    The words are in order of their second halves, which change at most once, to the next, within 16
-    words: a table of 128 has the half before, the half after, and the last word of the first.
-    """
-    k10 = any_bit(high, splat_u8x64(4))
-    k9 = any_bit(high, splat_u8x64(2))
-    k8 = any_bit(high, splat_u8x64(1))
-    k7 = top_bit(i)
-    lower = look_up_1024(i, book, k7, k8, k9)
-    first = choose(k10, look_up_1024(i, book + 1024, k7, k8, k9), lower)
-    j = high << 4 | i >> 4
-    changed = above(i & 15, part(j, book, 18))
-    second = choose(changed, part(j, book, 17), part(j, book, 16))
-    return first, second
-
-
-# --- books as bytes of fields ---------------------------------------------------------------------
-
-
-def field_bytes(book: np.ndarray, values: tuple[int, ...], bits: int) -> np.ndarray:
-    """(words, length) -> (2, words) uint8: the first and the second half of each word as fields."""
-    numbers = np.searchsorted(values, book)
-    fields = numbers.reshape(len(book), 2, -1) << bits * np.arange(book.shape[1] // 2)
-    return np.ascontiguousarray(fields.sum(axis=2).T, np.uint8)
-
-
-def weight_table(name: str, values: tuple[int, ...], bits: int) -> Any:
-    """Address of 6 // bits tables of 64: what each field of an index stands for."""
-
-    def make() -> np.ndarray:
-        fields = np.arange(64) >> bits * np.arange(6 // bits)[:, None] & (1 << bits) - 1
-        return np.append(values, 0)[np.minimum(fields, len(values))].astype(np.uint8)
-
-    return table(name, make)
-
-
-def book_table(
-    name: str, make: Callable[[], np.ndarray], values: tuple[int, ...], bits: int
-) -> Any:
-    """Address of the two halves of a book as bytes of fields."""
-    return table(name, lambda: field_bytes(make(), values, bits))
-
-
-IQ2_VALUES = (8, 25, 43)
-IQ2_WEIGHTS = weight_table("iq2_weights", IQ2_VALUES, 2)
-
-
-def signed_dot_of_8s(fields: Any, signs: Any, y: int) -> Any:
-    """One row of the IQ2 types: byte k of `fields` = weights 4 k .. 4 k + 3; open for PLANES."""
-    at = IQ2_WEIGHTS()
-    third = load_u8x64(at + 128)
-    return signed_dot_4(
-        look_up_64(fields, load_u8x64(at)),
-        look_up_64(fields, load_u8x64(at + 64)),
-        look_up_64(fields, third),
-        look_up_64(shift_words(fields, 2), third),
-        signs,
-        y,
-    )
-
-
-def signed_dots_of_8s(first: Any, second: Any, signs: Any, y: int) -> tuple[Any, Any]:
-    """Two rows by turns: the halves of 64 words and their signs."""
-    fields = interleave_first(first, second)
-    d = signed_dot_of_8s(fields, interleave_first(signs, signs), y)
-    fields = interleave_second(first, second)
-    e = signed_dot_of_8s(fields, interleave_second(signs, signs), y)
-    return d, e
-
-
-def signed_dot_of_4s(first: Any, second: Any, signs: Any, y: int, weights: int) -> Any:
-    """One row of the IQ3 types: the halves of 64 words, two fields of 3 bits each; open too."""
-    low = load_u8x64(weights)
-    high = load_u8x64(weights + 64)
-    return signed_dot_4(
-        look_up_64(first, low),
-        look_up_64(first, high),
-        look_up_64(second, low),
-        look_up_64(second, high),
-        signs,
-        y,
-    )
-
-
-def iq1_fields(book: np.ndarray) -> np.ndarray:
-    """What `halves_of_trits` looks up: 2048 first halves, then three tables of 128."""
-    first, second = field_bytes(book, (-1, 0, 1), 2)
-    second = second.reshape(128, 16)
-    last = (second == second[:, :1]).sum(axis=1) - 1
-    return np.concatenate([first, second[:, 0], second[:, 15], last.astype(np.uint8)])
-
-
-def dot_of_8s(fields: Any, y: int, weights: int) -> Any:
-    """One row of unsigned weights: byte k of `fields` = weights 4 k .. 4 k + 3; open for PLANES."""
+def dot_of_trits(fields: Any, y: int, weights: int) -> Any:
+    """One row of IQ1_S; byte k of `fields`: four fields of 2 bits. Open as all that follow."""
     third = load_u8x64(weights + 128)
-    return dot_4(
+    return dot_step(
         look_up_64(fields, load_u8x64(weights)),
         look_up_64(fields, load_u8x64(weights + 64)),
         look_up_64(fields, third),
@@ -324,35 +215,81 @@ def dot_of_8s(fields: Any, y: int, weights: int) -> Any:
     )
 
 
-def shifted_dot_of_8s(fields: Any, flip: Any, y: int, weights: int) -> Any:
-    """The same; the weights of byte k are changed by `flip` (exclusive or) first."""
-    third = load_u8x64(weights + 128)
-    return dot_4(
-        look_up_64(fields, load_u8x64(weights)) ^ flip,
-        look_up_64(fields, load_u8x64(weights + 64)) ^ flip,
-        look_up_64(fields, third) ^ flip,
-        look_up_64(shift_words(fields, 2), third) ^ flip,
+def dots_of_trits(i: Any, high: Any, y: int, book: int, weights: int) -> tuple[Any, Any]:
+    """Two rows by turns of IQ1_S."""
+    first, second = halves_of_trits(i, high, book)
+    d = dot_of_trits(interleave_first(first, second), y, weights)
+    e = dot_of_trits(interleave_second(first, second), y, weights)
+    return d, e
+
+
+def shifted_dot_of_trits(fields: Any, shift: Any, y: int, weights: int) -> Any:
+    """One row of IQ1_M; shift: in bit 4, for all four weights of a byte."""
+    a = fields & 15 | shift & 0xF0
+    b = fields >> 4 | shift & 0xF0
+    low = load_u8x64(weights)
+    high = load_u8x64(weights + 64)
+    return dot_step(
+        look_up_64(a, low), look_up_64(a, high), look_up_64(b, low), look_up_64(b, high), y
+    )
+
+
+def signed_dot_of_8s(fields: Any, signs: Any, y: int) -> Any:
+    """One row of the IQ2 types; byte k: four fields of 2 bits, and their sign bits 0 .. 3."""
+    a = fields & 15 | signs << 4
+    b = fields >> 4 | signs << 2 & 0xF0
+    low = load_u8x64(IQ2_WEIGHTS())
+    high = load_u8x64(IQ2_WEIGHTS() + 64)
+    return dot_step(
+        look_up_64(a, low), look_up_64(a, high), look_up_64(b, low), look_up_64(b, high), y
+    )
+
+
+def signed_dots_of_8s(first: Any, second: Any, signs: Any, y: int) -> tuple[Any, Any]:
+    """Two rows by turns: the halves of 64 words, and a byte of signs for each word."""
+    signs = signs ^ load_u8x64(y + 256 * PLANES + 64)
+    fields = interleave_first(first, second)
+    d = signed_dot_of_8s(fields, interleave_first(signs, signs >> 4), y)
+    fields = interleave_second(first, second)
+    e = signed_dot_of_8s(fields, interleave_second(signs, signs >> 4), y)
+    return d, e
+
+
+def signed_dot_of_4s(first: Any, second: Any, signs: Any, y: int, weights: int) -> Any:
+    """One row of the IQ3 types: the halves of 64 words, two fields of 3 bits, their signs."""
+    a = first | signs << 3 & 0x18
+    b = second | signs << 1 & 0x18
+    low = load_u8x64(weights)
+    high = load_u8x64(weights + 64)
+    return dot_step(
+        look_up_64(a, low),
+        look_up_64(shift_words(a, 2), high),
+        look_up_64(b, low),
+        look_up_64(shift_words(b, 2), high),
         y,
     )
 
 
-def dots_of_row(p: int, y: int) -> Any:
-    """Open: a type of words of 4 gives this instead of `dots`: groups of 16 of one row."""
+def halves(p: int) -> Any:
+    """Open: the halves of the 64 words of a row's block, of the IQ3 types."""
 
 
-def dots_of_two_rows(p: int, r: int, y: int) -> tuple[Any, Any]:
-    """`dots` of a type of words of 4."""
-    d = dots_of_row(p, y)
-    e = dots_of_row(r, y)
+def signs_by_turns(p: int, r: int) -> Any:
+    """Open: the signs of the IQ3 types."""
+
+
+def weights() -> Any:
+    """Open: the weights of the IQ3 types."""
+
+
+def dots_of_4s(p: int, r: int, y: int) -> tuple[Any, Any]:
+    """`dots` of the IQ3 types."""
+    signs = signs_by_turns(p, r) ^ load_u8x64(y + 256 * PLANES + 64)
+    first, second = halves(p)
+    d = signed_dot_of_4s(first, second, interleave_first(signs, signs >> 4), y, weights())
+    first, second = halves(r)
+    e = signed_dot_of_4s(first, second, interleave_second(signs, signs >> 4), y, weights())
     return sum_pairs(d, e), e
-
-
-def dots_of_trits(i: Any, high: Any, y: int, book: int, weights: int) -> tuple[Any, Any]:
-    """Two rows by turns of words of the book of 2048."""
-    first, second = halves_of_trits(i, high, book)
-    d = dot_of_8s(interleave_first(first, second), y, weights)
-    e = dot_of_8s(interleave_second(first, second), y, weights)
-    return d, e
 
 
 # --- scales ---------------------------------------------------------------------------------------
@@ -372,15 +309,14 @@ def odd_steps_by_turns(d: Any, e: Any, n: Any) -> Any:
 
 # what has open names itself, in the order in which it is bound
 OPEN_HELPERS: dict[str, Callable[..., Any]] = {
+    "without_signs": without_signs,
     "order_activations": order_activations,
     "dot_4": dot_4,
-    "signed_dot_4": signed_dot_4,
+    "dot_step": dot_step,
+    "dot_of_trits": dot_of_trits,
+    "dots_of_trits": dots_of_trits,
+    "shifted_dot_of_trits": shifted_dot_of_trits,
     "signed_dot_of_8s": signed_dot_of_8s,
     "signed_dots_of_8s": signed_dots_of_8s,
     "signed_dot_of_4s": signed_dot_of_4s,
-    "dot_of_8s": dot_of_8s,
-    "shifted_dot_of_8s": shifted_dot_of_8s,
-    "dots_of_trits": dots_of_trits,
-    "dots_of_row": dots_of_row,
-    "dots": dots_of_two_rows,
 }

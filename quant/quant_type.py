@@ -32,11 +32,12 @@ class Direct:
 
 @dataclass(frozen=True, kw_only=True)
 class Book:
-    """What `matvec_book` asks of a code-book type: scales, and dots of two rows or of one."""
+    """What `matvec_book` asks of a code-book type; names: what else `dots` leaves open."""
 
     scales: Any
-    dots: Callable[..., Any] | None = None
-    dots_of_row: Callable[..., Any] | None = None
+    dots: Callable[..., Any]
+    signed: bool
+    names: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +111,9 @@ class QuantType:
             names["dots_64"] = inline(bind(matvec_64.dots_64, f"dots_64_{name}", **names))
         if self.book is not None and template == "matvec" and isa.VBMI:
             fn = matvec_book.matvec_book
-            names["scales"] = self.book.scales
-            for helper, source in matvec_book.OPEN_HELPERS.items():
-                own = getattr(self.book, helper, None) or source
-                names[helper] = inline(bind(own, f"{helper}_{name}", **names))
+            names |= {"scales": self.book.scales, "SIGNED": self.book.signed, **self.book.names}
+            for helper, source in (*matvec_book.OPEN_HELPERS.items(), ("dots", self.book.dots)):
+                names[helper] = inline(bind(source, f"{helper}_{name}", **names))
         if template == "matmul":
             names["strips_many"] = tile.strips(names["PLANES"], self.group, tile.TOKENS)
             names["strips_one"] = tile.strips(names["PLANES"], self.group, 1)

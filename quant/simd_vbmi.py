@@ -64,6 +64,7 @@ load_mask = _op(  # 8 bytes, lowest bit first
     lambda b, m, v: b.bitcast(b.load(_pointer(b, v[0], I64), align=1), mask64.llvm),
 )
 choose = _op(u8x64, (mask64, u8x64, u8x64), lambda b, m, v: b.select(v[0], v[1], v[2]))
+mask_bits = _op(types.int64, (mask64,), lambda b, m, v: b.bitcast(v[0], I64))
 negate_if = _op(i8x64, (mask64, i8x64), lambda b, m, v: b.select(v[0], b.sub(_ZERO, v[1]), v[1]))
 
 
@@ -235,7 +236,7 @@ def _shuffled(order: list[int]) -> Any:
 
 
 zero_i32x16 = _op(i32x16, (), lambda b, m, v: ir.Constant(_V16I32, [0] * 16))
-add_dots = _op(i32x16, (i32x16, u8x64, i8x64), _add_dots)  # + four products of bytes per lane
+add_dots = _op(i32x16, (i32x16, u8x64, u8x64), _add_dots)  # + four products per lane, u8 x s8
 sum_pairs = _op(i32x16, (i32x16, i32x16), _sum_pairs)  # of two rows, then two of each by turns
 two_by_turns = _op(f32x16, (types.float32, types.float32), _two_by_turns)  # a a b b a a b b ...
 rows_apart = _op(  # two of each by turns -> lanes 0-7 of the first, 8-15 of the second
