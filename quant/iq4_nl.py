@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from quant import isa
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import load_nibbles, table
-from quant.quant_type import QuantType
+from quant.matvec_32 import halves_of_16, pair_of_16, split_nibbles
+from quant.matvec_32 import levels as levels_of
+from quant.quant_type import Direct32, QuantType
 from quant.simd import f16, lookup16, splat_f32, store_f32, store_i8
 
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 BOOK = table("iq4", lambda: np.array(LEVELS, np.int8))
+look_up = levels_of(LEVELS)
 
 
 @inline
@@ -37,4 +41,16 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32(s, splat_f32(d))
 
 
-QUANT = QuantType(ggml_type=GGMLType.IQ4_NL, decode=decode)
+@inline
+def weights_2(p: int) -> Any:
+    """The blocks at p and behind it, as `flip` gives them."""
+    return look_up(split_nibbles(pair_of_16(p + 2, p + 20)))
+
+
+QUANT = QuantType(
+    ggml_type=GGMLType.IQ4_NL,
+    decode=decode,
+    direct=Direct32(
+        weights_2=weights_2, scales_16=halves_of_16(18), zero=isa.FLIP, signed=isa.FLIP == 0
+    ),
+)

@@ -78,6 +78,10 @@ VBMI = NAME == "avx512vbmi"  # with VBMI and GFNI
 ISA = "avx512vnni" if VBMI else NAME
 
 
+# what dot products of bytes want on one side: unsigned bytes of any size, or signed ones
+FLIP = 128 if ISA == "avx512vnni" else 0
+
+
 def _call(b: Any, m: Any, name: str, ret: Any, values: list[Any]) -> Any:
     fn = m.globals.get(name) or ir.Function(m, ir.FunctionType(ret, [v.type for v in values]), name)
     return b.call(fn, values)

@@ -10,16 +10,22 @@ Source: block_mxfp4 and kvalues_mxfp4 in ggml-common.h (llama.cpp, MIT); OCP Mic
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from quant import isa
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import load_nibbles, table
-from quant.quant_type import QuantType
+from quant.matvec_32 import bytes_of_16, levels, pair_of_16, powers_of_2, split_nibbles
+from quant.quant_type import Direct32, QuantType
 from quant.simd import f32_from_bits, lookup16, splat_f32, store_f32, store_i8, u8
 
 LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 BOOK = table("e2m1", lambda: np.array(LEVELS, np.int8))
+look_up = levels(LEVELS)
+exponents_16 = bytes_of_16(17)
 
 
 @inline
@@ -32,4 +38,20 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32(s, splat_f32(d))
 
 
-QUANT = QuantType(ggml_type=GGMLType.MXFP4, decode=decode)
+@inline
+def scales_16(p: int) -> Any:
+    """The scales of 16 blocks."""
+    return powers_of_2(exponents_16(p))
+
+
+@inline
+def weights_2(p: int) -> Any:
+    """The blocks at p and behind it, as `flip` gives them."""
+    return look_up(split_nibbles(pair_of_16(p + 1, p + 18)))
+
+
+QUANT = QuantType(
+    ggml_type=GGMLType.MXFP4,
+    decode=decode,
+    direct=Direct32(weights_2=weights_2, scales_16=scales_16, zero=isa.FLIP, signed=isa.FLIP == 0),
+)

@@ -9,10 +9,13 @@ Source: block_q4_0 in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import load_nibbles
-from quant.quant_type import QuantType
+from quant.matvec_32 import halves_of_16, pair_of_16, split_nibbles
+from quant.quant_type import Direct32, QuantType
 from quant.simd import as_i8, f16, splat_f32, store_f32, store_i8
 
 
@@ -24,4 +27,14 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32(s, splat_f32(d))
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q4_0, decode=decode)
+@inline
+def weights_2(p: int) -> Any:
+    """The blocks at p and behind it, 8 too large."""
+    return split_nibbles(pair_of_16(p + 2, p + 20))
+
+
+QUANT = QuantType(
+    ggml_type=GGMLType.Q4_0,
+    decode=decode,
+    direct=Direct32(weights_2=weights_2, scales_16=halves_of_16(18), zero=8),
+)

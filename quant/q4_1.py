@@ -9,11 +9,16 @@ Source: block_q4_1 in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import load_nibbles
-from quant.quant_type import QuantType
+from quant.matvec_32 import halves_of_16, pair_of_16, split_nibbles
+from quant.quant_type import Direct32, QuantType
 from quant.simd import as_i8, f16, splat_f32, store_f32, store_i8
+
+scales_16 = halves_of_16(20)
 
 
 @inline
@@ -30,4 +35,21 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_i8(q, as_i8(load_nibbles(p + 4)))
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q4_1, decode=decode, offsets=True)
+@inline
+def weights_2(p: int) -> Any:
+    """The blocks at p and behind it."""
+    return split_nibbles(pair_of_16(p + 4, p + 24))
+
+
+@inline
+def offsets_16(p: int) -> Any:
+    """The minima of 16 blocks."""
+    return scales_16(p + 2)
+
+
+QUANT = QuantType(
+    ggml_type=GGMLType.Q4_1,
+    decode=decode,
+    offsets=True,
+    direct=Direct32(weights_2=weights_2, scales_16=scales_16, offsets_16=offsets_16),
+)

@@ -10,10 +10,13 @@ Source: block_q5_0 in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import load_nibbles
-from quant.quant_type import QuantType
+from quant.matvec_32 import bits_of_16, halves_of_16, pair_of_16, split_nibbles
+from quant.quant_type import Direct32, QuantType
 from quant.simd import as_i8, f16, splat_f32, store_f32, store_i8
 from quant.unpack import bit_mask
 
@@ -26,4 +29,14 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_f32(s, splat_f32(d))
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q5_0, decode=decode)
+@inline
+def weights_2(p: int) -> Any:
+    """The blocks at p and behind it, 16 too large."""
+    return split_nibbles(pair_of_16(p + 6, p + 28)) | bits_of_16(p + 2, p + 24)
+
+
+QUANT = QuantType(
+    ggml_type=GGMLType.Q5_0,
+    decode=decode,
+    direct=Direct32(weights_2=weights_2, scales_16=halves_of_16(22), zero=16),
+)

@@ -10,13 +10,18 @@ Source: block_q5_1 in ggml-common.h (llama.cpp, MIT).
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import load_nibbles
+from quant.matvec_32 import bits_of_16, halves_of_16, pair_of_16, split_nibbles
 from quant.q4_1 import put_scale_and_minimum
-from quant.quant_type import QuantType
+from quant.quant_type import Direct32, QuantType
 from quant.simd import as_i8, store_i8
 from quant.unpack import bit_mask
+
+scales_16 = halves_of_16(24)
 
 
 @inline
@@ -26,4 +31,21 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_i8(q, as_i8(load_nibbles(p + 8) | (bit_mask(p + 4) & 16)))
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q5_1, decode=decode, offsets=True)
+@inline
+def weights_2(p: int) -> Any:
+    """The blocks at p and behind it."""
+    return split_nibbles(pair_of_16(p + 8, p + 32)) | bits_of_16(p + 4, p + 28)
+
+
+@inline
+def offsets_16(p: int) -> Any:
+    """The minima of 16 blocks."""
+    return scales_16(p + 2)
+
+
+QUANT = QuantType(
+    ggml_type=GGMLType.Q5_1,
+    decode=decode,
+    offsets=True,
+    direct=Direct32(weights_2=weights_2, scales_16=scales_16, offsets_16=offsets_16),
+)

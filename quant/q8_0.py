@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from quant import isa
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import QuantType
+from quant.matvec_32 import flip, halves_of_16, pair_of_32
+from quant.quant_type import Direct32, QuantType
 from quant.simd import f16, load_i8, splat_f32, store_f32, store_i8
 from quant.simd_float import LANES, fma_v, load_i8_v, load_v, splat_v
 
@@ -34,4 +36,17 @@ def dot_32(p: int, c: int, x: int, acc: Any) -> Any:
     return acc
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q8_0, decode=decode, dot_32=dot_32)
+@inline
+def weights_2(p: int) -> Any:
+    """The blocks at p and behind it, FLIP too large."""
+    return flip(pair_of_32(p + 2, p + 36))
+
+
+QUANT = QuantType(
+    ggml_type=GGMLType.Q8_0,
+    decode=decode,
+    dot_32=dot_32,
+    direct=Direct32(
+        weights_2=weights_2, scales_16=halves_of_16(34), zero=isa.FLIP, signed=isa.FLIP == 0
+    ),
+)

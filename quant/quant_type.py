@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from quant import float_products, isa, kernels, matvec_64, matvec_book, tile
+from quant import float_products, isa, kernels, matvec_32, matvec_64, matvec_book, simd, tile
 from quant.ggml import BLOCK, GGMLType
 from quant.jit import bind, c_kernel, inline
 
@@ -31,6 +31,17 @@ class Direct:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Direct32:
+    """What `matvec_32` asks of a type with blocks of 32 weights; see there."""
+
+    weights_2: Any
+    scales_16: Any
+    offsets_16: Any = None
+    zero: int = 0
+    signed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Book:
     """What `matvec_book` asks of a code-book type; names: what else `dots` leaves open."""
 
@@ -47,7 +58,7 @@ class QuantType:
     decode: the readable definition (None for float types, which give decode_row).
     offsets: whether decode writes `o` (a minimum beside the scale).
     group: columns that share a scale, 32 or 16.
-    direct: for types that `matvec_64` can serve without going through memory.
+    direct: for types that `matvec_64` or `matvec_32` can serve without going through memory.
     dot_32: for types that `float_products.matvec_f32` can widen in registers; float types have it.
     book: for types that `matvec_book` can serve where the processor has VBMI.
     overrides: other faster kernels under the same contract, by kind.
@@ -58,7 +69,7 @@ class QuantType:
     decode_row: Any = None
     offsets: bool = False
     group: int = 32
-    direct: Direct | None = None
+    direct: Direct | Direct32 | None = None
     book: Book | None = None
     dot_32: Any = None
     overrides: dict[Kind, Callable[..., None]] = field(default_factory=dict)
@@ -103,7 +114,16 @@ class QuantType:
         if template == "matvec_f32" and self.dot_32 is not None:
             fn = float_products.matvec_f32
             names["dot_32"] = self.dot_32
-        if kind not in self.overrides and self.direct is not None and template == "matvec":
+        if isinstance(self.direct, Direct32) and template == "matvec":
+            fn = matvec_32.matvec_32
+            names["ZERO"] = self.direct.zero
+            for open_name in ("weights_2", "scales_16", "offsets_16"):
+                names[open_name] = getattr(self.direct, open_name)
+            signed = self.direct.signed
+            names["first_dot"] = simd.dot_i8x64 if signed else simd.dot_u8x64
+            names["add_dot"] = simd.add_dot_i8x64 if signed else simd.add_dot_u8x64
+            names["dots_2"] = inline(bind(matvec_32.dots_2, f"dots_2_{name}", **names))
+        if kind not in self.overrides and isinstance(self.direct, Direct) and template == "matvec":
             fn = matvec_64.matvec_64
             names["ZERO"] = self.direct.zero
             for open_name in ("weights_64", "scales_16", "offsets_16"):

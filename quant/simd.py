@@ -322,6 +322,11 @@ dot_i8x64 = _op(i32x16, (i8x64, i8x64), isa.dot_i8x64)  # lane k = products 4k .
 dot_u8x64 = _op(
     i32x16, (u8x64, i8x64), isa.dot_u8x64
 )  # the same; unsigned side at most 64 without VNNI
+add_dot_i8x64 = _op(
+    i32x16,
+    (i32x16, i8x64, i8x64),
+    lambda b, m, v: b.add(v[0], isa.dot_i8x64(b, m, v[1:])),
+)
 add_dot_u8x64 = _op(i32x16, (i32x16, u8x64, i8x64), isa.add_dot_u8x64)  # added to the first
 fma_16 = _op(
     f32x16,
