@@ -105,13 +105,13 @@ def widen_block(row: int, row_bytes: int, half: bool, n: int, width: int, out: i
 
 
 @inline
-def soften(p: int, count: int, z: int, latent: int) -> None:
+def soften(p: int, count: int, state: int, z: int, n: int) -> None:
     """BLOCK scores -> exp(score - maximum so far), 0 from `count` on.
 
-    z: the row's partial result, with maximum and total behind it; what was summed before shrinks
-    if the maximum rises.
+    state: the row's maximum and total; z: (n,) what was summed before, which shrinks if the
+    maximum rises. All float32; count > 0.
     """
-    top = f32(z + 4 * latent)
+    top = f32(state)
     best = splat_v(top)
     for i in range(0, BLOCK, LANES):
         v = first_lanes_v(load_v(p + 4 * i), count - i)
@@ -119,19 +119,19 @@ def soften(p: int, count: int, z: int, latent: int) -> None:
         best = max_v(v, best)
     highest = maximum_v(best)
     best = splat_v(highest)
-    total = f32(z + 4 * latent + 4)
+    total = f32(state + 4)
     if highest > top:
         shrink = exp_v(splat_v(top) - best)
         total *= first_lane(shrink)
-        for i in range(0, 4 * latent, V_BYTES):
+        for i in range(0, 4 * n, V_BYTES):
             store_v(z + i, load_v(z + i) * shrink)
-        put_f32(z + 4 * latent, highest)
+        put_f32(state, highest)
     acc = zero_v()
     for i in range(0, BLOCK, LANES):
         v = exp_v(load_v(p + 4 * i) - best)
         store_v(p + 4 * i, v)
         acc = acc + v
-    put_f32(z + 4 * latent + 4, total + sum_v(acc))
+    put_f32(state + 4, total + sum_v(acc))
 
 
 @inline
@@ -198,7 +198,8 @@ def attend_task(context: int, index: int, thread: int) -> None:
             count = min(rows, first + t + 1 - s0)
             for h in range(heads):
                 if count > 0:
-                    soften(p, count, z + (t - t0) * dt_z + h * dz, latent)
+                    at = z + (t - t0) * dt_z + h * dz
+                    soften(p, count, at + 4 * latent, at, latent)
                 p += _P
         column = 0
         while column < latent:
@@ -260,6 +261,12 @@ def task_shape(n_tokens: int, n_heads: int, strands: int, threads: int) -> tuple
     return heads, tokens
 
 
+def aligned(n_bytes: int) -> np.ndarray:
+    """(n_bytes,) uint8 at the start of a cache line, so that no vector straddles two."""
+    room = np.empty(n_bytes + 64, np.uint8)
+    return room[-room.ctypes.data % 64 :][:n_bytes]
+
+
 def attend(
     pool: Pool, q: np.ndarray, cache: int, row_bytes: int, half: bool, first: int, z: np.ndarray
 ) -> None:
@@ -272,12 +279,12 @@ def attend(
     n_tokens, n_heads, width = q.shape
     latent = z.shape[2]
     size = scratch_bytes(width)
-    scratch = np.empty((pool.threads, size), np.uint8)
+    scratch = aligned(pool.threads * size)
     context = np.zeros(len(Attend), np.int64)
     strands = min(STRANDS, -(-(first + n_tokens) // SPLIT))
     per_token = partial_bytes(n_heads, latent, strands)
     step = max(max(1, ROWS // n_heads), PARTIAL_BYTES // per_token)
-    partials = np.empty(min(step, n_tokens) * per_token, np.uint8)
+    partials = aligned(min(step, n_tokens) * per_token)
     for t in range(0, n_tokens, step):
         count = min(step, n_tokens - t)
         heads, tokens = task_shape(count, n_heads, strands, pool.threads)

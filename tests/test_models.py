@@ -23,7 +23,7 @@ from offload.models.deepseek2 import DeepSeek2
 from offload.weights import WeightStore
 from quant.ggml import GGMLType as G
 
-N = 70  # tokens; more than two of the attention kernel's blocks of 32 positions
+N = 70  # tokens; more than one of the attention kernels' blocks of 64 positions
 CHUNKS = (1, 17)
 IDS = np.random.default_rng(7).integers(0, 256, N)
 
@@ -197,17 +197,12 @@ def test_half_cache_is_as_near_as_llama_cpps(write: Write) -> None:
 def test_expanded_attention_agrees_with_absorbed(
     m: TinyModel, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_attention, "KEY_BLOCK", 24)
     with opened(write(m)) as model:
         absorbed = run(model, IDS)
-        monkeypatch.setattr(cpu_attention, "_absorbed", expanded_instead)
+        monkeypatch.setattr(cpu_attention, "_absorbed", cpu_attention._expanded)
         for step in (1, 23, N):
             assert error(run(model, IDS, step), absorbed) < 1e-5
         assert error(run(model, IDS, 23, "f16"), absorbed) < 5e-3  # f16 rounding of the cache
-
-
-def expanded_instead(pool: object, *rest: object) -> np.ndarray:
-    return cpu_attention._expanded(*rest)
 
 
 def test_attention_beyond_the_exact_context_is_expanded(
@@ -217,7 +212,7 @@ def test_attention_beyond_the_exact_context_is_expanded(
     whole = cpu_attention._expanded
     monkeypatch.setattr(cpu_attention, "EXACT_CONTEXT", 32)
     monkeypatch.setattr(
-        cpu_attention, "_expanded", lambda *a: (called.append(len(a[0])), whole(*a))[1]
+        cpu_attention, "_expanded", lambda *a: (called.append(len(a[1])), whole(*a))[1]
     )
     path = write(FLOATS["default"])
     exact = llama_logits.logits(path, IDS)

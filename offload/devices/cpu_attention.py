@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from offload.kv_cache import KVCache
-from quant import attention
+from quant import attention, attention_expanded
 from quant.pool import Pool
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from offload.devices.cpu_ops import CpuPerHead
 
 Array = np.ndarray
-KEY_BLOCK = 2048  # positions expanded at a time
 EXACT_CONTEXT = 4096
 
 
@@ -50,7 +49,7 @@ def attend(
     expanded = latent * (nope + v) + n_tokens * (nope + rope + v)
     if first + n_tokens <= EXACT_CONTEXT or absorbed <= expanded:
         return _absorbed(pool, q, keys, values, kv, layer, first, scale)
-    return _expanded(q, keys, values, kv, layer, first, scale)
+    return _expanded(pool, q, keys, values, kv, layer, first, scale)
 
 
 def _absorbed(
@@ -80,6 +79,7 @@ def _absorbed(
 
 
 def _expanded(
+    pool: Pool,
     q: Array,
     keys: CpuPerHead,
     values: CpuPerHead,
@@ -89,32 +89,18 @@ def _expanded(
     scale: float,
 ) -> Array:
     n_tokens, n_heads = q.shape[:2]
-    latent, nope = keys.matrix.n_rows, keys.matrix.used_cols
-    v, rope = values.matrix.n_rows, q.shape[2] - nope
-    n_keys = first + n_tokens
-    out = np.zeros((n_heads, n_tokens, v), np.float32)
-    top = np.full((n_heads, n_tokens, 1), -np.inf, np.float32)
-    total = np.zeros((n_heads, n_tokens, 1), np.float32)
-    q = q.transpose(1, 0, 2) * np.float32(scale)
-    positions = first + np.arange(n_tokens)[:, None]
-    k_b = [keys.dense(h)[:, :nope] for h in range(n_heads)]  # (latent, nope) each
-    v_b = [values.dense(h)[:, :latent].T for h in range(n_heads)]  # (latent, v)
-    for s0 in range(0, n_keys, KEY_BLOCK):
-        s1 = min(n_keys, s0 + KEY_BLOCK)
-        rows = kv.rows[layer, s0:s1].astype(np.float32)
-        c, k_rope = rows[:, :latent], rows[:, kv.latent : kv.latent + rope]
-        hidden = None if s1 <= first + 1 else np.arange(s0, s1) > positions
-        for h in range(n_heads):
-            scores = q[h, :, :nope] @ (c @ k_b[h]).T
-            scores += q[h, :, nope:] @ k_rope.T
-            if hidden is not None:
-                scores[hidden] = -np.inf
-            best = np.maximum(top[h], scores.max(axis=1, keepdims=True))
-            shrink = np.exp(top[h] - best)
-            scores -= best
-            np.exp(scores, out=scores)
-            total[h] = total[h] * shrink + scores.sum(axis=1, keepdims=True)
-            out[h] = out[h] * shrink + scores @ (c @ v_b[h])
-            top[h] = best
-    out /= total
-    return np.ascontiguousarray(out.transpose(1, 0, 2)).reshape(n_tokens, -1)
+    nope, v, rope = keys.matrix.used_cols, values.matrix.n_rows, q.shape[2] - keys.matrix.used_cols
+    k_b = np.stack([keys.dense(h) for h in range(n_heads)])
+    v_b = np.zeros((n_heads, -(-v // 16) * 16, values.matrix.n_cols), np.float32)
+    for h in range(n_heads):
+        v_b[h, :v] = values.dense(h)
+    rows = -(-n_tokens // 4) * 4
+    padded_nope = k_b.shape[2]
+    wide = np.zeros((rows, n_heads, padded_nope + kv.rope), np.float32)
+    np.multiply(q[:, :, :nope], np.float32(scale), out=wide[:n_tokens, :, :nope])
+    k_rope = wide[:n_tokens, :, padded_nope : padded_nope + rope]
+    np.multiply(q[:, :, nope:], np.float32(scale), out=k_rope)
+    z = np.empty((rows, n_heads, v_b.shape[1]), np.float32)
+    cache = kv.rows[layer, : first + n_tokens]
+    attention_expanded.attend_expanded(pool, wide, k_b, v_b, cache, kv.latent, first, z)
+    return np.ascontiguousarray(z[:n_tokens, :, :v]).reshape(n_tokens, -1)
