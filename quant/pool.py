@@ -16,6 +16,7 @@ What a thread has done it reports when it finds no more; the region ends when al
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import sys
@@ -89,6 +90,7 @@ def _nap(b: Any, m: Any, v: Any) -> Any:
 futex = _op(types.int64, (P, types.int64, types.int64, P), _futex)
 nap = _op(types.int64, (), _nap)
 HAS_FUTEX = FUTEX > 0
+GETCPU = getattr(ctypes.CDLL(None), "sched_getcpu", None) if LINUX else None
 
 
 @inline
@@ -185,13 +187,14 @@ def _stop(control: np.ndarray) -> None:
 class Pool:
     """`threads` - 1 workers and the caller. One region at a time.
 
-    cpus: logical cores of each thread; workers are pinned to theirs, the caller's thread (cpus[0])
-    is left alone, for it belongs to the program around us. Workers end with `close`, or when the
-    pool is forgotten.
+    cpus: logical cores of each thread; workers are pinned to theirs. The caller's thread belongs to
+    the program around us: it is only moved out of a worker's way, to cpus[0], by `settle`. Workers
+    end with `close`, or when the pool is forgotten.
     """
 
     def __init__(self, threads: int, cpus: Sequence[frozenset[int]] | None = None) -> None:
         self.threads = threads
+        self._cpus = cpus
         room = np.zeros(CONTROL_FIELDS + 8, np.int64)
         control = room[(-room.ctypes.data // 8) % 8 :][:CONTROL_FIELDS]
         self.address = int(control.ctypes.data)
@@ -216,6 +219,17 @@ class Pool:
         if n > MAX_TASKS:
             raise ValueError(f"{n} tasks in one region, at most {MAX_TASKS}")
         run_tasks(self.address, fn, context, n)
+
+    def settle(self) -> None:
+        """Move the caller off the pinned workers' cores; about 1 us. It may go anywhere later."""
+        if self._cpus is None or GETCPU is None or GETCPU() in self._cpus[0]:
+            return
+        with contextlib.suppress(OSError):
+            allowed = os.sched_getaffinity(0)
+            own = self._cpus[0] & allowed
+            if own:
+                os.sched_setaffinity(0, own)
+                os.sched_setaffinity(0, allowed)
 
     def close(self) -> None:
         """End the workers."""

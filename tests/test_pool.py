@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +179,36 @@ def test_too_many_tasks_are_refused() -> None:
 def test_the_largest_region() -> None:
     pool = Pool(2)
     job = Squares(MAX_TASKS)
+    job.run(pool)
+    job.check()
+    pool.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no pinning on this system")
+def test_pinned_workers_stay_and_the_caller_only_makes_room() -> None:
+    allowed = os.sched_getaffinity(0)
+    cpus = [frozenset({cpu}) for cpu in sorted(allowed)]
+    pool = Pool(len(cpus), cpus)
+    try:
+        job = Squares(200)
+        for _ in range(20):
+            pool.settle()
+            job.run(pool)
+        job.check()
+        assert os.sched_getaffinity(0) == allowed
+        tasks = Path("/proc/self/task")
+        if tasks.is_dir():
+            ids = [t.native_id for t in threading.enumerate() if t.name.startswith("offload-")]
+            found = [os.sched_getaffinity(i) for i in ids if i]
+            assert all(set(cpus[i]) in found for i in range(1, len(cpus)))
+    finally:
+        pool.close()
+
+
+def test_cores_that_do_not_exist_are_no_obstacle() -> None:
+    pool = Pool(2, [frozenset({5000}), frozenset({5001})])
+    pool.settle()
+    job = Squares(50)
     job.run(pool)
     job.check()
     pool.close()

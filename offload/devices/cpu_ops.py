@@ -83,6 +83,7 @@ class CpuOps:
 
     def embed(self, table: Matrix, ids: Array) -> Array:
         """Rows of the table."""
+        self.pool.settle()
         out = np.empty((len(ids), table.n_cols), np.float32)
         job = driver.job_table(1)[0]
         fill_job(job, table, "dequantize")

@@ -111,6 +111,7 @@ class CpuDecoder:
         control = self._ops.pool.address
         for first, n, n_bytes in self._slices:
             check()
+            self._ops.pool.settle()
             run_tape(control, self._address + first * self._steps.strides[0], n)
             self._ops.bytes_read += n_bytes
         kv.length += 1
