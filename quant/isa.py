@@ -76,6 +76,7 @@ def chosen() -> str:
 NAME = chosen()
 VBMI = NAME == "avx512vbmi"  # with VBMI and GFNI
 ISA = "avx512vnni" if VBMI else NAME
+VNNI = ISA in ("avx512vnni", "avxvnni")  # a dot product of any unsigned and any signed bytes
 
 
 # what dot products of bytes want on one side: unsigned bytes of any size, or signed ones

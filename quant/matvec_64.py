@@ -5,6 +5,13 @@ For blocks of 256 small unsigned weights. A type gives, instead of going through
     weights_64(p, k)    u8x64: weights 64 k .. 64 k + 63 of the block at p plus ZERO, at most 64
     scales_16(p)        f32x16: the scales of its 16 groups of 16
     offsets_16(p)       f32x16: their offsets, if the type has any
+    scales_two(p, q)    GROUP 32: the 8 scales of the block at p, then those of the one at q;
+    offsets_two(p, q)   by default from scales_16 and offsets_16
+
+With VNNI a type may give two hooks more, and save shifting every vector:
+
+    in_place(p, k)      weights_64, but a field of bits is left where it stands in its byte
+    shifts(d)           i32x16 of sums -> what they are with the fields at the bottom
 
 ZERO is taken off in integers. Two rows at a time would share the loads of activations, but read two
 streams: from memory that took a third longer.
@@ -14,6 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quant.jit import inline
 from quant.kernels import (
     _N_COLS,
     _N_TOKENS,
@@ -71,6 +79,22 @@ def offsets_16(p: int) -> Any:
     """Open: the type's own."""
 
 
+@inline
+def undo_shifts(d: Any) -> Any:
+    """Open: the type's `shifts`."""
+    return d
+
+
+def scales_two(p: int, q: int) -> Any:
+    """Open: 8 scales of each block."""
+    return join_f32(evens(scales_16(p)), evens(scales_16(q)))
+
+
+def offsets_two(p: int, q: int) -> Any:
+    """Open: 8 offsets of each block."""
+    return join_f32(evens(offsets_16(p)), evens(offsets_16(q)))
+
+
 def dots_64(p: int, k: int, y: int, n: int) -> Any:
     """Dots of columns 64 k .. of the block at p; y: the block's activations. Open: PLANES is."""
     w = weights_64(p, k)
@@ -109,8 +133,8 @@ def matvec_64(job: int, r0: int, r1: int) -> None:
                 e2 = dots_64(q, 2, z, n)
                 e3 = dots_64(q, 3, z, n)
                 if GROUP == 16:
-                    d = sums_16(d0, d1, d2, d3)
-                    e = sums_16(e0, e1, e2, e3)
+                    d = undo_shifts(sums_16(d0, d1, d2, d3))
+                    e = undo_shifts(sums_16(e0, e1, e2, e3))
                     isum = ys + n // 8 * 5 + c // 8
                     sums = ys + n // 4 + c // 8
                     if ZERO:
@@ -125,18 +149,19 @@ def matvec_64(job: int, r0: int, r1: int) -> None:
                         if OFFSETS:
                             low_b = fma_16(offsets_16(q), load_f32x16(sums + 64), low_b)
                 else:
-                    d = sums_32(d0, d1, d2, d3, e0, e1, e2, e3)
+                    d = undo_shifts(sums_32(d0, d1, d2, d3, e0, e1, e2, e3))
                     if ZERO:
                         d = d - load_i32x16(ys + n // 2) * ZERO
-                    scale = join_f32(evens(scales_16(p)), evens(scales_16(q))) * load_f32x16(ys)
+                    scale = scales_two(p, q) * load_f32x16(ys)
                     v = to_f32x16(d)
                     a = fma(low_half(v), low_half(scale), a)
-                    if OFFSETS:
-                        low = fma(evens(offsets_16(p)), load_f32(ys + n // 8), low)
                     if two:
                         a = fma(high_half(v), high_half(scale), a)
-                        if OFFSETS:
-                            low = fma(evens(offsets_16(q)), load_f32(ys + n // 8 + 32), low)
+                    if OFFSETS:
+                        offset = offsets_two(p, q)
+                        low = fma(low_half(offset), load_f32(ys + n // 8), low)
+                        if two:
+                            low = fma(high_half(offset), load_f32(ys + n // 8 + 32), low)
                 y += 512
                 ys += 64
                 p += 2 * BYTES

@@ -22,10 +22,12 @@ from quant.simd import (
     load_u8_as_i32x16,
     load_u8x32_twice,
     shift_halves,
+    shift_lanes,
     store_f32x16,
     store_i8,
     to_f32x16,
 )
+from quant.unpack import byte_constant
 
 
 @inline
@@ -47,6 +49,18 @@ def weights_64(p: int, k: int) -> Any:
     return shift_halves(v, 4 * (k % 2), 4 * (k % 2) + 2) & 3
 
 
+first_two = byte_constant([3] * 32 + [12] * 32)
+last_two = byte_constant([48] * 32 + [192] * 32)
+shifts = shift_lanes([0, 0, 2, 2, 4, 4, 6, 6] * 2)
+
+
+@inline
+def in_place(p: int, k: int) -> Any:
+    """`weights_64`, each run of 32 four times larger than the one before."""
+    v = load_u8x32_twice(p + 16 + 32 * (k // 2))
+    return v & last_two() if k % 2 else v & first_two()
+
+
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
@@ -63,5 +77,11 @@ QUANT = QuantType(
     decode=decode,
     group=16,
     offsets=True,
-    direct=Direct(weights_64=weights_64, scales_16=scales_16, offsets_16=offsets_16),
+    direct=Direct(
+        weights_64=weights_64,
+        scales_16=scales_16,
+        offsets_16=offsets_16,
+        in_place=in_place,
+        shifts=shifts,
+    ),
 )

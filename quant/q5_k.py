@@ -14,7 +14,7 @@ from typing import Any
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.q4_k import offsets_16, scales_16
+from quant.q4_k import offsets_16, offsets_two, scales_16, scales_two
 from quant.quant_type import Direct, QuantType
 from quant.simd import (
     as_i8,
@@ -49,5 +49,11 @@ QUANT = QuantType(
     ggml_type=GGMLType.Q5_K,
     decode=decode,
     offsets=True,
-    direct=Direct(weights_64=weights_64, scales_16=scales_16, offsets_16=offsets_16),
+    direct=Direct(
+        weights_64=weights_64,
+        scales_16=scales_16,
+        offsets_16=offsets_16,
+        scales_two=scales_two,
+        offsets_two=offsets_two,
+    ),
 )

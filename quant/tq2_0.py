@@ -20,10 +20,12 @@ from quant.simd import (
     load_u8,
     load_u8x32_twice,
     shift_halves,
+    shift_lanes,
     splat_f32x16,
     store_f32x16,
     store_i8,
 )
+from quant.unpack import byte_constant
 
 
 @inline
@@ -39,6 +41,18 @@ def weights_64(p: int, k: int) -> Any:
     return shift_halves(v, 4 * (k % 2), 4 * (k % 2) + 2) & 3
 
 
+first_two = byte_constant([3] * 32 + [12] * 32)
+last_two = byte_constant([48] * 32 + [192] * 32)
+shifts = shift_lanes([0, 2, 4, 6] * 4)
+
+
+@inline
+def in_place(p: int, k: int) -> Any:
+    """`weights_64`, each run of 32 four times larger than the one before."""
+    v = load_u8x32_twice(p + 32 * (k // 2))
+    return v & last_two() if k % 2 else v & first_two()
+
+
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
@@ -52,5 +66,7 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 QUANT = QuantType(
     ggml_type=GGMLType.TQ2_0,
     decode=decode,
-    direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=1),
+    direct=Direct(
+        weights_64=weights_64, scales_16=scales_16, zero=1, in_place=in_place, shifts=shifts
+    ),
 )
