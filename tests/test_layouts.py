@@ -31,9 +31,11 @@ from offload.expert_layout import (
 )
 from offload.gguf import GGUFFile
 from offload.weights import WeightStore
+from quant import packed
 from quant.ggml import GGMLType
 
 GIB = 1 << 30
+REAL = dict(packed.PACKED_TYPES)  # before the toys take their places
 IDS = [1, 5, 9, 200, 77, 3, 18, 21, 100]
 
 
@@ -363,11 +365,11 @@ def test_bench_of_a_model_says_its_layout(tiny: Path) -> None:
 def test_layout_of_the_bench_leaves_room_for_both_copies() -> None:
     types = shapes.types_named("TQ1_0", "Q4_K", "Q4_K")
     sizes = {}
-    for packed in (False, True):
+    for twice in (False, True):
         layout = choose_layout(
-            shapes.KIMI_K25, types, layers=2, cache=32 << 20, free=6 * GIB, packed=packed
+            shapes.KIMI_K25, types, layers=2, cache=32 << 20, free=6 * GIB, packed=twice
         )
-        sizes[packed] = layout.experts
+        sizes[twice] = layout.experts
     assert sizes[True] == pytest.approx(sizes[False] / 2, rel=0.05)
 
 
@@ -394,3 +396,19 @@ def test_run_takes_layout_flags_and_shows_the_plan(tiny: Path, tmp_path: Path) -
     assert len(list(tmp_path.rglob("*.packed"))) == 2
     wrong = command("run", "-p", "x", "--experts-layout", "fast")
     assert wrong.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", REAL, ids=lambda t: t.name)
+def test_every_packed_layout_gives_the_native_logits(
+    kind: GGMLType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are no multiple of a group, experts in both places; through the cache, too."""
+    monkeypatch.setitem(packed.PACKED_TYPES, kind, REAL[kind])
+    model = tiny_gguf.TinyModel(types={"_exps": kind}, layers=2, experts=8)
+    path = tiny_gguf.write(tmp_path / "model.gguf", model)
+    logits, ids, _ = outputs(path, experts_layout="native")
+    for _ in range(2):
+        other = outputs(path, experts_layout="packed", packed_cache=tmp_path / "kept")
+        assert other[2].layout == "packed"
+        np.testing.assert_array_equal(other[0], logits)
+        assert other[1] == ids
