@@ -1,0 +1,139 @@
+"""The code-book types' own kernels: books in registers, and the same bits without them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_quant import moderate_blocks, normal
+from test_targets import instructions
+
+from quant import books, grids, isa
+from quant.ggml import BLOCK, GGMLType
+from quant.matvec_book import COLS
+from quant.products import matmul, matvec
+from quant.registry import QUANT_TYPES
+
+TESTS = Path(__file__).parent
+TYPES = [t for t, q in QUANT_TYPES.items() if q.book is not None] + [GGMLType.IQ4_XS]
+every_type = pytest.mark.parametrize("t", TYPES, ids=lambda t: t.name)
+
+
+def rows_of(t: GGMLType, rows: int, n_cols: int) -> np.ndarray:
+    """(rows, row_bytes) uint8: blocks of ordinary size in no order."""
+    blocks = moderate_blocks(t, 64)
+    pick = np.random.default_rng([rows, n_cols]).integers(0, 64, rows * n_cols // BLOCK[t].size)
+    return blocks[pick].reshape(rows, -1)
+
+
+def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
+    assert np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+# --- books as bytes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["iq1", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"])
+def test_field_bytes_hold_every_word_of_a_book(name: str) -> None:
+    book = getattr(grids, name)()
+    shifts, mask = ([0, 2, 4, 6], 3) if book.shape[1] == 8 else ([0, 5], 7)
+    numbers = books.field_bytes(book).T[:, :, None] >> np.array(shifts) & mask
+    assert np.array_equal(np.unique(book)[numbers].reshape(book.shape), book)
+
+
+def test_second_halves_of_trits_change_once_in_16_words_at_most() -> None:
+    second = books.field_bytes(grids.iq1())[1].reshape(128, 16)
+    assert (np.diff(second.astype(int), axis=1) != 0).sum(axis=1).max() == 1
+
+
+@pytest.mark.parametrize("values", [books.IQ2_VALUES, (4, 12, 20, 28, 36, 44, 52, 62)])
+def test_magnitude_reads_field_and_sign_from_any_place(values: tuple[int, ...]) -> None:
+    i = np.arange(64)
+    got = books.magnitude(values, 0, 4)(i)
+    known = i[(i & (3 if len(values) == 3 else 7)) < len(values)]
+    want = [values[k & (3 if len(values) == 3 else 7)] * (-1 if k & 16 else 1) for k in known]
+    assert np.array_equal(got[known], want)
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+@every_type
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_matvec_has_the_bits_of_matmul(t: GGMLType, planes: int, rows: int) -> None:
+    data = rows_of(t, rows, 768)
+    x = normal(2, 768, seed=rows) * np.float32(0.3)
+    many = matmul(t, data, x, planes=planes)
+    for token in range(2):
+        assert_same_bits(matvec(t, data, x[token], planes=planes), many[token])
+
+
+@every_type
+@pytest.mark.parametrize("planes", [1, 2])
+def test_matvec_of_extreme_activations_has_the_bits_of_matmul(t: GGMLType, planes: int) -> None:
+    """Largest magnitudes of either sign, zeros, and values that only the second plane holds."""
+    x = np.random.default_rng(0).choice(
+        np.float32([-127, 127, 0, 0.4, -0.4, 0.01, -0.01, 126.5, -126.5]), (2, 512)
+    )
+    x[1, :64] = 0
+    data = rows_of(t, 5, 512)
+    many = matmul(t, data, x, planes=planes)
+    for token in range(2):
+        assert_same_bits(matvec(t, data, x[token], planes=planes), many[token])
+
+
+@pytest.mark.parametrize("t", [GGMLType.IQ2_XXS, GGMLType.IQ1_S], ids=lambda t: t.name)
+def test_rows_wider_than_the_ordered_activations(t: GGMLType) -> None:
+    data = rows_of(t, 3, COLS + 512)
+    x = normal(2, COLS + 512)
+    assert_same_bits(matvec(t, data, x[0]), matmul(t, data, x)[0])
+
+
+PRODUCTS = """
+import sys
+import numpy as np
+from quant.ggml import GGMLType
+from quant.products import matvec
+given = np.load(sys.argv[1])
+names = [name for name in given.files if name != "x"]
+np.savez(sys.argv[2], **{n: matvec(GGMLType[n], given[n], given["x"]) for n in names})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in ("avx512vnni", "avx2") if n != isa.NAME])
+def test_other_instruction_sets_have_the_same_bits(name: str, tmp_path: Path) -> None:
+    try:
+        isa.choose(name)
+    except ValueError as unable:
+        pytest.skip(str(unable))
+    x = normal(768)
+    some = [t for t in TYPES if t.name in ("IQ1_M", "IQ2_XXS", "IQ3_S", "IQ4_XS")]
+    given = {t.name: rows_of(t, 7, 768) for t in some}
+    np.savez(tmp_path / "given.npz", x=x, **given)
+    subprocess.run(
+        [sys.executable, "-c", PRODUCTS, str(tmp_path / "given.npz"), str(tmp_path / "out.npz")],
+        env={**os.environ, "KIMI_OFFLOAD_ISA": name},
+        cwd=TESTS.parent,
+        check=True,
+    )
+    out = np.load(tmp_path / "out.npz")
+    for t in some:
+        assert_same_bits(out[t.name], matvec(t, given[t.name], x))
+
+
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="needs x86's LLVM front end"
+)
+def test_books_stay_in_registers_where_the_processor_has_vbmi() -> None:
+    found = instructions("avx512vbmi", "znver4", "IQ2_XXS:matvec")
+    assert found["vpermi2b zmm"] + found["vpermt2b zmm"] >= 4, found.most_common(30)
+    assert found["vpermb zmm"] == found["vpdpbusd zmm"] == 8
+    assert found["vgf2p8affineqb zmm"] >= 1
+    assert found["vpmultishiftqb zmm"] == 1
