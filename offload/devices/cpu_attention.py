@@ -8,7 +8,8 @@ cheaper once many tokens share the expansion.
 The two differ in float32 summation order, and a difference of 1e-7 grows to the size of the int8
 rounding within a few quantised layers. So prompts up to EXACT_CONTEXT tokens are always absorbed,
 like decoding, and come out bit for bit as token by token; beyond it, where absorbed attention would
-cost more than the rest of a layer, the cheaper form is taken.
+cost more than the rest of a layer, the cheaper form is taken. Neither keeps an array of scores, and
+long prompts go through in pieces.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 EXACT_CONTEXT = 4096
+ABSORBED_TOKENS = 512  # at a time: bounds the memory that queries and results in latent space take
+EXPANDED_TOKENS = 2048
 
 
 def attend(
@@ -48,8 +51,14 @@ def attend(
     absorbed = n_tokens * (2 * latent + rope)
     expanded = latent * (nope + v) + n_tokens * (nope + rope + v)
     if first + n_tokens <= EXACT_CONTEXT or absorbed <= expanded:
-        return _absorbed(pool, q, keys, values, kv, layer, first, scale)
-    return _expanded(pool, q, keys, values, kv, layer, first, scale)
+        form, step = _absorbed, ABSORBED_TOKENS
+    else:
+        form, step = _expanded, EXPANDED_TOKENS
+    parts = [
+        form(pool, q[t : t + step], keys, values, kv, layer, first + t, scale)
+        for t in range(0, n_tokens, step)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _absorbed(
