@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from quant.activations import quantize_row, record_bytes
 from quant.kernels import Job
 from quant.packed import PackedType, run_pack
 from quant.pool import Pool
-from quant.quant_type import QuantType
+from quant.quant_type import Kind, QuantType
 
 Report = Callable[[LoadProgress], None]
 Array = np.ndarray
@@ -72,6 +73,8 @@ def pack_layers(
     resident: bool = False,
 ) -> dict[str, Matrix]:
     """Packed matrices by tensor name. resident: those of the cache are copied into memory too."""
+    kinds = {m.quant.ggml_type: type_for(m) for layer in layers for m in layer.matrices}
+    compile_kernels([(kind, "pack") for kind in kinds.values()], report)
     total = sum(layer.packed_bytes for layer in layers)
     done = 0
     report(LoadProgress(phase="pack", done_bytes=0, total_bytes=total))
@@ -97,6 +100,17 @@ def pack_layers(
         if cache is not None and kept is None:
             cache.store(layer, made)
     return twins
+
+
+def compile_kernels(
+    kernels: Sequence[tuple[QuantType | PackedType | None, Kind | Literal["pack"]]], report: Report
+) -> None:
+    """Compile these kernels, or load them from the cache."""
+    for i, (quant, kind) in enumerate(kernels):
+        report(LoadProgress(phase="compile", done_bytes=i, total_bytes=len(kernels)))
+        assert quant is not None
+        quant.address(kind)  # type: ignore[arg-type]
+    report(LoadProgress(phase="compile", done_bytes=len(kernels), total_bytes=len(kernels)))
 
 
 def _pack(m: Matrix, twin: Matrix, pool: Pool, report: Report, done: int, total: int) -> None:
@@ -126,20 +140,22 @@ def _bytes_of(m: Matrix) -> Array:
 # --- measurement ----------------------------------------------------------------------------------
 
 
-def measure(layers: Sequence[Packable], pool: Pool) -> Speeds:
+def measure(layers: Sequence[Packable], pool: Pool, report: Report) -> Speeds:
     """How fast memory is read and kernels run here, in native bytes per second, all threads.
 
-    Takes about 0.1 s; reads the experts where they lie. Kernels must be compiled already, or are.
+    Takes about 0.2 s once the kernels are compiled; reads the experts where they lie.
     """
     m = max((m for layer in layers for m in layer.matrices), key=lambda m: m.count * m.stride)
     read = read_rate(_bytes_of(m)[: READ_SAMPLE // CHUNK * CHUNK], pool, REPEATS)
     packed = type_for(m)
     assert packed is not None
+    compile_kernels([(m.quant, "matvec")], report)
     rows = max(packed.group_rows, SAMPLE // m.row_bytes // packed.group_rows * packed.group_rows)
     sample = replace(m, count=1, n_rows=min(rows, m.n_rows))
     native = _kernel_rate(sample, sample.n_bytes, pool)
     if native > 2 * read:  # even a kernel that takes no time would wait for memory
         return Speeds(read=read, native=native, packed=None)
+    compile_kernels([(packed, "pack"), (packed, "matvec")], report)
     data = np.zeros(packed_matrix_bytes(sample) + 64, np.uint8)
     twin = packed_twin(sample, data[-data.ctypes.data % 64 :])
     jobs, groups = pack_jobs(sample, twin)

@@ -76,7 +76,7 @@ class Weights:
             room=weight_room(plan, self._hardware),
             total=total,
             resident=resident,
-            speeds=partial(measure, layers, pool),
+            speeds=partial(measure, layers, pool, report),
         )
         plan = with_layout(plan, choice, self._config.num_moe_layers)
         rest = self._rest(choice.layers)

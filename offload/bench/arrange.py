@@ -35,7 +35,7 @@ def arrange(
         room=hardware.cpu.ram_free,
         total=layout.n_bytes,
         resident=False,
-        speeds=lambda: measure(layers, pool),
+        speeds=lambda: measure(layers, pool, report),
     )
     if not choice.layers:
         return layout, list(choice.notes)
