@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from test_bench import layout_of
 from test_models import FLOATS, NO_SHARED, ODD, QUANTISED, opened
 from tiny_gguf import TinyModel
 
+from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
+from offload.bench.synthetic import SyntheticStore
 from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.models import rope
@@ -138,6 +141,23 @@ def test_routing_is_traced_and_may_be_forced(model: DeepSeek2) -> None:
     decoder.forced = None
     kv.truncate(0)
     np.testing.assert_array_equal(model.forward(IDS[:1], kv), expected)
+
+
+def test_parts_that_the_bench_times_make_the_same_token() -> None:
+    layout = layout_of()
+    ops = BenchOps(2)
+    try:
+        model = LayerModel(layout.model, SyntheticStore(layout.specs), ops)
+        kv = filled_cache(layout.model, 5, 1)
+        expected = model.forward(IDS[:1], kv)
+        kv.truncate(5)
+        cos, sin = rope.tables(model.config, 5, 1)
+        calls: list[int] = []
+        got = model._by_parts(int(IDS[0]), kv, cos, sin, lambda: calls.append(0))
+        np.testing.assert_array_equal(got, expected)
+        assert len(calls) == len(PARTS) * model.config.num_layers + 1
+    finally:
+        ops.close()
 
 
 def test_logits_of_a_token_are_not_overwritten_by_the_next(model: DeepSeek2) -> None:

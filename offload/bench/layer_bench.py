@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 
 from offload.config import ModelConfig
-from offload.devices.base import Routing, Stack
+from offload.devices.base import FeedForward, Routing, Stack
+from offload.devices.cpu_mlp import CpuFeedForward
 from offload.devices.cpu_ops import CpuOps
-from offload.devices.cpu_tape import CpuDecoder
+from offload.devices.cpu_tape import CpuDecoder, TapeBuilder
 from offload.kv_cache import KVCache
 from offload.models import rope
 from offload.models.deepseek2 import DeepSeek2, gated_mlp
@@ -97,11 +100,38 @@ class BenchDecoder(CpuDecoder):
         return logits
 
 
+class PartDecoder(BenchDecoder):
+    """A tape with a slice for each part of each layer (PARTS), routed and shared experts apart."""
+
+    def __init__(
+        self, ops: BenchOps, stack: Stack, routed: list[FeedForward], shared: list[FeedForward]
+    ) -> None:
+        self._ffns = [
+            cast(tuple[CpuFeedForward, CpuFeedForward], p) for p in zip(routed, shared, strict=True)
+        ]
+        super().__init__(ops, stack)
+
+    def _lay_out(self, builder: TapeBuilder, stack: Stack) -> None:
+        for index, layer in enumerate(stack.layers):
+            attended = builder.attention(index, layer)
+            self._cut(builder)
+            routed, shared = self._ffns[index]
+            h = builder.ffn_input(layer, attended)
+            chosen, always = builder.jobs(routed, h), builder.jobs(shared, h)
+            builder.route(index, layer, routed, chosen, h)
+            self._cut(builder)
+            builder.feed_forward(routed, chosen)
+            self._cut(builder)
+            builder.feed_forward(shared, always)
+            self._cut(builder)
+
+
 class LayerModel(DeepSeek2):
     """MoE layers that can also be run part by part. All layers of `config` have experts."""
 
     def __init__(self, config: ModelConfig, weights: Any, ops: BenchOps) -> None:
         super().__init__(config, weights, ops)
+        self._bench_ops = ops
         prefixes = [f"blk.{i}." for i in range(config.num_layers)]
         self._routed = [ops.feed_forward(gated_mlp(weights, p, "_exps"), None) for p in prefixes]
         self._shared = [ops.feed_forward(None, gated_mlp(weights, p, "_shexp")) for p in prefixes]
@@ -132,36 +162,18 @@ class LayerModel(DeepSeek2):
         return stamps[1] - stamps[0]
 
     def parts(self, ids: Array, kv: KVCache) -> dict[str, list[float]]:
-        """Run tokens part by part: seconds by part, one figure per layer; kv as before."""
-        config, ops, first = self.config, self.ops, kv.length
-        times: dict[str, list[float]] = {part: [] for part in PARTS}
-        cos, sin = rope.tables(config, first, len(ids))
-        x = ops.embed(self._embedding, ids)
-        for i, layer in enumerate(self._layers):
-            assert layer.router is not None
-            stamps = [clock()]
-            h = ops.rms_norm(x, layer.attn_norm, config.rms_norm_eps)
-            x += self._attention(layer, h, kv, i, first, cos, sin)
-            stamps.append(clock())
-            h = ops.rms_norm(x, layer.ffn_norm, config.rms_norm_eps)
-            (logits,) = layer.router(h)
-            routing = ops.route(
-                logits,
-                layer.bias,
-                config.num_experts_per_tok,
-                sigmoid=config.scoring_func == "sigmoid",
-                groups=(config.n_group, config.topk_group),
-                normalise=config.norm_topk_prob,
-                scale=config.routed_scaling_factor,
-            )
-            stamps.append(clock())
-            self._routed[i](h, x, routing)
-            stamps.append(clock())
-            self._shared[i](h, x)
-            stamps.append(clock())
-            for part, began, ended in zip(PARTS, stamps, stamps[1:], strict=False):
-                times[part].append(ended - began)
-        return times
+        """Run one token part by part: seconds by part, one figure per layer; kv as before."""
+        stamps: list[float] = []
+        length = kv.length
+        cos, sin = rope.tables(self.config, length, 1)
+        self._by_parts(int(ids[0]), kv, cos, sin, lambda: stamps.append(clock()))
+        kv.truncate(length)
+        spans = [ended - began for began, ended in pairwise(stamps)]
+        return {part: spans[i :: len(PARTS)] for i, part in enumerate(PARTS)}
+
+    @cached_property
+    def _by_parts(self) -> PartDecoder:
+        return PartDecoder(self._bench_ops, self.stack, self._routed, self._shared)
 
 
 def filled_cache(config: ModelConfig, depth: int, room: int) -> KVCache:

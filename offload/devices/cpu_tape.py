@@ -61,6 +61,17 @@ class Inputs:
         return self.q8 if planes == 1 else self.q16
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Jobs:
+    """A feed-forward block's jobs of both regions; row k of y has the weight weights[k]."""
+
+    first: Array
+    second: Array
+    n_shared: int
+    y: int
+    weights: Array  # (slots,) float32, the shared expert's last
+
+
 class CpuDecoder:
     """Plays a Stack's tape; see Decoder. expert_ids (layers, K) int64: the last token's routing.
 
@@ -73,20 +84,31 @@ class CpuDecoder:
         self.expert_ids = np.zeros((config.num_layers, config.num_experts_per_tok), np.int64)
         self.forced: Array | None = None
         self._state = np.zeros(len(State), np.int64)
-        tape = _Builder(ops, stack, self._state.ctypes.data, self.expert_ids)
         self._slices: list[tuple[int, int, int]] = []  # first step, steps, bytes of weights
-        tape.embed()
-        first = n_bytes = 0
-        for index, layer in enumerate(stack.layers):
-            tape.layer(index, layer)
-            if tape.n_bytes - n_bytes >= SLICE_BYTES or index + 1 == len(stack.layers):
-                self._slices.append((first, len(tape.tape) - first, tape.n_bytes - n_bytes))
-                first, n_bytes = len(tape.tape), tape.n_bytes
-        self._head = tape.head()
-        self._slices.append((first, len(tape.tape) - first, tape.n_bytes - n_bytes))
-        self._tape = tape.tape
-        self._steps = tape.tape.table()
+        builder = TapeBuilder(ops, stack, self._state.ctypes.data, self.expert_ids)
+        builder.embed()
+        self._lay_out(builder, stack)
+        self._head = builder.head()
+        self._cut(builder)
+        self._tape = builder.tape
+        self._steps = builder.tape.table()
         self._address = int(self._steps.ctypes.data)
+
+    def _lay_out(self, builder: TapeBuilder, stack: Stack) -> None:
+        """The steps of all layers, and where slices end."""
+        bytes_before = 0
+        for index, layer in enumerate(stack.layers):
+            builder.layer(index, layer)
+            is_last = index + 1 == len(stack.layers)
+            if is_last or builder.n_bytes - bytes_before >= SLICE_BYTES:
+                self._cut(builder)
+                bytes_before = builder.n_bytes
+
+    def _cut(self, builder: TapeBuilder) -> None:
+        """End a slice here."""
+        first = sum(n for _, n, _ in self._slices)
+        n_bytes = builder.n_bytes - sum(b for *_, b in self._slices)
+        self._slices.append((first, len(builder.tape) - first, n_bytes))
 
     def __call__(
         self, token: int, kv: KVCache, cos: Array, sin: Array, check: Callable[[], None]
@@ -118,7 +140,7 @@ class CpuDecoder:
         return logits
 
 
-class _Builder:
+class TapeBuilder:
     """Writes the steps of a Stack."""
 
     def __init__(self, ops: CpuOps, stack: Stack, state: int, expert_ids: Array) -> None:
@@ -204,15 +226,21 @@ class _Builder:
 
     def layer(self, index: int, layer: Layer) -> None:
         """X += attention(norm(x)); x += ffn(norm(x))."""
-        attended = self._attention(index, layer)
+        h = self.ffn_input(layer, self.attention(index, layer))
+        ffn = cast("CpuFeedForward", layer.ffn)
+        jobs = self.jobs(ffn, h)
+        self.route(index, layer, ffn, jobs, h)
+        self.feed_forward(ffn, jobs)
+
+    def ffn_input(self, layer: Layer, attended: int) -> Inputs:
+        """X += attention's output; norm(x) as the router and the experts want it."""
         ffn = cast("CpuFeedForward", layer.ffn)
         readers = [(b.planes, m) for b in ffn.branches for m in (b.mlp.gate, b.mlp.up)]
-        router = cast("CpuLinear | None", layer.router)
-        if router is not None:
-            readers += [(2, m) for m in router.matrices]
+        if layer.router is not None:
+            readers += [(2, m) for m in cast("CpuLinear", layer.router).matrices]
         h = self._inputs("ffn", *readers)
         self._norm(self._x, layer.ffn_norm, h, attended)
-        self._feed_forward(index, layer, ffn, router, h)
+        return h
 
     def head(self) -> Array:
         """Logits; returns the job whose OUT they go to."""
@@ -222,7 +250,7 @@ class _Builder:
         job: Array = self._linear(head, h, 0)[0]
         return job
 
-    def _attention(self, index: int, layer: Layer) -> int:
+    def attention(self, index: int, layer: Layer) -> int:
         """Address of the attention's output (H,)."""
         config = self._stack.config
         first, output = cast("CpuLinear", layer.first), cast("CpuLinear", layer.output)
@@ -299,38 +327,37 @@ class _Builder:
         self._linear(output, o, out)
         return out
 
-    def _feed_forward(
-        self, index: int, layer: Layer, ffn: CpuFeedForward, router: CpuLinear | None, h: Inputs
-    ) -> None:
-        tape, config = self.tape, self._stack.config
-        hidden = config.hidden_size
-        top_k = config.num_experts_per_tok if ffn.routed is not None else 0
+    def jobs(self, ffn: CpuFeedForward, h: Inputs) -> Jobs:
+        """The jobs of a feed-forward block: one shared, then one per chosen expert."""
+        n_routed = self._stack.config.num_experts_per_tok if ffn.routed is not None else 0
         n_shared = int(ffn.shared is not None)
-        slots = top_k + n_shared
-        y = self._room("y", 4 * hidden * slots)
-        first, second = driver.job_table(slots), driver.job_table(slots)
+        slots = n_routed + n_shared
+        row = 4 * self._stack.config.hidden_size
+        y = self._room("y", row * slots)
+        made = Jobs(
+            driver.job_table(slots), driver.job_table(slots), n_shared, y, np.ones(slots, "f4")
+        )
         if ffn.shared is not None:  # first in line, for its chunks are the longest
-            self._branch(ffn.shared, h, first[:1], second[:1], y + 4 * hidden * top_k)
+            self._branch(ffn.shared, h, made.first[:1], made.second[:1], y + row * n_routed)
         if ffn.routed is not None:
-            self._branch(ffn.routed, h, first[n_shared:], second[n_shared:], y)
-        weights = np.ones(slots, np.float32)
-        tape.keep(weights)
-        if router is not None and ffn.routed is not None:
-            at = n_shared * JOB_BYTES
-            jobs = first.ctypes.data + at, second.ctypes.data + at
-            self._route(index, layer, router, h, ffn.routed, jobs, weights.ctypes.data)
+            self._branch(ffn.routed, h, made.first[n_shared:], made.second[n_shared:], y)
+        for array in (made.first, made.second, made.weights):
+            self.tape.keep(array)
+        return made
+
+    def feed_forward(self, ffn: CpuFeedForward, jobs: Jobs) -> None:
+        """X += the block's result."""
+        tape, first = self.tape, jobs.first
+        slots, row = len(first), 4 * self._stack.config.hidden_size
         mlps = [b.mlp for b in ffn.branches]
         chunk = self._chunk(first, 32, *(m.gate for m in mlps), *(m.up for m in mlps))
         size = driver.gate_up_scratch(chunk, 1)
         scratch = self._room("scratch", size * self._ops.pool.threads)
-        context = tape.context(tape.keep(first), chunk, scratch, size)
+        context = tape.context(first.ctypes.data, chunk, scratch, size)
         tape.add(driver.gate_up_task.address, context, driver.count_tasks(first, chunk))
-        self._rows(second, self._chunk(second, 8, *(m.down for m in mlps)))
-        order = tape.keep(np.arange(slots))
-        stride = 4 * hidden
-        context = tape.context(
-            y, stride, order, weights.ctypes.data, slots, hidden, self._x, stride
-        )
+        self._rows(jobs.second, self._chunk(jobs.second, 8, *(m.down for m in mlps)))
+        order, weights = tape.keep(np.arange(slots)), jobs.weights.ctypes.data
+        context = tape.context(jobs.y, row, order, weights, slots, row // 4, self._x, row)
         tape.add(layer_ops.combine_task.address, context)
 
     def _branch(self, branch: Branch, h: Inputs, first: Array, second: Array, y: int) -> None:
@@ -345,17 +372,11 @@ class _Builder:
         first[:, Job.N_TOKENS] = second[:, Job.N_TOKENS] = 1
         self.n_bytes += len(first) * branch.bytes_per_expert
 
-    def _route(
-        self,
-        index: int,
-        layer: Layer,
-        router: CpuLinear,
-        h: Inputs,
-        routed: Branch,
-        jobs: tuple[int, int],
-        weights: int,
-    ) -> None:
-        config, mlp = self._stack.config, routed.mlp
+    def route(self, index: int, layer: Layer, ffn: CpuFeedForward, jobs: Jobs, h: Inputs) -> None:
+        """Choose experts and aim the jobs at them; nothing in dense layers."""
+        if layer.router is None or ffn.routed is None:
+            return
+        config, mlp, router = self._stack.config, ffn.routed.mlp, cast("CpuLinear", layer.router)
         n_experts = router.matrices[0].n_rows
         logits = self._room("logits", 4 * n_experts)
         self._linear(router, h, logits)
@@ -365,8 +386,10 @@ class _Builder:
             int(config.scoring_func == "sigmoid"), config.n_group, config.topk_group,
             int(config.norm_topk_prob), float(config.routed_scaling_factor),
         )  # fmt: skip
-        ids = self._expert_ids[index].ctypes.data
+        choice = self._expert_ids[index].ctypes.data, jobs.weights.ctypes.data
+        at = jobs.n_shared * JOB_BYTES
+        tables = jobs.first.ctypes.data + at, jobs.second.ctypes.data + at
         experts = [n for m in (mlp.gate, mlp.up, mlp.down) for n in (m.address, m.stride)]
         top_k = config.num_experts_per_tok
-        context = self.tape.context(*fields, *rules, ids, weights, top_k, *jobs, *experts, index)
+        context = self.tape.context(*fields, *rules, *choice, top_k, *tables, *experts, index)
         self.tape.add(route_task.address, context)

@@ -84,15 +84,18 @@ class DeepSeek2:
     @cached_property
     def decoder(self) -> Decoder | None:
         """What runs single tokens, where the device has more than its operations for them."""
-        return self.ops.decoder(
-            Stack(
-                config=self.config,
-                embedding=self._embedding,
-                layers=self._layers,
-                output_norm=self._output_norm,
-                head=self._head,
-                scale=self._scale,
-            )
+        return self.ops.decoder(self.stack)
+
+    @property
+    def stack(self) -> Stack:
+        """The model as a device's decoder takes it."""
+        return Stack(
+            config=self.config,
+            embedding=self._embedding,
+            layers=self._layers,
+            output_norm=self._output_norm,
+            head=self._head,
+            scale=self._scale,
         )
 
     def _attention(
