@@ -18,6 +18,7 @@ inverse float32 cannot hold (|x| < TINY), have scale 0.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numba
@@ -51,6 +52,17 @@ def record_bytes(n: int, planes: int = 1) -> int:
     Kernels read whole steps of 256 columns, so a record ends with slack.
     """
     return -(-(planes * n + n // 8 * 7 + 256) // 64) * 64
+
+
+def empty_records(shape: tuple[int, ...], n: int, planes: int) -> np.ndarray:
+    """Room for records: (*shape, record_bytes) uint8, each at a multiple of 64 bytes.
+
+    A vector that crosses a cache line is loaded in two steps.
+    """
+    size = record_bytes(n, planes)
+    room = np.empty(math.prod(shape) * size + 63, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + math.prod(shape) * size].reshape(*shape, size)
 
 
 @inline
@@ -140,7 +152,7 @@ def quantize(x: np.ndarray, planes: int = 1) -> np.ndarray:
     n = x.shape[-1]
     if n % 32:
         raise ValueError(f"row of {n} activations is not a multiple of 32")
-    out = np.empty((*x.shape[:-1], record_bytes(n, planes)), np.uint8)
+    out = empty_records(x.shape[:-1], n, planes)
     for r in range(x.size // n):
         quantize_row(x.ctypes.data + 4 * n * r, n, out.ctypes.data + out.shape[-1] * r, planes)
     return out

@@ -7,7 +7,7 @@ from math import lcm
 import numpy as np
 
 from offload.weights import Matrix
-from quant.activations import quantize_row, quantize_rows, record_bytes
+from quant.activations import empty_records, quantize_row, quantize_rows
 from quant.kernels import Job
 from quant.pool import Pool
 from quant.quant_type import Kind
@@ -49,7 +49,7 @@ def padded(x: Array, n_cols: int) -> Array:
 def records(pool: Pool, x: Array, planes: int) -> Array:
     """The records of x (T, n): (T, record_bytes) uint8."""
     n = x.shape[1]
-    out = np.empty((len(x), record_bytes(n, planes)), np.uint8)
+    out = empty_records((len(x),), n, planes)
     if len(x) == 1:
         quantize_row(x.ctypes.data, n, out.ctypes.data, planes)
     else:
