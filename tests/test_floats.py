@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import libggml
 import numba
 import numpy as np
 import pytest
 import reference
+from test_targets import instructions, x86
 
 from quant import attention
 from quant.ggml import GGMLType
 from quant.pool import Pool
 from quant.products import dequantize, matmul_f32
-from quant.simd_float import LANES, exp_v, load_v, silu_v, store_v, sum_v
+from quant.simd_float import LANES, WIDE, exp_v, load_v, silu_v, store_v, sum_v
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +185,42 @@ def test_head_groups_do_not_change_a_bit(
     for shape in ((4, 1), (8, 3), (36, 1), (16, 2)):
         monkeypatch.setattr(attention, "task_shape", lambda *_, shape=shape: shape)
         np.testing.assert_array_equal(attended(pools[1], q, rows, 124, 32), whole)
+
+
+# --- in processes of their own ----------------------------------------------------------------
+
+
+@x86
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "cpu", "register", "least"),
+    [("avx512", "skylake-avx512", "zmm", 16), ("avx2", "haswell", "ymm", 8)],
+    ids=["avx512", "avx2"],
+)
+def test_tiles_stay_in_the_registers_of_other_processors(
+    target: str, cpu: str, register: str, least: int
+) -> None:
+    found = instructions(target, cpu, "F16:matvec_f32", "F16:matmul_f32")
+    assert found[f"vfmadd231ps {register}"] >= least, found.most_common(30)
+    assert found[f"vcvtph2ps {register}"] >= 1
+    assert target == "avx512" or not any("zmm" in name for name in found)
+
+
+@pytest.mark.slow
+def test_tiles_compile_to_neon() -> None:
+    found = instructions("generic", "", "--aarch64", "F16:matmul_f32")
+    assert found["fmla vector"] >= 16, found.most_common(30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not WIDE, reason="this processor has no wider vectors than those tested above")
+def test_narrow_vectors_pass_too() -> None:
+    some = "not other and not narrow and (exp or tree or (same_bits and (Q8_0 or 70-220)))"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", some],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "KIMI_OFFLOAD_ISA": "avx2"},
+    )
+    assert done.returncode == 0, done.stdout
