@@ -30,8 +30,9 @@ from quant.simd import (
     store_i8,
     to_f32,
 )
-from quant.unpack import load_u8_as_i32
+from quant.unpack import load_u8_as_i32, move_halves
 
+third_0, third_1, third_2, third_3 = (move_halves(2 - 2 * k, 1 - 2 * k, 4) for k in range(4))
 upper_0_to_7 = fields([0, 8, 16, 24, 2, 10, 18, 26], 3)
 upper_8_to_15 = fields([4, 12, 20, 28, 6, 14, 22, 30], 3)
 
@@ -50,8 +51,16 @@ def scales_16(p: int) -> Any:
 def weights_64(p: int, k: int) -> Any:
     """Weights 64 k .. 64 k + 63, 4 too large."""
     v = shift_halves(load_u8x32_twice(p + 32 + 32 * (k // 2)), 4 * (k % 2), 4 * (k % 2) + 2)
-    third = shift_halves(load_u8x32_twice(p), 2 * k, 2 * k + 1) & 1
-    return v & 3 | third << 2
+    bits = load_u8x32_twice(p)
+    if k == 0:
+        third = third_0(bits)
+    elif k == 1:
+        third = third_1(bits)
+    elif k == 2:
+        third = third_2(bits)
+    else:
+        third = third_3(bits)
+    return v & 3 | third
 
 
 @inline

@@ -24,13 +24,24 @@ from quant.simd import (
     store_f32x16,
     store_i8,
 )
+from quant.unpack import move_halves
+
+fifth_0, fifth_1, fifth_2, fifth_3 = (move_halves(4 - 2 * k, 3 - 2 * k, 16) for k in range(4))
 
 
 @inline
 def weights_64(p: int, k: int) -> Any:
     """Sub-blocks 2 k and 2 k + 1."""
-    fifth = shift_halves(load_u8x32_twice(p + 16), 2 * k, 2 * k + 1) & 1
-    return shift_halves(load_u8x32_twice(p + 48 + 32 * k), 0, 4) & 15 | fifth << 4
+    bits = load_u8x32_twice(p + 16)
+    if k == 0:
+        fifth = fifth_0(bits)
+    elif k == 1:
+        fifth = fifth_1(bits)
+    elif k == 2:
+        fifth = fifth_2(bits)
+    else:
+        fifth = fifth_3(bits)
+    return shift_halves(load_u8x32_twice(p + 48 + 32 * k), 0, 4) & 15 | fifth
 
 
 @inline

@@ -25,10 +25,12 @@ from quant.simd import (
     load_u8,
     load_u8x32_twice,
     load_u8x64,
-    shift_halves,
     store_f32x16,
     store_i8,
 )
+from quant.unpack import move_halves
+
+first_pairs, second_pairs = move_halves(4, 2, 48), move_halves(0, -2, 48)
 
 
 @inline
@@ -42,8 +44,8 @@ def scales_16(p: int) -> Any:
 def weights_64(p: int, k: int) -> Any:
     """Weights 64 k .. 64 k + 63, 32 too large."""
     nibbles = load_u8x64(p + 64 * (k // 2)) >> 4 * (k % 2) & 15
-    pairs = shift_halves(load_u8x32_twice(p + 128 + 32 * (k // 2)), 4 * (k % 2), 4 * (k % 2) + 2)
-    return nibbles | (pairs & 3) << 4
+    pairs = load_u8x32_twice(p + 128 + 32 * (k // 2))
+    return nibbles | (first_pairs(pairs) if k % 2 == 0 else second_pairs(pairs))
 
 
 @inline

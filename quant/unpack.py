@@ -47,6 +47,21 @@ def _load_word_8_times(b: Any, m: Any, v: Any) -> Any:
     return b.bitcast(splat_value(b, word, i32x8.llvm), u8x32.llvm)
 
 
+def move_halves(low: int, high: int, mask: int) -> Any:
+    """An intrinsic: u8x64, its halves shifted left (< 0: right) in their bytes, masked."""
+    words = ir.VectorType(I16, 32)
+    left = [max(low, 0)] * 16 + [max(high, 0)] * 16
+    right = [max(-low, 0)] * 16 + [max(-high, 0)] * 16
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        x = b.bitcast(v[0], words)
+        x = b.shl(x, constant(words, left)) if any(left) else x
+        x = b.lshr(x, constant(words, right)) if any(right) else x
+        return b.and_(b.bitcast(x, u8x64.llvm), constant(u8x64.llvm, [mask] * 64))
+
+    return _op(u8x64, (u8x64,), generate)
+
+
 def _trits(b: Any, m: Any, v: Any) -> Any:
     above = [b.icmp_unsigned(">", v[0], constant(u8x32.llvm, [n] * 32)) for n in (85, 170)]
     first, second = (b.zext(x, i8x32.llvm) for x in above)
