@@ -101,11 +101,10 @@ def eighth_of_d(p: int) -> Any:
 
 
 @inline
-def add_plane(p: int, d: Any, g: int, dot: Any, by_shift: int, ys: Any, to: int) -> None:
-    """The product of columns 16 g .. with the 16 rows whose shifts and scales are at p."""
-    dot = fma(dot, eights(), one_of_4(by_shift + 16 * g, load_ints(p) >> 2 * g))
-    number = odd_number(load_ints(p + 64 + g // 8 * 64) >> 3 * (g % 8))
-    store_floats(to, fma(dot, number * d * ys, load_floats(to)))
+def add_plane(shifts: Any, scales: Any, d: Any, dot: Any, by_shift: int, ys: Any, to: int) -> None:
+    """The product of 16 columns with 16 rows; shifts and scales begin with those columns'."""
+    dot = fma(dot, eights(), one_of_4(by_shift, shifts))
+    store_floats(to, fma(dot, odd_number(scales) * d * ys, load_floats(to)))
 
 
 @inline
@@ -118,25 +117,42 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
         d0 = eighth_of_d(p + rows)
         d1 = eighth_of_d(p + PLANE + rows)
         d2 = eighth_of_d(p + 2 * PLANE + rows)
+        shifts0 = load_ints(p + rows)
+        shifts1 = load_ints(p + PLANE + rows)
+        shifts2 = load_ints(p + 2 * PLANE + rows)
         at = p + STRIPS + rows
         to = acc + rows
+        x = by_shift
         if rows == 0:
             for line in range(0, STRIPS, 64):
                 prefetch(p + AHEAD + line)
-        for strip in range(8):
-            if rows == 0:
-                for line in range(0, STRIP, 64):
-                    prefetch(at + AHEAD + line)
-            signs = load_bytes(at + 256)
-            scale = splat_float(ys + 4 * strip)
-            for half in range(2):
-                g = 2 * strip + half
-                dot0, dot1, dot2 = half_strip_dots(at, signs, 2 * half, y + 32 * strip)
-                add_plane(p + rows, d0, g, dot0, by_shift, scale, to)
-                add_plane(p + PLANE + rows, d1, g, dot1, by_shift, scale, to + 64)
-                add_plane(p + 2 * PLANE + rows, d2, g, dot2, by_shift, scale, to + 128)
-                to += 4 * ROWS
-            at += STRIP
+        for half in range(2):
+            scales0 = load_ints(p + 64 + 64 * half + rows)
+            scales1 = load_ints(p + PLANE + 64 + 64 * half + rows)
+            scales2 = load_ints(p + 2 * PLANE + 64 + 64 * half + rows)
+            for strip in range(4 * half, 4 * half + 4):
+                if rows == 0:
+                    for line in range(0, STRIP, 64):
+                        prefetch(at + AHEAD + line)
+                signs = load_bytes(at + 256)
+                scale = splat_float(ys + 4 * strip)
+                dot0, dot1, dot2 = half_strip_dots(at, signs, 0, y + 32 * strip)
+                add_plane(shifts0, scales0, d0, dot0, x, scale, to)
+                add_plane(shifts1, scales1, d1, dot1, x, scale, to + 64)
+                add_plane(shifts2, scales2, d2, dot2, x, scale, to + 128)
+                dot0, dot1, dot2 = half_strip_dots(at, signs, 2, y + 32 * strip)
+                add_plane(shifts0 >> 2, scales0 >> 3, d0, dot0, x + 16, scale, to + 192)
+                add_plane(shifts1 >> 2, scales1 >> 3, d1, dot1, x + 16, scale, to + 256)
+                add_plane(shifts2 >> 2, scales2 >> 3, d2, dot2, x + 16, scale, to + 320)
+                shifts0 = shifts0 >> 4
+                shifts1 = shifts1 >> 4
+                shifts2 = shifts2 >> 4
+                scales0 = scales0 >> 6
+                scales1 = scales1 >> 6
+                scales2 = scales2 >> 6
+                at += STRIP
+                to += 8 * ROWS
+                x += 32
 
 
 @inline

@@ -78,47 +78,61 @@ def add_plane(
 
 
 @inline
+def add_columns(
+    i: int, p: int, numbers: Any, d: Any, dmin: Any, y: int, ys: int, sums: int, to: int
+) -> None:
+    """Columns 16 i .. 16 i + 15 of a section; i is a constant, numbers, d, dmin are by plane."""
+    at = p + 256 * i
+    x = y + 16 * i
+    a, b, c, e = add_fields(at, x, zero_sums(), zero_sums(), zero_sums(), zero_sums())
+    a, b, c, e = add_fields(at + 64, x + 4, a, b, c, e)
+    a, b, c, e = add_fields(at + 128, x + 8, a, b, c, e)
+    a, b, c, e = add_fields(at + 192, x + 12, a, b, c, e)
+    dot0, dot1, dot2, dot3 = field_dots(a, b, c, e)
+    scale = splat_float(ys + i // 2 * 4)
+    sum_ = splat_float(sums + 4 * i)
+    to += 4 * ROWS * i
+    add_plane(numbers[0], i, d[0], dmin[0], dot0, scale, sum_, to)
+    add_plane(numbers[1], i, d[1], dmin[1], dot1, scale, sum_, to + 64)
+    add_plane(numbers[2], i, d[2], dmin[2], dot2, scale, sum_, to + 128)
+    add_plane(numbers[3], i, d[3], dmin[3], dot3, scale, sum_, to + 192)
+
+
+@inline
+def four_halves(p: int) -> tuple[Any, Any, Any, Any]:
+    """The halves of the four planes as floats."""
+    return load_halves(p), load_halves(p + 32), load_halves(p + 64), load_halves(p + 96)
+
+
+@inline
 def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
     """Contract in packed_kernels.py."""
     minus = numba.float32(-1)
     for rows in range(0, 64, 4 * LANES):
-        d0 = load_halves(p + rows // 2)
-        d1 = load_halves(p + 32 + rows // 2)
-        d2 = load_halves(p + 64 + rows // 2)
-        d3 = load_halves(p + 96 + rows // 2)
-        min0 = load_halves(p + 128 + rows // 2) * minus
-        min1 = load_halves(p + 160 + rows // 2) * minus
-        min2 = load_halves(p + 192 + rows // 2) * minus
-        min3 = load_halves(p + 224 + rows // 2) * minus
-        at = p + SECTIONS + rows
-        to = acc + rows
+        d = four_halves(p + rows // 2)
+        m0, m1, m2, m3 = four_halves(p + 128 + rows // 2)
+        dmin = m0 * minus, m1 * minus, m2 * minus, m3 * minus
         if rows == 0:
             for line in range(0, SECTIONS, 64):
                 prefetch(p + AHEAD + line)
-        for section in range(4):
+        for k in range(4):
+            at = p + SECTIONS + STRIDE * k + rows
             if rows == 0:
                 for line in range(0, STRIDE, 64):
                     prefetch(at + AHEAD + line)
-            numbers0 = load_ints(at + SECTION)
-            numbers1 = load_ints(at + SECTION + 64)
-            numbers2 = load_ints(at + SECTION + 128)
-            numbers3 = load_ints(at + SECTION + 192)
-            for i in range(4):
-                x = y + 64 * section + 16 * i
-                here = at + 256 * i
-                a, b, c, d = add_fields(here, x, zero_sums(), zero_sums(), zero_sums(), zero_sums())
-                a, b, c, d = add_fields(here + 64, x + 4, a, b, c, d)
-                a, b, c, d = add_fields(here + 128, x + 8, a, b, c, d)
-                a, b, c, d = add_fields(here + 192, x + 12, a, b, c, d)
-                dot0, dot1, dot2, dot3 = field_dots(a, b, c, d)
-                scale = splat_float(ys + 8 * section + i // 2 * 4)
-                sum_ = splat_float(sums + 16 * section + 4 * i)
-                add_plane(numbers0, i, d0, min0, dot0, scale, sum_, to)
-                add_plane(numbers1, i, d1, min1, dot1, scale, sum_, to + 64)
-                add_plane(numbers2, i, d2, min2, dot2, scale, sum_, to + 128)
-                add_plane(numbers3, i, d3, min3, dot3, scale, sum_, to + 192)
-                to += 4 * ROWS
-            at += STRIDE
+            scales = at + SECTION
+            numbers = (
+                load_ints(scales),
+                load_ints(scales + 64),
+                load_ints(scales + 128),
+                load_ints(scales + 192),
+            )
+            x = y + 64 * k
+            to = acc + 16 * ROWS * k + rows
+            add_columns(0, at, numbers, d, dmin, x, ys + 8 * k, sums + 16 * k, to)
+            add_columns(1, at, numbers, d, dmin, x, ys + 8 * k, sums + 16 * k, to)
+            add_columns(2, at, numbers, d, dmin, x, ys + 8 * k, sums + 16 * k, to)
+            add_columns(3, at, numbers, d, dmin, x, ys + 8 * k, sums + 16 * k, to)
 
 
 @inline

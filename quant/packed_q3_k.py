@@ -146,10 +146,13 @@ def add_eight(p: int, y: int, a: Any, b: Any, c: Any, d: Any) -> tuple[Any, Any,
 
 @inline
 def section_scales(part: int, k: int) -> Any:
-    """Byte i: the scale of columns 64 k + 16 i .. in its lower 6 bits; k is a constant."""
+    """Byte i: the scale of columns 64 k + 16 i .. in its lower 6 bits."""
     low = words_down(load_bytes(part + k // 2 * 64), k % 2 * 4)
     high = load_bytes(part + 128)
-    high = words_up(high, 4 - 2 * k) if k < 2 else words_down(high, 2 * k - 4)
+    if k < 2:
+        high = words_up(high, 4 - 2 * k)
+    else:
+        high = words_down(high, 2 * k - 4)
     return bytes_as_ints(choose_bits(low, high, 0x0F))
 
 
@@ -166,51 +169,53 @@ def add_plane(numbers: Any, i: int, d: Any, dot: Any, ys: Any, to: int) -> None:
 
 
 @inline
-def add_section(
-    k: int, p: int, rows: int, d0: Any, d1: Any, d2: Any, d3: Any, y: int, ys: int, isums: int,
-    acc: int,
-) -> None:  # fmt: skip
-    """Columns 64 k .. of the step at p."""
-    at = p + SECTIONS + STRIDE * k + rows
-    if rows == 0:
-        for line in range(0, STRIDE, 64):
-            prefetch(at + AHEAD + line)
-    scales = p + SCALES + rows
-    numbers0 = section_scales(scales, k)
-    numbers1 = section_scales(scales + PART, k)
-    numbers2 = section_scales(scales + 2 * PART, k)
-    numbers3 = section_scales(scales + 3 * PART, k)
-    to = acc + 16 * ROWS * k + rows
-    for i in range(4):
-        x = y + 64 * k + 16 * i
-        here = at + 384 * i
-        a, b, c, d = add_eight(here, x, zero_sums(), zero_sums(), zero_sums(), zero_sums())
-        a, b, c, d = add_eight(here + 192, x + 8, a, b, c, d)
-        up = 4 if VNNI else 0
-        four = splat_int(isums + 16 * k + 4 * i) << 2
-        scale = splat_float(ys + 8 * k + i // 2 * 4)
-        add_plane(numbers0, i, d0, total(a) - four, scale, to)
-        add_plane(numbers1, i, d1, total(b) - four, scale, to + 64)
-        add_plane(numbers2, i, d2, (total(c) >> up) - four, scale, to + 128)
-        add_plane(numbers3, i, d3, (total(d) >> up) - four, scale, to + 192)
-        to += 4 * ROWS
+def add_columns(i: int, p: int, numbers: Any, d: Any, y: int, ys: int, isums: int, to: int) -> None:
+    """Columns 16 i .. 16 i + 15 of a section; i is a constant, numbers and d are by plane."""
+    at = p + 384 * i
+    x = y + 16 * i
+    a, b, c, e = add_eight(at, x, zero_sums(), zero_sums(), zero_sums(), zero_sums())
+    a, b, c, e = add_eight(at + 192, x + 8, a, b, c, e)
+    up = 4 if VNNI else 0
+    four = splat_int(isums + 4 * i) << 2
+    scale = splat_float(ys + i // 2 * 4)
+    to += 4 * ROWS * i
+    add_plane(numbers[0], i, d[0], total(a) - four, scale, to)
+    add_plane(numbers[1], i, d[1], total(b) - four, scale, to + 64)
+    add_plane(numbers[2], i, d[2], (total(c) >> up) - four, scale, to + 128)
+    add_plane(numbers[3], i, d[3], (total(e) >> up) - four, scale, to + 192)
 
 
 @inline
 def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
     """Contract in packed_kernels.py."""
     for rows in range(0, 64, 4 * LANES):
-        d0 = load_halves(p + rows // 2)
-        d1 = load_halves(p + 32 + rows // 2)
-        d2 = load_halves(p + 64 + rows // 2)
-        d3 = load_halves(p + 96 + rows // 2)
+        d = (
+            load_halves(p + rows // 2),
+            load_halves(p + 32 + rows // 2),
+            load_halves(p + 64 + rows // 2),
+            load_halves(p + 96 + rows // 2),
+        )
+        scales = p + SCALES + rows
         if rows == 0:
             for line in range(0, SECTIONS, 64):
                 prefetch(p + AHEAD + line)
-        add_section(0, p, rows, d0, d1, d2, d3, y, ys, isums, acc)
-        add_section(1, p, rows, d0, d1, d2, d3, y, ys, isums, acc)
-        add_section(2, p, rows, d0, d1, d2, d3, y, ys, isums, acc)
-        add_section(3, p, rows, d0, d1, d2, d3, y, ys, isums, acc)
+        for k in range(4):
+            at = p + SECTIONS + STRIDE * k + rows
+            if rows == 0:
+                for line in range(0, STRIDE, 64):
+                    prefetch(at + AHEAD + line)
+            numbers = (
+                section_scales(scales, k),
+                section_scales(scales + PART, k),
+                section_scales(scales + 2 * PART, k),
+                section_scales(scales + 3 * PART, k),
+            )
+            x = y + 64 * k
+            to = acc + 16 * ROWS * k + rows
+            add_columns(0, at, numbers, d, x, ys + 8 * k, isums + 16 * k, to)
+            add_columns(1, at, numbers, d, x, ys + 8 * k, isums + 16 * k, to)
+            add_columns(2, at, numbers, d, x, ys + 8 * k, isums + 16 * k, to)
+            add_columns(3, at, numbers, d, x, ys + 8 * k, isums + 16 * k, to)
 
 
 @inline
@@ -240,10 +245,8 @@ def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stri
     """Contract in packed_kernels.py."""
     for rows in range(0, 64, 4 * LANES):
         d = load_halves(p + 32 * plane + rows // 2)
-        fill_section(0, p, rows, plane, d, w, w_stride, s, s_stride)
-        fill_section(1, p, rows, plane, d, w, w_stride, s, s_stride)
-        fill_section(2, p, rows, plane, d, w, w_stride, s, s_stride)
-        fill_section(3, p, rows, plane, d, w, w_stride, s, s_stride)
+        for k in range(4):
+            fill_section(k, p, rows, plane, d, w, w_stride, s, s_stride)
 
 
 PACKED = PackedType(
