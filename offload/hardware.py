@@ -44,7 +44,7 @@ class HardwareProfile:
             return cpu.usable, f"the {cpu.usable} of {cpu.cores} cores this process may use"
         slow = len(cpu.topology.cores) - len(cpu.topology.fast)
         if slow:
-            return len(cpu.topology.fast), (
+            return min(cpu.usable, len(cpu.topology.fast)), (
                 f"one per performance core (the {slow} efficiency cores would be waited for)"
             )
         if cpu.cores < cpu.threads:

@@ -177,6 +177,7 @@ class PackedCache:
                 _pad(f, at)
                 f.flush()
                 os.fsync(f.fileno())
+            Path(name).chmod(0o644)  # not a temporary file's 0600: others may map it too
             os.replace(name, self._path(layer))
         except BaseException:
             Path(name).unlink(missing_ok=True)
