@@ -78,9 +78,13 @@ class ToyPacked(packed.PackedType):
 
 TOYS = {
     t: ToyPacked(
-        source=quant_type(t), group_rows=GROUP, group_bytes=GROUP * BLOCK[t].n_bytes,
-        pack_group=None, add_step=None, fill_plane=None,
-    )  # fmt: skip
+        source=quant_type(t),
+        group_rows=GROUP,
+        group_bytes=GROUP * BLOCK[t].n_bytes,
+        pack_group=None,
+        add_step=None,
+        fill_plane=None,
+    )
     for t in (GGMLType.TQ1_0, GGMLType.Q2_K)
 }
 
