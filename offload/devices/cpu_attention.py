@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 EXACT_CONTEXT = 4096
-ABSORBED_TOKENS = 512  # at a time: bounds the memory that queries and results in latent space take
+ABSORBED_TOKENS = (
+    128  # at a time, so that what lies in latent space stays in caches (a third faster)
+)
 EXPANDED_TOKENS = 2048
 
 
