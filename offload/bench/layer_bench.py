@@ -15,7 +15,8 @@ from offload.config import ModelConfig
 from offload.devices.base import FeedForward, Routing, Stack
 from offload.devices.cpu_mlp import CpuFeedForward
 from offload.devices.cpu_ops import CpuOps
-from offload.devices.cpu_tape import CpuDecoder, TapeBuilder
+from offload.devices.cpu_steps import TapeBuilder
+from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.models import rope
 from offload.models.deepseek2 import DeepSeek2, gated_mlp
