@@ -25,7 +25,6 @@ from quant.simd import (
     call,
     constant,
     f32x16,
-    i8x64,
     i32x16,
     splat_value,
     u8x64,
@@ -65,7 +64,6 @@ load_mask = _op(  # 8 bytes, lowest bit first
 )
 choose = _op(u8x64, (mask64, u8x64, u8x64), lambda b, m, v: b.select(v[0], v[1], v[2]))
 mask_bits = _op(types.int64, (mask64,), lambda b, m, v: b.bitcast(v[0], I64))
-negate_if = _op(i8x64, (mask64, i8x64), lambda b, m, v: b.select(v[0], b.sub(_ZERO, v[1]), v[1]))
 
 
 # --- look-ups and bit fields ----------------------------------------------------------------------
@@ -197,20 +195,6 @@ load_nibbles_by_turns = _wide_fields(  # of 4 bytes of each row, two by turns
 )
 load_u16_by_turns = _wide_fields(I16, _TWO_BY_TURNS, [0] * 16, 0xFFFF, rows=2)  # 8 of each row
 
-
-def _twice_each(b: Any, m: Any, v: Any) -> Any:
-    x = b.load(_pointer(b, v[0], ir.VectorType(I8, 32)), align=1)
-    return b.shuffle_vector(x, x, _lanes([k // 2 for k in range(64)]))
-
-
-load_u8x32_twice_each = _op(u8x64, (P,), _twice_each)
-load_u32_as_u64 = _op(  # 8 words, each with 4 zeros
-    u8x64,
-    (P,),
-    lambda b, m, v: b.bitcast(
-        b.zext(b.load(_pointer(b, v[0], ir.VectorType(I32, 8)), align=1), _V8I64), _V64I8
-    ),
-)
 
 # --- lanes ----------------------------------------------------------------------------------------
 
