@@ -20,7 +20,7 @@ from quant.quant_type import Kind
 from quant.registry import QUANT_TYPES
 
 PAGE = mmap.PAGESIZE
-ROWS, TOKENS = 9, 4
+ROWS, TOKENS = 21, 4
 _libc = ctypes.CDLL(None, use_errno=True)
 _keep: list[mmap.mmap] = []
 
@@ -61,7 +61,7 @@ def run(pool: Pool, t: GGMLType, kind: Kind, n_cols: int, *, at_end: bool) -> No
     job[0, Job.N_TOKENS] = TOKENS
     job[0, Job.OUT] = out.ctypes.data
     job[0, Job.OUT_STRIDE] = out.strides[0]
-    run_jobs(pool, job, 4)
+    run_jobs(pool, job, 18)  # TQ1_0 takes 16 rows at a time
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     pool = Pool(1)
     for t in QUANT_TYPES:
         # whole blocks, and where blocks are small an odd number of 32 columns
-        for n_cols in {max(32, BLOCK[t].size), 96 if BLOCK[t].size <= 32 else 256}:
+        for n_cols in {max(32, BLOCK[t].size), *((96, 512) if BLOCK[t].size <= 32 else (256,))}:
             for kind in kinds:
                 for at_end in (True, False):
                     print(t.name, kind, n_cols, "end" if at_end else "start", flush=True)
