@@ -63,7 +63,7 @@ def open_model(
             weights = Weights(file, store, config, hardware, options)
             plan = weights.place(plan, used_bytes(tensors), ops.pool, report)
             model = ARCHITECTURES[config.architecture](config, store, ops)
-            compile_kernels(model, options.kv_type, report)
+            compile_kernels(model, plan.kv.context, options.kv_type, report)
         except BaseException:
             ops.close()
             raise
@@ -82,9 +82,9 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def compile_kernels(model: DeepSeek2, kv_type: KVType, report: Report) -> None:
-    """Compile, or load from the cache, every kernel that the model needs."""
-    steps = model.ops.compile_steps()
+def compile_kernels(model: DeepSeek2, context: int, kv_type: KVType, report: Report) -> None:
+    """Compile, or load from the cache, every kernel that the model needs in this context."""
+    steps = model.ops.compile_steps(context)
     # then drivers and small operations, by running one token and several
     steps += [partial(_try_out, model, n_tokens, kv_type) for n_tokens in (1, 2)]
     for i, step in enumerate(steps):

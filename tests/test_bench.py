@@ -22,12 +22,12 @@ from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.llama_cpp import LlamaContext, LlamaModel
 from offload.bench.synthetic import RandomSource, SyntheticStore, random_blocks
-from offload.timing import Timing
 from offload.config import ModelConfig
 from offload.errors import PlanError, RequestError, UnsupportedError
 from offload.gguf import GGUFFile
 from offload.kv_cache import KVCache
 from offload.read_bandwidth import ReadBandwidth
+from offload.timing import Timing
 from offload.weights import WeightStore
 from quant.ggml import BLOCK, GGMLType
 from quant.pool import Pool

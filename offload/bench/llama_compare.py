@@ -149,7 +149,7 @@ def with_llama_cpp(
                     store, config, layout, options.layout, hardware, ops.pool, report
                 )
                 model = LayerModel(config, store, ops)
-                compile_kernels(model, "f16", report)
+                compile_kernels(model, options.depth + 1, "f16", report)
                 if os.name == "posix":
                     path.unlink()  # both hold it open; nothing is left even if we are killed
                 theirs = TheirLayers(peer, config.num_layers, config.vocab_size, options.depth)

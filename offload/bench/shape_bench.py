@@ -154,7 +154,7 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
             store, layout.model, layout, options.layout, hardware, ops.pool, report
         )
         model = LayerModel(layout.model, store, ops)
-        compile_kernels(model, "f16", report)
+        compile_kernels(model, options.depth + 1, "f16", report)
         notes += [
             "routed experts: chosen so that every token takes others than the ones before it",
         ]

@@ -105,8 +105,11 @@ class Ops(Protocol):
 
     bytes_read: int
 
-    def compile_steps(self) -> list[Callable[[], object]]:
-        """What is left to compile for the parts prepared so far, one call each."""
+    def compile_steps(self, context: int) -> list[Callable[[], object]]:
+        """What is left to compile for the parts prepared so far, one call each.
+
+        context: tokens that the cache will hold; prompts of many need kernels of their own.
+        """
 
     def close(self) -> None:
         """Give threads and memory back; nothing prepared here can be used afterwards."""

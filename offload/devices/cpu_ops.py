@@ -22,13 +22,13 @@ from offload.devices.base import (
     Routing,
     Stack,
 )
-from offload.devices.cpu_attention import attend
+from offload.devices.cpu_attention import EXACT_CONTEXT, attend
 from offload.devices.cpu_jobs import chunk_rows, fill_job, padded, records
 from offload.devices.cpu_mlp import CpuFeedForward
 from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.weights import Matrix
-from quant import driver, layer_ops, tile
+from quant import attention_expanded, driver, layer_ops, tile
 from quant.ggml import GGMLType
 from quant.kernels import Job
 from quant.packed import PackedType
@@ -52,9 +52,14 @@ class CpuOps:
         for m in matrices:
             self.kernels[m.quant.ggml_type, m.group_rows, m.quant.kernel_kind(kind)] = m.quant
 
-    def compile_steps(self) -> list[Callable[[], object]]:
-        """What compiles the kernels noted so far, one call each."""
-        return [partial(quant.address, kind) for (*_, kind), quant in self.kernels.items()]
+    def compile_steps(self, context: int) -> list[Callable[[], object]]:
+        """What compiles the kernels noted so far, one call each; and long prompts' attention."""
+        steps: list[Callable[[], object]] = [
+            partial(quant.address, kind) for (*_, kind), quant in self.kernels.items()
+        ]
+        if context > EXACT_CONTEXT:
+            steps.append(lambda: attention_expanded.expanded_task.address)
+        return steps
 
     def run(self, jobs: Array, chunk: int) -> None:
         """All jobs' kernels over all their rows."""
