@@ -21,6 +21,7 @@ Rows lie in lanes, so that no sum goes across lanes. The accumulators of a row g
 from __future__ import annotations
 
 from quant.kernels import (
+    _INDEX,
     _N_COLS,
     _N_ROWS,
     _N_TOKENS,
@@ -52,6 +53,7 @@ from quant.simd import (
 GROUP_ROWS = 64
 GROUP_BYTES = 0
 LOW = 4096  # bytes from acc to low: 16 groups x 4 planes x 16 float32
+FEW = 16  # tokens
 AHEAD = 6144  # bytes: how far ahead of the step in work its successors are fetched
 
 
@@ -92,65 +94,91 @@ def pack(job: int, g0: int, g1: int) -> None:
             out += GROUP_BYTES
 
 
+def add_group(p: int, rows: int, n: int, x: int, out: int, acc: int) -> None:
+    """The first `rows` rows of the row group at p . the record at x -> out; open because GROUP is.
+
+    acc: room for the accumulators.
+    """
+    columns = 256 // GROUP
+    scales = x + n
+    sums = scales + (n // 8 if GROUP == 32 else n // 4)
+    isums = scales + (n // 2 if GROUP == 32 else n // 8 * 5)
+    for i in range(0, columns * 4 * GROUP_ROWS, 64):
+        store_f32x16(acc + i, zero_f32x16())
+        if OFFSETS:
+            store_f32x16(acc + LOW + i, zero_f32x16())
+    for c in range(0, n, 256):
+        to_sum = c // GROUP * 4
+        add_step(p, x + c, scales + c // 8, isums + to_sum, sums + to_sum, acc)
+        p += GROUP_BYTES
+    for plane in range(0, 4 * GROUP_ROWS, 64):
+        if OFFSETS:
+            for g in range(0, columns * 4 * GROUP_ROWS, 4 * GROUP_ROWS):
+                at = acc + plane + g
+                store_f32x16(at, load_f32x16(at) + load_f32x16(at + LOW))
+        half = columns
+        while half > 1:
+            half //= 2
+            for g in range(half):
+                at = acc + plane + 4 * GROUP_ROWS * g
+                other = load_f32x16(at + 4 * GROUP_ROWS * half)
+                store_f32x16(at, load_f32x16(at) + other)
+    if rows == GROUP_ROWS:
+        for i in range(0, 4 * GROUP_ROWS, 64):
+            store_f32x16(out + i, load_f32x16(acc + i))
+    else:
+        for r in range(rows):
+            put_f32(out + 4 * r, f32(acc + 4 * r))
+
+
 def matvec(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . activations t (Q8 records); r0 is a multiple of GROUP_ROWS."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     acc = alloca(8192)
-    columns = 256 // GROUP
     for t in range(i64(job + _N_TOKENS)):
         x = i64(job + _X) + t * i64(job + _X_STRIDE)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
-        scales = x + n
-        sums = scales + (n // 8 if GROUP == 32 else n // 4)
-        isums = scales + (n // 2 if GROUP == 32 else n // 8 * 5)
         for top in range(r0, r1, GROUP_ROWS):
             p = w + top // GROUP_ROWS * row_bytes
-            for i in range(0, columns * 4 * GROUP_ROWS, 64):
-                store_f32x16(acc + i, zero_f32x16())
-                if OFFSETS:
-                    store_f32x16(acc + LOW + i, zero_f32x16())
-            for c in range(0, n, 256):
-                to_sum = c // GROUP * 4
-                add_step(p, x + c, scales + c // 8, isums + to_sum, sums + to_sum, acc)
-                p += GROUP_BYTES
-            for plane in range(0, 4 * GROUP_ROWS, 64):
-                if OFFSETS:
-                    for g in range(0, columns * 4 * GROUP_ROWS, 4 * GROUP_ROWS):
-                        at = acc + plane + g
-                        store_f32x16(at, load_f32x16(at) + load_f32x16(at + LOW))
-                half = columns
-                while half > 1:
-                    half //= 2
-                    for g in range(half):
-                        at = acc + plane + 4 * GROUP_ROWS * g
-                        other = load_f32x16(at + 4 * GROUP_ROWS * half)
-                        store_f32x16(at, load_f32x16(at) + other)
-            if top + GROUP_ROWS <= r1:
-                for i in range(0, 4 * GROUP_ROWS, 64):
-                    store_f32x16(out + 4 * top + i, load_f32x16(acc + i))
-            else:
-                for r in range(r1 - top):
-                    put_f32(out + 4 * (top + r), f32(acc + 4 * r))
+            add_group(p, min(GROUP_ROWS, r1 - top), n, x, out + 4 * top, acc)
 
 
-def tile_rows(top: int, r1: int) -> int:
-    """Rows of the tile at row `top`: two planes, or what is left of the row group."""
-    return min(min(32, GROUP_ROWS - top % GROUP_ROWS), r1 - top)
+def matmul_many(job: int, r0: int, r1: int) -> None:
+    """Open: `tile.matmul`."""
+
+
+def matmul(job: int, r0: int, r1: int) -> None:
+    """`matvec` for many tokens, bit for bit; up to FEW of them are not worth a tile.
+
+    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0.
+    """
+    tokens = i64(job + _N_TOKENS)
+    if tokens > FEW:
+        matmul_many(job, r0, r1)
+        return
+    w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
+    index = i64(job + _INDEX)
+    acc = alloca(8192)
+    for top in range(r0, r1, GROUP_ROWS):
+        p = w + top // GROUP_ROWS * row_bytes
+        for t in range(tokens):
+            at = i64(index + 8 * t) if index else t * i64(job + _X_STRIDE)
+            out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) + 4 * (top - i64(job + _ROW0))
+            add_group(p, min(GROUP_ROWS, r1 - top), n, i64(job + _X) + at, out, acc)
 
 
 def fill_tile(
     w: int, row_bytes: int, top: int, rows: int, c0: int, cols: int, tile_w: int, s: int, o: int
 ) -> None:
-    """`tile.fill_tile` from packed rows; the second half of a single plane repeats it."""
-    steps = cols // 256
-    first = top % GROUP_ROWS // 16
-    p = w + top // GROUP_ROWS * row_bytes + c0 // 256 * GROUP_BYTES
-    for step in range(steps):
-        for half in range(2):
-            plane = first + half if rows > 16 else first
+    """`tile.fill_tile` from packed rows: two planes, maybe of two row groups, or twice the last."""
+    planes = GROUP_ROWS // 16
+    for half in range(2):
+        plane = top // 16 + (half if rows > 16 else 0)
+        p = w + plane // planes * row_bytes + c0 // 256 * GROUP_BYTES
+        for step in range(cols // 256):
             to_s = step * 128 + 64 * half
             fill_plane(
-                p, plane, tile_w + step * GROUP * 32 + 64 * half, steps * GROUP * 32,
-                s + to_s, o + to_s, steps * 128,
+                p, plane % planes, tile_w + step * GROUP * 32 + 64 * half, cols // 256 * GROUP * 32,
+                s + to_s, o + to_s, cols // 256 * 128,
             )  # fmt: skip
-        p += GROUP_BYTES
+            p += GROUP_BYTES

@@ -31,6 +31,7 @@ class PackedType:
     come the C kernels 'pack', 'matvec' and 'matmul'. 'pack' has jobs with W, ROW_BYTES, N_ROWS,
     N_COLS of the native rows and OUT, the packed matrix: kernel(job, g0, g1) writes row groups
     g0 .. g1 - 1.
+    few: tokens up to which products one by one are faster than a tile.
     version: of the bytes; whoever changes the layout raises it, and packed files are made anew.
     """
 
@@ -40,6 +41,7 @@ class PackedType:
     pack_group: Any
     add_step: Any
     fill_plane: Any
+    few: int
     version: int = 1
     _compiled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -89,18 +91,24 @@ class PackedType:
             "pack_group": self.pack_group,
             "add_step": self.add_step,
             "fill_plane": self.fill_plane,
+            "FEW": self.few,
         }
+        names["add_group"] = _helper(packed_kernels.add_group, name, names)
         if kind == "matmul":
             names["strips_many"] = tile.strips(1, self.source.group, tile.TOKENS)
             names["strips_one"] = tile.strips(1, self.source.group, 1)
-            for helper, source in OPEN_HELPERS.items():
-                names[helper] = inline(bind(source, f"{helper}_{name}", **names))
+            for helper, source in TILE_HELPERS.items():
+                names[helper] = _helper(source, name, names)
+            names["matmul_many"] = _helper(tile.matmul, name, names)
         return bind(TEMPLATES[kind], name, **names)
 
 
+def _helper(source: Callable[..., Any], name: str, names: dict[str, Any]) -> Any:
+    return inline(bind(source, f"{source.__name__}_{name}", **names))
+
+
 # Helpers of `tile.matmul` that have open names themselves.
-OPEN_HELPERS: dict[str, Callable[..., Any]] = {
-    "tile_rows": packed_kernels.tile_rows,
+TILE_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": packed_kernels.fill_tile,
     "add_offsets": tile.add_offsets,
     "add_lanes": tile.add_lanes,
@@ -108,5 +116,5 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
 TEMPLATES: dict[str, Callable[..., None]] = {
     "pack": packed_kernels.pack,
     "matvec": packed_kernels.matvec,
-    "matmul": tile.matmul,
+    "matmul": packed_kernels.matmul,
 }

@@ -162,7 +162,6 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "dot_64": kernels.dot_64,
     "put_results": kernels.put_results,
     "spread_scales": tile.spread_scales,
-    "tile_rows": tile.tile_rows,
     "fill_tile": tile.fill_tile,
     "add_offsets": tile.add_offsets,
     "add_lanes": tile.add_lanes,

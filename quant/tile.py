@@ -116,11 +116,6 @@ transpose_weights = _transpose_16(ZERO)
 transpose_floats = _transpose_16(0)
 
 
-def tile_rows(top: int, r1: int) -> int:
-    """Rows of the tile at row `top`; packed types have a definition of their own."""
-    return min(ROWS, r1 - top)
-
-
 def fill_tile(
     w: int, row_bytes: int, top: int, rows: int, c0: int, cols: int, tile_w: int, s: int, o: int
 ) -> None:
@@ -278,9 +273,8 @@ def matmul(job: int, r0: int, r1: int) -> None:
     table = alloca(768)  # MANY addresses
     accs = alloca(393216)  # MANY tokens x 2 x 16 groups x (sums: 64 bytes, of offsets: 64 bytes)
     to_scale = PLANES * n
-    top = r0
-    while top < r1:
-        rows = tile_rows(top, r1)
+    for top in range(r0, r1, ROWS):
+        rows = min(ROWS, r1 - top)
         for t0 in range(0, n_tokens, MANY):
             count = min(MANY, n_tokens - t0)
             for t in range(count):
@@ -328,7 +322,6 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     add_lanes(at)
                     for r in range(min(16, rows - 16 * half)):
                         put_f32(out + 64 * half + 4 * r, f32(at + 4 * r))
-        top += rows
 
 
 def add_offsets(acc: int, o: int, steps: int, sums: int) -> None:
