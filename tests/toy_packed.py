@@ -84,6 +84,7 @@ TOYS = {
         pack_group=None,
         add_step=None,
         fill_plane=None,
+        few=0,
     )
     for t in (GGMLType.TQ1_0, GGMLType.Q2_K)
 }
