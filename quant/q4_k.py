@@ -16,25 +16,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.quant_type import Direct, QuantType
 from quant.simd import (
-    I8,
-    I16,
-    I32,
-    P,
-    _lanes,
-    _op,
-    _pointer,
     as_i8,
     bytes_as_f32,
-    constant,
-    eight_each,
     f16,
-    f32x16,
     load_u8,
     load_u8x32_twice,
     shift_halves,
@@ -63,47 +51,6 @@ def offsets_16(p: int) -> Any:
     c = u32(p + 12)
     high = c >> 4 & 0x0F0F0F0F | (b >> 6 & 0x03030303) << 4
     return twice_each(bytes_as_f32(b & 0x3F3F3F3F | high << 32) * -f16(p + 2))
-
-
-def _two_scales(places: list[int], above: list[int], shift: list[int]) -> Any:
-    """An intrinsic (p, q) -> f32x16: 8 six-bit numbers of each of two blocks, as whole numbers.
-
-    places: the header bytes with the lower bits of 8 numbers; above: those whose upper two bits are
-    bits 4 and 5 of the last four; shift: of the first four and of the last four lower parts.
-    """
-    bytes_16, words_8 = ir.VectorType(I8, 16), ir.VectorType(I16, 8)
-
-    def pick(b: Any, headers: list[Any], lanes: list[int]) -> Any:
-        both = b.shuffle_vector(*headers, _lanes([*lanes, *(16 + i for i in lanes)]))
-        return b.bitcast(both, words_8)
-
-    def generate(b: Any, m: Any, v: Any) -> Any:
-        headers = [b.load(_pointer(b, x, bytes_16), align=1) for x in v]
-        by = constant(words_8, [n for n in shift for _ in range(2)] * 2)
-        low = b.bitcast(b.lshr(pick(b, headers, places), by), bytes_16)
-        low = b.and_(low, constant(bytes_16, ([63] * 4 + [15] * 4) * 2))
-        high = b.bitcast(b.lshr(pick(b, headers, above), constant(words_8, [2] * 8)), bytes_16)
-        high = b.and_(high, constant(bytes_16, ([0] * 4 + [48] * 4) * 2))
-        whole = b.zext(b.or_(low, high), ir.VectorType(I32, 16))
-        return b.sitofp(whole, f32x16.llvm)
-
-    return _op(f32x16, (P, P), generate)
-
-
-scale_numbers = _two_scales([4, 5, 6, 7, 12, 13, 14, 15], [4, 5, 6, 7] * 2, [0, 0])
-min_numbers = _two_scales([8, 9, 10, 11, 12, 13, 14, 15], [8, 9, 10, 11] * 2, [0, 4])
-
-
-@inline
-def scales_two(p: int, q: int) -> Any:
-    """`scales_16` of two blocks without repetitions (Q4_K and Q5_K)."""
-    return scale_numbers(p, q) * eight_each(f16(p), f16(q))
-
-
-@inline
-def offsets_two(p: int, q: int) -> Any:
-    """`offsets_16` of two blocks without repetitions (Q4_K and Q5_K)."""
-    return min_numbers(p, q) * eight_each(-f16(p + 2), -f16(q + 2))
 
 
 @inline
@@ -141,8 +88,6 @@ QUANT = QuantType(
         weights_64=weights_64,
         scales_16=scales_16,
         offsets_16=offsets_16,
-        scales_two=scales_two,
-        offsets_two=offsets_two,
         in_place=in_place,
         shifts=shifts,
     ),

@@ -14,7 +14,7 @@ from typing import Any
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.q4_k import offsets_16, offsets_two, scales_16, scales_two
+from quant.q4_k import offsets_16, scales_16
 from quant.quant_type import Direct, QuantType
 from quant.simd import (
     as_i8,
@@ -64,7 +64,5 @@ QUANT = QuantType(
         weights_64=weights_64,
         scales_16=scales_16,
         offsets_16=offsets_16,
-        scales_two=scales_two,
-        offsets_two=offsets_two,
     ),
 )
