@@ -59,7 +59,7 @@ from quant.simd import (
     load_i8x64,
     load_i32x16,
     low_half,
-    prefetch,
+    prefetch_far,
     put_f32,
     put_i64,
     store_i8,
@@ -167,7 +167,7 @@ def matvec_32(job: int, r0: int, r1: int) -> None:
                     ys = record + PLANES * 512
                     m = 512
                 for line in range(0, 16 * BYTES, 64):
-                    prefetch(p + AHEAD + line)
+                    prefetch_far(p + AHEAD + line)
                 d0 = dots_2(p, y, m)
                 d1 = dots_2(p + 2 * BYTES, y + 64, m)
                 d2 = dots_2(p + 4 * BYTES, y + 128, m)

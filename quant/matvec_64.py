@@ -5,8 +5,6 @@ For blocks of 256 small unsigned weights. A type gives, instead of going through
     weights_64(p, k)    u8x64: weights 64 k .. 64 k + 63 of the block at p plus ZERO, at most 64
     scales_16(p)        f32x16: the scales of its 16 groups of 16
     offsets_16(p)       f32x16: their offsets, if the type has any
-    scales_two(p, q)    GROUP 32: the 8 scales of the block at p, then those of the one at q;
-    offsets_two(p, q)   by default from scales_16 and offsets_16
 
 With VNNI a type may give two hooks more, and save shifting every vector:
 
@@ -51,7 +49,7 @@ from quant.simd import (
     load_i8x64,
     load_i32x16,
     low_half,
-    prefetch,
+    prefetch_far,
     put_f32,
     sums_16,
     sums_32,
@@ -85,16 +83,6 @@ def undo_shifts(d: Any) -> Any:
     return d
 
 
-def scales_two(p: int, q: int) -> Any:
-    """Open: 8 scales of each block."""
-    return join_f32(evens(scales_16(p)), evens(scales_16(q)))
-
-
-def offsets_two(p: int, q: int) -> Any:
-    """Open: 8 offsets of each block."""
-    return join_f32(evens(offsets_16(p)), evens(offsets_16(q)))
-
-
 def dots_64(p: int, k: int, y: int, n: int) -> Any:
     """Dots of columns 64 k .. of the block at p; y: the block's activations. Open: PLANES is."""
     w = weights_64(p, k)
@@ -123,7 +111,7 @@ def matvec_64(job: int, r0: int, r1: int) -> None:
                 q = p + BYTES if two else p
                 z = y + 256 if two else y
                 for line in range(0, 2 * BYTES, 64):
-                    prefetch(p + AHEAD + line)
+                    prefetch_far(p + AHEAD + line)
                 d0 = dots_64(p, 0, y, n)
                 d1 = dots_64(p, 1, y, n)
                 d2 = dots_64(p, 2, y, n)
@@ -152,16 +140,15 @@ def matvec_64(job: int, r0: int, r1: int) -> None:
                     d = undo_shifts(sums_32(d0, d1, d2, d3, e0, e1, e2, e3))
                     if ZERO:
                         d = d - load_i32x16(ys + n // 2) * ZERO
-                    scale = scales_two(p, q) * load_f32x16(ys)
+                    scale = join_f32(evens(scales_16(p)), evens(scales_16(q))) * load_f32x16(ys)
                     v = to_f32x16(d)
                     a = fma(low_half(v), low_half(scale), a)
                     if two:
                         a = fma(high_half(v), high_half(scale), a)
                     if OFFSETS:
-                        offset = offsets_two(p, q)
-                        low = fma(low_half(offset), load_f32(ys + n // 8), low)
+                        low = fma(evens(offsets_16(p)), load_f32(ys + n // 8), low)
                         if two:
-                            low = fma(high_half(offset), load_f32(ys + n // 8 + 32), low)
+                            low = fma(evens(offsets_16(q)), load_f32(ys + n // 8 + 32), low)
                 y += 512
                 ys += 64
                 p += 2 * BYTES

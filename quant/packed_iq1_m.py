@@ -35,7 +35,7 @@ from quant.packed_trios import (
     trits_of_shifted,
 )
 from quant.packed_type import PackedType
-from quant.simd import alloca, i64, load_i8x64, prefetch, put_i32, store_f32x16
+from quant.simd import alloca, i64, load_i8x64, prefetch_far, put_i32, store_f32x16
 from quant.simd_packed import (
     LANES,
     eights,
@@ -125,7 +125,7 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
         x = by_shift
         if rows == 0:
             for line in range(0, STRIPS, 64):
-                prefetch(p + AHEAD + line)
+                prefetch_far(p + AHEAD + line)
         for half in range(2):
             scales0 = load_ints(p + 64 + 64 * half + rows)
             scales1 = load_ints(p + PLANE + 64 + 64 * half + rows)
@@ -133,7 +133,7 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
             for strip in range(4 * half, 4 * half + 4):
                 if rows == 0:
                     for line in range(0, STRIP, 64):
-                        prefetch(at + AHEAD + line)
+                        prefetch_far(at + AHEAD + line)
                 signs = load_bytes(at + 256)
                 scale = splat_float(ys + 4 * strip)
                 dot0, dot1, dot2 = half_strip_dots(at, signs, 0, y + 32 * strip)

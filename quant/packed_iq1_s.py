@@ -32,7 +32,7 @@ from quant.packed_trios import (
     trits_of_shifted,
 )
 from quant.packed_type import PackedType
-from quant.simd import i64, prefetch, put_i32, u16
+from quant.simd import i64, prefetch_far, put_i32, u16
 from quant.simd_packed import (
     LANES,
     eights,
@@ -99,11 +99,11 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
         to = acc + rows
         if rows == 0:
             for line in range(0, STRIPS, 64):
-                prefetch(p + AHEAD + line)
+                prefetch_far(p + AHEAD + line)
         for g in range(8):
             if rows == 0:
                 for line in range(0, STRIP, 64):
-                    prefetch(at + AHEAD + line)
+                    prefetch_far(at + AHEAD + line)
             dot0, dot1, dot2 = strip_dots(at, y + 32 * g)
             scale = splat_float(ys + 4 * g)
             isum = to_floats(splat_int(isums + 4 * g))

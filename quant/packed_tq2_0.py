@@ -14,7 +14,7 @@ from quant.jit import inline
 from quant.packed_kernels import AHEAD
 from quant.packed_pairs import ROWS, SECTION, add_fields, field_dots, pack_pairs, pairs
 from quant.packed_type import PackedType
-from quant.simd import i64, prefetch, u16
+from quant.simd import i64, prefetch_far, u16
 from quant.simd_packed import (
     LANES,
     fma,
@@ -63,8 +63,8 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
         at = p + VECTORS + rows
         to = acc + rows
         if rows == 0:
-            prefetch(p + AHEAD)
-            prefetch(p + AHEAD + 64)
+            prefetch_far(p + AHEAD)
+            prefetch_far(p + AHEAD + 64)
         for g in range(8):
             x = y + 32 * g
             a = zero_sums()
@@ -73,7 +73,7 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
             d = zero_sums()
             for k in range(8):
                 if rows == 0:
-                    prefetch(at + AHEAD + 64 * k)
+                    prefetch_far(at + AHEAD + 64 * k)
                 a, b, c, d = add_fields(at + 64 * k, x + 4 * k, a, b, c, d)
             dot0, dot1, dot2, dot3 = field_dots(a, b, c, d)
             isum = splat_int(isums + 4 * g)

@@ -27,8 +27,6 @@ class Direct:
     weights_64: Any
     scales_16: Any
     offsets_16: Any = None
-    scales_two: Any = None
-    offsets_two: Any = None
     in_place: Any = None
     shifts: Any = None
     zero: int = 0
@@ -41,10 +39,6 @@ class Direct32:
     weights_2: Any
     scales_16: Any
     offsets_16: Any = None
-    scales_two: Any = None
-    offsets_two: Any = None
-    in_place: Any = None
-    shifts: Any = None
     zero: int = 0
     signed: bool = False
 
@@ -139,10 +133,6 @@ class QuantType:
             if self.direct.in_place is not None and isa.VNNI:
                 names["weights_64"] = self.direct.in_place
                 names["undo_shifts"] = self.direct.shifts
-            for helper in ("scales_two", "offsets_two"):
-                own = getattr(self.direct, helper)
-                source = bind(getattr(matvec_64, helper), f"{helper}_{name}", **names)
-                names[helper] = own or inline(source)
             names["dots_64"] = inline(bind(matvec_64.dots_64, f"dots_64_{name}", **names))
         if self.book is not None and template == "matvec" and isa.VBMI:
             fn = matvec_book.matvec_book

@@ -300,13 +300,6 @@ def shift_lanes(by: list[int]) -> Any:
     return _op(i32x16, (i32x16,), lambda b, m, v: b.ashr(v[0], constant(i32x16.llvm, by)))
 
 
-eight_each = _op(  # a in lanes 0-7, b in lanes 8-15
-    f32x16,
-    (types.float32, types.float32),
-    lambda b, m, v: b.shuffle_vector(
-        splat_value(b, v[0], f32x8.llvm), splat_value(b, v[1], f32x8.llvm), _lanes([*range(16)])
-    ),
-)
 splat_u8x64 = _op(u8x64, (types.int64,), lambda b, m, v: _broadcast(b, v[0], u8x64.llvm))
 join_u8 = _op(u8x64, (u8x32, u8x32), _join)
 join_f32 = _op(f32x16, (f32x8, f32x8), _join)

@@ -18,7 +18,7 @@ CHUNK_BYTES = (
 )  # of weights per turn of a thread: big enough to stream, small enough to share
 
 
-def chunk_rows(row_bytes: int, multiple: int = 8) -> int:
+def chunk_rows(row_bytes: int, multiple: int = 16) -> int:
     """Rows that a thread takes at a time."""
     return max(multiple, min(256, CHUNK_BYTES // max(1, row_bytes)) // multiple * multiple)
 

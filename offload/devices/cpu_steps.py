@@ -127,7 +127,7 @@ class TapeBuilder:
             job[Job.N_TOKENS] = 1
             job[Job.OUT] = out
             self.n_bytes += matrix.n_bytes
-        self._rows(jobs, self._chunk(jobs, 8, *linear.matrices))
+        self._rows(jobs, self._chunk(jobs, 16, *linear.matrices))
         return jobs
 
     def _head_jobs(self, head: CpuPerHead, x: int, stride: int, out: int, out_stride: int) -> int:
@@ -282,7 +282,7 @@ class TapeBuilder:
         scratch = self._room("scratch", size * self._ops.pool.threads)
         context = tape.context(first.ctypes.data, chunk, scratch, size)
         tape.add(driver.gate_up_task.address, context, driver.count_tasks(first, chunk))
-        self._rows(jobs.second, self._chunk(jobs.second, 8, *(m.down for m in mlps)))
+        self._rows(jobs.second, self._chunk(jobs.second, 16, *(m.down for m in mlps)))
         order, weights = tape.keep(np.arange(slots)), jobs.weights.ctypes.data
         context = tape.context(jobs.y, row, order, weights, slots, row // 4, self._x, row)
         tape.add(layer_ops.combine_task.address, context)
