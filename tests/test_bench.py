@@ -258,7 +258,7 @@ def test_a_copied_cache_holds_the_same_tokens(written: tuple[Path, Layout]) -> N
         layer, head = theirs.whole(2)
         assert layer > 0 < head
         assert theirs.prefill(np.arange(16)) > 0
-        assert theirs.plain.length == 16
+        assert theirs.timed.length == 0
         theirs.parts(1)
         assert theirs.plain.length == theirs.timed.length == 20
     finally:
@@ -267,6 +267,13 @@ def test_a_copied_cache_holds_the_same_tokens(written: tuple[Path, Layout]) -> N
 
 
 # --- arithmetic ---------------------------------------------------------------------------------
+
+
+def test_prefill_of_llama_cpp_is_its_first_layer() -> None:
+    one = [("attention", 1.0), ("router", 0.25), ("routed", 4.0), ("shared", 0.5)]
+    pruned = [("attention", 1.0), ("router", 0.0), ("routed", 0.1), ("shared", 0.0), ("head", 9.0)]
+    assert llama_compare.first_layer(one + pruned) == 5.75
+    assert llama_compare.first_layer(pruned) == 1.1
 
 
 def test_extrapolation_counts_every_layer_and_the_head() -> None:

@@ -66,16 +66,31 @@ class TheirLayers:
         return (seconds - head) / self._layers, head
 
     def prefill(self, ids: np.ndarray) -> float:
-        """See Side."""
-        self.plain.truncate(0)
+        """See Side; the first layer's parts.
+
+        Not the mean over layers: of its last, llama.cpp computes the last token's experts only.
+        """
+        self.timed.truncate(0)
         self._ready = False
-        head = self._head.median if self._head.samples else 0.0
-        return (self.plain.run(ids) - head) / self._layers
+        self.timed.parts.clear()
+        self.timed.run(ids)
+        self.timed.truncate(0)
+        return first_layer(self.timed.parts)
 
     def close(self) -> None:
         """Free both contexts."""
         self.plain.close()
         self.timed.close()
+
+
+def first_layer(stamps: list[tuple[str, float]]) -> float:
+    """Seconds of all parts up to the end of the first layer."""
+    total = 0.0
+    for part, seconds in stamps:
+        total += seconds
+        if part == PARTS[-1]:
+            break
+    return total
 
 
 def _by_layer(stamps: list[tuple[str, float]], layers: int) -> dict[str, list[float]]:
@@ -169,9 +184,12 @@ def _notes(peer: LlamaModel, layout: Layout) -> list[str]:
         + (", but ours its packed copy of the routed experts" * (layout.arranged == "packed"))
         + f"; both choose experts by the same router among {layout.experts}",
         "llama.cpp's parts: seconds between the ends of attention, router, routed and shared "
-        "experts, through its evaluation callback; its whole layer and its prefill: without it; "
-        "its head: with it",
-        "prefill: llama.cpp's is (prompt - head) / layers, ours is the first layer's",
+        "experts, through its evaluation callback; its whole layer: without it; its head: with it",
+        "prefill: the first layer's seconds, of both"
+        + (
+            "; llama.cpp computes the experts of a last layer for the last token only, so with one "
+            "layer the two are not the same work: give --layers 2" * (layout.model.num_layers == 1)
+        ),
     ]
 
 
