@@ -102,7 +102,7 @@ def dot_i8(b: Any, m: Any, v: Any) -> Any:
     # the u8 x s8 instructions want an unsigned side: |x| * (y with the sign of x)
     magnitude = _call(b, m, "llvm.abs.v32i8", V32I8, [x, ir.Constant(ir.IntType(1), 0)])
     signed = _call(b, m, "llvm.x86.avx2.psign.b", V32I8, [y, x])
-    if ISA in ("avx512vnni", "avxvnni"):
+    if VNNI:
         zero = ir.Constant(V8I32, [0] * 8)
         return dpbusd(b, m, zero, magnitude, signed)
     pairs = _call(b, m, "llvm.x86.avx2.pmadd.ub.sw", V16I16, [magnitude, signed])
@@ -176,7 +176,7 @@ def _dot_u8(b: Any, m: Any, v: Any) -> Any:
 
 def prepare_quad(b: Any, m: Any, weights: Any) -> Any:
     """What `add_quad` wants of 16 x 4 weights (i32x16): themselves, and magnitudes if needed."""
-    if ISA in ("avx512vnni", "avxvnni"):
+    if VNNI:
         return weights, None
     x = b.bitcast(weights, V64I8)
     return x, _call(b, m, "llvm.abs.v64i8", V64I8, [x, ir.Constant(ir.IntType(1), 0)])

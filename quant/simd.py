@@ -308,9 +308,6 @@ high_half = _op(f32x8, (f32x16,), _half(1))
 load_f32x8_twice = _widening_load(
     F32, 8, f32x16, lambda b, x: b.shuffle_vector(x, x, _lanes([*range(8)] * 2))
 )
-load_i32x8_twice = _widening_load(
-    I32, 8, i32x16, lambda b, x: b.shuffle_vector(x, x, _lanes([*range(8)] * 2))
-)
 load_u8x32_twice = _widening_load(
     I8, 32, u8x64, lambda b, x: b.shuffle_vector(x, x, _lanes([*range(32)] * 2))
 )

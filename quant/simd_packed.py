@@ -23,7 +23,7 @@ from quant import isa, simd
 from quant.simd import F16, F32, I8, I16, I32, P, _op, _pointer, _store, call, splat_value
 
 WIDE = isa.ISA.startswith("avx512")
-VNNI = isa.ISA in ("avx512vnni", "avxvnni")
+VNNI = isa.VNNI
 GENERIC = isa.ISA == "generic"
 LANES = 16 if WIDE else 8
 

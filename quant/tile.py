@@ -66,7 +66,7 @@ STEPS = COLS // 256
 TOKENS = 6 if isa.ISA.startswith("avx512") else 2  # per pass over the tile: what registers hold
 MANY = 96  # tokens whose sums are kept at a time
 # With VNNI a weight is stored 128 too large, as an unsigned byte: what the instruction wants.
-ZERO = 128 if isa.ISA in ("avx512vnni", "avxvnni") else 0
+ZERO = 128 if isa.VNNI else 0
 
 
 # --- 16 x 16 lanes of 32 bits ---------------------------------------------------------------------

@@ -25,7 +25,8 @@ from offload.errors import DeviceError, OffloadError
 from quant import activations, driver, isa
 from quant.ggml import BLOCK, GGMLType, row_bytes
 from quant.kernels import Job
-from quant.packed import packed_type
+from quant.packed import packed_type, run_pack
+from quant.pool import Pool
 from quant.registry import QUANT_TYPES
 from quant.simd import call_kernel
 
@@ -99,8 +100,10 @@ class Rows:
         self._keep.append(room)
         job = self._job(self.w.ctypes.data, self.stride, 1)
         job[0, Job.OUT] = room.ctypes.data + at
-        pack = packed.address("pack")
-        _ours_range(pack, job.ctypes.data, packed.groups(self.rows))
+        job[0, Job.KERNEL] = packed.address("pack")
+        pool = Pool(1)
+        run_pack(pool, job, packed.groups(self.rows))
+        pool.close()
         job = self._job(room.ctypes.data + at, packed.row_stride(COLUMNS), 1)
         self._add("packed", packed.address("matvec"), job)
 
@@ -149,16 +152,6 @@ class Rows:
                 best[name] = min(best[name], time.perf_counter() - began)
         weights = self.rows * COLUMNS * self.times
         return {name: 1e9 * seconds / (weights / 256) for name, seconds in best.items()}
-
-
-def _ours_range(kernel: int, job: int, groups: int) -> None:
-    for group in range(groups):
-        _one(kernel, job, group)
-
-
-@numba.njit(nogil=True)
-def _one(kernel: int, job: int, group: int) -> None:
-    call_kernel(kernel, job, group, group + 1)
 
 
 def report(t: GGMLType) -> str:
