@@ -42,6 +42,7 @@ from quant.simd import (
     f32,
     i64,
     load_f32x16,
+    prefetch_far,
     put_f32,
     put_i64,
     store_f32,
@@ -182,3 +183,12 @@ def fill_tile(
                 s + to_s, o + to_s, cols // 256 * 128,
             )  # fmt: skip
             p += GROUP_BYTES
+
+
+def fetch(w: int, row_bytes: int, top: int, last: int, c0: int, cols: int) -> None:
+    """`tile.fetch` of packed rows."""
+    size = cols // 256 * GROUP_BYTES
+    for group in range(top // GROUP_ROWS, (last - 1) // GROUP_ROWS + 1):
+        p = w + group * row_bytes + c0 // 256 * GROUP_BYTES
+        for line in range(0, size, 64):
+            prefetch_far(p + line)

@@ -95,8 +95,7 @@ class PackedType:
         }
         names["add_group"] = _helper(packed_kernels.add_group, name, names)
         if kind == "matmul":
-            names["strips_many"] = tile.strips(1, self.source.group, tile.TOKENS)
-            names["strips_one"] = tile.strips(1, self.source.group, 1)
+            names |= tile.intrinsics(1, self.source.group)
             for helper, source in TILE_HELPERS.items():
                 names[helper] = _helper(source, name, names)
             names["matmul_many"] = _helper(tile.matmul, name, names)
@@ -110,7 +109,7 @@ def _helper(source: Callable[..., Any], name: str, names: dict[str, Any]) -> Any
 # Helpers of `tile.matmul` that have open names themselves.
 TILE_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": packed_kernels.fill_tile,
-    "add_offsets": tile.add_offsets,
+    "fetch": packed_kernels.fetch,
     "add_lanes": tile.add_lanes,
 }
 TEMPLATES: dict[str, Callable[..., None]] = {

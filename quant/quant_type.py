@@ -140,8 +140,7 @@ class QuantType:
             for helper, source in (*matvec_book.OPEN_HELPERS.items(), ("dots", self.book.dots)):
                 names[helper] = inline(bind(source, f"{helper}_{name}", **names))
         if template == "matmul":
-            names["strips_many"] = tile.strips(names["PLANES"], self.group, tile.TOKENS)
-            names["strips_one"] = tile.strips(names["PLANES"], self.group, 1)
+            names |= tile.intrinsics(names["PLANES"], self.group)
         return bind(fn, name, **names)
 
 
@@ -153,7 +152,7 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "put_results": kernels.put_results,
     "spread_scales": tile.spread_scales,
     "fill_tile": tile.fill_tile,
-    "add_offsets": tile.add_offsets,
+    "fetch": tile.fetch,
     "add_lanes": tile.add_lanes,
 }
 TEMPLATES: dict[str, Callable[..., None]] = {

@@ -463,9 +463,9 @@ dot_i8 = _op(i32x8, (i8x32, i8x32), isa.dot_i8)  # lane k = sum of the 4 product
 # --- memory, calls, atomics ---------------------------------------------------------------------
 
 
-def _prefetch(locality: int) -> Generate:
+def _prefetch(locality: int, write: int = 0) -> Generate:
     def generate(b: Any, m: Any, v: Any) -> Any:
-        values = [_pointer(b, v[0], I8), *(ir.Constant(I32, k) for k in (0, locality, 1))]
+        values = [_pointer(b, v[0], I8), *(ir.Constant(I32, k) for k in (write, locality, 1))]
         fn = ir.FunctionType(ir.VoidType(), [x.type for x in values])
         b.call(cgutils.get_or_insert_function(m, fn, "llvm.prefetch.p0"), values)
         return ir.Constant(I64, 0)
@@ -475,6 +475,7 @@ def _prefetch(locality: int) -> Generate:
 
 prefetch = _op(types.int64, (P,), _prefetch(3))
 prefetch_far = _op(types.int64, (P,), _prefetch(2))  # into the second level of cache
+prefetch_to_write = _op(types.int64, (P,), _prefetch(3, 1))
 
 
 def _call_kernel(b: Any, m: Any, v: Any) -> Any:

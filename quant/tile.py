@@ -11,6 +11,7 @@ columns with four bytes of a token, which every lane gets (`strips`, below). Res
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -48,13 +49,13 @@ from quant.simd import (
     call,
     f32,
     f32x16,
-    fma_16,
     i32x16,
     i64,
     load_f32x16,
+    prefetch_far,
+    prefetch_to_write,
     put_f32,
     put_i64,
-    splat_f32x16,
     splat_value,
     store_f32x16,
     zero_f32x16,
@@ -64,7 +65,9 @@ ROWS = 32
 COLS = 2048
 STEPS = COLS // 256
 TOKENS = 6 if isa.ISA.startswith("avx512") else 2  # per pass over the tile: what registers hold
-MANY = 96  # tokens whose sums are kept at a time
+TILES = 2  # that share a pass over the tokens, which come from the third cache at best
+SUMS = 1536  # tokens x groups of columns that are kept at a time
+AHEAD = 8  # tokens: how early their lines of the output are fetched
 # With VNNI a weight is stored 128 too large, as an unsigned byte: what the instruction wants.
 ZERO = 128 if isa.VNNI else 0
 
@@ -146,6 +149,18 @@ def fill_tile(
                 spread_scales(o16, o + step * 128 + 64 * half, steps * 128)
 
 
+def fetch(w: int, row_bytes: int, top: int, last: int, c0: int, cols: int) -> None:
+    """Bring what `fill_tile` will want of rows top .. last - 1 into the second cache; open.
+
+    Sixteen rows are decoded at a time: too many streams for the processor's own prefetching.
+    """
+    size = (cols + SIZE - 1) // SIZE * BYTES
+    for r in range(top, last):
+        p = w + r * row_bytes + c0 // SIZE * BYTES
+        for line in range(0, size + 63, 64):
+            prefetch_far(p + line)
+
+
 def spread_scales(src: int, dst: int, stride: int) -> None:
     """16 rows of 16 scales -> one vector of rows per group; open because GROUP is."""
     if GROUP == 16:
@@ -166,88 +181,141 @@ def _plus(b: Any, x: Any, n: int) -> Any:
     return b.add(x, ir.Constant(I64, n)) if n else x
 
 
+def _opaque(b: Any, x: Any) -> Any:
+    """The same int64. LLVM cannot see that: it would keep every sum with it in a register."""
+    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [x], side_effect=False)
+
+
+def _for_steps(b: Any, steps: Any, kept: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
+    """A loop: the values `kept` become body(i, *kept) for every step i; returned at its end."""
+    before = b.block
+    loop = b.append_basic_block("steps")
+    after = b.append_basic_block("done")
+    b.branch(loop)
+    b.position_at_end(loop)
+    i = b.phi(I64)
+    i.add_incoming(ir.Constant(I64, 0), before)
+    phis = [b.phi(value.type) for value in kept]
+    for phi, value in zip(phis, kept, strict=True):
+        phi.add_incoming(value, before)
+    new = body(i, *phis)
+    following = b.add(i, ir.Constant(I64, 1))
+    for phi, value in zip([i, *phis], [following, *new], strict=True):
+        phi.add_incoming(value, loop)
+    b.cbranch(b.icmp_signed("<", following, steps), loop, after)
+    b.position_at_end(after)
+    return new
+
+
+def _places(b: Any, acc: Any, tokens: int) -> list[Any]:
+    """Where the accumulators of tokens lie: those of both halves of the rows of each."""
+    return [_pointer(b, _plus(b, acc, 128 * i), f32x16.llvm) for i in range(2 * tokens)]
+
+
+def _both(b: Any, at: Any) -> list[Any]:
+    """Scales or offsets of the two halves of the rows."""
+    return [b.load(_pointer(b, _plus(b, at, 64 * half), f32x16.llvm), align=1) for half in range(2)]
+
+
 def _strips(tokens: int, group: int, planes: int) -> Any:
-    """strips(w, s, steps, table, x, ys, isum, n, acc, acc_stride).
+    """strips(w, s, steps, table, x, ys, isum, n, acc).
 
     One group of columns of 32 rows for `tokens` tokens: acc grows by all steps. table: addresses of
     the tokens' records; x, ys, isum: what to add to these for the group's first columns, scales and
-    sums; n: from one plane to the next. Token t's acc lies t * acc_stride on, its second 16 rows
-    128 bytes further.
+    sums; n: from one plane to the next. Token t's acc lies 256 t bytes on, its second 16 rows 128
+    bytes further.
     """
     pairs = [(t, half) for t in range(tokens) for half in range(2)]
 
     def generate(b: Any, m: Any, v: Any) -> Any:
-        w0, s0, steps, table, x0, ys0, isum0, n, acc0, stride = v
+        w0, s0, steps, table, x0, ys0, isum0, n, acc0 = v
         v16f, v16i = f32x16.llvm, i32x16.llvm
         records = [b.load(_pointer(b, _plus(b, table, 8 * t), I64)) for t in range(tokens)]
-        places = [
-            _plus(b, b.add(acc0, b.mul(stride, ir.Constant(I64, t))), 128 * half)
-            for t, half in pairs
-        ]
-        start = [b.load(_pointer(b, at, v16f), align=1) for at in places]
-        before = b.block
-        loop = b.append_basic_block("steps")
-        after = b.append_basic_block("done")
-        b.branch(loop)
-        b.position_at_end(loop)
-        i = b.phi(I64)
-        i.add_incoming(ir.Constant(I64, 0), before)
-        acc = [b.phi(v16f) for _ in start]
-        for phi, value in zip(acc, start, strict=True):
-            phi.add_incoming(value, before)
-        w = b.add(w0, b.mul(i, ir.Constant(I64, group * 32)))
-        to_s = b.mul(i, ir.Constant(I64, 128))
-        to_x = b.mul(i, ir.Constant(I64, 256))
-        to_ys = b.mul(i, ir.Constant(I64, 32))
-        to_sum = b.mul(i, ir.Constant(I64, 1024 // group))
-        dots = {pair: ir.Constant(v16i, [0] * 16) for pair in pairs}
-        for plane in range(planes):
-            if plane:
-                dots = {pair: b.shl(d, ir.Constant(v16i, [8] * 16)) for pair, d in dots.items()}
-            at = [b.add(r, b.add(x0, to_x)) for r in records]
-            if plane:
-                at = [b.add(a, n) for a in at]
-            for k in range(group // 4):
-                ready = []
-                for half in range(2):
-                    place = _pointer(b, _plus(b, w, 128 * k + 64 * half), v16i)
-                    ready.append(isa.prepare_quad(b, m, b.load(place, align=1)))
-                for t in range(tokens):
-                    y = _splat_load(b, _plus(b, at[t], 4 * k), I32)
+        places = _places(b, acc0, tokens)
+
+        def body(i: Any) -> list[Any]:
+            w = b.add(w0, b.mul(i, ir.Constant(I64, group * 32)))
+            to_x = _opaque(b, b.add(x0, b.mul(i, ir.Constant(I64, 256))))
+            to_ys = _opaque(b, b.add(ys0, b.mul(i, ir.Constant(I64, 32))))
+            dots = {pair: ir.Constant(v16i, [0] * 16) for pair in pairs}
+            if ZERO:  # what the weights are too large by, of all columns: taken off
+                to_sum = _opaque(b, b.add(isum0, b.mul(i, ir.Constant(I64, 1024 // group))))
+                at_sum = [b.add(r, to_sum) for r in records]
+                isum = [b.load(_pointer(b, at, I32), align=1) for at in at_sum]
+                bias = [splat_value(b, b.mul(x, ir.Constant(I32, -ZERO)), v16i) for x in isum]
+                if planes == 1:
+                    dots = {(t, half): bias[t] for t, half in pairs}
+            for plane in range(planes):
+                if plane:
+                    dots = {pair: b.shl(d, ir.Constant(v16i, [8] * 16)) for pair, d in dots.items()}
+                    if ZERO:
+                        dots = {(t, half): b.add(d, bias[t]) for (t, half), d in dots.items()}
+                if plane:
+                    to_x = _opaque(b, b.add(to_x, n))
+                at = [b.add(r, to_x) for r in records]
+                for k in range(group // 4):
+                    ready = []
                     for half in range(2):
-                        dots[t, half] = isa.add_quad(b, m, dots[t, half], ready[half], y)
-        scale = [
-            b.load(_pointer(b, _plus(b, b.add(s0, to_s), 64 * half), v16f), align=1)
-            for half in range(2)
-        ]
-        new: list[Any] = []
-        for t in range(tokens):
-            bias = None
-            if ZERO:
-                isum = b.load(_pointer(b, b.add(records[t], b.add(isum0, to_sum)), I32), align=1)
-                bias = splat_value(b, b.mul(isum, ir.Constant(I32, ZERO)), v16i)
-            ys = _splat_load(b, b.add(records[t], b.add(ys0, to_ys)), F32)
-            for half in range(2):
-                d = dots[t, half] if bias is None else b.sub(dots[t, half], bias)
-                args = [b.sitofp(d, v16f), b.fmul(scale[half], ys), acc[len(new)]]
-                new.append(call(b, m, "llvm.fma.v16f32", v16f, args))
-        following = b.add(i, ir.Constant(I64, 1))
-        i.add_incoming(following, loop)
-        for phi, value in zip(acc, new, strict=True):
-            phi.add_incoming(value, loop)
-        b.cbranch(b.icmp_signed("<", following, steps), loop, after)
-        b.position_at_end(after)
-        for at, value in zip(places, new, strict=True):
-            b.store(value, _pointer(b, at, v16f), align=1)
+                        place = _pointer(b, _plus(b, w, 128 * k + 64 * half), v16i)
+                        ready.append(isa.prepare_quad(b, m, b.load(place, align=1)))
+                    for t in range(tokens):
+                        y = _splat_load(b, _plus(b, at[t], 4 * k), I32)
+                        for half in range(2):
+                            dots[t, half] = isa.add_quad(b, m, dots[t, half], ready[half], y)
+            scale = _both(b, b.add(s0, b.mul(i, ir.Constant(I64, 128))))
+            for t in range(tokens):
+                ys = _splat_load(b, b.add(records[t], to_ys), F32)
+                for half in range(2):
+                    place = places[2 * t + half]
+                    args = [b.sitofp(dots[t, half], v16f), b.fmul(scale[half], ys)]
+                    args.append(b.load(place, align=1))
+                    b.store(call(b, m, "llvm.fma.v16f32", v16f, args), place, align=1)
+            return []
+
+        _for_steps(b, steps, [], body)
         return ir.Constant(I64, 0)
 
-    return _op(types.int64, (P,) * 10, generate)
+    return _op(types.int64, (P,) * 9, generate)
+
+
+def _offset_strips(tokens: int, group: int) -> Any:
+    """offset_strips(o, steps, table, sums, low): the same for offsets * sums.
+
+    sums: what to add to a record's address for the sum of the group's first columns.
+    """
+    pairs = [(t, half) for t in range(tokens) for half in range(2)]
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        o, steps, table, sums, low = v
+        records = [b.load(_pointer(b, _plus(b, table, 8 * t), I64)) for t in range(tokens)]
+
+        def body(i: Any, *acc: Any) -> list[Any]:
+            offset = _both(b, b.add(o, b.mul(i, ir.Constant(I64, 128))))
+            to_sum = b.add(sums, b.mul(i, ir.Constant(I64, 1024 // group)))
+            here = [_splat_load(b, b.add(r, to_sum), F32) for r in records]
+            return [
+                call(b, m, "llvm.fma.v16f32", f32x16.llvm, [offset[half], here[t], x])
+                for (t, half), x in zip(pairs, acc, strict=True)
+            ]
+
+        places = _places(b, low, tokens)
+        start = [b.load(place, align=1) for place in places]
+        for place, value in zip(places, _for_steps(b, steps, start, body), strict=True):
+            b.store(value, place, align=1)
+        return ir.Constant(I64, 0)
+
+    return _op(types.int64, (P,) * 5, generate)
 
 
 @cache
-def strips(planes: int, group: int, tokens: int) -> Any:
-    """The intrinsic for a kind of type; made once for each."""
-    return _strips(tokens, group, planes)
+def intrinsics(planes: int, group: int) -> dict[str, Any]:
+    """What `matmul` leaves open, for a kind of type; made once for each."""
+    return {
+        "strips_many": _strips(TOKENS, group, planes),
+        "strips_one": _strips(1, group, planes),
+        "offsets_many": _offset_strips(TOKENS, group),
+        "offsets_one": _offset_strips(1, group),
+    }
 
 
 def strips_many(*arguments: int) -> None:
@@ -256,6 +324,14 @@ def strips_many(*arguments: int) -> None:
 
 def strips_one(*arguments: int) -> None:
     """Open: `strips` of one token."""
+
+
+def offsets_many(*arguments: int) -> None:
+    """Open: `offset_strips` of TOKENS tokens."""
+
+
+def offsets_one(*arguments: int) -> None:
+    """Open: `offset_strips` of one token."""
 
 
 def matmul(job: int, r0: int, r1: int) -> None:
@@ -267,84 +343,85 @@ def matmul(job: int, r0: int, r1: int) -> None:
     x, x_stride, n_tokens = i64(job + _X), i64(job + _X_STRIDE), i64(job + _N_TOKENS)
     index = i64(job + _INDEX)
     lanes = 256 // GROUP
+    many = SUMS // lanes
     tile_w = alloca(65536)  # ROWS * COLS
     tile_s = alloca(16384)  # ROWS * COLS / 16 floats
     tile_o = alloca(16384)
-    table = alloca(768)  # MANY addresses
-    accs = alloca(393216)  # MANY tokens x 2 x 16 groups x (sums: 64 bytes, of offsets: 64 bytes)
+    table = alloca(3072)  # addresses of tokens
+    accs = alloca(786432)  # TILES x SUMS x 2 halves x (sums: 64 bytes, of offsets: 64 bytes)
     to_scale = PLANES * n
-    for top in range(r0, r1, ROWS):
-        rows = min(ROWS, r1 - top)
-        for t0 in range(0, n_tokens, MANY):
-            count = min(MANY, n_tokens - t0)
-            for t in range(count):
-                at = i64(index + 8 * (t0 + t)) if index else (t0 + t) * x_stride
-                put_i64(table + 8 * t, x + at)
-            for t in range(count, -(-count // TOKENS) * TOKENS):
-                put_i64(table + 8 * t, i64(table))  # computed and forgotten
-            for i in range(-(-count // TOKENS) * TOKENS * lanes * 4):
-                store_f32x16(accs + 64 * i, zero_f32x16())
+    for first in range(r0, r1, TILES * ROWS):
+        last = min(first + TILES * ROWS, r1)
+        for t0 in range(0, n_tokens, many):
+            count = min(many, n_tokens - t0)
+            padded = -(-count // TOKENS) * TOKENS
+            for t in range(padded):  # those beyond the last: computed and forgotten
+                k = t0 + min(t, count - 1)
+                put_i64(table + 8 * t, x + (i64(index + 8 * k) if index else k * x_stride))
+            for i in range(TILES * lanes):
+                for j in range(4 * padded):
+                    store_f32x16(accs + 256 * many * i + 64 * j, zero_f32x16())
             for c0 in range(0, n, COLS):
                 cols = min(COLS, n - c0)
                 steps = (cols + 255) // 256
-                fill_tile(w, row_bytes, top, rows, c0, cols, tile_w, tile_s, tile_o)
-                for g in range(lanes):
-                    to_x = c0 + g * GROUP
-                    to_ys = to_scale + to_x // 32 * 4
-                    to_sums = to_scale + (n // 8 if GROUP == 32 else n // 4) + to_x // GROUP * 4
-                    to_isum = to_scale + (n // 2 if GROUP == 32 else n // 8 * 5)
-                    to_isum += to_x // GROUP * 4
-                    used = steps if to_x + (steps - 1) * 256 < n else steps - 1
-                    if used == 0:
-                        continue
-                    tw = tile_w + g * steps * GROUP * 32
-                    ts = tile_s + g * steps * 128
-                    to = tile_o + g * steps * 128
-                    at = accs + 256 * g
-                    stride = lanes * 256
-                    t = 0
-                    while t < count:
-                        here, acc = table + 8 * t, at + t * stride
-                        if count - t > TOKENS // 3:
-                            strips_many(tw, ts, used, here, to_x, to_ys, to_isum, n, acc, stride)
-                            t += TOKENS
+                fetch(w, row_bytes, first, last, c0, cols)
+                for top in range(first, last, ROWS):
+                    rows = min(ROWS, r1 - top)
+                    fill_tile(w, row_bytes, top, rows, c0, cols, tile_w, tile_s, tile_o)
+                    for g in range(lanes):
+                        column = c0 + g * GROUP
+                        ys = to_scale + column // 32 * 4
+                        sums = to_scale + (n // 8 if GROUP == 32 else n // 4) + column // GROUP * 4
+                        isum = to_scale + (n // 2 if GROUP == 32 else n // 8 * 5)
+                        isum += column // GROUP * 4
+                        used = steps if column + (steps - 1) * 256 < n else steps - 1
+                        if used == 0:
+                            continue
+                        tw = tile_w + g * steps * GROUP * 32
+                        ts = tile_s + g * steps * 128
+                        to = tile_o + g * steps * 128
+                        acc = accs + 256 * many * ((top - first) // ROWS * lanes + g)
+                        t = 0
+                        while t < count:
+                            here, at = table + 8 * t, acc + 256 * t
+                            if count - t > TOKENS // 3:
+                                strips_many(tw, ts, used, here, column, ys, isum, n, at)
+                                if OFFSETS:
+                                    offsets_many(to, used, here, sums, at + 64)
+                                t += TOKENS
+                            else:
+                                strips_one(tw, ts, used, here, column, ys, isum, n, at)
+                                if OFFSETS:
+                                    offsets_one(to, used, here, sums, at + 64)
+                                t += 1
+            for top in range(first, last, ROWS):
+                rows = min(ROWS, r1 - top)
+                acc = accs + 256 * many * ((top - first) // ROWS * lanes)
+                to_out = i64(job + _OUT) + 4 * (top - i64(job + _ROW0))
+                for t in range(count):
+                    out = to_out + (t0 + t) * i64(job + _OUT_STRIDE)
+                    ahead = out + AHEAD * i64(job + _OUT_STRIDE)
+                    prefetch_to_write(ahead)
+                    prefetch_to_write(ahead + 64)
+                    for half in range(2 if rows > 16 else 1):
+                        at = acc + 256 * t + 128 * half
+                        add_lanes(at, 256 * many)
+                        if rows - 16 * half >= 16:
+                            store_f32x16(out + 64 * half, load_f32x16(at))
                         else:
-                            strips_one(tw, ts, used, here, to_x, to_ys, to_isum, n, acc, stride)
-                            t += 1
-                    if OFFSETS:
-                        for t in range(count):
-                            add_offsets(at + t * stride, to, used, i64(table + 8 * t) + to_sums)
-            for t in range(count):
-                out = i64(job + _OUT) + (t0 + t) * i64(job + _OUT_STRIDE)
-                out += 4 * (top - i64(job + _ROW0))
-                for half in range(2 if rows > 16 else 1):
-                    at = accs + t * lanes * 256 + half * 128
-                    add_lanes(at)
-                    for r in range(min(16, rows - 16 * half)):
-                        put_f32(out + 64 * half + 4 * r, f32(at + 4 * r))
+                            for r in range(rows - 16 * half):
+                                put_f32(out + 64 * half + 4 * r, f32(at + 4 * r))
 
 
-def add_offsets(acc: int, o: int, steps: int, sums: int) -> None:
-    """Offsets * sums of all steps, for one group of one token; open because GROUP is."""
-    first = load_f32x16(acc + 64)
-    second = load_f32x16(acc + 192)
-    for step in range(steps):
-        here = splat_f32x16(f32(sums + step * (1024 // GROUP)))
-        first = fma_16(load_f32x16(o + 128 * step), here, first)
-        second = fma_16(load_f32x16(o + 128 * step + 64), here, second)
-    store_f32x16(acc + 64, first)
-    store_f32x16(acc + 192, second)
-
-
-def add_lanes(at: int) -> None:
-    """Halves of the groups' sums added until one is left, at `at`; open because GROUP is."""
+def add_lanes(at: int, stride: int) -> None:
+    """The groups' sums, `stride` apart, added by halves until one is left, at `at`; open."""
     n = 256 // GROUP
     if OFFSETS:
         for g in range(n):
-            total = load_f32x16(at + 256 * g) + load_f32x16(at + 256 * g + 64)
-            store_f32x16(at + 256 * g, total)
+            here = at + stride * g
+            store_f32x16(here, load_f32x16(here) + load_f32x16(here + 64))
     while n > 1:
         n //= 2
         for g in range(n):
-            total = load_f32x16(at + 256 * g) + load_f32x16(at + 256 * (g + n))
-            store_f32x16(at + 256 * g, total)
+            here = at + stride * g
+            store_f32x16(here, load_f32x16(here) + load_f32x16(here + stride * n))
