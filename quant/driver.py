@@ -11,6 +11,7 @@ import numpy as np
 from quant.activations import quantize_32
 from quant.jit import inline, kernel, task
 from quant.kernels import JOB_FIELDS, Job
+from quant.layer_ops import combine_row
 from quant.pool import Pool
 from quant.simd import call_kernel, f32, i64, put_f32, put_i64
 from quant.simd_float import V_BYTES, load_v, silu_v, store_v
@@ -20,6 +21,7 @@ from quant.simd_float import V_BYTES, load_v, silu_v, store_v
     _FN2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX, _INDEX2,
 ) = (8 * int(f) for f in Job)  # fmt: skip
 JOB_BYTES = 8 * JOB_FIELDS
+JOB_ROOM = 192  # in a thread's scratch: whole cache lines
 
 
 @inline
@@ -80,7 +82,7 @@ def gate_up_task(context: int, index: int, thread: int) -> None:
     """
     chunk = i64(context + 8)
     local = i64(context + 16) + thread * i64(context + 24)
-    gate = local + JOB_BYTES
+    gate = local + JOB_ROOM
     job, r0 = find_chunk(context, index)
     n_rows = i64(job + _N_ROWS)
     kind = i64(job + _OUT_KIND)
@@ -107,7 +109,7 @@ def gate_up_task(context: int, index: int, thread: int) -> None:
 
 def gate_up_scratch(chunk: int, n_tokens: int) -> int:
     """Bytes of scratch that a thread needs in `gate_up_task`."""
-    return -(-(JOB_BYTES + 8 * n_tokens * chunk) // 64) * 64
+    return JOB_ROOM + -(-8 * n_tokens * chunk // 64) * 64
 
 
 def run_gate_up(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
@@ -117,6 +119,56 @@ def run_gate_up(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
     scratch = np.empty((pool.threads, size), np.uint8)
     context = np.array([jobs.ctypes.data, chunk, scratch.ctypes.data, size], np.int64)
     pool.run(gate_up_task.address, context.ctypes.data, count_tasks(jobs, chunk))
+
+
+@task
+def down_task(context: int, index: int, thread: int) -> None:
+    """One chunk of rows of all jobs, and then these columns of all tokens' output.
+
+    context: jobs, how many, chunk, scratch, scratch bytes per thread, slots, weights, K, tokens,
+    out, out stride (see `combine_row`). A job's OUT counts from the thread's scratch, in which a
+    slot has `chunk` columns.
+    """
+    first, chunk = i64(context), i64(context + 16)
+    r0 = index * chunk
+    r1 = min(r0 + chunk, i64(first + _N_ROWS))
+    local = i64(context + 24) + thread * i64(context + 32)
+    parts = local + JOB_ROOM
+    for job in range(first, first + i64(context + 8) * JOB_BYTES, JOB_BYTES):
+        fn = part_job(job, local, False, parts + i64(job + _OUT), chunk, r0)
+        call_kernel(fn, local, r0, r1)
+    slots, weights, top_k = i64(context + 40), i64(context + 48), i64(context + 56)
+    row = i64(context + 72) + 4 * r0
+    for _ in range(i64(context + 64)):
+        combine_row(parts, 4 * chunk, slots, weights, top_k, r1 - r0, row)
+        slots += 8 * top_k
+        weights += 4 * top_k
+        row += i64(context + 80)
+
+
+def run_down(
+    pool: Pool,
+    jobs: np.ndarray,
+    chunk: int,
+    slots: np.ndarray,
+    weights: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """The second half of gated MLPs: out[t] += sum over k of weights[t, k] * slot slots[t, k].
+
+    jobs: one per expert, with as many rows as `out` has columns; their OUT: 4 * chunk * the first
+    slot. chunk: a multiple of 16. slots (T, K) int64; weights (T, K), out (T, rows) float32.
+    """
+    size = JOB_ROOM + -(-4 * chunk * slots.size // 64) * 64
+    scratch = np.empty((pool.threads, size), np.uint8)
+    context = np.array(
+        (
+            jobs.ctypes.data, len(jobs), chunk, scratch.ctypes.data, size, slots.ctypes.data,
+            weights.ctypes.data, slots.shape[1], len(out), out.ctypes.data, out.strides[0],
+        ),
+        np.int64,
+    )  # fmt: skip
+    pool.run(down_task.address, context.ctypes.data, -(-out.shape[1] // chunk))
 
 
 @kernel()

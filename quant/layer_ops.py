@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant.jit import kernel, task
-from quant.pool import Pool
+from quant.jit import inline, kernel, task
 from quant.simd import (
     f32,
     fma,
@@ -144,14 +143,11 @@ def route(
             weights[t, k] = w * np.float32(scale)
 
 
-@task
-def combine_task(context: int, t: int, thread: int) -> None:
-    """One token of `combine`. context: parts, stride, slots, weights, K, n, out, out stride."""
-    parts, stride = i64(context), i64(context + 8)
-    top_k, n = i64(context + 32), i64(context + 40)
-    slots = i64(context + 16) + 8 * t * top_k
-    weights = i64(context + 24) + 4 * t * top_k
-    row = i64(context + 48) + t * i64(context + 56)
+@inline
+def combine_row(
+    parts: int, stride: int, slots: int, weights: int, top_k: int, n: int, row: int
+) -> None:
+    """row (n,) += sum over k of weights[k] * the part slots[k], in this order."""
     whole = n // 8 * 32
     for i in range(0, whole, 32):
         acc = load_f32(row + i)
@@ -166,19 +162,14 @@ def combine_task(context: int, t: int, thread: int) -> None:
         put_f32(row + i, v)
 
 
-def combine(
-    pool: Pool, parts: np.ndarray, slots: np.ndarray, weights: np.ndarray, out: np.ndarray
-) -> None:
-    """out[t] += sum over k of weights[t, k] * parts[slots[t, k]], in parallel over tokens.
-
-    parts (n_slots, n), weights (T, K), out (T, n) float32; slots (T, K) int64; all in C order.
-    """
-    fields = [
-        parts.ctypes.data, parts.strides[0], slots.ctypes.data, weights.ctypes.data,
-        slots.shape[1], parts.shape[1], out.ctypes.data, out.strides[0],
-    ]  # fmt: skip
-    context = np.array(fields, np.int64)
-    pool.run(combine_task.address, context.ctypes.data, len(out))
+@task
+def combine_task(context: int, t: int, thread: int) -> None:
+    """`combine_row` of token t. context: parts, stride, slots, weights, K, n, out, out stride."""
+    top_k = i64(context + 32)
+    slots = i64(context + 16) + 8 * t * top_k
+    weights = i64(context + 24) + 4 * t * top_k
+    row = i64(context + 48) + t * i64(context + 56)
+    combine_row(i64(context), i64(context + 8), slots, weights, top_k, i64(context + 40), row)
 
 
 @kernel()

@@ -182,7 +182,11 @@ def test_combine(ops: CpuOps, rng: np.random.Generator, n: int) -> None:
     parts, weights, out = normal(rng, 12, n), normal(rng, 5, 2), normal(rng, 5, n)
     slots = rng.integers(0, 12, (5, 2))
     exact = out + np.einsum("tk,tkn->tn", weights.astype(np.float64), parts[slots])
-    layer_ops.combine(ops.pool, parts, slots, weights, out)
+    fields = (
+        parts.ctypes.data, 4 * n, slots.ctypes.data, weights.ctypes.data, 2, n, out.ctypes.data,
+        4 * n,
+    )  # fmt: skip
+    ops.pool.run(layer_ops.combine_task.address, np.array(fields).ctypes.data, len(out))
     np.testing.assert_allclose(out, exact, atol=1e-5)
 
 

@@ -1,8 +1,8 @@
-"""Dense MLPs and routed experts on the CPU: two parallel regions and a weighted sum.
+"""Dense MLPs and routed experts on the CPU, in two parallel regions.
 
 Region 1 computes silu(gate . x) * (up . x) of all chosen experts and the shared one and stores it
-as `down` wants it; region 2 computes `down` into one row per (token, expert); then rows are summed
-with the routing weights, in a fixed order.
+as `down` wants it. Region 2 computes some rows of `down` for every (token, expert), in the thread's
+own memory, and adds them to the output with the routing weights, in a fixed order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 MAX_TOKENS = 512  # at a time: bounds the scratch
-CHUNK = 32  # rows that a thread takes at a time, at least: one scale of `down`'s input
+CHUNK = 64  # rows that a thread takes at a time, at least: whole lines of what it writes
+MOST_ROWS = 512  # of `down`, which serves many tokens better with more rows at a time ...
+TURNS = 7  # ... as long as each thread has a few turns
 
 
 class Inputs:
@@ -86,13 +88,16 @@ class Branch:
         return self._templates[one]
 
     def add_jobs(
-        self, x: Inputs, work: Slots, first: Array, second: Array, y: Array, keep: list[Array]
-    ) -> None:
-        """Write the jobs of both regions; y: one row of output per slot; keep: memory they use."""
+        self, x: Inputs, work: Slots, first: Array, second: Array, at: int, width: int
+    ) -> list[Array]:
+        """Write the jobs of both regions -> the memory they use.
+
+        at: the branch's first slot; width: bytes of a slot in region 2.
+        """
         one = x.n_tokens == 1
         gate_up, down = self.templates(one)
         h = np.zeros((len(work.tokens), self.h_bytes), np.uint8)
-        keep.append(h)
+        keep = [h]
         index = []
         for matrix, address, stride in (
             (self.mlp.gate, Job.X, Job.X_STRIDE),
@@ -105,13 +110,13 @@ class Branch:
             index.append(0 if one else keep[-1].ctypes.data)
         gate_up[Job.OUT] = down[Job.X] = h.ctypes.data
         gate_up[Job.OUT_STRIDE] = down[Job.X_STRIDE] = self.h_bytes
-        down[Job.OUT] = y.ctypes.data
-        down[Job.OUT_STRIDE] = y.strides[0]
+        down[Job.OUT] = at * width
         mlp = self.mlp
         grow = np.array([mlp.gate.stride, mlp.up.stride, 0, self.h_bytes], np.int64)
         driver.expert_jobs(first, gate_up, grow, work.experts, work.starts, work.used, *index)
-        grow = np.array([mlp.down.stride, 0, self.h_bytes, y.strides[0]], np.int64)
+        grow = np.array([mlp.down.stride, 0, self.h_bytes, width], np.int64)
         driver.expert_jobs(second, down, grow, work.experts, work.starts, work.used, 0, 0)
+        return keep
 
 
 class CpuFeedForward:
@@ -124,10 +129,11 @@ class CpuFeedForward:
         mlps = [m for m in (routed, shared) if m is not None]
         self.branches = [b for b in (self.routed, self.shared) if b is not None]
         self._n_cols = max(max(m.gate.n_cols, m.up.n_cols) for m in mlps)
-        self._chunks = (
-            whole_groups(CHUNK, *(m.gate for m in mlps), *(m.up for m in mlps)),
-            whole_groups(CHUNK, *(m.down for m in mlps)),
-        )
+        self._gate_up_rows = _turn(CHUNK, *(m.gate for m in mlps), *(m.up for m in mlps))
+        downs = [m.down for m in mlps]
+        self._down_rows = _turn(CHUNK, *downs)
+        share = downs[0].n_rows // (TURNS * ops.pool.threads)
+        self._down_rows_of_many = _turn(min(max(share, CHUNK), MOST_ROWS), *downs)
 
     def __call__(self, x: Array, out: Array, routing: Routing | None = None) -> None:
         """Out (T, H) += the block's result for x (T, H)."""
@@ -147,11 +153,12 @@ class CpuFeedForward:
         if routing is not None and self.routed is not None:
             work, slots = group(routing.expert_ids, self.routed.mlp.gate.count)
             weights, n_routed, used = routing.weights, slots.size, work.used
-        y = np.empty((n_routed + n_shared, out.shape[1]), np.float32)
         first = driver.job_table(used + (n_shared > 0))
         second = driver.job_table(used + (n_shared > 0))
+        down_rows = self._down_rows if n_tokens == 1 else self._down_rows_of_many
+        width = 4 * down_rows
         if n_routed and self.routed is not None:
-            self.routed.add_jobs(x, work, first, second, y, keep)
+            keep += self.routed.add_jobs(x, work, first, second, 0, width)
             self._ops.bytes_read += used * self.routed.bytes_per_expert
         if self.shared is not None:
             everyone = np.arange(n_tokens)
@@ -161,13 +168,18 @@ class CpuFeedForward:
                 starts=np.array([0, n_tokens]),
                 tokens=everyone,
             )
-            self.shared.add_jobs(x, work, first[used:], second[used:], y[n_routed:], keep)
+            keep += self.shared.add_jobs(x, work, first[used:], second[used:], n_routed, width)
             self._ops.bytes_read += self.shared.bytes_per_expert
             slots = np.concatenate((slots, everyone[:, None] + n_routed), axis=1)
             weights = np.concatenate((weights, np.ones((n_tokens, 1), np.float32)), axis=1)
-        driver.run_gate_up(self._ops.pool, first, self._chunks[0])
-        self._ops.run(second, self._chunks[1])
-        layer_ops.combine(self._ops.pool, y, slots, weights, out)
+        driver.run_gate_up(self._ops.pool, first, self._gate_up_rows)
+        driver.run_down(self._ops.pool, second, down_rows, slots, weights, out)
+
+
+def _turn(rows: int, *matrices: Matrix) -> int:
+    """At least so many rows for a thread at a time, in whole groups of all matrices."""
+    unit = whole_groups(32, *matrices)
+    return -(-rows // unit) * unit
 
 
 def group(expert_ids: Array, n_experts: int) -> tuple[Slots, Array]:
