@@ -7,10 +7,15 @@ Unlike a fork-join region it does not wait for every thread to show up: the call
 region ends when all tasks are done, even if another program keeps a worker off its core meanwhile.
 Workers spin for about a tenth of a millisecond, then sleep in the kernel until the next region.
 
-How: one 64-bit word | generation: 24 | n: 20 | next task: 20 |. A thread takes a task by adding 1
-to it. If the number it got is below the n it got with it, then the region cannot end before that
-task is done, so the region's function and context are safe to read; otherwise it touches nothing.
-What a thread has done it reports when it finds no more; the region ends when all is reported.
+Neighbouring tasks stay on one thread, so that what a kernel fetches ahead of its last row is its
+thread's own next; only who is through with its share takes from others. Cores far apart then meet
+at the ends of a region alone, not at every task.
+
+How: a 64-bit word per thread, its share | generation: 24 | end: 20 | next task: 20 |. Whoever takes
+a task adds 1 to the word. If the number got is below the end got with it, then the region cannot
+end before that task is done, so the region's function and context are safe to read; otherwise
+nothing is touched. What a thread has done it reports when it finds no more anywhere; the region
+ends when all is reported.
 """
 
 from __future__ import annotations
@@ -34,9 +39,8 @@ from quant.jit import inline, kernel
 from quant.simd import I32, I64, P, _op, _pointer, call, call_kernel, i64, put_i64
 
 # Control block: one cache line (8 int64) per field that different threads write.
-WORD, DONE, SLEEPERS, WAKE, STOP, FN = (64 * i for i in range(6))
-CONTEXT = FN + 8
-CONTROL_FIELDS = 8 * 8
+DONE, SLEEPERS, WAKE, STOP, FN, SHARES = (64 * i for i in range(6))  # SHARES: a line per thread
+CONTEXT, THREADS = FN + 8, FN + 16
 MAX_TASKS = (1 << 19) - 1
 SPINS = 4000
 LINUX = sys.platform.startswith("linux")
@@ -94,31 +98,45 @@ GETCPU = getattr(ctypes.CDLL(None), "sched_getcpu", None) if LINUX else None
 
 
 @inline
-def work(control: int, thread: int) -> None:
-    """Take tasks of the current region until none is left, then say how many they were."""
+def is_empty(word: int) -> bool:
+    """Whether no task of a share is left."""
+    return word & 0xFFFFF >= word >> 20 & 0xFFFFF
+
+
+@inline
+def take_share(control: int, share: int, thread: int) -> int:
+    """Do what is left of a share; how many tasks that were."""
     done = 0
-    while True:
-        word = load_atomic(control + WORD)
-        if word & 0xFFFFF >= word >> 20 & 0xFFFFF:
+    at = control + SHARES + 64 * share
+    while not is_empty(load_atomic(at)):
+        ticket = fetch_add(at, 1)
+        if is_empty(ticket):
             break
-        ticket = fetch_add(control + WORD, 1)
-        task = ticket & 0xFFFFF
-        if task >= ticket >> 20 & 0xFFFFF:
-            break
-        call_kernel(i64(control + FN), i64(control + CONTEXT), task, thread)
+        call_kernel(i64(control + FN), i64(control + CONTEXT), ticket & 0xFFFFF, thread)
         done += 1
+    return done
+
+
+@inline
+def work(control: int, thread: int) -> None:
+    """Do tasks of the current region, one's own first, until none is left; say how many."""
+    done = 0
+    threads = i64(control + THREADS)
+    share = thread
+    for _ in range(threads):
+        done += take_share(control, share, thread)
+        share = share + 1 if share + 1 < threads else 0
     if done:
         fetch_add(control + DONE, done)
 
 
 @inline
-def sleep_until_woken(control: int) -> None:
+def sleep_until_woken(control: int, own: int) -> None:
     """Sleep in the kernel unless a region has begun meanwhile."""
     if HAS_FUTEX:
         fetch_add(control + SLEEPERS, 1)
         seen = load_atomic(control + WAKE)
-        word = load_atomic(control + WORD)
-        if word & 0xFFFFF >= word >> 20 & 0xFFFFF and load_atomic(control + STOP) == 0:
+        if is_empty(load_atomic(own)) and load_atomic(control + STOP) == 0:
             futex(control + WAKE, 128, seen & 0xFFFFFFFF, 0)
         fetch_add(control + SLEEPERS, -1)
     else:
@@ -128,17 +146,17 @@ def sleep_until_woken(control: int) -> None:
 @kernel()
 def worker(control: int, thread: int) -> None:
     """The life of a worker thread; returns when STOP is set."""
+    own = control + SHARES + 64 * thread
     while load_atomic(control + STOP) == 0:
         work(control, thread)
         spins = 0
         while spins < SPINS:
-            word = load_atomic(control + WORD)
-            if word & 0xFFFFF < word >> 20 & 0xFFFFF or load_atomic(control + STOP) != 0:
+            if not is_empty(load_atomic(own)) or load_atomic(control + STOP) != 0:
                 break
             relax()
             spins += 1
         if spins == SPINS:
-            sleep_until_woken(control)
+            sleep_until_woken(control, own)
 
 
 @inline
@@ -147,8 +165,15 @@ def run_region(control: int, fn: int, context: int, n: int) -> None:
     put_i64(control + FN, fn)
     put_i64(control + CONTEXT, context)
     store_atomic(control + DONE, 0)
-    generation = (load_atomic(control + WORD) >> 40) + 1
-    store_atomic(control + WORD, (generation & 0x7FFFFF) << 40 | n << 20)
+    generation = ((load_atomic(control + SHARES) >> 40) + 1 & 0x7FFFFF) << 40
+    threads = i64(control + THREADS)
+    share = control + SHARES
+    first = end = 0
+    for thread in range(1, threads + 1):
+        end = (n * thread + threads - 1) // threads
+        store_atomic(share, generation | end << 20 | first)
+        share += 64
+        first = end
     if HAS_FUTEX and n > 1 and load_atomic(control + SLEEPERS) > 0:
         fetch_add(control + WAKE, 1)
         futex(control + WAKE, 129, 0x7FFFFFFF, 0)
@@ -195,8 +220,10 @@ class Pool:
     def __init__(self, threads: int, cpus: Sequence[frozenset[int]] | None = None) -> None:
         self.threads = threads
         self._cpus = cpus
-        room = np.zeros(CONTROL_FIELDS + 8, np.int64)
-        control = room[(-room.ctypes.data // 8) % 8 :][:CONTROL_FIELDS]
+        fields = SHARES // 8 + 8 * threads
+        room = np.zeros(fields + 8, np.int64)
+        control = room[(-room.ctypes.data // 8) % 8 :][:fields]
+        control[THREADS // 8] = threads
         self.address = int(control.ctypes.data)
         self._room = control
         run_tasks(self.address, 0, 0, 0)  # compiled here, not by several threads at once
