@@ -24,7 +24,7 @@ def compiled(type_name: str, kind: str) -> Any:
     if kind == "packed":
         packed = packed_type(ggml_type)
         assert packed is not None
-        fn = packed.templates["matvec"]
+        fn = packed._specialised("matvec")
     else:
         fn = quant_type(ggml_type)._specialised(kind)  # type: ignore[arg-type]
     return numba.cfunc("void(intp, intp, intp)", error_model="numpy")(fn)

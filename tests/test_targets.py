@@ -73,6 +73,20 @@ def test_compiled_for_another_processor_uses_its_dot_product(
         assert not any("zmm" in name for name in found)
 
 
+@x86
+@pytest.mark.parametrize(
+    ("target", "cpu", "wanted"),
+    [
+        ("avx512vbmi", "znver4", "vpdpbusd zmm"),
+        ("avxvnni", "alderlake", "vpdpbusd ymm"),
+        ("avx2", "znver3", "vpmaddubsw ymm"),
+    ],
+)
+def test_packed_kernels_use_it_too(target: str, cpu: str, wanted: str) -> None:
+    found = instructions(target, cpu, "TQ1_0:packed", "TQ2_0:packed")
+    assert found[wanted] >= 40, found.most_common(30)
+
+
 def test_generic_variant_compiles_to_neon() -> None:
     found = instructions("generic", "", "--aarch64", "Q8_0:matvec")
     vector = sum(n for name, n in found.items() if name.endswith("vector"))
