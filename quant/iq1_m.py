@@ -20,11 +20,12 @@ import numba
 
 from quant.books import halves_of_trits, weight_table
 from quant.ggml import GGMLType
-from quant.iq1_s import BOOK, FIELDS
+from quant.iq1_s import BOOK, FIELDS, UNSIGNED_BOOK
 from quant.jit import inline
 from quant.kernels import PLANES
 from quant.lookups import (
     f16_from_bits,
+    fields,
     fields_3,
     high_bits_4,
     i16_as_bytes,
@@ -37,10 +38,22 @@ from quant.lookups import (
     quad_2,
     quad_3,
     spread_four,
+    words_8x4,
 )
 from quant.matvec_book import odd_steps_16, shifted_dot_of_trits
-from quant.quant_type import Book, QuantType
-from quant.simd import i64, load_i32x16, splat_u8, store_f32, store_i8
+from quant.quant_type import Book, Pairs, QuantType
+from quant.simd import (
+    as_u8,
+    i64,
+    load_i32x16,
+    splat_u8,
+    store_f32,
+    store_i8,
+    store_i16,
+    store_u8,
+    u16,
+)
+from quant.simd_pairs import load_spread
 from quant.simd_vbmi import (
     bit_fields,
     interleave_first,
@@ -117,9 +130,44 @@ def scales(p: int, r: int) -> tuple[Any, Any]:
     )
 
 
+# --- matvec_pairs: contract there -----------------------------------------------------------------
+
+
+by_turns_3 = fields([0, 6, 16, 22, 3, 9, 19, 25], 7)
+
+
+@inline
+def prepare(p: int, z: int) -> None:
+    """Where the 32 words lie in the book, 16 bits each; 8 * delta + 1 of each, a byte."""
+    for k in range(2):
+        i = load_u8_as_i16(p + 16 * k) | high_bits_4(p + 32 + 8 * k)
+        store_i16(z + 32 * k, i << 3)
+    pairs = load_u8_as_i16(p + 32)
+    store_u8(z + 64, splat_u8(2) - (i16_as_bytes(pairs & 8 | pairs << 4 & 0x800) >> 2))
+
+
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """Four words, taken as 8 * (word + delta) + 9."""
+    i = z + 8 * k
+    book = UNSIGNED_BOOK()
+    w = words_8x4(book + u16(i), book + u16(i + 2), book + u16(i + 4), book + u16(i + 6))
+    return as_u8(w) + load_spread(z + 64 + 4 * k)
+
+
+@inline
+def scales_by_turns(p: int, z: int) -> tuple[Any, Any]:
+    """d / 8 * (2 * scale + 1)."""
+    d = block_scale(p) * numba.float32(0.125)
+    return odd_steps(d, by_turns_3(p + 48)), odd_steps(d, by_turns_3(p + 52))
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ1_M,
     decode=decode,
     group=16,
     book=Book(dots=dots, scales=scales, signed=False),
+    pairs=Pairs(
+        weights_32=weights_32, scales=scales_by_turns, prepare=prepare, notes=96, zero=9, most=18
+    ),
 )

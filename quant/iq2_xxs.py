@@ -29,8 +29,8 @@ from quant.lookups import (
     words_8x4,
 )
 from quant.matvec_book import signed_dots_of_8s
-from quant.quant_type import Book, QuantType
-from quant.simd import f16, store_i8, to_f32x16, u8
+from quant.quant_type import Book, Pairs, QuantType
+from quant.simd import as_u8, f16, load_f32, store_f32, store_i8, store_u8, to_f32x16, u8
 from quant.simd_vbmi import (
     as_i32x16,
     bit_fields,
@@ -90,8 +90,51 @@ def scales(p: int, r: int) -> tuple[Any, Any]:
     return s, s
 
 
+# --- matvec_pairs: contract there -----------------------------------------------------------------
+
+
+@inline
+def prepare(p: int, z: int) -> None:
+    """Signs, then scales."""
+    fields = load_odd_i32(p + 2)
+    store_u8(z, signs_of_7(fields))
+    store_f32(z + 32, odd_steps(f16(p) * numba.float32(0.125), fields >> 28 & 15))
+
+
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """Four words."""
+    i = p + 2 + 8 * k
+    book = BOOK()
+    return as_u8(
+        words_8x4(
+            book + 8 * u8(i), book + 8 * u8(i + 1), book + 8 * u8(i + 2), book + 8 * u8(i + 3)
+        )
+    )
+
+
+@inline
+def signs(p: int, z: int) -> int:
+    """Prepared."""
+    return z
+
+
+@inline
+def prepared_scales(p: int, z: int) -> Any:
+    """Prepared."""
+    return load_f32(z + 32)
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ2_XXS,
     decode=decode,
     book=Book(dots=dots, scales=scales, signed=True),
+    pairs=Pairs(
+        weights_32=weights_32,
+        scales=prepared_scales,
+        signs=signs,
+        prepare=prepare,
+        notes=64,
+        most=43,
+    ),
 )

@@ -31,10 +31,11 @@ from quant.lookups import (
     quad_3,
     store_f32_twice,
     table,
+    words_4x8,
 )
 from quant.matvec_book import dots_of_4s, odd_steps_by_turns
-from quant.quant_type import Book, QuantType
-from quant.simd import f16, load_u8, load_u8x64, store_i8
+from quant.quant_type import Book, Pairs, QuantType
+from quant.simd import as_u8, f16, load_u8, load_u8x64, store_i8, store_i16, u16
 from quant.simd_vbmi import load_8_by_turns, load_mask, load_nibbles_by_turns, top_bit
 
 BOOK = table("iq3_s", grids.iq3_s)
@@ -85,6 +86,42 @@ def scales(p: int, r: int) -> tuple[Any, Any]:
     return s, s
 
 
+# --- matvec_pairs: contract there -----------------------------------------------------------------
+
+
+@inline
+def prepare(p: int, z: int) -> None:
+    """Where the 64 words lie in the book: 16 bits each."""
+    for k in range(4):
+        i = load_u8_as_i16(p + 2 + 16 * k) | high_bits_1(p + 66 + 2 * k)
+        store_i16(z + 32 * k, i << 2)
+
+
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """Eight words."""
+    i = z + 16 * k
+    book = BOOK()
+    return as_u8(
+        words_4x8(
+            book + u16(i), book + u16(i + 2), book + u16(i + 4), book + u16(i + 6),
+            book + u16(i + 8), book + u16(i + 10), book + u16(i + 12), book + u16(i + 14),
+        )
+    )  # fmt: skip
+
+
+@inline
+def signs(p: int, z: int) -> int:
+    """As they stand in the block."""
+    return p + 74
+
+
+@inline
+def scales_8(p: int, z: int) -> Any:
+    """d * (2 * scale + 1)."""
+    return odd_steps(f16(p), fields_4(p + 106))
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ3_S,
     decode=decode,
@@ -93,5 +130,8 @@ QUANT = QuantType(
         scales=scales,
         signed=True,
         names={"halves": halves, "signs_by_turns": signs_by_turns, "weights": WEIGHTS},
+    ),
+    pairs=Pairs(
+        weights_32=weights_32, scales=scales_8, signs=signs, prepare=prepare, notes=128, most=15
     ),
 )

@@ -28,8 +28,19 @@ from quant.lookups import (
     words_4x8,
 )
 from quant.matvec_book import dots_of_4s
-from quant.quant_type import Book, QuantType
-from quant.simd import f16, load_i32, load_u8x64, store_i8, to_f32x16, u8
+from quant.quant_type import Book, Pairs, QuantType
+from quant.simd import (
+    as_u8,
+    f16,
+    load_f32,
+    load_i32,
+    load_u8x64,
+    store_f32,
+    store_i8,
+    store_u8,
+    to_f32x16,
+    u8,
+)
 from quant.simd_vbmi import (
     as_i32x16,
     bit_fields,
@@ -92,6 +103,42 @@ def scales(p: int, r: int) -> tuple[Any, Any]:
     return s, s
 
 
+# --- matvec_pairs: contract there -----------------------------------------------------------------
+
+
+@inline
+def prepare(p: int, z: int) -> None:
+    """Signs, then scales."""
+    fields = load_i32(p + 66)
+    store_u8(z, signs_of_7(fields))
+    store_f32(z + 32, odd_steps(f16(p) * numba.float32(0.25), fields >> 28 & 15))
+
+
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """Eight words."""
+    i = p + 2 + 8 * k
+    book = BOOK()
+    return as_u8(
+        words_4x8(
+            book + 4 * u8(i), book + 4 * u8(i + 1), book + 4 * u8(i + 2), book + 4 * u8(i + 3),
+            book + 4 * u8(i + 4), book + 4 * u8(i + 5), book + 4 * u8(i + 6), book + 4 * u8(i + 7),
+        )
+    )  # fmt: skip
+
+
+@inline
+def signs(p: int, z: int) -> int:
+    """Prepared."""
+    return z
+
+
+@inline
+def prepared_scales(p: int, z: int) -> Any:
+    """Prepared."""
+    return load_f32(z + 32)
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.IQ3_XXS,
     decode=decode,
@@ -100,5 +147,13 @@ QUANT = QuantType(
         scales=scales,
         signed=True,
         names={"halves": halves, "signs_by_turns": signs_by_turns, "weights": WEIGHTS},
+    ),
+    pairs=Pairs(
+        weights_32=weights_32,
+        scales=prepared_scales,
+        signs=signs,
+        prepare=prepare,
+        notes=64,
+        most=62,
     ),
 )

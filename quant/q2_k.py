@@ -14,7 +14,7 @@ from typing import Any
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import Direct, QuantType
+from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
     as_i8,
     f16,
@@ -23,10 +23,12 @@ from quant.simd import (
     load_u8x32_twice,
     shift_halves,
     shift_lanes,
+    splat_f32,
     store_f32x16,
     store_i8,
     to_f32x16,
 )
+from quant.simd_pairs import TWO_BY_TURNS, every_other_down, sixteen_nibbles, words_down
 from quant.unpack import byte_constant
 
 
@@ -72,6 +74,37 @@ def decode(p: int, q: int, s: int, o: int) -> None:
             store_i8(q + 128 * k + 32 * l, as_i8((v >> 2 * l) & 3))
 
 
+# --- matvec_pairs: contract there -----------------------------------------------------------------
+
+low_nibbles = sixteen_nibbles(0, TWO_BY_TURNS)
+high_nibbles = sixteen_nibbles(4, [*range(16)])
+
+
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """Every other run of 32 stands shifted by 2."""
+    v = load_u8(p + 16 + 32 * (k // 4))
+    if k % 4 >= 2:
+        v = words_down(v, 4)
+    return v & 12 if k % 2 else v & 3
+
+
+@inline
+def scales(p: int, z: int) -> tuple[Any, Any]:
+    """d * scale."""
+    d = splat_f32(f16(p + 80))
+    a, b = low_nibbles(p)
+    return a * d, b * d
+
+
+@inline
+def offsets(p: int, z: int) -> tuple[Any, Any]:
+    """-dmin * min."""
+    dmin = splat_f32(-f16(p + 82))
+    a, b = high_nibbles(p)
+    return a * dmin, b * dmin
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.Q2_K,
     decode=decode,
@@ -83,5 +116,8 @@ QUANT = QuantType(
         offsets_16=offsets_16,
         in_place=in_place,
         shifts=shifts,
+    ),
+    pairs=Pairs(
+        weights_32=weights_32, scales=scales, offsets=offsets, shifts=every_other_down, most=12
     ),
 )

@@ -15,21 +15,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
+
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import fields
-from quant.quant_type import Direct, QuantType
+from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
     as_i8,
     f16,
+    i64,
     join_f32,
     load_u8,
     load_u8x32_twice,
     shift_halves,
+    splat_f32,
     store_f32x16,
     store_i8,
     to_f32,
+    u32,
 )
+from quant.simd_pairs import every_other_down, signed_bytes_by_turns, words_down, words_up
 from quant.unpack import load_u8_as_i32, move_halves
 
 third_0, third_1, third_2, third_3 = (move_halves(2 - 2 * k, 1 - 2 * k, 4) for k in range(4))
@@ -75,9 +81,43 @@ def decode(p: int, q: int, s: int, o: int) -> None:
             store_i8(q + 128 * k + 32 * l, as_i8(v >> 2 * l & 3 | third) - 4)
 
 
+# --- matvec_pairs: contract there -----------------------------------------------------------------
+
+
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """4 too large; every other run of 32 stands shifted by 2."""
+    v = load_u8(p + 32 + 32 * (k // 4))
+    if k % 4 >= 2:
+        v = words_down(v, 4)
+    third = load_u8(p)
+    to = 4 if k % 2 else 2
+    if k < to:
+        third = words_up(third, to - k)
+    elif k > to:
+        third = words_down(third, k - to)
+    return v & 12 | third & 16 if k % 2 else v & 3 | third & 4
+
+
+@inline
+def scales(p: int, z: int) -> tuple[Any, Any]:
+    """d * (scale - 32)."""
+    low = i64(p + 96)
+    upper = u32(p + 104)
+    first = upper & 0x03030303 | (upper >> 2 & 0x03030303) << 32
+    second = upper >> 4 & 0x03030303 | (upper >> 6 & 0x03030303) << 32
+    a, b = signed_bytes_by_turns(
+        low & 0x0F0F0F0F0F0F0F0F | first << 4, low >> 4 & 0x0F0F0F0F0F0F0F0F | second << 4
+    )
+    d = splat_f32(f16(p + 108))
+    zero = splat_f32(numba.float32(32))
+    return (a - zero) * d, (b - zero) * d
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.Q3_K,
     decode=decode,
     group=16,
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=4),
+    pairs=Pairs(weights_32=weights_32, scales=scales, shifts=every_other_down, zero=4, most=28),
 )

@@ -18,7 +18,7 @@ from typing import Any
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import Direct, QuantType
+from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
     as_i8,
     bytes_as_f32,
@@ -32,25 +32,38 @@ from quant.simd import (
     twice_each,
     u32,
 )
+from quant.simd_pairs import words_down
 from quant.unpack import byte_constant
 
 
 @inline
-def scales_16(p: int) -> Any:
-    """d * scale of the 8 sub-blocks, each twice (Q4_K and Q5_K)."""
+def scales(p: int, z: int) -> Any:
+    """d * scale of the 8 sub-blocks (Q4_K and Q5_K)."""
     a = u32(p + 4)
     c = u32(p + 12)
     high = c & 0x0F0F0F0F | (a >> 6 & 0x03030303) << 4
-    return twice_each(bytes_as_f32(a & 0x3F3F3F3F | high << 32) * f16(p))
+    return bytes_as_f32(a & 0x3F3F3F3F | high << 32) * f16(p)
+
+
+@inline
+def offsets(p: int, z: int) -> Any:
+    """-dmin * min of the 8 sub-blocks (Q4_K and Q5_K)."""
+    b = u32(p + 8)
+    c = u32(p + 12)
+    high = c >> 4 & 0x0F0F0F0F | (b >> 6 & 0x03030303) << 4
+    return bytes_as_f32(b & 0x3F3F3F3F | high << 32) * -f16(p + 2)
+
+
+@inline
+def scales_16(p: int) -> Any:
+    """Scales, each twice."""
+    return twice_each(scales(p, 0))
 
 
 @inline
 def offsets_16(p: int) -> Any:
-    """-dmin * min of the 8 sub-blocks, each twice (Q4_K and Q5_K)."""
-    b = u32(p + 8)
-    c = u32(p + 12)
-    high = c >> 4 & 0x0F0F0F0F | (b >> 6 & 0x03030303) << 4
-    return twice_each(bytes_as_f32(b & 0x3F3F3F3F | high << 32) * -f16(p + 2))
+    """Offsets, each twice."""
+    return twice_each(offsets(p, 0))
 
 
 @inline
@@ -80,6 +93,15 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 64 * k + 32, as_i8(v >> 4))
 
 
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """Contract in matvec_pairs.py."""
+    v = load_u8(p + 16 + 32 * (k // 2))
+    if k % 2:
+        v = words_down(v, 4)
+    return v & 15
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.Q4_K,
     decode=decode,
@@ -91,4 +113,5 @@ QUANT = QuantType(
         in_place=in_place,
         shifts=shifts,
     ),
+    pairs=Pairs(weights_32=weights_32, scales=scales, offsets=offsets, most=15),
 )

@@ -14,8 +14,8 @@ from typing import Any
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.q4_k import offsets_16, scales_16
-from quant.quant_type import Direct, QuantType
+from quant.q4_k import offsets, offsets_16, scales, scales_16
+from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
     as_i8,
     load_u8,
@@ -24,6 +24,7 @@ from quant.simd import (
     store_f32x16,
     store_i8,
 )
+from quant.simd_pairs import words_down, words_up
 from quant.unpack import move_halves
 
 fifth_0, fifth_1, fifth_2, fifth_3 = (move_halves(4 - 2 * k, 3 - 2 * k, 16) for k in range(4))
@@ -56,6 +57,20 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 64 * k + 32, as_i8(v >> 4 | (bits >> (2 * k + 1) & 1) << 4))
 
 
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """Contract in matvec_pairs.py."""
+    v = load_u8(p + 48 + 32 * (k // 2))
+    if k % 2:
+        v = words_down(v, 4)
+    fifth = load_u8(p + 16)
+    if k < 4:
+        fifth = words_up(fifth, 4 - k)
+    elif k > 4:
+        fifth = words_down(fifth, k - 4)
+    return v & 15 | fifth & 16
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.Q5_K,
     decode=decode,
@@ -65,4 +80,5 @@ QUANT = QuantType(
         scales_16=scales_16,
         offsets_16=offsets_16,
     ),
+    pairs=Pairs(weights_32=weights_32, scales=scales, offsets=offsets, most=31),
 )

@@ -16,18 +16,21 @@ from typing import Any
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import Direct, QuantType
+from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
     as_i8,
     f16,
+    i64,
     join_f32,
     load_i8_as_f32,
     load_u8,
     load_u8x32_twice,
     load_u8x64,
+    splat_f32,
     store_f32x16,
     store_i8,
 )
+from quant.simd_pairs import signed_bytes_by_turns, words_down, words_up
 from quant.unpack import move_halves
 
 first_pairs, second_pairs = move_halves(4, 2, 48), move_halves(0, -2, 48)
@@ -62,9 +65,37 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 128 * k + 96, as_i8(b >> 4 | (v & 192) >> 2) - 32)
 
 
+# --- matvec_pairs: contract there -----------------------------------------------------------------
+
+
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """32 too large."""
+    v = load_u8(p + 64 * (k // 4) + 32 * (k % 2))
+    upper = load_u8(p + 128 + 32 * (k // 4))
+    if k % 4 == 0:
+        upper = words_up(upper, 4)
+    elif k % 4 == 1:
+        upper = words_up(upper, 2)
+    elif k % 4 == 3:
+        upper = words_down(upper, 2)
+    if k % 4 >= 2:
+        v = words_down(v, 4)
+    return v & 15 | upper & 48
+
+
+@inline
+def scales(p: int, z: int) -> tuple[Any, Any]:
+    """d * scale."""
+    d = splat_f32(f16(p + 208))
+    a, b = signed_bytes_by_turns(i64(p + 192), i64(p + 200))
+    return a * d, b * d
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.Q6_K,
     decode=decode,
     group=16,
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=32),
+    pairs=Pairs(weights_32=weights_32, scales=scales, zero=32, most=63),
 )

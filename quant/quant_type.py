@@ -10,9 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from quant import float_products, isa, kernels, matvec_32, matvec_64, matvec_book, simd, tile
+from quant import (
+    float_products,
+    isa,
+    kernels,
+    matvec_32,
+    matvec_64,
+    matvec_book,
+    matvec_pairs,
+    simd,
+    tile,
+)
 from quant.ggml import BLOCK, GGMLType
 from quant.jit import bind, c_kernel, inline
+from quant.simd_pairs import doublings, reductions
 
 Kind = Literal[
     "dequantize", "matvec", "matmul", "matvec_q16", "matmul_q16", "matvec_f32", "matmul_f32"
@@ -44,6 +55,35 @@ class Direct32:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """What `matvec_pairs` asks of a type with blocks of 256; most: the largest weight it stores."""
+
+    weights_32: Any
+    scales: Any
+    most: int
+    zero: int = 0
+    offsets: Any = None
+    shifts: Any = None
+    finish: Any = None
+    signs: Any = None
+    prepare: Any = None
+    notes: int = 0
+
+    def names(self, name: str, names: dict[str, Any]) -> dict[str, Any]:
+        """`names` and what the template leaves open besides."""
+        names = names | {"ZERO": self.zero, "NOTES": self.notes, "SIGNED": self.signs is not None}
+        names |= reductions(doublings(self.most))
+        for own in ("weights_32", "scales", "offsets", "shifts", "signs", "prepare"):
+            if getattr(self, own) is not None:
+                names[own] = getattr(self, own)
+        for helper, source in matvec_pairs.OPEN_HELPERS.items():
+            names[helper] = inline(bind(source, f"{helper}_{name}", **names))
+        if self.finish is not None:
+            names["finish"] = self.finish
+        return names
+
+
+@dataclass(frozen=True, kw_only=True)
 class Book:
     """What `matvec_book` asks of a code-book type; names: what else `dots` leaves open."""
 
@@ -63,6 +103,7 @@ class QuantType:
     direct: for types that `matvec_64` or `matvec_32` can serve without going through memory.
     dot_32: for types that `float_products.matvec_f32` can widen in registers; float types have it.
     book: for types that `matvec_book` can serve where the processor has VBMI.
+    pairs: for types that `matvec_pairs` can serve where it has neither VNNI nor VBMI.
     overrides: other faster kernels under the same contract, by kind.
     """
 
@@ -73,6 +114,7 @@ class QuantType:
     group: int = 32
     direct: Direct | Direct32 | None = None
     book: Book | None = None
+    pairs: Pairs | None = None
     dot_32: Any = None
     overrides: dict[Kind, Callable[..., None]] = field(default_factory=dict)
     _compiled: dict[Kind, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -94,6 +136,12 @@ class QuantType:
         if not self.is_float or kind == "dequantize":
             return kind
         return "matvec_f32" if kind.startswith("matvec") else "matmul_f32"
+
+    def _wants_pairs(self) -> bool:
+        """Code books: wherever they do not fit in registers; the others without VNNI."""
+        return isa.ISA == "avx2" or (
+            self.book is not None and isa.ISA != "generic" and not isa.VBMI
+        )
 
     def _specialised(self, kind: Kind) -> Callable[..., None]:
         name = f"{kind}_{self.ggml_type.name.lower()}"
@@ -139,6 +187,9 @@ class QuantType:
             names |= {"scales": self.book.scales, "SIGNED": self.book.signed, **self.book.names}
             for helper, source in (*matvec_book.OPEN_HELPERS.items(), ("dots", self.book.dots)):
                 names[helper] = inline(bind(source, f"{helper}_{name}", **names))
+        if self.pairs is not None and template == "matvec" and self._wants_pairs():
+            fn = matvec_pairs.matvec_pairs
+            names = self.pairs.names(name, names)
         if template == "matmul":
             names |= tile.intrinsics(names["PLANES"], self.group)
         return bind(fn, name, **names)

@@ -17,17 +17,19 @@ from typing import Any
 from quant import isa
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import MATVEC, Direct, QuantType
+from quant.quant_type import MATVEC, Direct, Pairs, QuantType
 from quant.simd import (
     f16,
     join_u8,
     load_u8,
     load_u8x16_twice,
     load_u8x32_twice,
+    splat_f32,
     splat_f32x16,
     store_f32x16,
     store_i8,
 )
+from quant.simd_pairs import high_bytes, load_16_and_4, look_up_in, low_half_twice, times
 from quant.tq1_0_matvec import matvec_16_rows
 from quant.unpack import byte_constant, first_trits, join_halves, load_u8x4_8_times, trits
 
@@ -73,9 +75,66 @@ def decode(p: int, q: int, s: int, o: int) -> None:
     store_i8(q + 224, trits(join_halves(v * 81, load_u8x4_8_times(p + 48) * powers_of_3())))
 
 
+# --- matvec_pairs: contract there -----------------------------------------------------------------
+#
+# 9 v in 16 bits: the upper byte is 3 t0 + t1, of the first two trits; the lower one is what remains
+# of v, with the other trits first. Even and odd bytes are multiplied apart.
+
+nines = times([9] * 16)
+threes = times([3] * 16)
+# bytes 32-47, and 48-51 four times: the n-th time by 3^n, so that trit n comes first, and left so
+nines_and_powers = times([9] * 8 + [1, 1, 3, 3, 9, 9, 27, 27])
+nines_and_ones = times([9] * 8 + [1] * 8)
+FIRST, SECOND = [n // 3 for n in range(9)] + [0] * 7, [n % 3 for n in range(9)] + [0] * 7
+first_of_two = look_up_in(FIRST, FIRST)
+second_of_two = look_up_in(SECOND, SECOND)
+first_and_second = look_up_in(FIRST, SECOND)
+nines_even, nines_odd = nines
+threes_even, threes_odd = threes
+powers_even, powers_odd = nines_and_powers
+ones_even, ones_odd = nines_and_ones
+
+
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """Trits, 1 too large."""
+    if k < 5:
+        v = load_u8(p)
+        a, b = nines_even(v), nines_odd(v)
+        c, d = nines_even(a), nines_even(b)
+        if k == 0:
+            w = first_of_two(high_bytes(a, b))
+        elif k == 1:
+            w = second_of_two(high_bytes(a, b))
+        elif k == 2:
+            w = first_of_two(high_bytes(c, d))
+        elif k == 3:
+            w = second_of_two(high_bytes(c, d))
+        else:
+            w = high_bytes(threes_even(c), threes_even(d))
+    else:
+        v = load_16_and_4(p + 32)
+        a, b = powers_even(v), powers_odd(v)
+        c, d = ones_even(a), ones_even(b)
+        if k == 5:
+            w = first_and_second(low_half_twice(high_bytes(a, b)))
+        elif k == 6:
+            w = first_and_second(low_half_twice(high_bytes(c, d)))
+        else:
+            w = high_bytes(threes_even(c), threes_even(d))
+    return w
+
+
+@inline
+def scales(p: int, z: int) -> Any:
+    """8 times d."""
+    return splat_f32(f16(p + 52))
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.TQ1_0,
     decode=decode,
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=1),
     overrides=dict.fromkeys(MATVEC, matvec_16_rows) if isa.VBMI else {},
+    pairs=Pairs(weights_32=weights_32, scales=scales, zero=1, most=2),
 )

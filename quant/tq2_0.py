@@ -13,7 +13,7 @@ from typing import Any
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.quant_type import Direct, QuantType
+from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
     as_i8,
     f16,
@@ -21,10 +21,12 @@ from quant.simd import (
     load_u8x32_twice,
     shift_halves,
     shift_lanes,
+    splat_f32,
     splat_f32x16,
     store_f32x16,
     store_i8,
 )
+from quant.simd_pairs import every_other_down, words_down
 from quant.unpack import byte_constant
 
 
@@ -63,10 +65,29 @@ def decode(p: int, q: int, s: int, o: int) -> None:
             store_i8(q + 128 * k + 32 * l, as_i8(v >> 2 * l & 3) - 1)
 
 
+# --- matvec_pairs: contract there -----------------------------------------------------------------
+
+
+@inline
+def weights_32(p: int, z: int, k: int) -> Any:
+    """1 too large; every other run of 32 stands shifted by 2."""
+    v = load_u8(p + 32 * (k // 4))
+    if k % 4 >= 2:
+        v = words_down(v, 4)
+    return v & 12 if k % 2 else v & 3
+
+
+@inline
+def scales(p: int, z: int) -> Any:
+    """8 times d."""
+    return splat_f32(f16(p + 64))
+
+
 QUANT = QuantType(
     ggml_type=GGMLType.TQ2_0,
     decode=decode,
     direct=Direct(
         weights_64=weights_64, scales_16=scales_16, zero=1, in_place=in_place, shifts=shifts
     ),
+    pairs=Pairs(weights_32=weights_32, scales=scales, shifts=every_other_down, zero=1, most=12),
 )

@@ -1,0 +1,212 @@
+"""Matrix-vector product of blocks of 256, a block at a time: x86 whose dot products have 16 bits.
+
+A type gives
+
+    weights_32(p, z, k)    u8x32: weights 32 k .. 32 k + 31 of the block at p plus ZERO; k is a
+                           constant. Some may stand shifted left in their bytes, see `shifts`
+    scales(p, z)           f32x8, the scales of its groups of 32; of 16: two f32x8, by turns
+                           (simd_pairs.py)
+    offsets(p, z)          their offsets, if the type has any; of groups of 16 in order
+    prepare(p, z)          what a type wants to know of the block beforehand, NOTES bytes at z
+    signs(p, z)            address of 32 bytes: bit k % 8 of byte k // 8 is set where weight k is
+                           negative; only of types that are SIGNED, whose weights are magnitudes
+    finish(p, z, d, at)    i32x8 of sums (and of groups of 16, which half) -> what they are of the
+                           real weights; at: the sums of the activations
+
+A row is prepared as a whole before it is multiplied: bytes that have just been stored as a vector
+are slow to load one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quant.jit import inline
+from quant.kernels import (
+    _N_COLS,
+    _N_TOKENS,
+    _OUT,
+    _OUT_STRIDE,
+    _ROW0,
+    _ROW_BYTES,
+    _W,
+    _X,
+    _X_STRIDE,
+    BYTES,
+    GROUP,
+    OFFSETS,
+    PLANES,
+)
+from quant.simd import (
+    alloca,
+    fma,
+    i64,
+    join_f32,
+    load_f32,
+    load_i8,
+    load_i32,
+    prefetch_far,
+    put_f32,
+    to_f32,
+    tree_sum_8,
+    tree_sum_16,
+    zero_f32,
+)
+from quant.simd_pairs import (
+    by_turns_i32,
+    in_order,
+    load_f32x4_by_turns,
+    pair_products,
+    turn,
+)
+
+AHEAD = 4096  # bytes
+COLS = 8192  # that are prepared together
+NOTES = 0  # bytes that `prepare` writes for a block, at most 160
+SIGNED = False
+ZERO = 0
+
+
+def weights_32(p: int, z: int, k: int) -> Any:
+    """Open: the type's own."""
+
+
+def scales(p: int, z: int) -> Any:
+    """Open: the type's own."""
+
+
+def offsets(p: int, z: int) -> Any:
+    """Open: the type's own."""
+
+
+def prepare(p: int, z: int) -> None:
+    """Open: the type's own."""
+
+
+def signs(p: int, z: int) -> int:
+    """Open: the type's own."""
+    return 0
+
+
+def add_lanes(x: Any, y: Any) -> Any:
+    """Open: see simd_pairs.reductions."""
+
+
+def add_pairs(x: Any, y: Any) -> Any:
+    """Open: see simd_pairs.reductions."""
+
+
+def halves(x: Any) -> Any:
+    """Open: see simd_pairs.reductions."""
+
+
+def groups(x: Any, y: Any) -> Any:
+    """Open: see simd_pairs.reductions."""
+
+
+@inline
+def shifts(d: Any) -> Any:
+    """Open: i32x8 of sums, of weights that stand shifted -> what they are at the bottom."""
+    return d
+
+
+def finish(p: int, z: int, d: Any, at: int) -> Any:
+    """Open: takes ZERO off."""
+    if ZERO:
+        sums = load_i32(at)
+        d = d - (by_turns_i32(sums) if GROUP == 16 else sums) * ZERO
+    return d
+
+
+def products(p: int, z: int, k: int, y: int, n: int) -> Any:
+    """Pairs of group k, of the first plane and of the second (or the first again); open."""
+    w = weights_32(p, z, k)
+    first = load_i8(y + 32 * k)
+    second = first
+    if PLANES == 2:
+        second = load_i8(y + n + 32 * k)
+    if SIGNED:
+        at = signs(p, z) + 4 * k
+        first = turn(first, at)
+        second = turn(second, at)
+    return pair_products(w, first), pair_products(w, second)
+
+
+def four_groups(p: int, z: int, k: int, y: int, n: int) -> Any:
+    """Groups k .. k + 3: a lane of each in either half, by planes; open."""
+    a, a2 = products(p, z, k, y, n)
+    b, b2 = products(p, z, k + 1, y, n)
+    ab, ab2 = add_lanes(a, b), add_lanes(a2, b2)
+    c, c2 = products(p, z, k + 2, y, n)
+    d, d2 = products(p, z, k + 3, y, n)
+    cd, cd2 = add_lanes(c, d), add_lanes(c2, d2)
+    return add_pairs(ab, cd), add_pairs(ab2, cd2)
+
+
+def matvec_pairs(job: int, r0: int, r1: int) -> None:
+    """out[t, r] = row r . activations t, activations as records."""
+    w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
+    notes = alloca(5120)  # COLS / 256 * 160
+    for t in range(i64(job + _N_TOKENS)):
+        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
+        for r in range(r0, r1):
+            p = w + r * row_bytes
+            y = x
+            ys = x + PLANES * n
+            a = zero_f32()
+            b = zero_f32()  # GROUP 16: the upper eight groups
+            low = zero_f32()
+            low_b = zero_f32()
+            for c0 in range(0, n, COLS):
+                cols = min(COLS, n - c0)
+                if NOTES:
+                    for i in range(cols // 256):
+                        for line in range(0, BYTES, 64):
+                            prefetch_far(p + i * BYTES + AHEAD + line)
+                        prepare(p + i * BYTES, notes + i * NOTES)
+                z = notes
+                for _ in range(cols // 256):
+                    if not NOTES:
+                        for line in range(0, BYTES, 64):
+                            prefetch_far(p + AHEAD + line)
+                    d, d2 = four_groups(p, z, 0, y, n)
+                    e, e2 = four_groups(p, z, 4, y, n)
+                    if GROUP == 16:
+                        isum = ys + n // 8 * 5 + (ys - x - PLANES * n)
+                        u = halves(d)
+                        v = halves(e)
+                        if PLANES == 2:
+                            u = (u << 8) + halves(d2)
+                            v = (v << 8) + halves(e2)
+                        u = finish(p, z, shifts(u), isum)
+                        v = finish(p, z, shifts(v), isum + 32)
+                        s, s2 = scales(p, z)
+                        a = fma(to_f32(u), s * load_f32x4_by_turns(ys), a)
+                        b = fma(to_f32(v), s2 * load_f32x4_by_turns(ys + 16), b)
+                        if OFFSETS:
+                            sums = ys + n // 4 + (ys - x - PLANES * n)
+                            o, o2 = offsets(p, z)
+                            low = fma(o, load_f32(sums), low)
+                            low_b = fma(o2, load_f32(sums + 32), low_b)
+                    else:
+                        u = groups(d, e)
+                        if PLANES == 2:
+                            u = (u << 8) + groups(d2, e2)
+                        u = finish(p, z, shifts(u), ys + n // 2)
+                        a = fma(to_f32(u), scales(p, z) * load_f32(ys), a)
+                        if OFFSETS:
+                            low = fma(offsets(p, z), load_f32(ys + n // 8), low)
+                    y += 256
+                    ys += 32
+                    p += BYTES
+                    z += NOTES
+            if GROUP == 16:
+                total = join_f32(in_order(a), in_order(b)) + join_f32(low, low_b)
+                put_f32(out + 4 * r, tree_sum_16(total))
+            else:
+                put_f32(out + 4 * r, tree_sum_8(a + low))
+
+
+# what has open names itself, in the order in which it is bound
+OPEN_HELPERS = {"finish": finish, "products": products, "four_groups": four_groups}

@@ -1,0 +1,270 @@
+"""SIMD values of `matvec_pairs`: products as 16-bit sums of two, and the sums of whole groups.
+
+x86's `pmaddubsw` multiplies unsigned with signed bytes and adds neighbouring products in 16 bits.
+Eight such vectors, each the 32 columns of a group, become one vector with a lane per group by
+adding interleaved vectors: 32-bit lanes of two, then 64-bit lanes of two, then halves. Every such
+addition doubles the numbers; as many as fit are made in 16 bits, the others after widening.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+
+from quant import isa
+from quant.lookups import _spread
+from quant.simd import (
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    P,
+    _lanes,
+    _op,
+    _pointer,
+    _widening_load,
+    call,
+    constant,
+    f32x8,
+    i8x32,
+    i16x16,
+    i32x8,
+    splat_value,
+    types,
+    u8x32,
+)
+
+MOST_PAIR = 2 * 127  # what a weight of 1 makes at most of a pair of activations
+
+
+def doublings(most: int) -> int:
+    """How often sums of pairs of weights up to `most` may be doubled in 16 bits, at most 3."""
+    fitting = [n for n in range(4) if (most * MOST_PAIR) << n <= 32767]
+    if not fitting:
+        raise ValueError(f"weights up to {most}: a pair of products does not fit in 16 bits")
+    return fitting[-1]
+
+
+def _pair_products(b: Any, m: Any, v: Any) -> Any:
+    return call(b, m, "llvm.x86.avx2.pmadd.ub.sw", i16x16.llvm, list(v))
+
+
+def _widen(b: Any, m: Any, x: Any) -> Any:
+    """16-bit lanes -> 32-bit lanes, neighbours added."""
+    if x.type == i32x8.llvm:
+        return x
+    return call(b, m, "llvm.x86.avx2.pmadd.wd", i32x8.llvm, [x, constant(i16x16.llvm, [1] * 16)])
+
+
+def _add_interleaved(b: Any, x: Any, y: Any, element: Any) -> Any:
+    """Lanes of `element` of x and y by turns, inside either half, the upper ones added."""
+    n = 256 // element.width
+    vector = ir.VectorType(element, n)
+    half = n // 2
+    low = [k + side for k in [*range(half // 2), *range(half, half + half // 2)] for side in (0, n)]
+    high = [k + half // 2 for k in low]
+    a, c = b.bitcast(x, vector), b.bitcast(y, vector)
+    return b.add(
+        b.bitcast(b.shuffle_vector(a, c, _lanes(low)), x.type),
+        b.bitcast(b.shuffle_vector(a, c, _lanes(high)), x.type),
+    )
+
+
+def _add_halves(b: Any, x: Any, y: Any) -> Any:
+    """[ lower half of x + upper half of x | the same of y ]."""
+    vector = ir.VectorType(I64, 4)
+    a, c = b.bitcast(x, vector), b.bitcast(y, vector)
+    return b.add(
+        b.bitcast(b.shuffle_vector(a, c, _lanes([0, 1, 4, 5])), x.type),
+        b.bitcast(b.shuffle_vector(a, c, _lanes([2, 3, 6, 7])), x.type),
+    )
+
+
+@cache
+def reductions(in_16_bits: int) -> dict[str, Any]:
+    """The steps from 8 vectors of pairs to sums of groups; so many of them in 16 bits.
+
+    add_lanes(x, y), add_pairs(x, y): two of four vectors that become one with, in either half, a
+    lane for each: sums of 16 columns. halves(x): these as i32x8. groups(x, y): two such, of groups
+    0 .. 3 and 4 .. 7 -> i32x8, a lane for each group of 32.
+    """
+    kinds = [i16x16 if step <= in_16_bits else i32x8 for step in range(4)]
+
+    def adder(step: int, add: Any) -> Any:
+        def generate(b: Any, m: Any, v: Any) -> Any:
+            x, y = v
+            if kinds[step] is i32x8:
+                x, y = _widen(b, m, x), _widen(b, m, y)
+            return add(b, x, y)
+
+        return _op(kinds[step], (kinds[step - 1],) * 2, generate)
+
+    def groups(b: Any, m: Any, v: Any) -> Any:
+        x, y = v
+        if kinds[3] is i32x8:
+            x, y = _widen(b, m, x), _widen(b, m, y)
+        return _widen(b, m, _add_halves(b, x, y))
+
+    return {
+        "add_lanes": adder(1, lambda b, x, y: _add_interleaved(b, x, y, I32)),
+        "add_pairs": adder(2, lambda b, x, y: _add_interleaved(b, x, y, I64)),
+        "halves": _op(i32x8, (kinds[2],), lambda b, m, v: _widen(b, m, v[0])),
+        "groups": _op(i32x8, (kinds[2],) * 2, groups),
+    }
+
+
+# unsigned weights . activations: sums of neighbours; 2 * 127 times the largest weight must fit
+pair_products = _op(i16x16, (u8x32, i8x32), _pair_products)
+
+
+# --- groups of 16: their lanes are even groups, then odd ones ("by turns") ----------------------
+
+BY_TURNS = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def _order(x: Any, b: Any, lanes: list[int]) -> Any:
+    return b.shuffle_vector(x, x, _lanes(lanes))
+
+
+by_turns_i32 = _op(i32x8, (i32x8,), lambda b, m, v: _order(v[0], b, BY_TURNS))
+by_turns_f32 = _op(f32x8, (f32x8,), lambda b, m, v: _order(v[0], b, BY_TURNS))
+in_order = _op(  # from by turns to 0 .. 7
+    f32x8, (f32x8,), lambda b, m, v: _order(v[0], b, [BY_TURNS.index(k) for k in range(8)])
+)
+load_f32x4_by_turns = _widening_load(  # the scales of 4 groups of 32: a b c d a b c d
+    F32, 4, f32x8, lambda b, x: b.shuffle_vector(x, x, _lanes([0, 1, 2, 3] * 2))
+)
+
+
+# --- signs --------------------------------------------------------------------------------------
+
+
+def _turn(b: Any, m: Any, v: Any) -> Any:
+    """Byte k of v[0] negative where bit k % 8 of the byte k // 8 at the address v[1] is set."""
+    y, address = v
+    word = splat_value(b, b.load(_pointer(b, address, I32), align=1), i32x8.llvm)
+    spread = _spread(b, b.bitcast(word, u8x32.llvm))
+    bits = [1 << k % 8 for k in range(32)]
+    # bit + (128 - bit) has the top bit; bit 7 stands there already, and 0 would erase y
+    rest = [128 - bit if bit < 128 else 1 for bit in bits]
+    marked = b.add(b.and_(spread, constant(u8x32.llvm, bits)), constant(u8x32.llvm, rest))
+    return call(b, m, "llvm.x86.avx2.psign.b", i8x32.llvm, [y, marked])
+
+
+turn = _op(i8x32, (i8x32, P), _turn)
+load_spread = _op(  # 4 bytes, each 8 times
+    u8x32,
+    (P,),
+    lambda b, m, v: _spread(
+        b,
+        b.bitcast(splat_value(b, b.load(_pointer(b, v[0], I32), align=1), i32x8.llvm), u8x32.llvm),
+    ),
+)
+
+
+# --- bytes ----------------------------------------------------------------------------------------
+
+
+def times(even: list[int]) -> tuple[Any, Any]:
+    """Two intrinsics: the even, and the odd, bytes of a u8x32 times 16 numbers, as 16-bit lanes."""
+
+    def one(odd: int) -> Any:
+        factors = [f for x in even for f in ((0, x) if odd else (x, 0))]
+
+        def generate(b: Any, m: Any, v: Any) -> Any:
+            return b.bitcast(
+                _pair_products(b, m, [v[0], constant(i8x32.llvm, factors)]), u8x32.llvm
+            )
+
+        return _op(u8x32, (u8x32,), generate)
+
+    return one(0), one(1)
+
+
+def _high_bytes(b: Any, m: Any, v: Any) -> Any:
+    words = b.lshr(b.bitcast(v[0], i16x16.llvm), constant(i16x16.llvm, [8] * 16))
+    lanes = [k + 32 * (k % 2) for k in range(32)]
+    return b.shuffle_vector(b.bitcast(words, u8x32.llvm), v[1], _lanes(lanes))
+
+
+def look_up_in(low: list[int], high: list[int]) -> Any:
+    """An intrinsic: indices 0 .. 15 in a table of 16 bytes for either half of a u8x32."""
+    table = constant(u8x32.llvm, low + high)
+    return _op(u8x32, (u8x32,), lambda b, m, v: isa.shuffle_bytes(b, m, table, v[0]))
+
+
+high_bytes = _op(u8x32, (u8x32, u8x32), _high_bytes)  # of 16-bit lanes: v[0]'s even, v[1]'s odd
+low_half_twice = _op(
+    u8x32, (u8x32,), lambda b, m, v: b.shuffle_vector(v[0], v[0], _lanes([*range(16)] * 2))
+)
+
+
+def _join_16_and_4(b: Any, m: Any, v: Any) -> Any:
+    first = b.load(_pointer(b, v[0], ir.VectorType(I8, 16)), align=1)
+    word = b.load(_pointer(b, b.add(v[0], ir.Constant(I64, 16)), I32), align=1)
+    second = b.bitcast(splat_value(b, word, ir.VectorType(I32, 4)), first.type)
+    return b.shuffle_vector(first, second, _lanes(list(range(32))))
+
+
+load_16_and_4 = _op(u8x32, (P,), _join_16_and_4)  # 16 bytes, then the next 4 four times
+
+
+def _down(b: Any, m: Any, v: Any) -> Any:
+    by = splat_value(b, b.trunc(v[1], I16), i16x16.llvm)
+    return b.bitcast(b.lshr(b.bitcast(v[0], i16x16.llvm), by), u8x32.llvm)
+
+
+# shifted by a constant inside 16 bits: what comes from the other byte is the caller's to mask
+words_down = _op(u8x32, (u8x32, types.int64), _down)
+
+
+def _up(b: Any, m: Any, v: Any) -> Any:
+    by = splat_value(b, b.trunc(v[1], I16), i16x16.llvm)
+    return b.bitcast(b.shl(b.bitcast(v[0], i16x16.llvm), by), u8x32.llvm)
+
+
+words_up = _op(u8x32, (u8x32, types.int64), _up)
+
+
+# --- small numbers --------------------------------------------------------------------------------
+
+every_other_down = _op(  # lanes 1, 3, 5, 7 shifted right by 2
+    i32x8, (i32x8,), lambda b, m, v: b.ashr(v[0], constant(i32x8.llvm, [0, 2] * 4))
+)
+TWO_BY_TURNS = [*BY_TURNS, *(k + 8 for k in BY_TURNS)]
+
+
+def _two_vectors(b: Any, x: Any, widen: Any) -> Any:
+    """16 bytes -> two vectors of floats."""
+    out = ir.Constant(ir.ArrayType(f32x8.llvm, 2), ir.Undefined)
+    for k in range(2):
+        part = b.shuffle_vector(x, x, _lanes([*range(8 * k, 8 * k + 8)]))
+        out = b.insert_value(out, b.sitofp(widen(part, i32x8.llvm), f32x8.llvm), k)
+    return out
+
+
+def sixteen_nibbles(shift: int, order: list[int]) -> Any:
+    """An intrinsic: 16 bytes at an address -> bits shift .. shift + 3 of each, as floats."""
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        kind = ir.VectorType(I8, 16)
+        x = b.load(_pointer(b, v[0], kind), align=1)
+        x = b.and_(b.lshr(x, constant(kind, [shift] * 16)), constant(kind, [15] * 16))
+        return _two_vectors(b, b.shuffle_vector(x, x, _lanes(order)), b.zext)
+
+    return _op(types.UniTuple(f32x8, 2), (P,), generate)
+
+
+def _sixteen_signed(b: Any, m: Any, v: Any) -> Any:
+    pair = ir.Constant(ir.VectorType(I64, 2), ir.Undefined)
+    for k in range(2):
+        pair = b.insert_element(pair, v[k], ir.Constant(I32, k))
+    x = b.bitcast(pair, ir.VectorType(I8, 16))
+    return _two_vectors(b, b.shuffle_vector(x, x, _lanes(TWO_BY_TURNS)), b.sext)
+
+
+# two int64 of 8 signed bytes each -> floats, by turns
+signed_bytes_by_turns = _op(types.UniTuple(f32x8, 2), (types.int64,) * 2, _sixteen_signed)
