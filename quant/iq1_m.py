@@ -29,6 +29,7 @@ from quant.lookups import (
     fields_3,
     high_bits_4,
     i16_as_bytes,
+    load_quad,
     load_u8_as_i16,
     look_up_8x4,
     next_four,
@@ -38,7 +39,6 @@ from quant.lookups import (
     quad_2,
     quad_3,
     spread_four,
-    words_8x4,
 )
 from quant.matvec_book import odd_steps_16, shifted_dot_of_trits
 from quant.quant_type import Book, Pairs, QuantType
@@ -51,7 +51,6 @@ from quant.simd import (
     store_i8,
     store_i16,
     store_u8,
-    u16,
 )
 from quant.simd_pairs import load_spread
 from quant.simd_vbmi import (
@@ -138,10 +137,10 @@ by_turns_3 = fields([0, 6, 16, 22, 3, 9, 19, 25], 7)
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """Where the 32 words lie in the book, 16 bits each; 8 * delta + 1 of each, a byte."""
+    """The numbers of the 32 words, 16 bits each; 8 * delta + 1 of each, a byte."""
     for k in range(2):
         i = load_u8_as_i16(p + 16 * k) | high_bits_4(p + 32 + 8 * k)
-        store_i16(z + 32 * k, i << 3)
+        store_i16(z + 32 * k, i)
     pairs = load_u8_as_i16(p + 32)
     store_u8(z + 64, splat_u8(2) - (i16_as_bytes(pairs & 8 | pairs << 4 & 0x800) >> 2))
 
@@ -149,9 +148,7 @@ def prepare(p: int, z: int) -> None:
 @inline
 def weights_32(p: int, z: int, k: int) -> Any:
     """Four words, taken as 8 * (word + delta) + 9."""
-    i = z + 8 * k
-    book = UNSIGNED_BOOK()
-    w = words_8x4(book + u16(i), book + u16(i + 2), book + u16(i + 4), book + u16(i + 6))
+    w = look_up_8x4(UNSIGNED_BOOK(), load_quad(z + 8 * k))
     return as_u8(w) + load_spread(z + 64 + 4 * k)
 
 

@@ -24,6 +24,7 @@ from quant.kernels import PLANES
 from quant.lookups import (
     as_bytes,
     high_bits_3,
+    load_quad,
     load_u8_as_i16,
     load_u16_as_i32,
     look_up_8x4,
@@ -36,11 +37,19 @@ from quant.lookups import (
     spread_four,
     store_f32_twice,
     table,
-    words_8x4,
 )
 from quant.matvec_book import dots_of_trits, odd_steps_by_turns
 from quant.quant_type import Book, Pairs, QuantType
-from quant.simd import as_u8, f16, load_i32, load_i32x16, store_i8, store_i16, u16, zero_i32
+from quant.simd import (
+    as_u8,
+    f16,
+    load_i32,
+    load_i32x16,
+    splat_f16,
+    store_i8,
+    store_i16,
+    zero_i32,
+)
 from quant.simd_vbmi import (
     bit_fields,
     load_4_by_turns,
@@ -109,18 +118,16 @@ UNSIGNED_BOOK = table("iq1_unsigned", lambda: 8 * (grids.iq1() + 1))
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """Where the 32 words lie in the book, 16 bits each."""
+    """The numbers of the 32 words, 16 bits each."""
     for k in range(2):
         i = load_u8_as_i16(p + 2 + 16 * k) | high_bits_3(p + 34 + 8 * k)
-        store_i16(z + 32 * k, i << 3)
+        store_i16(z + 32 * k, i)
 
 
 @inline
 def weights_32(p: int, z: int, k: int) -> Any:
     """Four words, taken as 8 * (word + 1)."""
-    i = z + 8 * k
-    book = UNSIGNED_BOOK()
-    return as_u8(words_8x4(book + u16(i), book + u16(i + 2), book + u16(i + 4), book + u16(i + 6)))
+    return as_u8(look_up_8x4(UNSIGNED_BOOK(), load_quad(z + 8 * k)))
 
 
 @inline
@@ -133,7 +140,7 @@ def finish(p: int, z: int, d: Any, at: int) -> Any:
 @inline
 def scales_8(p: int, z: int) -> Any:
     """d / 8 * (2 * scale + 1)."""
-    return odd_steps(f16(p) * numba.float32(0.125), load_u16_as_i32(p + 34) >> 12 & 7)
+    return odd_steps(splat_f16(p) * numba.float32(0.125), load_u16_as_i32(p + 34) >> 12 & 7)
 
 
 QUANT = QuantType(

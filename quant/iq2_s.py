@@ -23,6 +23,7 @@ from quant.lookups import (
     fields,
     fields_4,
     high_bits_2,
+    load_quad,
     load_u8_as_i16,
     look_up_8x4,
     negate_where,
@@ -33,11 +34,19 @@ from quant.lookups import (
     quad_2,
     quad_3,
     table,
-    words_8x4,
 )
 from quant.matvec_book import odd_steps_16, signed_dots_of_8s
 from quant.quant_type import Book, Pairs, QuantType
-from quant.simd import as_u8, f16, load_u8, splat_u8x64, store_f32, store_i8, store_i16, u16
+from quant.simd import (
+    as_u8,
+    f16,
+    load_u8,
+    splat_f16,
+    splat_u8x64,
+    store_f32,
+    store_i8,
+    store_i16,
+)
 from quant.simd_vbmi import (
     any_bit,
     bit_fields,
@@ -107,18 +116,16 @@ by_turns_4 = fields([0, 8, 16, 24, 4, 12, 20, 28], 15)
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """Where the 32 words lie in the book, 16 bits each."""
+    """The numbers of the 32 words, 16 bits each."""
     for k in range(2):
         i = load_u8_as_i16(p + 2 + 16 * k) | high_bits_2(p + 66 + 4 * k)
-        store_i16(z + 32 * k, i << 3)
+        store_i16(z + 32 * k, i)
 
 
 @inline
 def weights_32(p: int, z: int, k: int) -> Any:
     """Four words."""
-    i = z + 8 * k
-    book = BOOK()
-    return as_u8(words_8x4(book + u16(i), book + u16(i + 2), book + u16(i + 4), book + u16(i + 6)))
+    return as_u8(look_up_8x4(BOOK(), load_quad(z + 8 * k)))
 
 
 @inline
@@ -130,7 +137,7 @@ def signs(p: int, z: int) -> int:
 @inline
 def scales_by_turns(p: int, z: int) -> tuple[Any, Any]:
     """d / 8 * (2 * scale + 1)."""
-    d = f16(p) * numba.float32(0.125)
+    d = splat_f16(p) * numba.float32(0.125)
     return odd_steps(d, by_turns_4(p + 74)), odd_steps(d, by_turns_4(p + 78))
 
 

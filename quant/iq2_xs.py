@@ -23,6 +23,8 @@ from quant.lookups import (
     fields,
     fields_4,
     load_odd_u8,
+    load_quad,
+    look_up_8x4,
     negate_where,
     next_four,
     odd_steps,
@@ -36,6 +38,7 @@ from quant.simd import (
     as_u8,
     f16,
     load_i16,
+    splat_f16,
     splat_u8x64,
     store_f32,
     store_i8,
@@ -110,18 +113,16 @@ by_turns_4 = fields([0, 8, 16, 24, 4, 12, 20, 28], 15)
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """Where the 32 words lie in the book, 16 bits each; signs."""
-    store_i16(z, (load_i16(p + 2) & 511) << 3)
-    store_i16(z + 32, (load_i16(p + 34) & 511) << 3)
+    """The numbers of the 32 words, 16 bits each; signs."""
+    store_i16(z, load_i16(p + 2) & 511)
+    store_i16(z + 32, load_i16(p + 34) & 511)
     store_u8(z + 64, with_parity(load_odd_u8(p + 2) >> 1))
 
 
 @inline
 def weights_32(p: int, z: int, k: int) -> Any:
     """Four words."""
-    i = z + 8 * k
-    book = BOOK()
-    return as_u8(words_8x4(book + u16(i), book + u16(i + 2), book + u16(i + 4), book + u16(i + 6)))
+    return as_u8(look_up_8x4(BOOK(), load_quad(z + 8 * k)))
 
 
 @inline
@@ -133,7 +134,7 @@ def signs(p: int, z: int) -> int:
 @inline
 def scales_by_turns(p: int, z: int) -> tuple[Any, Any]:
     """d / 8 * (2 * scale + 1)."""
-    d = f16(p) * numba.float32(0.125)
+    d = splat_f16(p) * numba.float32(0.125)
     return odd_steps(d, by_turns_4(p + 66)), odd_steps(d, by_turns_4(p + 70))
 
 

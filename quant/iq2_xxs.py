@@ -30,7 +30,17 @@ from quant.lookups import (
 )
 from quant.matvec_book import signed_dots_of_8s
 from quant.quant_type import Book, Pairs, QuantType
-from quant.simd import as_u8, f16, load_f32, store_f32, store_i8, store_u8, to_f32x16, u8
+from quant.simd import (
+    as_u8,
+    f16,
+    load_f32,
+    splat_f16,
+    store_f32,
+    store_i8,
+    store_u8,
+    to_f32x16,
+    u8,
+)
 from quant.simd_vbmi import (
     as_i32x16,
     bit_fields,
@@ -98,7 +108,7 @@ def prepare(p: int, z: int) -> None:
     """Signs, then scales."""
     fields = load_odd_i32(p + 2)
     store_u8(z, signs_of_7(fields))
-    store_f32(z + 32, odd_steps(f16(p) * numba.float32(0.125), fields >> 28 & 15))
+    store_f32(z + 32, odd_steps(splat_f16(p) * numba.float32(0.125), fields >> 28 & 15))
 
 
 @inline

@@ -35,7 +35,16 @@ from quant.lookups import (
 )
 from quant.matvec_book import dots_of_4s, odd_steps_by_turns
 from quant.quant_type import Book, Pairs, QuantType
-from quant.simd import as_u8, f16, load_u8, load_u8x64, store_i8, store_i16, u16
+from quant.simd import (
+    as_u8,
+    f16,
+    load_u8,
+    load_u8x64,
+    splat_f16,
+    store_i8,
+    store_i16,
+    u16,
+)
 from quant.simd_vbmi import load_8_by_turns, load_mask, load_nibbles_by_turns, top_bit
 
 BOOK = table("iq3_s", grids.iq3_s)
@@ -119,7 +128,7 @@ def signs(p: int, z: int) -> int:
 @inline
 def scales_8(p: int, z: int) -> Any:
     """d * (2 * scale + 1)."""
-    return odd_steps(f16(p), fields_4(p + 106))
+    return odd_steps(splat_f16(p), fields_4(p + 106))
 
 
 QUANT = QuantType(

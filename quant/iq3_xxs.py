@@ -35,6 +35,7 @@ from quant.simd import (
     load_f32,
     load_i32,
     load_u8x64,
+    splat_f16,
     store_f32,
     store_i8,
     store_u8,
@@ -111,7 +112,7 @@ def prepare(p: int, z: int) -> None:
     """Signs, then scales."""
     fields = load_i32(p + 66)
     store_u8(z, signs_of_7(fields))
-    store_f32(z + 32, odd_steps(f16(p) * numba.float32(0.25), fields >> 28 & 15))
+    store_f32(z + 32, odd_steps(splat_f16(p) * numba.float32(0.25), fields >> 28 & 15))
 
 
 @inline

@@ -103,6 +103,15 @@ def _quad(k: int) -> Any:
 quad_0, quad_1, quad_2, quad_3 = (_quad(k) for k in range(4))  # lanes 4 k .. 4 k + 3
 
 
+def _load_quad(b: Any, m: Any, v: Any) -> Any:
+    word = b.load(_pointer(b, v[0], I64), align=1)
+    # opaque: LLVM would load every field by itself, and loads are what look-ups wait for
+    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [word], side_effect=False)
+
+
+load_quad = _op(types.int64, (P,), _load_quad)  # 8 bytes
+
+
 def _load_nibbles(b: Any, m: Any, v: Any) -> Any:
     half = ir.VectorType(I32, 4)
     x = b.load(_pointer(b, v[0], half), align=1)

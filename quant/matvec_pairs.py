@@ -19,6 +19,7 @@ are slow to load one by one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from quant.jit import inline
@@ -209,4 +210,8 @@ def matvec_pairs(job: int, r0: int, r1: int) -> None:
 
 
 # what has open names itself, in the order in which it is bound
-OPEN_HELPERS = {"finish": finish, "products": products, "four_groups": four_groups}
+OPEN_HELPERS: dict[str, Callable[..., Any]] = {
+    "finish": finish,
+    "products": products,
+    "four_groups": four_groups,
+}

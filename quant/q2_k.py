@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
+
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.quant_type import Direct, Pairs, QuantType
@@ -23,7 +25,7 @@ from quant.simd import (
     load_u8x32_twice,
     shift_halves,
     shift_lanes,
-    splat_f32,
+    splat_f16,
     store_f32x16,
     store_i8,
     to_f32x16,
@@ -92,7 +94,7 @@ def weights_32(p: int, z: int, k: int) -> Any:
 @inline
 def scales(p: int, z: int) -> tuple[Any, Any]:
     """d * scale."""
-    d = splat_f32(f16(p + 80))
+    d = splat_f16(p + 80)
     a, b = low_nibbles(p)
     return a * d, b * d
 
@@ -100,7 +102,7 @@ def scales(p: int, z: int) -> tuple[Any, Any]:
 @inline
 def offsets(p: int, z: int) -> tuple[Any, Any]:
     """-dmin * min."""
-    dmin = splat_f32(-f16(p + 82))
+    dmin = splat_f16(p + 82) * numba.float32(-1)
     a, b = high_nibbles(p)
     return a * dmin, b * dmin
 

@@ -29,6 +29,7 @@ from quant.simd import (
     load_u8,
     load_u8x32_twice,
     shift_halves,
+    splat_f16,
     splat_f32,
     store_f32x16,
     store_i8,
@@ -109,7 +110,7 @@ def scales(p: int, z: int) -> tuple[Any, Any]:
     a, b = signed_bytes_by_turns(
         low & 0x0F0F0F0F0F0F0F0F | first << 4, low >> 4 & 0x0F0F0F0F0F0F0F0F | second << 4
     )
-    d = splat_f32(f16(p + 108))
+    d = splat_f16(p + 108)
     zero = splat_f32(numba.float32(32))
     return (a - zero) * d, (b - zero) * d
 

@@ -16,17 +16,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
+
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
     as_i8,
     bytes_as_f32,
-    f16,
     load_u8,
     load_u8x32_twice,
     shift_halves,
     shift_lanes,
+    splat_f16,
     store_f32x16,
     store_i8,
     twice_each,
@@ -42,7 +44,7 @@ def scales(p: int, z: int) -> Any:
     a = u32(p + 4)
     c = u32(p + 12)
     high = c & 0x0F0F0F0F | (a >> 6 & 0x03030303) << 4
-    return bytes_as_f32(a & 0x3F3F3F3F | high << 32) * f16(p)
+    return bytes_as_f32(a & 0x3F3F3F3F | high << 32) * splat_f16(p)
 
 
 @inline
@@ -51,7 +53,7 @@ def offsets(p: int, z: int) -> Any:
     b = u32(p + 8)
     c = u32(p + 12)
     high = c >> 4 & 0x0F0F0F0F | (b >> 6 & 0x03030303) << 4
-    return bytes_as_f32(b & 0x3F3F3F3F | high << 32) * -f16(p + 2)
+    return bytes_as_f32(b & 0x3F3F3F3F | high << 32) * (splat_f16(p + 2) * numba.float32(-1))
 
 
 @inline

@@ -26,7 +26,7 @@ from quant.simd import (
     load_u8,
     load_u8x32_twice,
     load_u8x64,
-    splat_f32,
+    splat_f16,
     store_f32x16,
     store_i8,
 )
@@ -87,7 +87,7 @@ def weights_32(p: int, z: int, k: int) -> Any:
 @inline
 def scales(p: int, z: int) -> tuple[Any, Any]:
     """d * scale."""
-    d = splat_f32(f16(p + 208))
+    d = splat_f16(p + 208)
     a, b = signed_bytes_by_turns(i64(p + 192), i64(p + 200))
     return a * d, b * d
 

@@ -208,6 +208,13 @@ def _widening_load(element: Any, lanes: int, ret: Any, widen: Callable[[Any, Any
 
 # 8 halves, 8 bfloat16, 8 signed bytes -> f32x8;  16 bytes in both halves of a u8x32
 load_f16 = _widening_load(F16, 8, f32x8, lambda b, x: b.fpext(x, f32x8.llvm))
+splat_f16 = _op(  # the half at an address in every lane
+    f32x8,
+    (P,),
+    lambda b, m, v: b.fpext(
+        splat_value(b, b.load(_pointer(b, v[0], F16), align=1), ir.VectorType(F16, 8)), f32x8.llvm
+    ),
+)
 load_bf16 = _widening_load(
     I16,
     8,

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 
 from quant import isa
 from quant.lookups import _spread
@@ -33,7 +34,6 @@ from quant.simd import (
     i16x16,
     i32x8,
     splat_value,
-    types,
     u8x32,
 )
 

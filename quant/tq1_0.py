@@ -24,7 +24,7 @@ from quant.simd import (
     load_u8,
     load_u8x16_twice,
     load_u8x32_twice,
-    splat_f32,
+    splat_f16,
     splat_f32x16,
     store_f32x16,
     store_i8,
@@ -128,7 +128,7 @@ def weights_32(p: int, z: int, k: int) -> Any:
 @inline
 def scales(p: int, z: int) -> Any:
     """8 times d."""
-    return splat_f32(f16(p + 52))
+    return splat_f16(p + 52)
 
 
 QUANT = QuantType(

@@ -21,7 +21,7 @@ from quant.simd import (
     load_u8x32_twice,
     shift_halves,
     shift_lanes,
-    splat_f32,
+    splat_f16,
     splat_f32x16,
     store_f32x16,
     store_i8,
@@ -80,7 +80,7 @@ def weights_32(p: int, z: int, k: int) -> Any:
 @inline
 def scales(p: int, z: int) -> Any:
     """8 times d."""
-    return splat_f32(f16(p + 64))
+    return splat_f16(p + 64)
 
 
 QUANT = QuantType(
