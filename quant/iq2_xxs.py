@@ -20,6 +20,7 @@ from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
     load_odd_i32,
+    look_up_4_bytes,
     negate_where,
     next_four,
     odd_steps,
@@ -114,13 +115,7 @@ def prepare(p: int, z: int) -> None:
 @inline
 def weights_32(p: int, z: int, k: int) -> Any:
     """Four words."""
-    i = p + 2 + 8 * k
-    book = BOOK()
-    return as_u8(
-        words_8x4(
-            book + 8 * u8(i), book + 8 * u8(i + 1), book + 8 * u8(i + 2), book + 8 * u8(i + 3)
-        )
-    )
+    return as_u8(look_up_4_bytes(BOOK(), p + 2 + 8 * k))
 
 
 @inline

@@ -103,13 +103,21 @@ def _quad(k: int) -> Any:
 quad_0, quad_1, quad_2, quad_3 = (_quad(k) for k in range(4))  # lanes 4 k .. 4 k + 3
 
 
-def _load_quad(b: Any, m: Any, v: Any) -> Any:
-    word = b.load(_pointer(b, v[0], I64), align=1)
-    # opaque: LLVM would load every field by itself, and loads are what look-ups wait for
-    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [word], side_effect=False)
+def _load_opaque(element: Any) -> Any:
+    """An intrinsic: the number at an address, of which LLVM must not load the fields one by one.
+
+    Loads are what look-ups wait for.
+    """
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        word = b.load(_pointer(b, v[0], element), align=1)
+        word = b.asm(ir.FunctionType(element, [element]), "", "=r,0", [word], side_effect=False)
+        return b.zext(word, I64) if element is I32 else word
+
+    return _op(types.int64, (P,), generate)
 
 
-load_quad = _op(types.int64, (P,), _load_quad)  # 8 bytes
+load_quad, load_word = _load_opaque(I64), _load_opaque(I32)
 
 
 def _load_nibbles(b: Any, m: Any, v: Any) -> Any:
@@ -170,6 +178,18 @@ def look_up_8x4(book: int, i: int) -> Any:
         book + 8 * (i >> 16 & 0xFFFF),
         book + 8 * (i >> 32 & 0xFFFF),
         book + 8 * (i >> 48 & 0xFFFF),
+    )
+
+
+@inline
+def look_up_4_bytes(book: int, p: int) -> Any:
+    """Four words of 8 bytes; their numbers are the bytes at p."""
+    i = load_word(p)
+    return words_8x4(
+        book + 8 * (i & 255),
+        book + 8 * (i >> 8 & 255),
+        book + 8 * (i >> 16 & 255),
+        book + 8 * (i >> 24),
     )
 
 
