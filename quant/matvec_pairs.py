@@ -144,21 +144,54 @@ def four_groups(p: int, z: int, k: int, y: int, n: int) -> Any:
     return add_pairs(ab, cd), add_pairs(ab2, cd2)
 
 
+def add_block(
+    p: int, z: int, base: int, c: int, n: int, d: Any, d2: Any, e: Any, e2: Any, sums: Any
+) -> Any:
+    """The sums a, b, low, low_b + a block's; c: its first column, base: the scales of the record.
+
+    d, e: `four_groups` of its first and second four. Open.
+    """
+    a, b, low, low_b = sums
+    ys = base + c // 8
+    if GROUP == 16:
+        u = halves(d)
+        v = halves(e)
+        if PLANES == 2:
+            u = (u << 8) + halves(d2)
+            v = (v << 8) + halves(e2)
+        isum = base + n // 8 * 5 + c // 4
+        u = finish(p, z, shifts(u), isum)
+        v = finish(p, z, shifts(v), isum + 32)
+        s, s2 = scales(p, z)
+        a = fma(to_f32(u), s * load_f32x4_by_turns(ys), a)
+        b = fma(to_f32(v), s2 * load_f32x4_by_turns(ys + 16), b)
+        if OFFSETS:
+            sum_ = base + n // 4 + c // 4
+            o, o2 = offsets(p, z)
+            low = fma(o, load_f32(sum_), low)
+            low_b = fma(o2, load_f32(sum_ + 32), low_b)
+    else:
+        u = groups(d, e)
+        if PLANES == 2:
+            u = (u << 8) + groups(d2, e2)
+        u = finish(p, z, shifts(u), ys + n // 2)
+        a = fma(to_f32(u), scales(p, z) * load_f32(ys), a)
+        if OFFSETS:
+            low = fma(offsets(p, z), load_f32(ys + n // 8), low)
+    return a, b, low, low_b
+
+
 def matvec_pairs(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . activations t, activations as records."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     notes = alloca(5120)  # COLS / 256 * 160
     for t in range(i64(job + _N_TOKENS)):
         x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        base = x + PLANES * n
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
         for r in range(r0, r1):
             p = w + r * row_bytes
-            y = x
-            ys = x + PLANES * n
-            a = zero_f32()
-            b = zero_f32()  # GROUP 16: the upper eight groups
-            low = zero_f32()
-            low_b = zero_f32()
+            sums = zero_f32(), zero_f32(), zero_f32(), zero_f32()
             for c0 in range(0, n, COLS):
                 cols = min(COLS, n - c0)
                 if NOTES:
@@ -167,41 +200,22 @@ def matvec_pairs(job: int, r0: int, r1: int) -> None:
                             prefetch_far(p + i * BYTES + AHEAD + line)
                         prepare(p + i * BYTES, notes + i * NOTES)
                 z = notes
-                for _ in range(cols // 256):
+                # a block's sums are finished beside the next one's products: less to wait for
+                d, d2 = four_groups(p, z, 0, x + c0, n)
+                e, e2 = four_groups(p, z, 4, x + c0, n)
+                for c in range(c0 + 256, c0 + cols, 256):
                     if not NOTES:
                         for line in range(0, BYTES, 64):
                             prefetch_far(p + AHEAD + line)
-                    d, d2 = four_groups(p, z, 0, y, n)
-                    e, e2 = four_groups(p, z, 4, y, n)
-                    if GROUP == 16:
-                        isum = ys + n // 8 * 5 + (ys - x - PLANES * n)
-                        u = halves(d)
-                        v = halves(e)
-                        if PLANES == 2:
-                            u = (u << 8) + halves(d2)
-                            v = (v << 8) + halves(e2)
-                        u = finish(p, z, shifts(u), isum)
-                        v = finish(p, z, shifts(v), isum + 32)
-                        s, s2 = scales(p, z)
-                        a = fma(to_f32(u), s * load_f32x4_by_turns(ys), a)
-                        b = fma(to_f32(v), s2 * load_f32x4_by_turns(ys + 16), b)
-                        if OFFSETS:
-                            sums = ys + n // 4 + (ys - x - PLANES * n)
-                            o, o2 = offsets(p, z)
-                            low = fma(o, load_f32(sums), low)
-                            low_b = fma(o2, load_f32(sums + 32), low_b)
-                    else:
-                        u = groups(d, e)
-                        if PLANES == 2:
-                            u = (u << 8) + groups(d2, e2)
-                        u = finish(p, z, shifts(u), ys + n // 2)
-                        a = fma(to_f32(u), scales(p, z) * load_f32(ys), a)
-                        if OFFSETS:
-                            low = fma(offsets(p, z), load_f32(ys + n // 8), low)
-                    y += 256
-                    ys += 32
+                    f, f2 = four_groups(p + BYTES, z + NOTES, 0, x + c, n)
+                    g, g2 = four_groups(p + BYTES, z + NOTES, 4, x + c, n)
+                    sums = add_block(p, z, base, c - 256, n, d, d2, e, e2, sums)
+                    d, d2, e, e2 = f, f2, g, g2
                     p += BYTES
                     z += NOTES
+                sums = add_block(p, z, base, c0 + cols - 256, n, d, d2, e, e2, sums)
+                p += BYTES
+            a, b, low, low_b = sums
             if GROUP == 16:
                 total = join_f32(in_order(a), in_order(b)) + join_f32(low, low_b)
                 put_f32(out + 4 * r, tree_sum_16(total))
@@ -214,4 +228,5 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "finish": finish,
     "products": products,
     "four_groups": four_groups,
+    "add_block": add_block,
 }
