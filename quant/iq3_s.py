@@ -20,6 +20,7 @@ from quant.jit import inline
 from quant.lookups import (
     fields_4,
     high_bits_1,
+    load_quad,
     load_u8_as_i16,
     look_up_4x8,
     negate_where,
@@ -31,7 +32,6 @@ from quant.lookups import (
     quad_3,
     store_f32_twice,
     table,
-    words_4x8,
 )
 from quant.matvec_book import dots_of_4s, odd_steps_by_turns
 from quant.quant_type import Book, Pairs, QuantType
@@ -43,7 +43,6 @@ from quant.simd import (
     splat_f16,
     store_i8,
     store_i16,
-    u16,
 )
 from quant.simd_vbmi import load_8_by_turns, load_mask, load_nibbles_by_turns, top_bit
 
@@ -100,23 +99,16 @@ def scales(p: int, r: int) -> tuple[Any, Any]:
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """Where the 64 words lie in the book: 16 bits each."""
+    """The numbers of the 64 words, 16 bits each."""
     for k in range(4):
         i = load_u8_as_i16(p + 2 + 16 * k) | high_bits_1(p + 66 + 2 * k)
-        store_i16(z + 32 * k, i << 2)
+        store_i16(z + 32 * k, i)
 
 
 @inline
 def weights_32(p: int, z: int, k: int) -> Any:
     """Eight words."""
-    i = z + 16 * k
-    book = BOOK()
-    return as_u8(
-        words_4x8(
-            book + u16(i), book + u16(i + 2), book + u16(i + 4), book + u16(i + 6),
-            book + u16(i + 8), book + u16(i + 10), book + u16(i + 12), book + u16(i + 14),
-        )
-    )  # fmt: skip
+    return as_u8(look_up_4x8(BOOK(), load_quad(z + 16 * k), load_quad(z + 16 * k + 8)))
 
 
 @inline

@@ -19,6 +19,7 @@ from quant.books import book_table, look_up_256, weight_table_3
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.lookups import (
+    look_up_8_bytes,
     negate_where,
     next_four,
     odd_steps,
@@ -118,14 +119,7 @@ def prepare(p: int, z: int) -> None:
 @inline
 def weights_32(p: int, z: int, k: int) -> Any:
     """Eight words."""
-    i = p + 2 + 8 * k
-    book = BOOK()
-    return as_u8(
-        words_4x8(
-            book + 4 * u8(i), book + 4 * u8(i + 1), book + 4 * u8(i + 2), book + 4 * u8(i + 3),
-            book + 4 * u8(i + 4), book + 4 * u8(i + 5), book + 4 * u8(i + 6), book + 4 * u8(i + 7),
-        )
-    )  # fmt: skip
+    return as_u8(look_up_8_bytes(BOOK(), p + 2 + 8 * k))
 
 
 @inline

@@ -194,6 +194,23 @@ def look_up_4_bytes(book: int, p: int) -> Any:
 
 
 @inline
+def look_up_8_bytes(book: int, p: int) -> Any:
+    """Eight words of 4 bytes; their numbers are the bytes at p."""
+    i = load_word(p)
+    j = load_word(p + 4)
+    return words_4x8(
+        book + 4 * (i & 255),
+        book + 4 * (i >> 8 & 255),
+        book + 4 * (i >> 16 & 255),
+        book + 4 * (i >> 24),
+        book + 4 * (j & 255),
+        book + 4 * (j >> 8 & 255),
+        book + 4 * (j >> 16 & 255),
+        book + 4 * (j >> 24),
+    )
+
+
+@inline
 def look_up_4x8(book: int, i: int, j: int) -> Any:
     """Eight words of 4 bytes; their numbers are the 16-bit fields of i, then of j."""
     return words_4x8(
