@@ -52,7 +52,7 @@ from quant.simd import (
     store_i16,
     store_u8,
 )
-from quant.simd_pairs import load_spread
+from quant.simd_pairs import load_spread, load_two_f32
 from quant.simd_vbmi import (
     bit_fields,
     interleave_first,
@@ -137,12 +137,15 @@ by_turns_3 = fields([0, 6, 16, 22, 3, 9, 19, 25], 7)
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """The numbers of the 32 words, 16 bits each; 8 * delta + 1 of each, a byte."""
+    """The numbers of the 32 words, 16 bits each; 8 * delta + 1 of each, a byte; scales."""
     for k in range(2):
         i = load_u8_as_i16(p + 16 * k) | high_bits_4(p + 32 + 8 * k)
         store_i16(z + 32 * k, i)
     pairs = load_u8_as_i16(p + 32)
     store_u8(z + 64, splat_u8(2) - (i16_as_bytes(pairs & 8 | pairs << 4 & 0x800) >> 2))
+    d = block_scale(p) * numba.float32(0.125)
+    store_f32(z + 96, odd_steps(d, by_turns_3(p + 48)))
+    store_f32(z + 128, odd_steps(d, by_turns_3(p + 52)))
 
 
 @inline
@@ -152,19 +155,12 @@ def weights_32(p: int, z: int, k: int) -> Any:
     return as_u8(w) + load_spread(z + 64 + 4 * k)
 
 
-@inline
-def scales_by_turns(p: int, z: int) -> tuple[Any, Any]:
-    """d / 8 * (2 * scale + 1)."""
-    d = block_scale(p) * numba.float32(0.125)
-    return odd_steps(d, by_turns_3(p + 48)), odd_steps(d, by_turns_3(p + 52))
-
-
 QUANT = QuantType(
     ggml_type=GGMLType.IQ1_M,
     decode=decode,
     group=16,
     book=Book(dots=dots, scales=scales, signed=False),
     pairs=Pairs(
-        weights_32=weights_32, scales=scales_by_turns, prepare=prepare, notes=96, zero=9, most=18
+        weights_32=weights_32, scales=load_two_f32(96), prepare=prepare, notes=160, zero=9, most=18
     ),
 )

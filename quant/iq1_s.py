@@ -46,10 +46,13 @@ from quant.simd import (
     load_i32,
     load_i32x16,
     splat_f16,
+    store_f32,
     store_i8,
     store_i16,
+    store_i32,
     zero_i32,
 )
+from quant.simd_pairs import load_one_f32
 from quant.simd_vbmi import (
     bit_fields,
     load_4_by_turns,
@@ -118,10 +121,13 @@ UNSIGNED_BOOK = table("iq1_unsigned", lambda: 8 * (grids.iq1() + 1))
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """The numbers of the 32 words, 16 bits each."""
+    """The numbers of the 32 words, 16 bits each; scales; what 8 * weights are too large by."""
     for k in range(2):
         i = load_u8_as_i16(p + 2 + 16 * k) | high_bits_3(p + 34 + 8 * k)
         store_i16(z + 32 * k, i)
+    fields = load_u16_as_i32(p + 34)
+    store_f32(z + 64, odd_steps(splat_f16(p) * numba.float32(0.125), fields >> 12 & 7))
+    store_i32(z + 96, (fields >> 15 << 1) + 7)
 
 
 @inline
@@ -133,14 +139,7 @@ def weights_32(p: int, z: int, k: int) -> Any:
 @inline
 def finish(p: int, z: int, d: Any, at: int) -> Any:
     """Weights are 8 - 8 * delta too large."""
-    shift = load_u16_as_i32(p + 34) >> 15
-    return d - (shift + shift + 7) * load_i32(at)
-
-
-@inline
-def scales_8(p: int, z: int) -> Any:
-    """d / 8 * (2 * scale + 1)."""
-    return odd_steps(splat_f16(p) * numba.float32(0.125), load_u16_as_i32(p + 34) >> 12 & 7)
+    return d - load_i32(z + 96) * load_i32(at)
 
 
 QUANT = QuantType(
@@ -148,6 +147,11 @@ QUANT = QuantType(
     decode=decode,
     book=Book(dots=dots, scales=scales, signed=False),
     pairs=Pairs(
-        weights_32=weights_32, scales=scales_8, finish=finish, prepare=prepare, notes=64, most=16
+        weights_32=weights_32,
+        scales=load_one_f32(64),
+        finish=finish,
+        prepare=prepare,
+        notes=128,
+        most=16,
     ),
 )

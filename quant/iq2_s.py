@@ -47,6 +47,7 @@ from quant.simd import (
     store_i8,
     store_i16,
 )
+from quant.simd_pairs import load_two_f32, turn
 from quant.simd_vbmi import (
     any_bit,
     bit_fields,
@@ -116,10 +117,13 @@ by_turns_4 = fields([0, 8, 16, 24, 4, 12, 20, 28], 15)
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """The numbers of the 32 words, 16 bits each."""
+    """The numbers of the 32 words, 16 bits each; scales."""
     for k in range(2):
         i = load_u8_as_i16(p + 2 + 16 * k) | high_bits_2(p + 66 + 4 * k)
         store_i16(z + 32 * k, i)
+    d = splat_f16(p) * numba.float32(0.125)
+    store_f32(z + 64, odd_steps(d, by_turns_4(p + 74)))
+    store_f32(z + 96, odd_steps(d, by_turns_4(p + 78)))
 
 
 @inline
@@ -129,16 +133,9 @@ def weights_32(p: int, z: int, k: int) -> Any:
 
 
 @inline
-def signs(p: int, z: int) -> int:
-    """As they stand in the block."""
-    return p + 34
-
-
-@inline
-def scales_by_turns(p: int, z: int) -> tuple[Any, Any]:
-    """d / 8 * (2 * scale + 1)."""
-    d = splat_f16(p) * numba.float32(0.125)
-    return odd_steps(d, by_turns_4(p + 74)), odd_steps(d, by_turns_4(p + 78))
+def turned(p: int, z: int, k: int, y: Any) -> Any:
+    """By the sign bits."""
+    return turn(y, p + 34 + 4 * k)
 
 
 QUANT = QuantType(
@@ -148,10 +145,10 @@ QUANT = QuantType(
     book=Book(dots=dots, scales=scales, signed=True),
     pairs=Pairs(
         weights_32=weights_32,
-        scales=scales_by_turns,
-        signs=signs,
+        scales=load_two_f32(64),
+        turned=turned,
         prepare=prepare,
-        notes=64,
+        notes=128,
         most=43,
     ),
 )

@@ -46,6 +46,7 @@ from quant.simd import (
     store_u8,
     u16,
 )
+from quant.simd_pairs import load_two_f32, turn
 from quant.simd_vbmi import (
     any_bit,
     even_bytes_by_turns,
@@ -113,10 +114,13 @@ by_turns_4 = fields([0, 8, 16, 24, 4, 12, 20, 28], 15)
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """The numbers of the 32 words, 16 bits each; signs."""
+    """The numbers of the 32 words, 16 bits each; signs; scales."""
     store_i16(z, load_i16(p + 2) & 511)
     store_i16(z + 32, load_i16(p + 34) & 511)
     store_u8(z + 64, with_parity(load_odd_u8(p + 2) >> 1))
+    d = splat_f16(p) * numba.float32(0.125)
+    store_f32(z + 96, odd_steps(d, by_turns_4(p + 66)))
+    store_f32(z + 128, odd_steps(d, by_turns_4(p + 70)))
 
 
 @inline
@@ -126,16 +130,9 @@ def weights_32(p: int, z: int, k: int) -> Any:
 
 
 @inline
-def signs(p: int, z: int) -> int:
-    """Prepared."""
-    return z + 64
-
-
-@inline
-def scales_by_turns(p: int, z: int) -> tuple[Any, Any]:
-    """d / 8 * (2 * scale + 1)."""
-    d = splat_f16(p) * numba.float32(0.125)
-    return odd_steps(d, by_turns_4(p + 66)), odd_steps(d, by_turns_4(p + 70))
+def turned(p: int, z: int, k: int, y: Any) -> Any:
+    """By the sign bits."""
+    return turn(y, z + 64 + 4 * k)
 
 
 QUANT = QuantType(
@@ -145,10 +142,10 @@ QUANT = QuantType(
     book=Book(dots=dots, scales=scales, signed=True),
     pairs=Pairs(
         weights_32=weights_32,
-        scales=scales_by_turns,
-        signs=signs,
+        scales=load_two_f32(96),
+        turned=turned,
         prepare=prepare,
-        notes=96,
+        notes=160,
         most=43,
     ),
 )

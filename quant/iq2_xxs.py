@@ -34,7 +34,6 @@ from quant.quant_type import Book, Pairs, QuantType
 from quant.simd import (
     as_u8,
     f16,
-    load_f32,
     splat_f16,
     store_f32,
     store_i8,
@@ -42,6 +41,7 @@ from quant.simd import (
     to_f32x16,
     u8,
 )
+from quant.simd_pairs import load_one_f32, turn
 from quant.simd_vbmi import (
     as_i32x16,
     bit_fields,
@@ -119,15 +119,9 @@ def weights_32(p: int, z: int, k: int) -> Any:
 
 
 @inline
-def signs(p: int, z: int) -> int:
-    """Prepared."""
-    return z
-
-
-@inline
-def prepared_scales(p: int, z: int) -> Any:
-    """Prepared."""
-    return load_f32(z + 32)
+def turned(p: int, z: int, k: int, y: Any) -> Any:
+    """By the sign bits."""
+    return turn(y, z + 4 * k)
 
 
 QUANT = QuantType(
@@ -136,8 +130,8 @@ QUANT = QuantType(
     book=Book(dots=dots, scales=scales, signed=True),
     pairs=Pairs(
         weights_32=weights_32,
-        scales=prepared_scales,
-        signs=signs,
+        scales=load_one_f32(32),
+        turned=turned,
         prepare=prepare,
         notes=64,
         most=43,

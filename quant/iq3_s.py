@@ -41,9 +41,11 @@ from quant.simd import (
     load_u8,
     load_u8x64,
     splat_f16,
+    store_f32,
     store_i8,
     store_i16,
 )
+from quant.simd_pairs import load_one_f32, turn
 from quant.simd_vbmi import load_8_by_turns, load_mask, load_nibbles_by_turns, top_bit
 
 BOOK = table("iq3_s", grids.iq3_s)
@@ -99,10 +101,11 @@ def scales(p: int, r: int) -> tuple[Any, Any]:
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """The numbers of the 64 words, 16 bits each."""
+    """The numbers of the 64 words, 16 bits each; scales."""
     for k in range(4):
         i = load_u8_as_i16(p + 2 + 16 * k) | high_bits_1(p + 66 + 2 * k)
         store_i16(z + 32 * k, i)
+    store_f32(z + 128, odd_steps(splat_f16(p), fields_4(p + 106)))
 
 
 @inline
@@ -112,15 +115,9 @@ def weights_32(p: int, z: int, k: int) -> Any:
 
 
 @inline
-def signs(p: int, z: int) -> int:
-    """As they stand in the block."""
-    return p + 74
-
-
-@inline
-def scales_8(p: int, z: int) -> Any:
-    """d * (2 * scale + 1)."""
-    return odd_steps(splat_f16(p), fields_4(p + 106))
+def turned(p: int, z: int, k: int, y: Any) -> Any:
+    """By the sign bits."""
+    return turn(y, p + 74 + 4 * k)
 
 
 QUANT = QuantType(
@@ -133,6 +130,11 @@ QUANT = QuantType(
         names={"halves": halves, "signs_by_turns": signs_by_turns, "weights": WEIGHTS},
     ),
     pairs=Pairs(
-        weights_32=weights_32, scales=scales_8, signs=signs, prepare=prepare, notes=128, most=15
+        weights_32=weights_32,
+        scales=load_one_f32(128),
+        turned=turned,
+        prepare=prepare,
+        notes=160,
+        most=15,
     ),
 )

@@ -27,8 +27,9 @@ from quant.lookups import (
     store_f32_twice,
     table,
 )
-from quant.quant_type import Direct, QuantType
-from quant.simd import f16, store_i8, to_f32, twice_each
+from quant.quant_type import Direct, Pairs, QuantType
+from quant.simd import f16, splat_f16, store_i8, to_f32, twice_each
+from quant.simd_pairs import magnitudes, turn_like
 
 
 @inline
@@ -57,10 +58,32 @@ def scales_16(p: int) -> Any:
     return twice_each(to_f32(scales) * f16(p))
 
 
+# --- matvec_pairs: contract there -----------------------------------------------------------------
+
+
+@inline
+def magnitudes_32(p: int, z: int, k: int) -> Any:
+    """Without signs."""
+    return magnitudes(levels(p + 8 + 16 * k))
+
+
+@inline
+def turned(p: int, z: int, k: int, y: Any) -> Any:
+    """By the signs of the levels."""
+    return turn_like(y, levels(p + 8 + 16 * k))
+
+
+@inline
+def scales(p: int, z: int) -> Any:
+    """d * (scale - 32)."""
+    return to_f32((fields_4(p + 4) | fields_2(p + 2) << 4) - 32) * splat_f16(p)
+
+
 # up to 241: more than 64, which only VNNI multiplies exactly
 direct = Direct(weights_64=weights_64, scales_16=scales_16, zero=ZERO)
 QUANT = QuantType(
     ggml_type=GGMLType.IQ4_XS,
     decode=decode,
     direct=direct if isa.ISA in ("avx512vnni", "avxvnni") else None,
+    pairs=Pairs(weights_32=magnitudes_32, scales=scales, turned=turned, most=127),
 )

@@ -8,8 +8,7 @@ A type gives
                            (simd_pairs.py)
     offsets(p, z)          their offsets, if the type has any; of groups of 16 in order
     prepare(p, z)          what a type wants to know of the block beforehand, NOTES bytes at z
-    signs(p, z)            address of 32 bytes: bit k % 8 of byte k // 8 is set where weight k is
-                           negative; only of types that are SIGNED, whose weights are magnitudes
+    turned(p, z, k, y)     activations y with the signs of group k, if weights_32 are magnitudes
     finish(p, z, d, at)    i32x8 of sums (and of groups of 16, which half) -> what they are of the
                            real weights; at: the sums of the activations
 
@@ -58,13 +57,11 @@ from quant.simd_pairs import (
     in_order,
     load_f32x4_by_turns,
     pair_products,
-    turn,
 )
 
 AHEAD = 4096  # bytes
 COLS = 8192  # that are prepared together
 NOTES = 0  # bytes that `prepare` writes for a block, at most 160
-SIGNED = False
 ZERO = 0
 
 
@@ -84,9 +81,10 @@ def prepare(p: int, z: int) -> None:
     """Open: the type's own."""
 
 
-def signs(p: int, z: int) -> int:
+@inline
+def turned(p: int, z: int, k: int, y: Any) -> Any:
     """Open: the type's own."""
-    return 0
+    return y
 
 
 def add_lanes(x: Any, y: Any) -> Any:
@@ -122,15 +120,11 @@ def finish(p: int, z: int, d: Any, at: int) -> Any:
 def products(p: int, z: int, k: int, y: int, n: int) -> Any:
     """Pairs of group k, of the first plane and of the second (or the first again); open."""
     w = weights_32(p, z, k)
-    first = load_i8(y + 32 * k)
+    first = pair_products(w, turned(p, z, k, load_i8(y + 32 * k)))
     second = first
     if PLANES == 2:
-        second = load_i8(y + n + 32 * k)
-    if SIGNED:
-        at = signs(p, z) + 4 * k
-        first = turn(first, at)
-        second = turn(second, at)
-    return pair_products(w, first), pair_products(w, second)
+        second = pair_products(w, turned(p, z, k, load_i8(y + n + 32 * k)))
+    return first, second
 
 
 def four_groups(p: int, z: int, k: int, y: int, n: int) -> Any:

@@ -65,15 +65,15 @@ class Pairs:
     offsets: Any = None
     shifts: Any = None
     finish: Any = None
-    signs: Any = None
+    turned: Any = None
     prepare: Any = None
     notes: int = 0
 
     def names(self, name: str, names: dict[str, Any]) -> dict[str, Any]:
         """`names` and what the template leaves open besides."""
-        names = names | {"ZERO": self.zero, "NOTES": self.notes, "SIGNED": self.signs is not None}
+        names = names | {"ZERO": self.zero, "NOTES": self.notes}
         names |= reductions(doublings(self.most))
-        for own in ("weights_32", "scales", "offsets", "shifts", "signs", "prepare"):
+        for own in ("weights_32", "scales", "offsets", "shifts", "turned", "prepare"):
             if getattr(self, own) is not None:
                 names[own] = getattr(self, own)
         for helper, source in matvec_pairs.OPEN_HELPERS.items():

@@ -15,6 +15,7 @@ from llvmlite import ir
 from numba import types
 
 from quant import isa
+from quant.jit import bind, inline
 from quant.lookups import _spread
 from quant.simd import (
     F32,
@@ -33,6 +34,7 @@ from quant.simd import (
     i8x32,
     i16x16,
     i32x8,
+    load_f32,
     splat_value,
     u8x32,
 )
@@ -139,6 +141,27 @@ load_f32x4_by_turns = _widening_load(  # the scales of 4 groups of 32: a b c d a
 )
 
 
+def load_one_f32(at: int) -> Any:
+    """`scales` of a type whose `prepare` has left them at z + at."""
+    return inline(bind(_one_f32, f"one_f32_{at}", AT=at))
+
+
+def load_two_f32(at: int) -> Any:
+    """The same of groups of 16."""
+    return inline(bind(_two_f32, f"two_f32_{at}", AT=at))
+
+
+AT = 0
+
+
+def _one_f32(p: int, z: int) -> Any:
+    return load_f32(z + AT)
+
+
+def _two_f32(p: int, z: int) -> tuple[Any, Any]:
+    return load_f32(z + AT), load_f32(z + AT + 32)
+
+
 # --- signs --------------------------------------------------------------------------------------
 
 
@@ -155,6 +178,14 @@ def _turn(b: Any, m: Any, v: Any) -> Any:
 
 
 turn = _op(i8x32, (i8x32, P), _turn)
+turn_like = _op(  # y with the signs of the other: 0 where that is 0
+    i8x32, (i8x32, i8x32), lambda b, m, v: call(b, m, "llvm.x86.avx2.psign.b", i8x32.llvm, list(v))
+)
+magnitudes = _op(
+    u8x32,
+    (i8x32,),
+    lambda b, m, v: call(b, m, "llvm.abs.v32i8", u8x32.llvm, [v[0], ir.Constant(ir.IntType(1), 0)]),
+)
 load_spread = _op(  # 4 bytes, each 8 times
     u8x32,
     (P,),
