@@ -73,13 +73,12 @@ class Pairs:
         """`names` and what the template leaves open besides."""
         names = names | {"ZERO": self.zero, "NOTES": self.notes}
         names |= reductions(doublings(self.most))
-        for own in ("weights_32", "scales", "offsets", "shifts", "turned", "prepare"):
+        for own in ("weights_32", "scales", "offsets", "shifts", "finish", "turned", "prepare"):
             if getattr(self, own) is not None:
                 names[own] = getattr(self, own)
         for helper, source in matvec_pairs.OPEN_HELPERS.items():
-            names[helper] = inline(bind(source, f"{helper}_{name}", **names))
-        if self.finish is not None:
-            names["finish"] = self.finish
+            if helper not in names:
+                names[helper] = inline(bind(source, f"{helper}_{name}", **names))
         return names
 
 
