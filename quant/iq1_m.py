@@ -45,14 +45,15 @@ from quant.quant_type import Book, Pairs, QuantType
 from quant.simd import (
     as_u8,
     i64,
+    load_i16,
     load_i32x16,
     splat_u8,
     store_f32,
     store_i8,
     store_i16,
-    store_u8,
+    store_i32,
 )
-from quant.simd_pairs import load_spread, load_two_f32
+from quant.simd_pairs import by_turns_i32, dot_i16, load_two_f32, minus_7_or_9, sums_of_8
 from quant.simd_vbmi import (
     bit_fields,
     interleave_first,
@@ -61,6 +62,7 @@ from quant.simd_vbmi import (
     load_4_by_turns,
     load_8_by_turns,
 )
+from quant.unpack import load_u8_as_i32
 
 
 @inline
@@ -137,22 +139,41 @@ by_turns_3 = fields([0, 6, 16, 22, 3, 9, 19, 25], 7)
 
 @inline
 def prepare(p: int, z: int) -> None:
-    """The numbers of the 32 words, 16 bits each; 8 * delta + 1 of each, a byte; scales."""
+    """The numbers of the 32 words, 16 bits each; 8 * (delta - 1) of each, 16 bits; scales."""
     for k in range(2):
         i = load_u8_as_i16(p + 16 * k) | high_bits_4(p + 32 + 8 * k)
         store_i16(z + 32 * k, i)
-    pairs = load_u8_as_i16(p + 32)
-    store_u8(z + 64, splat_u8(2) - (i16_as_bytes(pairs & 8 | pairs << 4 & 0x800) >> 2))
+        both = by_turns_i32(load_u8_as_i32(p + 32 + 8 * k))  # of two words: bits 3 and 7
+        store_i16(z + 64 + 32 * k, minus_7_or_9((both >> 2 & 2) | (both & 0x80) << 10))
     d = block_scale(p) * numba.float32(0.125)
-    store_f32(z + 96, odd_steps(d, by_turns_3(p + 48)))
-    store_f32(z + 128, odd_steps(d, by_turns_3(p + 52)))
+    store_f32(z + 128, odd_steps(d, by_turns_3(p + 48)))
+    store_f32(z + 160, odd_steps(d, by_turns_3(p + 52)))
 
 
 @inline
 def weights_32(p: int, z: int, k: int) -> Any:
-    """Four words, taken as 8 * (word + delta) + 9."""
-    w = look_up_8x4(UNSIGNED_BOOK(), load_quad(z + 8 * k))
-    return as_u8(w) + load_spread(z + 64 + 4 * k)
+    """Four words, taken as 8 * (word + 1)."""
+    return as_u8(look_up_8x4(UNSIGNED_BOOK(), load_quad(z + 8 * k)))
+
+
+def order(x: int, c: int, n: int, u: int) -> None:
+    """Sums of 8 activations, 16 bits each, by turns of two; plane by plane."""
+    for plane in range(PLANES):
+        for k in range(2):
+            sums = sums_of_8(x + plane * n + c + 128 * k)
+            store_i32(u + 64 * plane + 32 * k, by_turns_i32(sums))
+
+
+def finish_both(z: int, u: int, d: Any, e: Any) -> tuple[Any, Any]:
+    """Weights are 8 - 8 * delta too large."""
+    first = load_i16(z + 64)
+    second = load_i16(z + 96)
+    v = dot_i16(first, load_i16(u))
+    w = dot_i16(second, load_i16(u + 32))
+    if PLANES == 2:
+        v = (v << 8) + dot_i16(first, load_i16(u + 64))
+        w = (w << 8) + dot_i16(second, load_i16(u + 96))
+    return d + v, e + w
 
 
 QUANT = QuantType(
@@ -161,6 +182,13 @@ QUANT = QuantType(
     group=16,
     book=Book(dots=dots, scales=scales, signed=False),
     pairs=Pairs(
-        weights_32=weights_32, scales=load_two_f32(96), prepare=prepare, notes=160, zero=9, most=18
+        weights_32=weights_32,
+        scales=load_two_f32(128),
+        finish_both=finish_both,
+        prepare=prepare,
+        notes=192,
+        order=order,
+        ordered=128,
+        most=16,
     ),
 )

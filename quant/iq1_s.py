@@ -137,7 +137,7 @@ def weights_32(p: int, z: int, k: int) -> Any:
 
 
 @inline
-def finish(p: int, z: int, d: Any, at: int) -> Any:
+def finish(z: int, u: int, d: Any, at: int) -> Any:
     """Weights are 8 - 8 * delta too large."""
     return d - load_i32(z + 96) * load_i32(at)
 

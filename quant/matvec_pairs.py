@@ -9,8 +9,10 @@ A type gives
     offsets(p, z)          their offsets, if the type has any; of groups of 16 in order
     prepare(p, z)          what a type wants to know of the block beforehand, NOTES bytes at z
     turned(p, z, k, y)     activations y with the signs of group k, if weights_32 are magnitudes
-    finish(p, z, d, at)    i32x8 of sums (and of groups of 16, which half) -> what they are of the
-                           real weights; at: the sums of the activations
+    order(x, c, n, u)      what it wants to know of the 256 activations from column c on, ORDERED
+                           bytes at u; made once for all rows
+    finish(z, u, d, at)    i32x8 of sums -> what they are of the real weights; at: the sums of the
+                           activations. Of groups of 16: finish_both(z, u, d, e), both halves
 
 A row is prepared as a whole before it is multiplied: bytes that have just been stored as a vector
 are slow to load one by one.
@@ -47,6 +49,7 @@ from quant.simd import (
     load_i32,
     prefetch_far,
     put_f32,
+    store_i32,
     to_f32,
     tree_sum_8,
     tree_sum_16,
@@ -61,7 +64,8 @@ from quant.simd_pairs import (
 
 AHEAD = 4096  # bytes
 COLS = 8192  # that are prepared together
-NOTES = 0  # bytes that `prepare` writes for a block, at most 160
+NOTES = 0  # bytes that `prepare` writes for a block, at most 192
+ORDERED = 0  # and `order`, at most 128
 ZERO = 0
 
 
@@ -109,12 +113,24 @@ def shifts(d: Any) -> Any:
     return d
 
 
-def finish(p: int, z: int, d: Any, at: int) -> Any:
+def finish(z: int, u: int, d: Any, at: int) -> Any:
+    """Open: takes ZERO off."""
+    return d - load_i32(at) * ZERO if ZERO else d
+
+
+def order(x: int, c: int, n: int, u: int) -> None:
+    """Open: sums of groups of 16 by turns, ZERO times."""
+    isum = x + PLANES * n + n // 8 * 5 + c // 4
+    store_i32(u, by_turns_i32(load_i32(isum)) * ZERO)
+    store_i32(u + 32, by_turns_i32(load_i32(isum + 32)) * ZERO)
+
+
+def finish_both(z: int, u: int, d: Any, e: Any) -> tuple[Any, Any]:
     """Open: takes ZERO off."""
     if ZERO:
-        sums = load_i32(at)
-        d = d - (by_turns_i32(sums) if GROUP == 16 else sums) * ZERO
-    return d
+        d = d - load_i32(u)
+        e = e - load_i32(u + 32)
+    return d, e
 
 
 def products(p: int, z: int, k: int, y: int, n: int) -> Any:
@@ -139,7 +155,7 @@ def four_groups(p: int, z: int, k: int, y: int, n: int) -> Any:
 
 
 def add_block(
-    p: int, z: int, base: int, c: int, n: int, d: Any, d2: Any, e: Any, e2: Any, sums: Any
+    p: int, z: int, o: int, base: int, c: int, n: int, d: Any, d2: Any, e: Any, e2: Any, sums: Any
 ) -> Any:
     """The sums a, b, low, low_b + a block's; c: its first column, base: the scales of the record.
 
@@ -153,22 +169,20 @@ def add_block(
         if PLANES == 2:
             u = (u << 8) + halves(d2)
             v = (v << 8) + halves(e2)
-        isum = base + n // 8 * 5 + c // 4
-        u = finish(p, z, shifts(u), isum)
-        v = finish(p, z, shifts(v), isum + 32)
+        u, v = finish_both(z, o, shifts(u), shifts(v))
         s, s2 = scales(p, z)
         a = fma(to_f32(u), s * load_f32x4_by_turns(ys), a)
         b = fma(to_f32(v), s2 * load_f32x4_by_turns(ys + 16), b)
         if OFFSETS:
             sum_ = base + n // 4 + c // 4
-            o, o2 = offsets(p, z)
-            low = fma(o, load_f32(sum_), low)
-            low_b = fma(o2, load_f32(sum_ + 32), low_b)
+            m, m2 = offsets(p, z)
+            low = fma(m, load_f32(sum_), low)
+            low_b = fma(m2, load_f32(sum_ + 32), low_b)
     else:
         u = groups(d, e)
         if PLANES == 2:
             u = (u << 8) + groups(d2, e2)
-        u = finish(p, z, shifts(u), ys + n // 2)
+        u = finish(z, o, shifts(u), ys + n // 2)
         a = fma(to_f32(u), scales(p, z) * load_f32(ys), a)
         if OFFSETS:
             low = fma(offsets(p, z), load_f32(ys + n // 8), low)
@@ -178,7 +192,8 @@ def add_block(
 def matvec_pairs(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . activations t, activations as records."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    notes = alloca(5120)  # COLS / 256 * 160
+    notes = alloca(6144)  # COLS / 256 * 192
+    ordered = alloca(4096)  # COLS / 256 * 128
     for t in range(i64(job + _N_TOKENS)):
         x = i64(job + _X) + t * i64(job + _X_STRIDE)
         base = x + PLANES * n
@@ -188,12 +203,16 @@ def matvec_pairs(job: int, r0: int, r1: int) -> None:
             sums = zero_f32(), zero_f32(), zero_f32(), zero_f32()
             for c0 in range(0, n, COLS):
                 cols = min(COLS, n - c0)
+                if ORDERED and (r == r0 or n > COLS):
+                    for i in range(cols // 256):
+                        order(x, c0 + 256 * i, n, ordered + i * ORDERED)
                 if NOTES:
                     for i in range(cols // 256):
                         for line in range(0, BYTES, 64):
                             prefetch_far(p + i * BYTES + AHEAD + line)
                         prepare(p + i * BYTES, notes + i * NOTES)
                 z = notes
+                o = ordered
                 # a block's sums are finished beside the next one's products: less to wait for
                 d, d2 = four_groups(p, z, 0, x + c0, n)
                 e, e2 = four_groups(p, z, 4, x + c0, n)
@@ -203,11 +222,12 @@ def matvec_pairs(job: int, r0: int, r1: int) -> None:
                             prefetch_far(p + AHEAD + line)
                     f, f2 = four_groups(p + BYTES, z + NOTES, 0, x + c, n)
                     g, g2 = four_groups(p + BYTES, z + NOTES, 4, x + c, n)
-                    sums = add_block(p, z, base, c - 256, n, d, d2, e, e2, sums)
+                    sums = add_block(p, z, o, base, c - 256, n, d, d2, e, e2, sums)
                     d, d2, e, e2 = f, f2, g, g2
                     p += BYTES
                     z += NOTES
-                sums = add_block(p, z, base, c0 + cols - 256, n, d, d2, e, e2, sums)
+                    o += ORDERED
+                sums = add_block(p, z, o, base, c0 + cols - 256, n, d, d2, e, e2, sums)
                 p += BYTES
             a, b, low, low_b = sums
             if GROUP == 16:
@@ -220,6 +240,8 @@ def matvec_pairs(job: int, r0: int, r1: int) -> None:
 # what has open names itself, in the order in which it is bound
 OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "finish": finish,
+    "order": order,
+    "finish_both": finish_both,
     "products": products,
     "four_groups": four_groups,
     "add_block": add_block,

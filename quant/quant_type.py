@@ -65,17 +65,28 @@ class Pairs:
     offsets: Any = None
     shifts: Any = None
     finish: Any = None
+    finish_both: Any = None
     turned: Any = None
     prepare: Any = None
     notes: int = 0
+    order: Any = None
+    ordered: int = 64
 
     def names(self, name: str, names: dict[str, Any]) -> dict[str, Any]:
         """`names` and what the template leaves open besides."""
         names = names | {"ZERO": self.zero, "NOTES": self.notes}
+        wants_order = names["GROUP"] == 16 and (self.zero != 0 or self.order is not None)
+        names["ORDERED"] = self.ordered if wants_order else 0
         names |= reductions(doublings(self.most))
-        for own in ("weights_32", "scales", "offsets", "shifts", "finish", "turned", "prepare"):
+        for own in (
+            *("weights_32", "scales", "offsets", "shifts", "turned", "prepare"),
+            *("finish", "finish_both", "order"),
+        ):
             if getattr(self, own) is not None:
                 names[own] = getattr(self, own)
+        for own in ("order", "finish_both"):  # open: they ask for PLANES
+            if own in names:
+                names[own] = inline(bind(names[own], f"{own}_{name}", **names))
         for helper, source in matvec_pairs.OPEN_HELPERS.items():
             if helper not in names:
                 names[helper] = inline(bind(source, f"{helper}_{name}", **names))

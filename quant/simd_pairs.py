@@ -162,6 +162,36 @@ def _two_f32(p: int, z: int) -> tuple[Any, Any]:
     return load_f32(z + AT), load_f32(z + AT + 32)
 
 
+def _sums_of_8(b: Any, m: Any, v: Any) -> Any:
+    """128 bytes -> 16-bit sums of 8 each, the low one of a lane first."""
+    ones = constant(u8x32.llvm, [1] * 32)
+    fours = []
+    for k in range(4):
+        at = b.add(v[0], ir.Constant(I64, 32 * k))
+        y = b.load(_pointer(b, at, i8x32.llvm), align=1)
+        fours.append(_widen(b, m, _pair_products(b, m, [ones, y])))
+    x, y = (b.shuffle_vector(fours[k], fours[k + 1], _lanes([*range(16)])) for k in (0, 2))
+    both = b.shuffle_vector(x, y, _lanes([*range(32)]))
+    eights = b.add(
+        b.shuffle_vector(both, both, _lanes([2 * k for k in range(16)])),
+        b.shuffle_vector(both, both, _lanes([2 * k + 1 for k in range(16)])),
+    )
+    return b.bitcast(b.trunc(eights, i16x16.llvm), i32x8.llvm)
+
+
+sums_of_8 = _op(i32x8, (P,), _sums_of_8)
+dot_i16 = _op(  # products of signed 16-bit lanes, neighbours added
+    i32x8,
+    (i16x16, i16x16),
+    lambda b, m, v: call(b, m, "llvm.x86.avx2.pmadd.wd", i32x8.llvm, list(v)),
+)
+minus_7_or_9 = _op(  # 16-bit lanes of 0 or 2 -> -7 or -9
+    i16x16,
+    (i32x8,),
+    lambda b, m, v: b.sub(constant(i16x16.llvm, [-7] * 16), b.bitcast(v[0], i16x16.llvm)),
+)
+
+
 # --- signs --------------------------------------------------------------------------------------
 
 
