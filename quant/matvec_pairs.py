@@ -67,6 +67,7 @@ COLS = 8192  # that are prepared together
 NOTES = 0  # bytes that `prepare` writes for a block, at most 192
 ORDERED = 0  # and `order`, at most 128
 ZERO = 0
+CROWDED = False  # groups of 16 with offsets
 
 
 def weights_32(p: int, z: int, k: int) -> Any:
@@ -213,16 +214,20 @@ def matvec_pairs(job: int, r0: int, r1: int) -> None:
                         prepare(p + i * BYTES, notes + i * NOTES)
                 z = notes
                 o = ordered
-                # a block's sums are finished beside the next one's products: less to wait for
+                # a block's sums are finished beside the next one's products: less to wait for,
+                # but four sums of the row and these are too many for the registers
                 d, d2 = four_groups(p, z, 0, x + c0, n)
                 e, e2 = four_groups(p, z, 4, x + c0, n)
                 for c in range(c0 + 256, c0 + cols, 256):
                     if not NOTES:
                         for line in range(0, BYTES, 64):
                             prefetch_far(p + AHEAD + line)
+                    if CROWDED:
+                        sums = add_block(p, z, o, base, c - 256, n, d, d2, e, e2, sums)
                     f, f2 = four_groups(p + BYTES, z + NOTES, 0, x + c, n)
                     g, g2 = four_groups(p + BYTES, z + NOTES, 4, x + c, n)
-                    sums = add_block(p, z, o, base, c - 256, n, d, d2, e, e2, sums)
+                    if not CROWDED:
+                        sums = add_block(p, z, o, base, c - 256, n, d, d2, e, e2, sums)
                     d, d2, e, e2 = f, f2, g, g2
                     p += BYTES
                     z += NOTES

@@ -77,6 +77,7 @@ class Pairs:
         names = names | {"ZERO": self.zero, "NOTES": self.notes}
         wants_order = names["GROUP"] == 16 and (self.zero != 0 or self.order is not None)
         names["ORDERED"] = self.ordered if wants_order else 0
+        names["CROWDED"] = names["GROUP"] == 16 and names["OFFSETS"]
         names |= reductions(doublings(self.most))
         for own in (
             *("weights_32", "scales", "offsets", "shifts", "turned", "prepare"),
