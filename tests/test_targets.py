@@ -75,6 +75,26 @@ def test_compiled_for_another_processor_uses_its_dot_product(
 
 @x86
 @pytest.mark.parametrize(
+    ("target", "cpu", "kernels", "wanted"),
+    [
+        ("avx2", "znver3", ("TQ1_0:matvec", "Q2_K:matvec"), {"vpshufb ymm": 4}),
+        ("avx2", "znver3", ("IQ2_XXS:matvec", "IQ3_S:matvec"), {"vpsignb ymm": 32}),
+        ("avxvnni", "alderlake", ("IQ2_XXS:matvec", "IQ1_S:matvec"), {"vpsignb ymm": 16}),
+        ("avx512vnni", "icelake-server", ("IQ2_XXS:matvec",), {"vpsignb ymm": 16}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_products_in_pairs_where_no_book_fits_in_registers(
+    target: str, cpu: str, kernels: tuple[str, ...], wanted: dict[str, int]
+) -> None:
+    found = instructions(target, cpu, *kernels)
+    for name, least in (wanted | {"vpmaddubsw ymm": 16 * len(kernels)}).items():
+        assert found[name] >= least, found.most_common(30)
+    assert found["vpmaddwd ymm"] <= 12 * len(kernels)  # once for a group at most, as written
+
+
+@x86
+@pytest.mark.parametrize(
     ("target", "cpu", "wanted"),
     [
         ("avx512vbmi", "znver4", "vpdpbusd zmm"),
