@@ -258,19 +258,6 @@ def look_up_in(low: list[int], high: list[int]) -> Any:
 
 
 high_bytes = _op(u8x32, (u8x32, u8x32), _high_bytes)  # of 16-bit lanes: v[0]'s even, v[1]'s odd
-low_half_twice = _op(
-    u8x32, (u8x32,), lambda b, m, v: b.shuffle_vector(v[0], v[0], _lanes([*range(16)] * 2))
-)
-
-
-def _join_16_and_4(b: Any, m: Any, v: Any) -> Any:
-    first = b.load(_pointer(b, v[0], ir.VectorType(I8, 16)), align=1)
-    word = b.load(_pointer(b, b.add(v[0], ir.Constant(I64, 16)), I32), align=1)
-    second = b.bitcast(splat_value(b, word, ir.VectorType(I32, 4)), first.type)
-    return b.shuffle_vector(first, second, _lanes(list(range(32))))
-
-
-load_16_and_4 = _op(u8x32, (P,), _join_16_and_4)  # 16 bytes, then the next 4 four times
 
 
 def _down(b: Any, m: Any, v: Any) -> Any:

@@ -29,7 +29,7 @@ from quant.simd import (
     store_f32x16,
     store_i8,
 )
-from quant.simd_pairs import high_bytes, load_16_and_4, look_up_in, low_half_twice, times
+from quant.simd_pairs import high_bytes, look_up_in, times
 from quant.tq1_0_matvec import matvec_16_rows
 from quant.unpack import byte_constant, first_trits, join_halves, load_u8x4_8_times, trits
 
@@ -80,19 +80,14 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 # 9 v in 16 bits: the upper byte is 3 t0 + t1, of the first two trits; the lower one is what remains
 # of v, with the other trits first. Even and odd bytes are multiplied apart.
 
-nines = times([9] * 16)
-threes = times([3] * 16)
-# bytes 32-47, and 48-51 four times: the n-th time by 3^n, so that trit n comes first, and left so
-nines_and_powers = times([9] * 8 + [1, 1, 3, 3, 9, 9, 27, 27])
-nines_and_ones = times([9] * 8 + [1] * 8)
+nines_even, nines_odd = times([9] * 16)
+threes_even, threes_odd = times([3] * 16)
+# the n-th four of a word repeated 8 times: by 3^n, so that trit n comes first
+powers_even, powers_odd = times([1, 1, 3, 3, 9, 9, 27, 27] * 2)
 FIRST, SECOND = [n // 3 for n in range(9)] + [0] * 7, [n % 3 for n in range(9)] + [0] * 7
 first_of_two = look_up_in(FIRST, FIRST)
 second_of_two = look_up_in(SECOND, SECOND)
 first_and_second = look_up_in(FIRST, SECOND)
-nines_even, nines_odd = nines
-threes_even, threes_odd = threes
-powers_even, powers_odd = nines_and_powers
-ones_even, ones_odd = nines_and_ones
 
 
 @inline
@@ -113,14 +108,16 @@ def weights_32(p: int, z: int, k: int) -> Any:
         else:
             w = high_bytes(threes_even(c), threes_even(d))
     else:
-        v = load_16_and_4(p + 32)
-        a, b = powers_even(v), powers_odd(v)
-        c, d = ones_even(a), ones_even(b)
+        v = load_u8x16_twice(p + 32)
+        a, b = nines_even(v), nines_odd(v)
+        c, d = nines_even(a), nines_even(b)
         if k == 5:
-            w = first_and_second(low_half_twice(high_bytes(a, b)))
+            w = first_and_second(high_bytes(a, b))
         elif k == 6:
-            w = first_and_second(low_half_twice(high_bytes(c, d)))
+            w = first_and_second(high_bytes(c, d))
         else:
+            u = load_u8x4_8_times(p + 48)
+            c, d = join_halves(c, powers_even(u)), join_halves(d, powers_odd(u))
             w = high_bytes(threes_even(c), threes_even(d))
     return w
 
