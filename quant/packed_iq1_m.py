@@ -29,6 +29,7 @@ from quant.packed_trios import (
     add_shift,
     fill_trits,
     half_strip_dots,
+    negate_columns,
     pack_trios,
     tile_vector,
     trits,
@@ -110,6 +111,8 @@ def add_plane(shifts: Any, scales: Any, d: Any, dot: Any, by_shift: int, ys: Any
 @inline
 def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
     """Contract in packed_kernels.py."""
+    minus = alloca(256)
+    negate_columns(y, minus)
     by_shift = alloca(256)  # per 16 columns: what their two shifts contribute, for each of 4 cases
     for k in range(4):
         store_f32x16(by_shift + 64 * k, signed_sums(load_i8x64(y + 64 * k)))
@@ -136,11 +139,11 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
                         prefetch_far(at + AHEAD + line)
                 signs = load_bytes(at + 256)
                 scale = splat_float(ys + 4 * strip)
-                dot0, dot1, dot2 = half_strip_dots(at, signs, 0, y + 32 * strip)
+                dot0, dot1, dot2 = half_strip_dots(at, signs, 0, y + 32 * strip, minus + 32 * strip)
                 add_plane(shifts0, scales0, d0, dot0, x, scale, to)
                 add_plane(shifts1, scales1, d1, dot1, x, scale, to + 64)
                 add_plane(shifts2, scales2, d2, dot2, x, scale, to + 128)
-                dot0, dot1, dot2 = half_strip_dots(at, signs, 2, y + 32 * strip)
+                dot0, dot1, dot2 = half_strip_dots(at, signs, 2, y + 32 * strip, minus + 32 * strip)
                 add_plane(shifts0 >> 2, scales0 >> 3, d0, dot0, x + 16, scale, to + 192)
                 add_plane(shifts1 >> 2, scales1 >> 3, d1, dot1, x + 16, scale, to + 256)
                 add_plane(shifts2 >> 2, scales2 >> 3, d2, dot2, x + 16, scale, to + 320)

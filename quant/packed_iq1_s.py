@@ -25,6 +25,7 @@ from quant.packed_trios import (
     STRIP,
     add_shift,
     fill_trits,
+    negate_columns,
     pack_trios,
     strip_dots,
     tile_vector,
@@ -32,7 +33,7 @@ from quant.packed_trios import (
     trits_of_shifted,
 )
 from quant.packed_type import PackedType
-from quant.simd import i64, prefetch_far, put_i32, u16
+from quant.simd import alloca, i64, prefetch_far, put_i32, u16
 from quant.simd_packed import (
     LANES,
     eights,
@@ -88,6 +89,8 @@ def add_plane(numbers: Any, d: Any, dot: Any, isum: Any, ys: Any, to: int) -> No
 def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
     """Contract in packed_kernels.py."""
     eighth = numba.float32(0.125)
+    minus = alloca(256)
+    negate_columns(y, minus)
     for rows in range(0, 64, 4 * LANES):
         d0 = load_halves(p + HALVES + rows // 2) * eighth
         d1 = load_halves(p + HALVES + 32 + rows // 2) * eighth
@@ -104,7 +107,7 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
             if rows == 0:
                 for line in range(0, STRIP, 64):
                     prefetch_far(at + AHEAD + line)
-            dot0, dot1, dot2 = strip_dots(at, y + 32 * g)
+            dot0, dot1, dot2 = strip_dots(at, y + 32 * g, minus + 32 * g)
             scale = splat_float(ys + 4 * g)
             isum = to_floats(splat_int(isums + 4 * g))
             add_plane(numbers0, d0, dot0, isum, scale, to)

@@ -17,12 +17,13 @@ from quant.packed_trios import (
     ROWS,
     STRIP,
     fill_trits,
+    negate_columns,
     pack_trios,
     strip_dots,
     trits,
 )
 from quant.packed_type import PackedType
-from quant.simd import i64, prefetch, u16
+from quant.simd import alloca, i64, prefetch, u16
 from quant.simd_packed import (
     LANES,
     fma,
@@ -54,6 +55,8 @@ def pack_group(blocks: int, q: int, out: int) -> None:
 @inline
 def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
     """Contract in packed_kernels.py."""
+    minus = alloca(256)
+    negate_columns(y, minus)
     for rows in range(0, 64, 4 * LANES):
         d0 = load_halves(p + rows // 2)
         d1 = load_halves(p + 32 + rows // 2)
@@ -64,7 +67,7 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
             if rows == 0:
                 for line in range(0, STRIP, 64):
                     prefetch(at + AHEAD + line)
-            dot0, dot1, dot2 = strip_dots(at, y + 32 * g)
+            dot0, dot1, dot2 = strip_dots(at, y + 32 * g, minus + 32 * g)
             scale = splat_float(ys + 4 * g)
             store_floats(to, fma(dot0, d0 * scale, load_floats(to)))
             store_floats(to + 64, fma(dot1, d1 * scale, load_floats(to + 64)))

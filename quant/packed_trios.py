@@ -28,19 +28,21 @@ from quant.jit import inline
 from quant.lookups import table
 from quant.simd import alloca
 from quant.simd_packed import (
+    BLENDS,
     LANES,
     add_products,
     as_bytes,
     as_signed,
     fma,
-    four_columns,
     ints_as_bytes,
     load_bytes,
     look_up,
     minus_or_one,
     minus_threes,
     negate_where,
+    signed_columns,
     store_bytes,
+    three_in_turn,
     to_floats,
     total,
     zero_bytes,
@@ -71,20 +73,30 @@ def trits(strips: np.ndarray) -> np.ndarray:
 
 
 @inline
-def add_pair(p: int, signs: Any, k: int, y: int, c: Any, e: Any, t: Any) -> tuple[Any, Any, Any]:
+def negate_columns(y: int, minus: int) -> None:
+    """The 256 activations at y, negative, at `minus`, where `signed_columns` reads them."""
+    if BLENDS:
+        for i in range(0, 256, 4 * LANES):
+            store_bytes(minus + i, zero_bytes() - load_bytes(y + i))
+
+
+@inline
+def add_pair(
+    p: int, signs: Any, k: int, y: int, minus: int, c: Any, e: Any, t: Any
+) -> tuple[Any, Any, Any]:
     """C, E and T0 of the 8 columns 8 k .. of a strip; k is a constant."""
     both = load_bytes(p + 64 * k)
     u = both & 15
-    x = negate_where(four_columns(y + 8 * k), signs, 2 * k)
+    x = signed_columns(y + 8 * k, minus + 8 * k, signs, 2 * k)
     c = add_products(c, u, x)
     e = add_products(e, look_up(THIRDS(), u), x)
     t = add_products(t, look_up(NINTHS(), u), x)
     u = both >> 4
-    x = negate_where(four_columns(y + 8 * k + 4), signs, 2 * k + 1)
+    x = signed_columns(y + 8 * k + 4, minus + 8 * k + 4, signs, 2 * k + 1)
     c = add_products(c, u, x)
     e = add_products(e, look_up(THIRDS(), u), x)
     t = add_products(t, look_up(NINTHS(), u), x)
-    return c, e, t
+    return three_in_turn(c, e, t)
 
 
 @inline
@@ -96,21 +108,21 @@ def row_dots(c: Any, e: Any, t: Any) -> tuple[Any, Any, Any]:
 
 
 @inline
-def strip_dots(p: int, y: int) -> tuple[Any, Any, Any]:
+def strip_dots(p: int, y: int, minus: int) -> tuple[Any, Any, Any]:
     """Dots of the 32 activations at y with rows r, 16 + r and 32 + r of the strip at p."""
     signs = load_bytes(p + 256)
-    c, e, t = add_pair(p, signs, 0, y, zero_sums(), zero_sums(), zero_sums())
-    c, e, t = add_pair(p, signs, 1, y, c, e, t)
-    c, e, t = add_pair(p, signs, 2, y, c, e, t)
-    c, e, t = add_pair(p, signs, 3, y, c, e, t)
+    c, e, t = add_pair(p, signs, 0, y, minus, zero_sums(), zero_sums(), zero_sums())
+    c, e, t = add_pair(p, signs, 1, y, minus, c, e, t)
+    c, e, t = add_pair(p, signs, 2, y, minus, c, e, t)
+    c, e, t = add_pair(p, signs, 3, y, minus, c, e, t)
     return row_dots(c, e, t)
 
 
 @inline
-def half_strip_dots(p: int, signs: Any, k: int, y: int) -> tuple[Any, Any, Any]:
+def half_strip_dots(p: int, signs: Any, k: int, y: int, minus: int) -> tuple[Any, Any, Any]:
     """The same for the 16 columns 8 k .. only; k is 0 or 2, y the activations of the strip."""
-    c, e, t = add_pair(p, signs, k, y, zero_sums(), zero_sums(), zero_sums())
-    c, e, t = add_pair(p, signs, k + 1, y, c, e, t)
+    c, e, t = add_pair(p, signs, k, y, minus, zero_sums(), zero_sums(), zero_sums())
+    c, e, t = add_pair(p, signs, k + 1, y, minus, c, e, t)
     return row_dots(c, e, t)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from quant import isa, simd
 from quant.simd import F16, F32, I8, I16, I32, P, _op, _pointer, _store, call, splat_value
@@ -25,7 +26,9 @@ from quant.simd import F16, F32, I8, I16, I32, P, _op, _pointer, _store, call, s
 WIDE = isa.ISA.startswith("avx512")
 VNNI = isa.VNNI
 GENERIC = isa.ISA == "generic"
+AVX2 = isa.ISA == "avx2"
 LANES = 16 if WIDE else 8
+BLENDS = not (WIDE or VNNI)  # signs choose between activations and their negatives in memory
 
 Bytes = simd.u8x64 if WIDE else simd.u8x32
 Signed = simd.i8x64 if WIDE else simd.i8x32
@@ -102,6 +105,26 @@ add_products = _op(Sums, (Sums, Bytes, Signed), _add_products)
 total = _op(Ints, (Sums,), _total)
 
 
+def _in_turn(n: int) -> Any:
+    """N Sums -> the same, complete before anything that follows is loaded.
+
+    LLVM would load everything first and, out of registers, store what it has not yet used.
+    """
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        if not AVX2:
+            return cgutils.pack_array(b, v)
+        kind = ir.LiteralStructType([Sums.llvm] * n)
+        constraints = [*["=x"] * n, *map(str, range(n)), "~{memory}"]
+        out = b.asm(ir.FunctionType(kind, [Sums.llvm] * n), "", ",".join(constraints), v, True)
+        return cgutils.pack_array(b, [b.extract_value(out, i) for i in range(n)])
+
+    return _op(types.UniTuple(Sums, n), (Sums,) * n, generate)
+
+
+three_in_turn = _in_turn(3)
+
+
 # --- bytes --------------------------------------------------------------------------------------
 
 
@@ -130,6 +153,23 @@ def _negate_where(b: Any, m: Any, v: Any) -> Any:
     return b.select(b.icmp_signed("<", top, zero), b.sub(zero, x), x)
 
 
+def _signed_columns(b: Any, m: Any, v: Any) -> Any:
+    """Four columns at v[0] for every row, those at v[1] where bit v[3] (a constant) of v[2] is set.
+
+    A blend of two broadcasts is one instruction where a change of sign is three.
+    """
+    y, minus, signs, k = v
+    x, other = (
+        b.bitcast(splat_value(b, b.load(_pointer(b, at, I32), align=1), INTS), BYTES)
+        for at in (y, minus)
+    )
+    if not BLENDS:
+        return _negate_where(b, m, [x, signs, k])
+    up = splat_value(b, b.sub(ir.Constant(I16, 7), b.trunc(k, I16)), WORDS)
+    top = b.bitcast(b.shl(b.bitcast(signs, WORDS), up), BYTES)
+    return b.select(b.icmp_signed("<", top, ir.Constant(BYTES, [0] * BYTES.count)), other, x)
+
+
 def _look_up(b: Any, m: Any, v: Any) -> Any:
     address, index = v
     sixteen = b.load(_pointer(b, address, ir.VectorType(I8, 16)), align=16)
@@ -150,6 +190,7 @@ def _choose_bits(b: Any, m: Any, v: Any) -> Any:
 words_up = _shift_words(lambda b, x, by: b.shl(x, by))
 words_down = _shift_words(lambda b, x, by: b.lshr(x, by))
 negate_where = _op(Signed, (Signed, Bytes, types.int64), _negate_where)
+signed_columns = _op(Signed, (P, P, Bytes, types.int64), _signed_columns)
 look_up = _op(Bytes, (P, Bytes), _look_up)  # a 16-byte table (16-byte aligned), indices 0..15
 choose_bits = _op(Bytes, (Bytes, Bytes, types.int64), _choose_bits)
 
@@ -187,6 +228,9 @@ def _sign_of_bit_3(b: Any, m: Any, v: Any) -> Any:
         lanes = ir.Constant(ir.VectorType(I32, 16), [*range(8), *range(16, 24)])
         return _permute(b, m, b.shuffle_vector(value, b.fneg(value), lanes), x)
     top = b.shl(x, ir.Constant(INTS, [28] * LANES))
+    if not VNNI:
+        negative = b.icmp_signed("<", top, ir.Constant(INTS, [0] * LANES))
+        return b.select(negative, b.fneg(value), value)
     sign = b.and_(top, ir.Constant(INTS, [-(1 << 31)] * LANES))
     return b.bitcast(b.xor(b.bitcast(value, INTS), sign), FLOATS)
 
