@@ -53,7 +53,7 @@ from quant.simd import (
 
 GROUP_ROWS = 64
 GROUP_BYTES = 0
-LOW = 4096  # bytes from acc to low: 16 groups x 4 planes x 16 float32
+LOW = 6144  # bytes from acc to low: more than 16 groups x 4 planes x 16 float32
 FEW = 16  # tokens
 AHEAD = 6144  # bytes: how far ahead of the step in work its successors are fetched
 
@@ -135,7 +135,7 @@ def add_group(p: int, rows: int, n: int, x: int, out: int, acc: int) -> None:
 def matvec(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . activations t (Q8 records); r0 is a multiple of GROUP_ROWS."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    acc = alloca(8192)
+    acc = alloca(10240)
     for t in range(i64(job + _N_TOKENS)):
         x = i64(job + _X) + t * i64(job + _X_STRIDE)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
@@ -159,7 +159,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
         return
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     index = i64(job + _INDEX)
-    acc = alloca(8192)
+    acc = alloca(10240)
     for top in range(r0, r1, GROUP_ROWS):
         p = w + top // GROUP_ROWS * row_bytes
         for t in range(tokens):
