@@ -6,6 +6,9 @@ A vector is 64 rows x 4 columns: byte 4 r + c holds column c of the rows r (bits
 Three of the four fields need no shift for a product: their sums come out 4, 16 and 64 times too
 large and are shifted once for a whole group of columns. (Without VNNI the sums have 16 bits, and
 the upper fields are brought down first.)
+
+Where a vector takes two registers, both halves of a section are multiplied before the next section:
+memory is then asked for all the time, not only while the first half is in work.
 """
 
 from __future__ import annotations
@@ -15,14 +18,19 @@ from typing import Any
 import numpy as np
 
 from quant.jit import inline
-from quant.simd import alloca
+from quant.packed_kernels import AHEAD
+from quant.simd import alloca, prefetch_far
 from quant.simd_packed import (
     LANES,
     VNNI,
     add_products,
     four_columns,
     load_bytes,
+    load_floats,
+    load_halves,
+    load_ints,
     store_bytes,
+    store_floats,
     total,
     words_down,
 )
@@ -36,6 +44,40 @@ def pairs(vectors: np.ndarray) -> np.ndarray:
     """(n, 64) uint8 -> (64, 4 n) uint8 in 0 .. 3: the readable definition."""
     fields = vectors.reshape(-1, 16, 4) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None, None, None]
     return (fields & 3).transpose(0, 2, 1, 3).reshape(ROWS, -1)  # field, r, vector, c
+
+
+@inline
+def four_halves(p: int) -> tuple[Any, Any, Any, Any]:
+    """The halves of the four planes as floats."""
+    return load_halves(p), load_halves(p + 32), load_halves(p + 64), load_halves(p + 96)
+
+
+@inline
+def four_floats(p: int) -> tuple[Any, Any, Any, Any]:
+    """The floats of the four planes, 64 bytes apart."""
+    return load_floats(p), load_floats(p + 64), load_floats(p + 128), load_floats(p + 192)
+
+
+@inline
+def four_ints(p: int) -> tuple[Any, Any, Any, Any]:
+    """Four words of the four planes' rows, 64 bytes apart."""
+    return load_ints(p), load_ints(p + 64), load_ints(p + 128), load_ints(p + 192)
+
+
+@inline
+def store_four(p: int, x: Any) -> None:
+    """The four planes' floats to where `four_floats` finds them."""
+    store_floats(p, x[0])
+    store_floats(p + 64, x[1])
+    store_floats(p + 128, x[2])
+    store_floats(p + 192, x[3])
+
+
+@inline
+def fetch_part(at: int, size: int, i: int) -> None:
+    """Ask for part i of 4 of what lies AHEAD of `at`, into the second cache; size: all parts'."""
+    for line in range((size // 4 * i + 63) // 64 * 64, size // 4 * (i + 1), 64):
+        prefetch_far(at + AHEAD + line)
 
 
 @inline

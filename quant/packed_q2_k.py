@@ -20,17 +20,33 @@ import numpy as np
 from quant import q2_k
 from quant.jit import inline
 from quant.packed_kernels import AHEAD, LOW
-from quant.packed_pairs import ROWS, SECTION, add_fields, field_dots, pack_pairs, pairs
+from quant.packed_pairs import (
+    ROWS,
+    SECTION,
+    add_fields,
+    fetch_part,
+    field_dots,
+    four_floats,
+    four_halves,
+    four_ints,
+    pack_pairs,
+    pairs,
+    store_four,
+)
 from quant.packed_type import PackedType
-from quant.simd import i64, prefetch_far, put_i32, u16, u32
+from quant.simd import alloca, i64, prefetch_far, put_i32, u16, u32
 from quant.simd_packed import (
+    HALVES,
     LANES,
+    WIDE,
     fma,
+    four_in_turn,
     load_bytes,
     load_floats,
     load_halves,
     load_ints,
     nibble,
+    opaque,
     put_u16,
     splat_float,
     store_bytes,
@@ -43,6 +59,7 @@ from quant.tile import ZERO
 SECTIONS = 256  # where they begin
 STRIDE = SECTION + 256
 GROUP_BYTES = SECTIONS + 4 * STRIDE
+SHARE = STRIDE // HALVES  # bytes to fetch with each half of a section
 
 
 def weights(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -87,7 +104,7 @@ def add_columns(
     a, b, c, e = add_fields(at, x, zero_sums(), zero_sums(), zero_sums(), zero_sums())
     a, b, c, e = add_fields(at + 64, x + 4, a, b, c, e)
     a, b, c, e = add_fields(at + 128, x + 8, a, b, c, e)
-    a, b, c, e = add_fields(at + 192, x + 12, a, b, c, e)
+    a, b, c, e = four_in_turn(*add_fields(at + 192, x + 12, a, b, c, e))
     dot0, dot1, dot2, dot3 = field_dots(a, b, c, e)
     scale = splat_float(ys + i // 2 * 4)
     sum_ = splat_float(sums + 4 * i)
@@ -99,52 +116,40 @@ def add_columns(
 
 
 @inline
-def four_halves(p: int) -> tuple[Any, Any, Any, Any]:
-    """The halves of the four planes as floats."""
-    return load_halves(p), load_halves(p + 32), load_halves(p + 64), load_halves(p + 96)
-
-
-@inline
-def fetch(at: int, i: int) -> None:
-    """Ask for a quarter of a section, a few lines at a time: they come into the second cache."""
-    for line in range(STRIDE // 4 * i, STRIDE // 4 * (i + 1), 64):
-        prefetch_far(at + AHEAD + line)
-
-
-@inline
 def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
     """Contract in packed_kernels.py."""
     minus = numba.float32(-1)
+    floats = alloca(512)  # d and -dmin
+    for line in range(0, SECTIONS, 64):
+        prefetch_far(p + AHEAD + line)
     for rows in range(0, 64, 4 * LANES):
         d = four_halves(p + rows // 2)
         m0, m1, m2, m3 = four_halves(p + 128 + rows // 2)
         dmin = m0 * minus, m1 * minus, m2 * minus, m3 * minus
-        if rows == 0:
-            for line in range(0, SECTIONS, 64):
-                prefetch_far(p + AHEAD + line)
-        for k in range(4):
-            at = p + SECTIONS + STRIDE * k + rows
-            scales = at + SECTION
-            numbers = (
-                load_ints(scales),
-                load_ints(scales + 64),
-                load_ints(scales + 128),
-                load_ints(scales + 192),
-            )
-            x = y + 64 * k
-            to = acc + 16 * ROWS * k + rows
-            if rows == 0:
-                fetch(at, 0)
-            add_columns(0, at, numbers, d, dmin, x, ys + 8 * k, sums + 16 * k, to)
-            if rows == 0:
-                fetch(at, 1)
-            add_columns(1, at, numbers, d, dmin, x, ys + 8 * k, sums + 16 * k, to)
-            if rows == 0:
-                fetch(at, 2)
-            add_columns(2, at, numbers, d, dmin, x, ys + 8 * k, sums + 16 * k, to)
-            if rows == 0:
-                fetch(at, 3)
-            add_columns(3, at, numbers, d, dmin, x, ys + 8 * k, sums + 16 * k, to)
+        if not WIDE:
+            store_four(floats + rows, d)
+            store_four(floats + 256 + rows, dmin)
+    for k in range(4):
+        for rows in range(0, 64, 4 * LANES):
+            section = p + SECTIONS + STRIDE * k
+            at = opaque(section + rows)
+            numbers = four_ints(at + SECTION)
+            if not WIDE:
+                d = four_floats(floats + rows)
+                dmin = four_floats(floats + 256 + rows)
+            x = opaque(y + 64 * k)
+            scale = opaque(ys + 8 * k)
+            sum_ = opaque(sums + 16 * k)
+            to = opaque(acc + 16 * ROWS * k + rows)
+            ahead = opaque(section + SHARE * (rows // 32))
+            fetch_part(ahead, SHARE, 0)
+            add_columns(0, at, numbers, d, dmin, x, scale, sum_, to)
+            fetch_part(ahead, SHARE, 1)
+            add_columns(1, at, numbers, d, dmin, x, scale, sum_, to)
+            fetch_part(ahead, SHARE, 2)
+            add_columns(2, at, numbers, d, dmin, x, scale, sum_, to)
+            fetch_part(ahead, SHARE, 3)
+            add_columns(3, at, numbers, d, dmin, x, scale, sum_, to)
 
 
 @inline

@@ -12,11 +12,23 @@ import numpy as np
 from quant import tq2_0
 from quant.jit import inline
 from quant.packed_kernels import AHEAD
-from quant.packed_pairs import ROWS, SECTION, add_fields, field_dots, pack_pairs, pairs
+from quant.packed_pairs import (
+    ROWS,
+    SECTION,
+    add_fields,
+    field_dots,
+    four_floats,
+    four_halves,
+    pack_pairs,
+    pairs,
+    store_four,
+)
 from quant.packed_type import PackedType
-from quant.simd import i64, prefetch_far, u16
+from quant.simd import alloca, i64, prefetch_far, u16
 from quant.simd_packed import (
+    HALVES,
     LANES,
+    WIDE,
     fma,
     load_bytes,
     load_floats,
@@ -55,35 +67,32 @@ def pack_group(blocks: int, q: int, out: int) -> None:
 @inline
 def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
     """Contract in packed_kernels.py."""
+    floats = alloca(256)  # d
+    prefetch_far(p + AHEAD)
+    prefetch_far(p + AHEAD + 64)
     for rows in range(0, 64, 4 * LANES):
-        d0 = load_halves(p + rows // 2)
-        d1 = load_halves(p + 32 + rows // 2)
-        d2 = load_halves(p + 64 + rows // 2)
-        d3 = load_halves(p + 96 + rows // 2)
-        at = p + VECTORS + rows
-        to = acc + rows
-        if rows == 0:
-            prefetch_far(p + AHEAD)
-            prefetch_far(p + AHEAD + 64)
-        for g in range(8):
+        d = four_halves(p + rows // 2)
+        if not WIDE:
+            store_four(floats + rows, d)
+    for g in range(8):
+        for rows in range(0, 64, 4 * LANES):
+            at = p + VECTORS + 512 * g
             x = y + 32 * g
-            a = zero_sums()
-            b = zero_sums()
-            c = zero_sums()
-            d = zero_sums()
+            if not WIDE:
+                d = four_floats(floats + rows)
+            a, b, c, e = zero_sums(), zero_sums(), zero_sums(), zero_sums()
             for k in range(8):
-                if rows == 0:
-                    prefetch_far(at + AHEAD + 64 * k)
-                a, b, c, d = add_fields(at + 64 * k, x + 4 * k, a, b, c, d)
-            dot0, dot1, dot2, dot3 = field_dots(a, b, c, d)
+                if k % HALVES == 0:
+                    prefetch_far(at + AHEAD + 64 * k // HALVES + 8 * rows)
+                a, b, c, e = add_fields(at + rows + 64 * k, x + 4 * k, a, b, c, e)
+            dot0, dot1, dot2, dot3 = field_dots(a, b, c, e)
             isum = splat_int(isums + 4 * g)
             scale = splat_float(ys + 4 * g)
-            store_floats(to, fma(to_floats(dot0 - isum), d0 * scale, load_floats(to)))
-            store_floats(to + 64, fma(to_floats(dot1 - isum), d1 * scale, load_floats(to + 64)))
-            store_floats(to + 128, fma(to_floats(dot2 - isum), d2 * scale, load_floats(to + 128)))
-            store_floats(to + 192, fma(to_floats(dot3 - isum), d3 * scale, load_floats(to + 192)))
-            at += 512
-            to += 4 * ROWS
+            to = acc + 4 * ROWS * g + rows
+            store_floats(to, fma(to_floats(dot0 - isum), d[0] * scale, load_floats(to)))
+            store_floats(to + 64, fma(to_floats(dot1 - isum), d[1] * scale, load_floats(to + 64)))
+            store_floats(to + 128, fma(to_floats(dot2 - isum), d[2] * scale, load_floats(to + 128)))
+            store_floats(to + 192, fma(to_floats(dot3 - isum), d[3] * scale, load_floats(to + 192)))
 
 
 @inline

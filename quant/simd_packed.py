@@ -28,6 +28,7 @@ VNNI = isa.VNNI
 GENERIC = isa.ISA == "generic"
 AVX2 = isa.ISA == "avx2"
 LANES = 16 if WIDE else 8
+HALVES = 16 // LANES  # of a packed vector
 BLENDS = not (WIDE or VNNI)  # signs choose between activations and their negatives in memory
 
 Bytes = simd.u8x64 if WIDE else simd.u8x32
@@ -76,6 +77,16 @@ fma = simd.fma_16 if WIDE else simd.fma
 put_u8, put_u16 = _put(I8), _put(I16)
 
 
+def _opaque(b: Any, m: Any, v: Any) -> Any:
+    if not AVX2:
+        return v[0]
+    return b.asm(ir.FunctionType(v[0].type, [v[0].type]), "", "=r,0", list(v), side_effect=False)
+
+
+# The same address. LLVM cannot see that: it would keep every sum with it in a register.
+opaque = _op(types.int64, (types.int64,), _opaque)
+
+
 # --- dot products -------------------------------------------------------------------------------
 
 
@@ -122,7 +133,7 @@ def _in_turn(n: int) -> Any:
     return _op(types.UniTuple(Sums, n), (Sums,) * n, generate)
 
 
-three_in_turn = _in_turn(3)
+three_in_turn, four_in_turn = _in_turn(3), _in_turn(4)
 
 
 # --- bytes --------------------------------------------------------------------------------------
