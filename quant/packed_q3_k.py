@@ -24,27 +24,42 @@ import numpy as np
 from quant import q3_k
 from quant.jit import inline
 from quant.packed_kernels import AHEAD
-from quant.packed_pairs import ROWS, pack_pairs, pairs
+from quant.packed_pairs import (
+    ROWS,
+    fetch_part,
+    four_floats,
+    four_halves,
+    four_ints,
+    pack_pairs,
+    pairs,
+    store_four,
+)
 from quant.packed_type import PackedType
 from quant.simd import alloca, i64, prefetch_far, put_i32, u16, u32
 from quant.simd_packed import (
+    HALVES,
     LANES,
     VNNI,
+    WIDE,
     add_products,
     bytes_as_ints,
     choose_bits,
     fma,
     four_columns,
+    four_in_turn,
     load_bytes,
     load_floats,
     load_halves,
+    opaque,
     put_u16,
     splat_float,
     splat_int,
     store_bytes,
     store_floats,
     to_floats,
+    top_byte,
     total,
+    without_upper,
     words_down,
     words_up,
     zero_sums,
@@ -56,6 +71,8 @@ PART = 192
 SECTIONS = SCALES + 4 * PART
 STRIDE = 1536
 GROUP_BYTES = SECTIONS + 4 * STRIDE
+SHARE = STRIDE // HALVES  # bytes to fetch with each half of a section
+UNIT = np.float32(2.0**-26)  # of a scale in the upper 6 bits of a word
 
 
 def weights(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,16 +137,24 @@ def pack_group(blocks: int, q: int, out: int) -> None:
 def add_fields(
     v: Any, even: Any, odd: Any, y: int, a: Any, b: Any, c: Any, d: Any
 ) -> tuple[Any, Any, Any, Any]:
-    """Sums of the four rows grow by 4 columns; even, odd: third bits, moved to bits 2 and 6."""
+    """Sums of the four rows grow by 4 columns; even, odd: third bits, moved to bits 2 and 6.
+
+    Without VNNI a and b get 16 times what c and d get besides: a mask less (a product of two
+    columns is at most 2 x 0x77 x 127, which 16 bits hold; the sum may overflow).
+    """
     x = four_columns(y)
-    first = choose_bits(v, even, 0x33)
-    second = choose_bits(words_down(v, 2), odd, 0x33)
-    a = add_products(a, first & 0x07, x)
-    b = add_products(b, second & 0x07, x)
     if VNNI:
+        first = choose_bits(v, even, 0x33)
+        second = choose_bits(words_down(v, 2), odd, 0x33)
+        a = add_products(a, first & 0x07, x)
+        b = add_products(b, second & 0x07, x)
         c = add_products(c, first & 0x70, x)
         d = add_products(d, second & 0x70, x)
     else:
+        first = v & 0x33 | even & 0x44
+        second = words_down(v, 2) & 0x33 | odd & 0x44
+        a = add_products(a, first, x)
+        b = add_products(b, second, x)
         c = add_products(c, words_down(first, 4) & 0x07, x)
         d = add_products(d, words_down(second, 4) & 0x07, x)
     return a, b, c, d
@@ -146,36 +171,44 @@ def add_eight(p: int, y: int, a: Any, b: Any, c: Any, d: Any) -> tuple[Any, Any,
 
 @inline
 def section_scales(part: int, k: int) -> Any:
-    """Byte i: the scale of columns 64 k + 16 i .. in its lower 6 bits."""
-    low = words_down(load_bytes(part + k // 2 * 64), k % 2 * 4)
-    high = load_bytes(part + 128)
-    if k < 2:
-        high = words_up(high, 4 - 2 * k)
+    """Byte 4 r + i: the scale of columns 64 k + 16 i .. in its upper 6 bits."""
+    low = load_bytes(part + k // 2 * 64)
+    if k % 2:
+        low = words_down(low, 2)
     else:
-        high = words_down(high, 2 * k - 4)
-    return bytes_as_ints(choose_bits(low, high, 0x0F))
-
-
-@inline
-def scale_of(numbers: Any, i: int) -> Any:
-    """Byte i's lower 6 bits, signed, as floats."""
-    return to_floats((numbers << 26 - 8 * i) >> 26)
+        low = words_up(low, 2)
+    high = words_up(load_bytes(part + 128), 6 - 2 * k)
+    return low & 0x3C | high & 0xC0
 
 
 @inline
 def add_plane(numbers: Any, i: int, d: Any, dot: Any, ys: Any, to: int) -> None:
     """16 columns' product with 16 rows; byte i of `numbers`: their scales."""
-    store_floats(to, fma(to_floats(dot), scale_of(numbers, i) * d * ys, load_floats(to)))
+    scale = to_floats(top_byte(numbers, i)) * d
+    store_floats(to, fma(to_floats(dot), scale * ys, load_floats(to)))
 
 
 @inline
-def add_columns(i: int, p: int, numbers: Any, d: Any, y: int, ys: int, isums: int, to: int) -> None:
-    """Columns 16 i .. 16 i + 15 of a section; i is a constant, numbers and d are by plane."""
+def add_columns(
+    i: int, p: int, scales: int, d: Any, floats: int, y: int, ys: int, isums: int, to: int
+) -> None:
+    """Columns 16 i .. 16 i + 15 of a section, its scales at `scales`; i is a constant, d by plane.
+
+    With few registers d is read where it is used, at floats.
+    """
     at = p + 384 * i
     x = y + 16 * i
     a, b, c, e = add_eight(at, x, zero_sums(), zero_sums(), zero_sums(), zero_sums())
+    a, b, c, e = four_in_turn(a, b, c, e)
     a, b, c, e = add_eight(at + 192, x + 8, a, b, c, e)
+    a, b, c, e = four_in_turn(a, b, c, e)
     up = 4 if VNNI else 0
+    numbers = four_ints(scales)
+    if not WIDE:
+        d = four_floats(floats)
+    if not VNNI:
+        a = without_upper(a, c)
+        b = without_upper(b, e)
     four = splat_int(isums + 4 * i) << 2
     scale = splat_float(ys + i // 2 * 4)
     to += 4 * ROWS * i
@@ -186,48 +219,47 @@ def add_columns(i: int, p: int, numbers: Any, d: Any, y: int, ys: int, isums: in
 
 
 @inline
-def fetch(at: int, i: int) -> None:
-    """Ask for a quarter of a section, a few lines at a time: they come into the second cache."""
-    for line in range(STRIDE // 4 * i, STRIDE // 4 * (i + 1), 64):
-        prefetch_far(at + AHEAD + line)
+def put_scales(part: int, to: int) -> None:
+    """`section_scales` of the four sections, 256 bytes apart."""
+    store_bytes(to, section_scales(part, 0))
+    store_bytes(to + 256, section_scales(part, 1))
+    store_bytes(to + 512, section_scales(part, 2))
+    store_bytes(to + 768, section_scales(part, 3))
 
 
 @inline
 def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
     """Contract in packed_kernels.py."""
+    floats = alloca(256)  # d
+    numbers = alloca(1024)  # scales: [section][plane][16 rows]
+    for line in range(0, SECTIONS, 64):
+        prefetch_far(p + AHEAD + line)
     for rows in range(0, 64, 4 * LANES):
-        d = (
-            load_halves(p + rows // 2),
-            load_halves(p + 32 + rows // 2),
-            load_halves(p + 64 + rows // 2),
-            load_halves(p + 96 + rows // 2),
-        )
-        scales = p + SCALES + rows
-        if rows == 0:
-            for line in range(0, SECTIONS, 64):
-                prefetch_far(p + AHEAD + line)
-        for k in range(4):
-            at = p + SECTIONS + STRIDE * k + rows
-            numbers = (
-                section_scales(scales, k),
-                section_scales(scales + PART, k),
-                section_scales(scales + 2 * PART, k),
-                section_scales(scales + 3 * PART, k),
-            )
-            x = y + 64 * k
-            to = acc + 16 * ROWS * k + rows
-            if rows == 0:
-                fetch(at, 0)
-            add_columns(0, at, numbers, d, x, ys + 8 * k, isums + 16 * k, to)
-            if rows == 0:
-                fetch(at, 1)
-            add_columns(1, at, numbers, d, x, ys + 8 * k, isums + 16 * k, to)
-            if rows == 0:
-                fetch(at, 2)
-            add_columns(2, at, numbers, d, x, ys + 8 * k, isums + 16 * k, to)
-            if rows == 0:
-                fetch(at, 3)
-            add_columns(3, at, numbers, d, x, ys + 8 * k, isums + 16 * k, to)
+        d0, d1, d2, d3 = four_halves(p + rows // 2)
+        d = d0 * UNIT, d1 * UNIT, d2 * UNIT, d3 * UNIT
+        if not WIDE:
+            store_four(floats + rows, d)
+        for j in range(4):
+            put_scales(p + SCALES + PART * j + rows, numbers + 64 * j + rows)
+    for k in range(4):
+        for rows in range(0, 64, 4 * LANES):
+            section = p + SECTIONS + STRIDE * k
+            at = opaque(section + rows)
+            scales = opaque(numbers + 256 * k + rows)
+            own = opaque(floats + rows)
+            x = opaque(y + 64 * k)
+            scale = opaque(ys + 8 * k)
+            isum = opaque(isums + 16 * k)
+            to = opaque(acc + 16 * ROWS * k + rows)
+            ahead = opaque(section + SHARE * (rows // 32))
+            fetch_part(ahead, SHARE, 0)
+            add_columns(0, at, scales, d, own, x, scale, isum, to)
+            fetch_part(ahead, SHARE, 1)
+            add_columns(1, at, scales, d, own, x, scale, isum, to)
+            fetch_part(ahead, SHARE, 2)
+            add_columns(2, at, scales, d, own, x, scale, isum, to)
+            fetch_part(ahead, SHARE, 3)
+            add_columns(3, at, scales, d, own, x, scale, isum, to)
 
 
 @inline
@@ -235,11 +267,11 @@ def fill_section(
     k: int, p: int, rows: int, plane: int, d: Any, w: int, w_stride: int, s: int, s_stride: int
 ) -> None:
     """Columns 64 k .. of `fill_plane`."""
-    numbers = section_scales(p + SCALES + PART * plane + rows, k)
+    numbers = bytes_as_ints(section_scales(p + SCALES + PART * plane + rows, k))
     upper = plane // 2 * 4
     for i in range(4):
         g = 4 * k + i
-        store_floats(s + g * s_stride + rows, scale_of(numbers, i) * d)
+        store_floats(s + g * s_stride + rows, to_floats(top_byte(numbers, i)) * d)
         for j in range(2):
             at = p + SECTIONS + STRIDE * k + 384 * i + 192 * j + rows
             bits = load_bytes(at + 128)
@@ -256,7 +288,7 @@ def fill_section(
 def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
     """Contract in packed_kernels.py."""
     for rows in range(0, 64, 4 * LANES):
-        d = load_halves(p + 32 * plane + rows // 2)
+        d = load_halves(p + 32 * plane + rows // 2) * UNIT
         for k in range(4):
             fill_section(k, p, rows, plane, d, w, w_stride, s, s_stride)
 

@@ -110,10 +110,17 @@ def _total(b: Any, m: Any, v: Any) -> Any:
     return call(b, m, name, INTS, [v[0], ir.Constant(WORDS, [1] * WORDS.count)])
 
 
+def _without_upper(b: Any, m: Any, v: Any) -> Any:
+    """v[0] - 16 v[1]; of 16 bits, whatever overflowed on the way, if the result does not."""
+    four = ir.Constant(Sums.llvm, [4] * Sums.llvm.count)
+    return b.sub(v[0], b.shl(v[1], four))
+
+
 zero_sums = _op(Sums, (), lambda b, m, v: ir.Constant(Sums.llvm, [0] * Sums.llvm.count))
 # Sums + products of unsigned weights (127 at most where there is no VNNI) and activations
 add_products = _op(Sums, (Sums, Bytes, Signed), _add_products)
 total = _op(Ints, (Sums,), _total)
+without_upper = _op(Sums, (Sums, Sums), _without_upper)
 
 
 def _in_turn(n: int) -> Any:
@@ -233,6 +240,17 @@ def _nibble(b: Any, m: Any, v: Any) -> Any:
     return b.sitofp(_masked(b, v[0], 15), FLOATS)
 
 
+def _top_byte(b: Any, m: Any, v: Any) -> Any:
+    x, i = v[0], b.trunc(v[1], I32)
+    if not AVX2:
+        up = b.sub(ir.Constant(I32, 24), b.shl(i, ir.Constant(I32, 3)))
+        return _masked(b, b.shl(x, splat_value(b, up, INTS)), -(1 << 24))
+    lanes = [4 * (lane % 4) << 24 | 0x808080 for lane in range(8)]
+    by = splat_value(b, b.shl(i, ir.Constant(I32, 24)), INTS)
+    index = b.add(simd.constant(INTS, lanes), by)
+    return b.bitcast(isa.shuffle_bytes(b, m, b.bitcast(x, BYTES), b.bitcast(index, BYTES)), INTS)
+
+
 def _sign_of_bit_3(b: Any, m: Any, v: Any) -> Any:
     x, value = v
     if WIDE:
@@ -286,6 +304,7 @@ def _signed_sums(b: Any, m: Any, v: Any) -> Any:
 
 odd_number = _op(Floats, (Ints,), _odd_number)  # 2 (x & 7) + 1
 nibble = _op(Floats, (Ints,), _nibble)  # x & 15
+top_byte = _op(Ints, (Ints, types.int64), _top_byte)  # byte k (a constant) and 24 zeros
 sign_of_bit_3 = _op(Floats, (Ints, Floats), _sign_of_bit_3)  # the float, negative where x & 8
 one_of_4 = _op(Floats, (P, Ints), _one_of_4)  # floats at the address [x & 3]; 16-byte aligned
 halves_from = _op(Floats, (Ints,), _halves_from)  # the low 16 bits read as a half
