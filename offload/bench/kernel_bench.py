@@ -77,7 +77,9 @@ class Rows:
     def __init__(self, t: GGMLType, n_bytes: int) -> None:
         self._rng = np.random.default_rng(1)
         self.type, self.stride = t, row_bytes(t, COLUMNS)
-        self.rows = max(96, n_bytes // self.stride // 192 * 192)
+        packed = packed_type(t)
+        unit = packed.group_rows if packed else 96  # a row group is computed whole
+        self.rows = max(unit, n_bytes // self.stride // unit * unit)
         pool = random_blocks(t, max(1, (8 << 20) // BLOCK[t].n_bytes), self._rng).reshape(-1)
         pool = pool[: len(pool) // self.stride * self.stride]
         self.w = np.resize(pool, self.rows * self.stride)
