@@ -44,6 +44,14 @@ DEFINITIONS: dict[GGMLType, Callable[[np.ndarray], tuple[np.ndarray, ...]]] = {
         packed_tq2_0,
     )
 }
+HALVES = {  # where a block has its d and dmin
+    GGMLType.IQ1_M: range(48, 56),
+    GGMLType.IQ1_S: range(2),
+    GGMLType.Q2_K: range(80, 84),
+    GGMLType.Q3_K: range(108, 110),
+    GGMLType.TQ1_0: range(52, 54),
+    GGMLType.TQ2_0: range(64, 66),
+}
 ROWS, N_COLS = 131, 2304  # neither a multiple of a row group nor of the columns of a tile
 every_packed_type = pytest.mark.parametrize("t", list(PACKED_TYPES), ids=lambda t: t.name)
 
@@ -132,13 +140,7 @@ def test_packed_bytes_hold_the_same_weights_for_every_byte(t: GGMLType) -> None:
     """Every byte in every place of a block but the scales', which are those of a sane block."""
     block = moderate_blocks(t, 1)[0]
     data = np.tile(block, (256, 1))
-    d = {GGMLType.IQ1_M: range(48, 56), GGMLType.IQ1_S: range(2), GGMLType.Q3_K: range(108, 110)}
-    d |= {
-        GGMLType.Q2_K: range(80, 84),
-        GGMLType.TQ1_0: range(52, 54),
-        GGMLType.TQ2_0: range(64, 66),
-    }
-    for at in set(range(BLOCK[t].n_bytes)) - set(d[t]):
+    for at in set(range(BLOCK[t].n_bytes)) - set(HALVES[t]):
         data[:, at] = (np.arange(256) + 37 * at) % 256
     got = unpack(PACKED_TYPES[t], pack(PACKED_TYPES[t], data, 256), 256)
     assert np.array_equal(got, libggml.dequantize(t, data, 256))
@@ -191,6 +193,24 @@ def test_packed_products_of_the_largest_activations_are_exact(t: GGMLType) -> No
         records = activations.quantize(x[None])
         want = products(p.source.address("matvec"), data, data.strides[0], ROWS, records)
         got = products(p.address("matvec"), packed, p.row_stride(N_COLS), ROWS, records)
+        assert_same_bits(got, want)
+        weights = libggml.dequantize(t, data, N_COLS).astype(np.float64)
+        assert np.all(np.abs(got[0] - weights @ x) <= 1e-5 * np.abs(weights).sum(axis=1))
+
+
+@every_packed_type
+@pytest.mark.parametrize("byte", [0x00, 0x55, 0xAA, 0xFF])
+def test_packed_products_of_the_same_byte_everywhere_are_exact(t: GGMLType, byte: int) -> None:
+    """Among them the largest weights: sums of 16 bits may overflow on the way, not at the end."""
+    p = PACKED_TYPES[t]
+    block = moderate_blocks(t, 1)[0]
+    block[list(set(range(BLOCK[t].n_bytes)) - set(HALVES[t]))] = byte
+    data = np.tile(block, (p.group_rows, N_COLS // 256))
+    packed = pack(p, data, N_COLS)
+    for x in (np.ones(N_COLS, np.float32), -np.ones(N_COLS, np.float32)):
+        records = activations.quantize(x[None])
+        want = products(p.source.address("matvec"), data, data.strides[0], len(data), records)
+        got = products(p.address("matvec"), packed, p.row_stride(N_COLS), len(data), records)
         assert_same_bits(got, want)
         weights = libggml.dequantize(t, data, N_COLS).astype(np.float64)
         assert np.all(np.abs(got[0] - weights @ x) <= 1e-5 * np.abs(weights).sum(axis=1))
