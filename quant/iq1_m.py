@@ -179,6 +179,7 @@ def finish_both(z: int, u: int, d: Any, e: Any) -> tuple[Any, Any]:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ1_M,
     decode=decode,
+    weights=range(-9, 10, 2),
     group=16,
     book=Book(dots=dots, scales=scales, signed=False),
     pairs=Pairs(

@@ -145,6 +145,7 @@ def finish(z: int, u: int, d: Any, at: int) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ1_S,
     decode=decode,
+    weights=range(-9, 10, 2),
     book=Book(dots=dots, scales=scales, signed=False),
     pairs=Pairs(
         weights_32=weights_32,

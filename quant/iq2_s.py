@@ -141,6 +141,7 @@ def turned(p: int, z: int, k: int, y: Any) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ2_S,
     decode=decode,
+    weights=range(-43, 44),
     group=16,
     book=Book(dots=dots, scales=scales, signed=True),
     pairs=Pairs(

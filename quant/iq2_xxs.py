@@ -127,6 +127,7 @@ def turned(p: int, z: int, k: int, y: Any) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ2_XXS,
     decode=decode,
+    weights=range(-43, 44),
     book=Book(dots=dots, scales=scales, signed=True),
     pairs=Pairs(
         weights_32=weights_32,

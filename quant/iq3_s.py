@@ -123,6 +123,7 @@ def turned(p: int, z: int, k: int, y: Any) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ3_S,
     decode=decode,
+    weights=range(-15, 16, 2),
     book=Book(
         dots=dots_of_4s,
         scales=scales,

@@ -131,6 +131,7 @@ def turned(p: int, z: int, k: int, y: Any) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.IQ3_XXS,
     decode=decode,
+    weights=range(-62, 63, 2),
     book=Book(
         dots=dots_of_4s,
         scales=scales,

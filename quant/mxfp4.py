@@ -53,5 +53,6 @@ def weights_2(p: int) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.MXFP4,
     decode=decode,
+    weights=range(-12, 13),
     direct=Direct32(weights_2=weights_2, scales_16=scales_16, zero=isa.FLIP, signed=isa.FLIP == 0),
 )

@@ -33,4 +33,4 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 32 * k, lookup16(BOOK(), swap_middle(load_nibbles(p + 4 + 16 * k))))
 
 
-QUANT = QuantType(ggml_type=GGMLType.NVFP4, decode=decode, group=16)
+QUANT = QuantType(ggml_type=GGMLType.NVFP4, decode=decode, group=16, weights=range(-12, 13))

@@ -22,4 +22,4 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 32 * k, as_i8(bit_mask(p + 2 + 4 * k) & 2) - 1)
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q1_0, decode=decode)
+QUANT = QuantType(ggml_type=GGMLType.Q1_0, decode=decode, weights=range(-1, 2, 2))

@@ -25,4 +25,4 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 32 * k, as_i8(as_bytes(pairs)) - 1)
 
 
-QUANT = QuantType(ggml_type=GGMLType.Q2_0, decode=decode)
+QUANT = QuantType(ggml_type=GGMLType.Q2_0, decode=decode, weights=range(-1, 3))

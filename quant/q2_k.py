@@ -110,6 +110,7 @@ def offsets(p: int, z: int) -> tuple[Any, Any]:
 QUANT = QuantType(
     ggml_type=GGMLType.Q2_K,
     decode=decode,
+    weights=range(4),
     group=16,
     offsets=True,
     direct=Direct(

@@ -118,6 +118,7 @@ def scales(p: int, z: int) -> tuple[Any, Any]:
 QUANT = QuantType(
     ggml_type=GGMLType.Q3_K,
     decode=decode,
+    weights=range(-4, 4),
     group=16,
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=4),
     pairs=Pairs(weights_32=weights_32, scales=scales, shifts=every_other_down, zero=4, most=28),

@@ -36,5 +36,6 @@ def weights_2(p: int) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.Q4_0,
     decode=decode,
+    weights=range(-8, 8),
     direct=Direct32(weights_2=weights_2, scales_16=halves_of_16(18), zero=8),
 )

@@ -50,6 +50,7 @@ def offsets_16(p: int) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.Q4_1,
     decode=decode,
+    weights=range(16),
     offsets=True,
     direct=Direct32(weights_2=weights_2, scales_16=scales_16, offsets_16=offsets_16),
 )

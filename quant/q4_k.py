@@ -107,6 +107,7 @@ def weights_32(p: int, z: int, k: int) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.Q4_K,
     decode=decode,
+    weights=range(16),
     offsets=True,
     direct=Direct(
         weights_64=weights_64,

@@ -38,5 +38,6 @@ def weights_2(p: int) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.Q5_0,
     decode=decode,
+    weights=range(-16, 16),
     direct=Direct32(weights_2=weights_2, scales_16=halves_of_16(22), zero=16),
 )

@@ -46,6 +46,7 @@ def offsets_16(p: int) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.Q5_1,
     decode=decode,
+    weights=range(32),
     offsets=True,
     direct=Direct32(weights_2=weights_2, scales_16=scales_16, offsets_16=offsets_16),
 )

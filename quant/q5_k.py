@@ -74,6 +74,7 @@ def weights_32(p: int, z: int, k: int) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.Q5_K,
     decode=decode,
+    weights=range(32),
     offsets=True,
     direct=Direct(
         weights_64=weights_64,

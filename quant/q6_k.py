@@ -95,6 +95,7 @@ def scales(p: int, z: int) -> tuple[Any, Any]:
 QUANT = QuantType(
     ggml_type=GGMLType.Q6_K,
     decode=decode,
+    weights=range(-32, 32),
     group=16,
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=32),
     pairs=Pairs(weights_32=weights_32, scales=scales, zero=32, most=63),

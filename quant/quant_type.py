@@ -111,6 +111,7 @@ class QuantType:
     decode: the readable definition (None for float types, which give decode_row).
     offsets: whether decode writes `o` (a minimum beside the scale).
     group: columns that share a scale, 32 or 16.
+    weights: what `decode` may write to q, whatever the file holds.
     direct: for types that `matvec_64` or `matvec_32` can serve without going through memory.
     dot_32: for types that `float_products.matvec_f32` can widen in registers; float types have it.
     book: for types that `matvec_book` can serve where the processor has VBMI.
@@ -123,6 +124,7 @@ class QuantType:
     decode_row: Any = None
     offsets: bool = False
     group: int = 32
+    weights: range = range(-128, 128)
     direct: Direct | Direct32 | None = None
     book: Book | None = None
     pairs: Pairs | None = None

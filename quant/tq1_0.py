@@ -131,6 +131,7 @@ def scales(p: int, z: int) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.TQ1_0,
     decode=decode,
+    weights=range(-1, 2),
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=1),
     overrides=dict.fromkeys(MATVEC, matvec_16_rows) if isa.VBMI else {},
     pairs=Pairs(weights_32=weights_32, scales=scales, zero=1, most=2),

@@ -86,6 +86,7 @@ def scales(p: int, z: int) -> Any:
 QUANT = QuantType(
     ggml_type=GGMLType.TQ2_0,
     decode=decode,
+    weights=range(-1, 3),
     direct=Direct(
         weights_64=weights_64, scales_16=scales_16, zero=1, in_place=in_place, shifts=shifts
     ),
