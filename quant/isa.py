@@ -77,6 +77,7 @@ NAME = chosen()
 VBMI = NAME == "avx512vbmi"  # with VBMI and GFNI
 ISA = "avx512vnni" if VBMI else NAME
 VNNI = ISA in ("avx512vnni", "avxvnni")  # a dot product of any unsigned and any signed bytes
+PAIRS = ISA == "avx2"  # tiles are multiplied by what adds two products: `maddubs`, `madd`
 
 
 # what dot products of bytes want on one side: unsigned bytes of any size, or signed ones
@@ -208,6 +209,21 @@ def add_quad(b: Any, m: Any, acc: Any, ready: Any, y: Any) -> Any:
         ones = ir.Constant(V16I16, [1] * 16)
         halves.append(b.add(a, _call(b, m, "llvm.x86.avx2.pmadd.wd", V8I32, [pairs, ones])))
     return b.shuffle_vector(halves[0], halves[1], _lanes(0, 16))
+
+
+def pair_products(b: Any, m: Any, unsigned: Any, signed: Any) -> Any:
+    """AVX2: u8x32 * i8x32 -> i16x16, two products added; they must fit."""
+    return _call(b, m, "llvm.x86.avx2.pmadd.ub.sw", V16I16, [unsigned, signed])
+
+
+def sums_of_pairs(b: Any, m: Any, pairs: Any, times: int) -> Any:
+    """AVX2: i16x16 -> i32x8, two neighbours added, `times` as large."""
+    return sums_of_products(b, m, pairs, ir.Constant(V16I16, [times] * 16))
+
+
+def sums_of_products(b: Any, m: Any, x: Any, y: Any) -> Any:
+    """AVX2: i16x16 * i16x16 -> i32x8, two products added."""
+    return _call(b, m, "llvm.x86.avx2.pmadd.wd", V8I32, [x, y])
 
 
 def shuffle_bytes(b: Any, m: Any, table: Any, index: Any) -> Any:

@@ -25,6 +25,7 @@ from quant.packed_kernels import AHEAD
 from quant.packed_trios import (
     EIGHTS,
     ROWS,
+    SHIFT_ZERO,
     STRIP,
     add_shift,
     fill_trits,
@@ -161,7 +162,7 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
 @inline
 def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
     """Contract in packed_kernels.py."""
-    fill_trits(p + STRIPS, EIGHTS() + 16 * plane, w, w_stride, 16)
+    fill_trits(p + STRIPS, EIGHTS() + 16 * plane, SHIFT_ZERO, w, w_stride, 16)
     for rows in range(0, 64, 4 * LANES):
         own = p + PLANE * plane + rows
         d = eighth_of_d(own)

@@ -54,12 +54,13 @@ from quant.simd_packed import (
     to_floats,
     zero_sums,
 )
-from quant.tile import ZERO
+from quant.strips import storage
 
 SECTIONS = 256  # where they begin
 STRIDE = SECTION + 256
 GROUP_BYTES = SECTIONS + 4 * STRIDE
 SHARE = STRIDE // HALVES  # bytes to fetch with each half of a section
+ZERO = storage(q2_k.QUANT.weights).zero  # of a tile
 
 
 def weights(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -165,7 +166,7 @@ def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stri
             store_floats(o + g * s_stride + rows, nibble(numbers >> 4) * dmin)
             for k in range(4):
                 v = load_bytes(section + g % 4 * 256 + 64 * k) >> 2 * plane & 3
-                store_bytes(w + g * w_stride + 128 * k + rows, v ^ ZERO)
+                store_bytes(w + g * w_stride + 128 * k + rows, v + ZERO)
 
 
 PACKED = PackedType(

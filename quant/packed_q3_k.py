@@ -64,7 +64,8 @@ from quant.simd_packed import (
     words_up,
     zero_sums,
 )
-from quant.tile import ZERO, transpose_floats
+from quant.strips import storage
+from quant.tile import transpose_floats
 
 SCALES = 128  # where they begin
 PART = 192
@@ -73,6 +74,7 @@ STRIDE = 1536
 GROUP_BYTES = SECTIONS + 4 * STRIDE
 SHARE = STRIDE // HALVES  # bytes to fetch with each half of a section
 UNIT = np.float32(2.0**-26)  # of a scale in the upper 6 bits of a word
+ZERO = storage(q3_k.QUANT.weights).zero - 4  # of a tile, for pairs and third bits as they are
 
 
 def weights(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -280,8 +282,8 @@ def fill_section(
             second = load_bytes(at + 64) >> 2 * plane & 3
             second = second | (bits >> (upper + 3 * (plane % 2)) & 1) << 2
             to = w + g * w_stride + 256 * j + rows
-            store_bytes(to, first - 4 ^ ZERO)
-            store_bytes(to + 128, second - 4 ^ ZERO)
+            store_bytes(to, first + ZERO)
+            store_bytes(to + 128, second + ZERO)
 
 
 @inline

@@ -33,9 +33,11 @@ from quant.simd_packed import (
     splat_float,
     store_floats,
 )
+from quant.strips import storage
 
 STRIPS = 96  # where they begin
 GROUP_BYTES = STRIPS + 8 * STRIP
+ZERO = storage(tq1_0.QUANT.weights).zero  # of a tile
 
 
 def weights(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +81,7 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
 @inline
 def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
     """Contract in packed_kernels.py."""
-    fill_trits(p + STRIPS, DIGITS() + 16 * plane, w, w_stride, 32)
+    fill_trits(p + STRIPS, DIGITS() + 16 * plane, ZERO, w, w_stride, 32)
     for rows in range(0, 64, 4 * LANES):
         d = load_halves(p + 32 * plane + rows // 2)
         for g in range(8):

@@ -41,10 +41,11 @@ from quant.simd_packed import (
     to_floats,
     zero_sums,
 )
-from quant.tile import ZERO
+from quant.strips import storage
 
 VECTORS = 128  # where they begin
 GROUP_BYTES = VECTORS + 4 * SECTION
+ZERO = storage(tq2_0.QUANT.weights).zero - 1  # of a tile, for pairs as they are
 
 
 def weights(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +105,7 @@ def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stri
             store_floats(s + g * s_stride + rows, d)
             for k in range(8):
                 v = load_bytes(p + VECTORS + 512 * g + 64 * k + rows) >> 2 * plane & 3
-                store_bytes(w + g * w_stride + 128 * k + rows, v - 1 ^ ZERO)
+                store_bytes(w + g * w_stride + 128 * k + rows, v + ZERO)
 
 
 PACKED = PackedType(

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from quant import iq1_s
 from quant.jit import inline
 from quant.lookups import table
 from quant.simd import alloca
@@ -38,6 +39,7 @@ from quant.simd_packed import (
     load_bytes,
     look_up,
     minus_or_one,
+    minus_or_zero,
     minus_threes,
     negate_where,
     signed_columns,
@@ -48,7 +50,8 @@ from quant.simd_packed import (
     zero_bytes,
     zero_sums,
 )
-from quant.tile import ZERO, transpose_floats
+from quant.strips import storage
+from quant.tile import transpose_floats
 
 STRIP = 320  # bytes
 ROWS = 48
@@ -57,9 +60,12 @@ _U = np.arange(16)
 _DIGITS = [(_U + 4) // 9, (_U + 1) // 3 - 3 * ((_U + 4) // 9), _U - 3 * ((_U + 1) // 3)]
 THIRDS = table("trio_thirds", lambda: ((_U + 1) // 3).astype(np.int8))
 NINTHS = table("trio_ninths", lambda: ((_U + 4) // 9).astype(np.int8))
-# the digits of u, for each of the three rows: as they are, and times 8
+# the digits of u, for each of the three rows: as they are, and as tiles want 8 t + shift of IQ1
 DIGITS = table("trio_digits", lambda: np.array(_DIGITS, np.int8))
-EIGHTS = table("trio_eights", lambda: 8 * np.array(_DIGITS, np.int8))
+SHIFTED = storage(iq1_s.QUANT.weights)
+EIGHTS = table("trio_eights", lambda: 8 // SHIFTED.step * np.array(_DIGITS, np.int8))
+# what is added to the latter; with it a shift of 1 is done where halves are stored
+SHIFT_ZERO = (SHIFTED.zero + SHIFTED.step - 1) // SHIFTED.step
 
 
 def trits(strips: np.ndarray) -> np.ndarray:
@@ -156,10 +162,10 @@ def pack_trios(trits: int, out: int) -> None:
 
 
 @inline
-def fill_trits(p: int, digits: int, w: int, w_stride: int, group: int) -> None:
+def fill_trits(p: int, digits: int, zero: int, w: int, w_stride: int, group: int) -> None:
     """One plane's trits of the 8 strips at p as weights of a tile; see packed_kernels.py.
 
-    digits: the plane's row of DIGITS or EIGHTS.
+    digits: the plane's row of DIGITS or EIGHTS; zero: what is added to these.
     """
     for strip in range(8):
         for rows in range(0, 64, 4 * LANES):
@@ -169,8 +175,8 @@ def fill_trits(p: int, digits: int, w: int, w_stride: int, group: int) -> None:
                 low = as_signed(look_up(digits, both & 15))
                 high = as_signed(look_up(digits, both >> 4))
                 at = tile_vector(w, w_stride, group, 8 * strip + 2 * k) + rows
-                store_bytes(at, as_bytes(negate_where(low, signs, 2 * k)) ^ ZERO)
-                store_bytes(at + 128, as_bytes(negate_where(high, signs, 2 * k + 1)) ^ ZERO)
+                store_bytes(at, as_bytes(negate_where(low, signs, 2 * k)) + zero)
+                store_bytes(at + 128, as_bytes(negate_where(high, signs, 2 * k + 1)) + zero)
 
 
 @inline
@@ -181,8 +187,11 @@ def tile_vector(w: int, w_stride: int, group: int, quad: int) -> int:
 
 @inline
 def add_shift(x: Any, bit: int, at: int, vectors: int) -> None:
-    """Weights 8 t (`vectors` of 4 columns in a tile) + the shift: -1 where the bit of x is set."""
-    shift = ints_as_bytes(minus_or_one(x >> bit))
+    """Weights 8 t (`vectors` of 4 columns in a tile) + the shift: -1 where the bit of x is set.
+
+    Where a tile stores halves, fill_trits has added 1 / 2 of it: what is missing is -1 or 0.
+    """
+    shift = ints_as_bytes(minus_or_one(x >> bit) if SHIFTED.step == 1 else minus_or_zero(x >> bit))
     for k in range(vectors):
         store_bytes(at + 128 * k, load_bytes(at + 128 * k) + shift)
 

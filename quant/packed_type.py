@@ -95,7 +95,7 @@ class PackedType:
         }
         names["add_group"] = _helper(packed_kernels.add_group, name, names)
         if kind == "matmul":
-            names |= tile.intrinsics(1, self.source.group)
+            names |= tile.intrinsics(1, self.source.group, self.source.weights)
             for helper, source in TILE_HELPERS.items():
                 names[helper] = _helper(source, name, names)
             names["matmul_many"] = _helper(tile.matmul, name, names)
@@ -111,6 +111,8 @@ TILE_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": packed_kernels.fill_tile,
     "fetch": packed_kernels.fetch,
     "add_lanes": tile.add_lanes,
+    "fetch_tokens": tile.fetch_tokens,
+    "fetch_numbers": tile.fetch_numbers,
 }
 TEMPLATES: dict[str, Callable[..., None]] = {
     "pack": packed_kernels.pack,

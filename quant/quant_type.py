@@ -168,6 +168,8 @@ class QuantType:
             "decode": self.decode,
         }
         template = kind.removesuffix("_q16")
+        if template == "matmul" and not self.is_float:
+            names |= tile.intrinsics(names["PLANES"], self.group, self.weights)
         if self.is_float:
             names["decode_row"] = self.decode_row
         else:
@@ -203,8 +205,6 @@ class QuantType:
         if self.pairs is not None and template == "matvec" and self._wants_pairs():
             fn = matvec_pairs.matvec_pairs
             names = self.pairs.names(name, names)
-        if template == "matmul":
-            names |= tile.intrinsics(names["PLANES"], self.group)
         return bind(fn, name, **names)
 
 
@@ -218,6 +218,8 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": tile.fill_tile,
     "fetch": tile.fetch,
     "add_lanes": tile.add_lanes,
+    "fetch_tokens": tile.fetch_tokens,
+    "fetch_numbers": tile.fetch_numbers,
 }
 TEMPLATES: dict[str, Callable[..., None]] = {
     "dequantize": kernels.dequantize,

@@ -261,6 +261,16 @@ store_i8x8 = _op(  # 8 float lanes of whole numbers within int8, as bytes
 )
 
 
+def _store_words(b: Any, m: Any, v: Any) -> Any:
+    words = b.trunc(b.fptosi(v[1], i32x8.llvm), ir.VectorType(I16, 8))
+    swapped = ir.Constant(i32x8.llvm, [0, 2, 1, 3, 4, 6, 5, 7])
+    return _store(b, b.shuffle_vector(words, words, swapped), v[0])
+
+
+# 8 float lanes of whole numbers within int16, as such; of four the second and third change places
+store_i16x8 = _op(types.int64, (P, f32x8), _store_words)
+
+
 # --- 512 bits: one step of 64 columns -----------------------------------------------------------
 
 

@@ -284,9 +284,12 @@ def _halves_from(b: Any, m: Any, v: Any) -> Any:
     return b.fpext(b.bitcast(bits, ir.VectorType(F16, LANES)), FLOATS)
 
 
+def _minus_or_zero(b: Any, m: Any, v: Any) -> Any:
+    return b.sub(ir.Constant(INTS, [0] * LANES), _masked(b, v[0], 1))
+
+
 def _minus_or_one(b: Any, m: Any, v: Any) -> Any:
-    minus = b.sub(ir.Constant(INTS, [0] * LANES), _masked(b, v[0], 1))
-    return b.or_(minus, ir.Constant(INTS, [0x01010101] * LANES))
+    return b.or_(_minus_or_zero(b, m, v), ir.Constant(INTS, [0x01010101] * LANES))
 
 
 def _signed_sums(b: Any, m: Any, v: Any) -> Any:
@@ -308,5 +311,6 @@ top_byte = _op(Ints, (Ints, types.int64), _top_byte)  # byte k (a constant) and 
 sign_of_bit_3 = _op(Floats, (Ints, Floats), _sign_of_bit_3)  # the float, negative where x & 8
 one_of_4 = _op(Floats, (P, Ints), _one_of_4)  # floats at the address [x & 3]; 16-byte aligned
 halves_from = _op(Floats, (Ints,), _halves_from)  # the low 16 bits read as a half
+minus_or_zero = _op(Ints, (Ints,), _minus_or_zero)  # four bytes of -1 where x & 1, else of 0
 minus_or_one = _op(Ints, (Ints,), _minus_or_one)  # four bytes of -1 where x & 1, else of 1
 signed_sums = _op(simd.f32x16, (simd.i8x64,), _signed_sums)

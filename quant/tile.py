@@ -5,20 +5,20 @@
             scales  [group][step][2 x 16 rows], offsets the same
 
 A 32-bit lane is a row, so that no sum goes across lanes: one instruction multiplies 16 rows x 4
-columns with four bytes of a token, which every lane gets (`strips`, below). Results are those of
-`matvec`, bit for bit.
+columns with four bytes of a token, which every lane gets (strips.py, which also says how a weight
+is stored; those of 16 bits are two columns to a lane). Results are those of `matvec`, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 
-from quant import isa
+from quant import strips
+from quant.activations import words_offset
 from quant.kernels import (
     _INDEX,
     _N_COLS,
@@ -38,7 +38,8 @@ from quant.kernels import (
     decode_step,
 )
 from quant.simd import (
-    F32,
+    I8,
+    I16,
     I32,
     I64,
     P,
@@ -46,30 +47,32 @@ from quant.simd import (
     _op,
     _pointer,
     alloca,
-    call,
+    constant,
     f32,
-    f32x16,
-    i32x16,
     i64,
     load_f32x16,
     prefetch_far,
     prefetch_to_write,
     put_f32,
     put_i64,
-    splat_value,
     store_f32x16,
     zero_f32x16,
 )
+from quant.strips import ROWS, storage, widen
 
-ROWS = 32
 COLS = 2048
 STEPS = COLS // 256
-TOKENS = 6 if isa.ISA.startswith("avx512") else 2  # per pass over the tile: what registers hold
-TILES = 2  # that share a pass over the tokens, which come from the third cache at best
 SUMS = 1536  # tokens x groups of columns that are kept at a time
+# Bytes from token to token of widened activations: so many lines that they share no sets of L1.
+Y_STRIDE = 2 * COLS + 5 * 64
 AHEAD = 8  # tokens: how early their lines of the output are fetched
-# With VNNI a weight is stored 128 too large, as an unsigned byte: what the instruction wants.
-ZERO = 128 if isa.VNNI else 0
+
+# open, filled in by `intrinsics`
+TOKENS = 2  # per pass over the tile
+PART = 24  # tokens that take turns with all groups, while their activations stay in L2
+TILES = 2  # that share a pass over the tokens, which come from the third cache at best
+NARROW = False  # a pass takes half of the rows
+WIDE = False  # 16 bits for a weight and an activation
 
 
 # --- 16 x 16 lanes of 32 bits ---------------------------------------------------------------------
@@ -90,11 +93,13 @@ def _transpose(b: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
-def _transpose_16(flip: int) -> Any:
+@cache
+def _transpose_16(zero: int = 0, step: int = 1, *, wide: bool = False) -> Any:
     """transpose(src, src_stride, dst, quads, quad_stride, group_stride).
 
     16 rows of 64 bytes at src -> vector m to dst + m // quads * group_stride + m % quads *
-    quad_stride; every byte xor `flip`.
+    quad_stride; every byte (x + zero) / step, a whole number. step: 1 or 2. wide: 16 bits for each,
+    columns 0 and 2 of four in one vector, 1 and 3 in a second 128 bytes on.
     """
 
     def generate(b: Any, m: Any, v: Any) -> Any:
@@ -104,19 +109,34 @@ def _transpose_16(flip: int) -> Any:
         for i in range(16):
             at = b.add(src, b.mul(stride, ir.Constant(I64, i)))
             rows.append(b.load(_pointer(b, at, vector), align=1))
-        mask = ir.Constant(vector, [flip * 0x01010101 - (1 << 32) * (flip > 127)] * 16)
+        as_bytes = ir.VectorType(I8, 64)
         for j, x in enumerate(_transpose(b, rows)):
             j64 = ir.Constant(I64, j)
             at = b.add(dst, b.mul(b.udiv(j64, quads), group_stride))
             at = b.add(at, b.mul(b.urem(j64, quads), quad_stride))
-            b.store(b.xor(x, mask) if flip else x, _pointer(b, at, vector), align=1)
+            if zero:
+                x = b.bitcast(
+                    b.add(b.bitcast(x, as_bytes), constant(as_bytes, [zero] * 64)), vector
+                )
+            if step == 2:  # even bytes: nothing crosses into the next
+                x = b.lshr(x, ir.Constant(vector, [1] * 16))
+            if wide:
+                words = b.bitcast(x, ir.VectorType(I16, 32))
+                eight = ir.Constant(words.type, [8] * 32)
+                odds = b.bitcast(b.ashr(words, eight), vector)
+                x = b.bitcast(b.ashr(b.shl(words, eight), eight), vector)
+                b.store(odds, _pointer(b, b.add(at, ir.Constant(I64, 128)), vector), align=1)
+            b.store(x, _pointer(b, at, vector), align=1)
         return ir.Constant(I64, 0)
 
     return _op(types.int64, (P, P, P, P, P, P), generate)
 
 
-transpose_weights = _transpose_16(ZERO)
-transpose_floats = _transpose_16(0)
+transpose_floats = _transpose_16()
+
+
+def transpose_weights(src: int, stride: int, dst: int, quads: int, quad: int, group: int) -> None:
+    """Open: `transpose` to what a tile stores."""
 
 
 def fill_tile(
@@ -127,6 +147,7 @@ def fill_tile(
     Rows beyond `rows` repeat the last one. Of a last step with fewer columns the rest is zero.
     """
     steps = (cols + 255) // 256
+    group = GROUP * (64 if WIDE else 32)  # bytes
     p = w + top * row_bytes + c0 // SIZE * BYTES
     q16 = alloca(4096)  # 16 rows of 256 weights, then scales and offsets
     s16 = alloca(1088)
@@ -138,11 +159,11 @@ def fill_tile(
                 row = p + min(16 * half + i, rows - 1) * row_bytes
                 row += step * (256 // SIZE) * BYTES
                 decode_step(row, blocks, q16 + 256 * i, s16 + 64 * i, o16 + 64 * i)
-            at = tile_w + step * GROUP * 32 + 64 * half
+            at = tile_w + step * group + 64 * half
             for k in range(4):
                 transpose_weights(
-                    q16 + 64 * k, 256, at + k * (64 // GROUP) * steps * GROUP * 32,
-                    GROUP // 4, 128, steps * GROUP * 32,
+                    q16 + 64 * k, 256, at + k * (64 // GROUP) * steps * group, GROUP // 4,
+                    256 if WIDE else 128, steps * group,
                 )  # fmt: skip
             spread_scales(s16, s + step * 128 + 64 * half, steps * 128)
             if OFFSETS:
@@ -172,150 +193,11 @@ def spread_scales(src: int, dst: int, stride: int) -> None:
 # --- the products ---------------------------------------------------------------------------------
 
 
-def _splat_load(b: Any, address: Any, element: Any) -> Any:
-    x = b.load(_pointer(b, address, element), align=1)
-    return splat_value(b, x, ir.VectorType(element, 16))
-
-
-def _plus(b: Any, x: Any, n: int) -> Any:
-    return b.add(x, ir.Constant(I64, n)) if n else x
-
-
-def _opaque(b: Any, x: Any) -> Any:
-    """The same int64. LLVM cannot see that: it would keep every sum with it in a register."""
-    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [x], side_effect=False)
-
-
-def _for_steps(b: Any, steps: Any, kept: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
-    """A loop: the values `kept` become body(i, *kept) for every step i; returned at its end."""
-    before = b.block
-    loop = b.append_basic_block("steps")
-    after = b.append_basic_block("done")
-    b.branch(loop)
-    b.position_at_end(loop)
-    i = b.phi(I64)
-    i.add_incoming(ir.Constant(I64, 0), before)
-    phis = [b.phi(value.type) for value in kept]
-    for phi, value in zip(phis, kept, strict=True):
-        phi.add_incoming(value, before)
-    new = body(i, *phis)
-    following = b.add(i, ir.Constant(I64, 1))
-    for phi, value in zip([i, *phis], [following, *new], strict=True):
-        phi.add_incoming(value, loop)
-    b.cbranch(b.icmp_signed("<", following, steps), loop, after)
-    b.position_at_end(after)
-    return new
-
-
-def _places(b: Any, acc: Any, tokens: int) -> list[Any]:
-    """Where the accumulators of tokens lie: those of both halves of the rows of each."""
-    return [_pointer(b, _plus(b, acc, 128 * i), f32x16.llvm) for i in range(2 * tokens)]
-
-
-def _both(b: Any, at: Any) -> list[Any]:
-    """Scales or offsets of the two halves of the rows."""
-    return [b.load(_pointer(b, _plus(b, at, 64 * half), f32x16.llvm), align=1) for half in range(2)]
-
-
-def _strips(tokens: int, group: int, planes: int) -> Any:
-    """strips(w, s, steps, table, x, ys, isum, n, acc).
-
-    One group of columns of 32 rows for `tokens` tokens: acc grows by all steps. table: addresses of
-    the tokens' records; x, ys, isum: what to add to these for the group's first columns, scales and
-    sums; n: from one plane to the next. Token t's acc lies 256 t bytes on, its second 16 rows 128
-    bytes further.
-    """
-    pairs = [(t, half) for t in range(tokens) for half in range(2)]
-
-    def generate(b: Any, m: Any, v: Any) -> Any:
-        w0, s0, steps, table, x0, ys0, isum0, n, acc0 = v
-        v16f, v16i = f32x16.llvm, i32x16.llvm
-        records = [b.load(_pointer(b, _plus(b, table, 8 * t), I64)) for t in range(tokens)]
-        places = _places(b, acc0, tokens)
-
-        def body(i: Any) -> list[Any]:
-            w = b.add(w0, b.mul(i, ir.Constant(I64, group * 32)))
-            to_x = _opaque(b, b.add(x0, b.mul(i, ir.Constant(I64, 256))))
-            to_ys = _opaque(b, b.add(ys0, b.mul(i, ir.Constant(I64, 32))))
-            dots = {pair: ir.Constant(v16i, [0] * 16) for pair in pairs}
-            if ZERO:  # what the weights are too large by, of all columns: taken off
-                to_sum = _opaque(b, b.add(isum0, b.mul(i, ir.Constant(I64, 1024 // group))))
-                at_sum = [b.add(r, to_sum) for r in records]
-                isum = [b.load(_pointer(b, at, I32), align=1) for at in at_sum]
-                bias = [splat_value(b, b.mul(x, ir.Constant(I32, -ZERO)), v16i) for x in isum]
-                if planes == 1:
-                    dots = {(t, half): bias[t] for t, half in pairs}
-            for plane in range(planes):
-                if plane:
-                    dots = {pair: b.shl(d, ir.Constant(v16i, [8] * 16)) for pair, d in dots.items()}
-                    if ZERO:
-                        dots = {(t, half): b.add(d, bias[t]) for (t, half), d in dots.items()}
-                if plane:
-                    to_x = _opaque(b, b.add(to_x, n))
-                at = [b.add(r, to_x) for r in records]
-                for k in range(group // 4):
-                    ready = []
-                    for half in range(2):
-                        place = _pointer(b, _plus(b, w, 128 * k + 64 * half), v16i)
-                        ready.append(isa.prepare_quad(b, m, b.load(place, align=1)))
-                    for t in range(tokens):
-                        y = _splat_load(b, _plus(b, at[t], 4 * k), I32)
-                        for half in range(2):
-                            dots[t, half] = isa.add_quad(b, m, dots[t, half], ready[half], y)
-            scale = _both(b, b.add(s0, b.mul(i, ir.Constant(I64, 128))))
-            for t in range(tokens):
-                ys = _splat_load(b, b.add(records[t], to_ys), F32)
-                for half in range(2):
-                    place = places[2 * t + half]
-                    args = [b.sitofp(dots[t, half], v16f), b.fmul(scale[half], ys)]
-                    args.append(b.load(place, align=1))
-                    b.store(call(b, m, "llvm.fma.v16f32", v16f, args), place, align=1)
-            return []
-
-        _for_steps(b, steps, [], body)
-        return ir.Constant(I64, 0)
-
-    return _op(types.int64, (P,) * 9, generate)
-
-
-def _offset_strips(tokens: int, group: int) -> Any:
-    """offset_strips(o, steps, table, sums, low): the same for offsets * sums.
-
-    sums: what to add to a record's address for the sum of the group's first columns.
-    """
-    pairs = [(t, half) for t in range(tokens) for half in range(2)]
-
-    def generate(b: Any, m: Any, v: Any) -> Any:
-        o, steps, table, sums, low = v
-        records = [b.load(_pointer(b, _plus(b, table, 8 * t), I64)) for t in range(tokens)]
-
-        def body(i: Any, *acc: Any) -> list[Any]:
-            offset = _both(b, b.add(o, b.mul(i, ir.Constant(I64, 128))))
-            to_sum = b.add(sums, b.mul(i, ir.Constant(I64, 1024 // group)))
-            here = [_splat_load(b, b.add(r, to_sum), F32) for r in records]
-            return [
-                call(b, m, "llvm.fma.v16f32", f32x16.llvm, [offset[half], here[t], x])
-                for (t, half), x in zip(pairs, acc, strict=True)
-            ]
-
-        places = _places(b, low, tokens)
-        start = [b.load(place, align=1) for place in places]
-        for place, value in zip(places, _for_steps(b, steps, start, body), strict=True):
-            b.store(value, place, align=1)
-        return ir.Constant(I64, 0)
-
-    return _op(types.int64, (P,) * 5, generate)
-
-
-@cache
-def intrinsics(planes: int, group: int) -> dict[str, Any]:
-    """What `matmul` leaves open, for a kind of type; made once for each."""
-    return {
-        "strips_many": _strips(TOKENS, group, planes),
-        "strips_one": _strips(1, group, planes),
-        "offsets_many": _offset_strips(TOKENS, group),
-        "offsets_one": _offset_strips(1, group),
-    }
+def intrinsics(planes: int, group: int, weights: range) -> dict[str, Any]:
+    """What `matmul` leaves open, for a kind of type."""
+    stored = storage(weights, planes)
+    transpose = _transpose_16(stored.zero, stored.step, wide=stored.wide)
+    return strips.intrinsics(planes, group, stored) | {"transpose_weights": transpose}
 
 
 def strips_many(*arguments: int) -> None:
@@ -324,6 +206,14 @@ def strips_many(*arguments: int) -> None:
 
 def strips_one(*arguments: int) -> None:
     """Open: `strips` of one token."""
+
+
+def narrow_many(*arguments: int) -> None:
+    """Open: `narrow_strips` of TOKENS tokens."""
+
+
+def narrow_one(*arguments: int) -> None:
+    """Open: `narrow_strips` of one token."""
 
 
 def offsets_many(*arguments: int) -> None:
@@ -344,12 +234,16 @@ def matmul(job: int, r0: int, r1: int) -> None:
     index = i64(job + _INDEX)
     lanes = 256 // GROUP
     many = SUMS // lanes
-    tile_w = alloca(65536)  # ROWS * COLS
+    tile_w = alloca(131072)  # ROWS * COLS, of 16 bits at most
     tile_s = alloca(16384)  # ROWS * COLS / 16 floats
     tile_o = alloca(16384)
-    table = alloca(3072)  # addresses of tokens
+    table = alloca(3072)  # addresses of tokens' records
+    y_table = alloca(3072)  # of their activations from column c0 on
+    wide_y = alloca(847872)  # SUMS / 8 tokens x Y_STRIDE: Q8 activations where WIDE
     accs = alloca(786432)  # TILES x SUMS x 2 halves x (sums: 64 bytes, of offsets: 64 bytes)
     to_scale = PLANES * n
+    to_sums = to_scale + (n // 8 if GROUP == 32 else n // 4)
+    to_isums = to_scale + (n // 2 if GROUP == 32 else n // 8 * 5)
     for first in range(r0, r1, TILES * ROWS):
         last = min(first + TILES * ROWS, r1)
         for t0 in range(0, n_tokens, many):
@@ -365,35 +259,63 @@ def matmul(job: int, r0: int, r1: int) -> None:
                 cols = min(COLS, n - c0)
                 steps = (cols + 255) // 256
                 fetch(w, row_bytes, first, last, c0, cols)
+                if NARROW:
+                    for t in range(padded):
+                        y = i64(table + 8 * t)
+                        if WIDE and PLANES == 2:
+                            y += words_offset(n) + 2 * c0
+                        elif WIDE:
+                            for c in range(c0, c0 + cols, 32):
+                                widen(y + c, wide_y + Y_STRIDE * t + 2 * (c - c0))
+                            y = wide_y + Y_STRIDE * t
+                        else:
+                            y += c0
+                        put_i64(y_table + 8 * t, y)
                 for top in range(first, last, ROWS):
                     rows = min(ROWS, r1 - top)
                     fill_tile(w, row_bytes, top, rows, c0, cols, tile_w, tile_s, tile_o)
-                    for g in range(lanes):
-                        column = c0 + g * GROUP
-                        ys = to_scale + column // 32 * 4
-                        sums = to_scale + (n // 8 if GROUP == 32 else n // 4) + column // GROUP * 4
-                        isum = to_scale + (n // 2 if GROUP == 32 else n // 8 * 5)
-                        isum += column // GROUP * 4
-                        used = steps if column + (steps - 1) * 256 < n else steps - 1
-                        if used == 0:
-                            continue
-                        tw = tile_w + g * steps * GROUP * 32
-                        ts = tile_s + g * steps * 128
-                        to = tile_o + g * steps * 128
-                        acc = accs + 256 * many * ((top - first) // ROWS * lanes + g)
-                        t = 0
-                        while t < count:
-                            here, at = table + 8 * t, acc + 256 * t
-                            if count - t > TOKENS // 3:
-                                strips_many(tw, ts, used, here, column, ys, isum, n, at)
+                    for t1 in range(0, count, PART):
+                        stop = min(count, t1 + PART)
+                        for g in range(lanes):
+                            column = c0 + g * GROUP
+                            ys = to_scale + column // 32 * 4
+                            sums = to_sums + column // GROUP * 4
+                            isum = to_isums + column // GROUP * 4
+                            used = steps if column + (steps - 1) * 256 < n else steps - 1
+                            if used == 0:
+                                continue
+                            tw = tile_w + g * steps * GROUP * (64 if WIDE else 32)
+                            ts = tile_s + g * steps * 128
+                            to = tile_o + g * steps * 128
+                            acc = accs + 256 * many * ((top - first) // ROWS * lanes + g)
+                            t = t1
+                            while t < stop:
+                                here, at = table + 8 * t, acc + 256 * t
+                                many_left = stop - t > TOKENS // 3
+                                if NARROW:
+                                    ty, tx = y_table + 8 * t, g * GROUP * (2 if WIDE else 1)
+                                    for half in range(2):
+                                        w0, s0, a0 = tw + 64 * half, ts + 64 * half, at + 128 * half
+                                        if many_left:
+                                            narrow_many(w0, s0, used, here, ty, tx, ys, isum, a0)
+                                        else:
+                                            narrow_one(w0, s0, used, here, ty, tx, ys, isum, a0)
+                                    if WIDE and t + PART < count:
+                                        fetch_tokens(ty, tx * steps, steps, at)
+                                        fetch_numbers(here, to_scale + c0 // 8 + 32 * g)
+                                        fetch_numbers(here, to_isums + c0 // GROUP * 4 + 32 * g)
+                                        if OFFSETS:
+                                            fetch_numbers(here, to_sums + c0 // GROUP * 4 + 32 * g)
+                                elif many_left:
+                                    strips_many(tw, ts, used, here, column, ys, isum, n, at)
+                                else:
+                                    strips_one(tw, ts, used, here, column, ys, isum, n, at)
                                 if OFFSETS:
-                                    offsets_many(to, used, here, sums, at + 64)
-                                t += TOKENS
-                            else:
-                                strips_one(tw, ts, used, here, column, ys, isum, n, at)
-                                if OFFSETS:
-                                    offsets_one(to, used, here, sums, at + 64)
-                                t += 1
+                                    if many_left:
+                                        offsets_many(to, used, here, sums, at + 64)
+                                    else:
+                                        offsets_one(to, used, here, sums, at + 64)
+                                t += TOKENS if many_left else 1
             for top in range(first, last, ROWS):
                 rows = min(ROWS, r1 - top)
                 acc = accs + 256 * many * ((top - first) // ROWS * lanes)
@@ -411,6 +333,25 @@ def matmul(job: int, r0: int, r1: int) -> None:
                         else:
                             for r in range(rows - 16 * half):
                                 put_f32(out + 64 * half + 4 * r, f32(at + 4 * r))
+
+
+def fetch_tokens(y_table: int, share: int, steps: int, acc: int) -> None:
+    """Bring what a later pass over a wide tile will want into the second cache; open: GROUP is.
+
+    That is, of the tokens after the next PART: a group's share of their activations, and its sums.
+    """
+    for i in range(PART, PART + TOKENS):
+        y = i64(y_table + 8 * i) + share
+        for line in range(0, 2 * GROUP * steps, 64):
+            prefetch_far(y + line)
+        for line in range(0, 256, 64 if OFFSETS else 128):
+            prefetch_far(acc + 256 * i + line)
+
+
+def fetch_numbers(table: int, at: int) -> None:
+    """The same for a line of their scales or sums; open."""
+    for i in range(PART, PART + TOKENS):
+        prefetch_far(i64(table + 8 * i) + at)
 
 
 def add_lanes(at: int, stride: int) -> None:

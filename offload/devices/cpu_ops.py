@@ -28,7 +28,7 @@ from offload.devices.cpu_mlp import CpuFeedForward
 from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.weights import Matrix
-from quant import attention_expanded, driver, layer_ops, tile
+from quant import attention_expanded, driver, layer_ops, strips
 from quant.ggml import GGMLType
 from quant.kernels import Job
 from quant.packed import PackedType
@@ -36,7 +36,7 @@ from quant.pool import Pool
 from quant.quant_type import Kind, QuantType
 
 Array = np.ndarray
-TILE_CHUNK = 2 * tile.ROWS  # rows of a matrix that a thread takes at a time, for many tokens
+TILE_CHUNK = 2 * strips.ROWS  # rows of a matrix that a thread takes at a time, for many tokens
 
 
 class CpuOps:
