@@ -19,7 +19,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from quant import iq1_m
+from quant import iq1_m, isa
 from quant.jit import inline
 from quant.packed_kernels import AHEAD
 from quant.packed_trios import (
@@ -181,5 +181,5 @@ PACKED = PackedType(
     pack_group=pack_group,
     add_step=add_step,
     fill_plane=fill_plane,
-    few=32,
+    few=7 if isa.PAIRS else 32,
 )

@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from quant import iq1_s
+from quant import iq1_s, isa
 from quant.jit import inline
 from quant.packed_kernels import AHEAD
 from quant.packed_trios import (
@@ -140,5 +140,5 @@ PACKED = PackedType(
     pack_group=pack_group,
     add_step=add_step,
     fill_plane=fill_plane,
-    few=20,
+    few=5 if isa.PAIRS else 20,
 )

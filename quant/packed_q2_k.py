@@ -17,7 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from quant import q2_k
+from quant import isa, q2_k
 from quant.jit import inline
 from quant.packed_kernels import AHEAD, LOW
 from quant.packed_pairs import (
@@ -176,5 +176,5 @@ PACKED = PackedType(
     pack_group=pack_group,
     add_step=add_step,
     fill_plane=fill_plane,
-    few=32,
+    few=12 if isa.PAIRS else 32,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant import tq2_0
+from quant import isa, tq2_0
 from quant.jit import inline
 from quant.packed_kernels import AHEAD
 from quant.packed_pairs import (
@@ -115,5 +115,5 @@ PACKED = PackedType(
     pack_group=pack_group,
     add_step=add_step,
     fill_plane=fill_plane,
-    few=32,
+    few=18 if isa.PAIRS else 32,
 )
