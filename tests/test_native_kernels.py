@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import libggml
 import numba
 import numpy as np
 import pytest
@@ -116,6 +117,35 @@ def test_matvec_has_the_bits_of_matmul_for_any_shape(t: GGMLType, planes: int) -
         together = matmul(t, data, x, planes=planes)
         for token in range(2):
             assert np.array_equal(matvec(t, data, x[token], planes=planes), together[token])
+
+
+QUANTISED = [t for t, q in QUANT_TYPES.items() if not q.is_float]
+
+
+@pytest.mark.parametrize("t", QUANTISED, ids=lambda t: t.name)
+def test_weights_of_any_bytes_are_among_those_named(t: GGMLType) -> None:
+    q = quant_type(t)
+    bytes_ = np.random.default_rng(int(t)).integers(0, 256, (512, BLOCK[t].n_bytes), np.uint8)
+    bytes_[:256] = np.arange(256, dtype=np.uint8)[:, None]
+    found = decoded(q, bytes_, BLOCK[t].size)[0]
+    assert set(np.unique(found).tolist()) <= set(q.weights)
+    assert q.weights == range(-128, 128) or {q.weights[0], q.weights[-1]} <= set(found.flat)
+
+
+# libggml's quantisers of the others search a code book that takes it many seconds to prepare
+@both_planes
+@pytest.mark.parametrize(
+    "t", [t for t in QUANTISED if t.name[:3] not in ("IQ1", "IQ2")], ids=lambda t: t.name
+)
+def test_products_of_the_largest_weights_and_activations_fit(t: GGMLType, planes: int) -> None:
+    n_cols, signs = 512, np.random.default_rng(5).choice(np.float32([-1, 1]), (4, 512))
+    x = np.concatenate([np.ones((1, n_cols), np.float32), -np.ones((1, n_cols), np.float32), signs])
+    rows = np.concatenate([x, x])
+    rows[: len(x), ::16] *= -1  # what lets some quantisers reach the last of their values
+    data = libggml.quantize(t, rows)
+    together = matmul(t, data, x, planes=planes)
+    for token, got in zip(x, together, strict=True):
+        assert np.array_equal(matvec(t, data, token, planes=planes), got)
 
 
 @every_type
