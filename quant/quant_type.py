@@ -152,9 +152,7 @@ class QuantType:
 
     def _wants_pairs(self) -> bool:
         """Code books: wherever they do not fit in registers; the others without VNNI."""
-        return isa.ISA == "avx2" or (
-            self.book is not None and isa.ISA != "generic" and not isa.VBMI
-        )
+        return isa.PAIRS or (self.book is not None and isa.ISA != "generic" and not isa.VBMI)
 
     def _specialised(self, kind: Kind) -> Callable[..., None]:
         name = f"{kind}_{self.ggml_type.name.lower()}"
