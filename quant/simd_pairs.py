@@ -14,7 +14,6 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from quant import isa
 from quant.jit import bind, inline
 from quant.lookups import _spread
 from quant.simd import (
@@ -226,38 +225,42 @@ load_spread = _op(  # 4 bytes, each 8 times
 )
 
 
-# --- bytes ----------------------------------------------------------------------------------------
+# --- bytes: what intrinsics of types are made of --------------------------------------------------
 
 
-def times(even: list[int]) -> tuple[Any, Any]:
-    """Two intrinsics: the even, and the odd, bytes of a u8x32 times 16 numbers, as 16-bit lanes."""
-
-    def one(odd: int) -> Any:
-        factors = [f for x in even for f in ((0, x) if odd else (x, 0))]
-
-        def generate(b: Any, m: Any, v: Any) -> Any:
-            return b.bitcast(
-                _pair_products(b, m, [v[0], constant(i8x32.llvm, factors)]), u8x32.llvm
-            )
-
-        return _op(u8x32, (u8x32,), generate)
-
-    return one(0), one(1)
+def load_bytes(b: Any, address: Any, n: int, at: int = 0) -> Any:
+    """N bytes at address + at."""
+    where = b.add(address, ir.Constant(I64, at))
+    return b.load(_pointer(b, where, ir.VectorType(I8, n)), align=1)
 
 
-def _high_bytes(b: Any, m: Any, v: Any) -> Any:
-    words = b.lshr(b.bitcast(v[0], i16x16.llvm), constant(i16x16.llvm, [8] * 16))
-    lanes = [k + 32 * (k % 2) for k in range(32)]
-    return b.shuffle_vector(b.bitcast(words, u8x32.llvm), v[1], _lanes(lanes))
+def spread_bytes(b: Any, x: Any) -> Any:
+    """N bytes, as often as they go into 32."""
+    return b.shuffle_vector(x, x, _lanes([k % x.type.count for k in range(32)]))
 
 
-def look_up_in(low: list[int], high: list[int]) -> Any:
-    """An intrinsic: indices 0 .. 15 in a table of 16 bytes for either half of a u8x32."""
-    table = constant(u8x32.llvm, low + high)
-    return _op(u8x32, (u8x32,), lambda b, m, v: isa.shuffle_bytes(b, m, table, v[0]))
+def join_halves_of(b: Any, x: Any, y: Any) -> Any:
+    """The lower half of x and the upper half of y."""
+    return b.shuffle_vector(x, y, _lanes([*range(16), *range(48, 64)]))
 
 
-high_bytes = _op(u8x32, (u8x32, u8x32), _high_bytes)  # of 16-bit lanes: v[0]'s even, v[1]'s odd
+def times(b: Any, m: Any, v: Any, factors: list[int]) -> tuple[Any, Any]:
+    """16-bit lanes: the lower bytes of v[0], and of v[1], times a factor for each lane.
+
+    Of bytes, (x, x): its even ones and its odd ones.
+    """
+    even = constant(i8x32.llvm, [f for x in factors for f in (x, 0)])
+    odd = even if v[0] is not v[1] else constant(i8x32.llvm, [f for x in factors for f in (0, x)])
+    first, second = (_pair_products(b, m, pair) for pair in ((v[0], even), (v[1], odd)))
+    return b.bitcast(first, u8x32.llvm), b.bitcast(second, u8x32.llvm)
+
+
+def high_bytes(b: Any, x: Any, y: Any) -> Any:
+    """The upper bytes of 16-bit lanes: those of x as even bytes, of y as odd ones."""
+    words = b.lshr(b.bitcast(x, i16x16.llvm), constant(i16x16.llvm, [8] * 16))
+    return b.shuffle_vector(
+        b.bitcast(words, u8x32.llvm), y, _lanes([k + 32 * (k % 2) for k in range(32)])
+    )
 
 
 def _down(b: Any, m: Any, v: Any) -> Any:

@@ -19,6 +19,9 @@ from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.quant_type import MATVEC, Direct, Pairs, QuantType
 from quant.simd import (
+    P,
+    _op,
+    constant,
     f16,
     join_u8,
     load_u8,
@@ -28,8 +31,9 @@ from quant.simd import (
     splat_f32x16,
     store_f32x16,
     store_i8,
+    u8x32,
 )
-from quant.simd_pairs import high_bytes, look_up_in, times
+from quant.simd_pairs import high_bytes, join_halves_of, load_bytes, spread_bytes, times
 from quant.tq1_0_matvec import matvec_16_rows
 from quant.unpack import byte_constant, first_trits, join_halves, load_u8x4_8_times, trits
 
@@ -80,45 +84,60 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 # 9 v in 16 bits: the upper byte is 3 t0 + t1, of the first two trits; the lower one is what remains
 # of v, with the other trits first. Even and odd bytes are multiplied apart.
 
-nines_even, nines_odd = times([9] * 16)
-threes_even, threes_odd = times([3] * 16)
-# the n-th four of a word repeated 8 times: by 3^n, so that trit n comes first
-powers_even, powers_odd = times([1, 1, 3, 3, 9, 9, 27, 27] * 2)
 FIRST, SECOND = [n // 3 for n in range(9)] + [0] * 7, [n % 3 for n in range(9)] + [0] * 7
-first_of_two = look_up_in(FIRST, FIRST)
-second_of_two = look_up_in(SECOND, SECOND)
-first_and_second = look_up_in(FIRST, SECOND)
+
+
+def _trits_32(k: int) -> Any:
+    """An intrinsic: a block's address -> its trits 32 k .. 32 k + 31, 1 too large."""
+
+    def pair(b: Any, m: Any, products: Any, low: list[int], high: list[int]) -> Any:
+        """Trits that tables find in upper bytes, one table for either half."""
+        return isa.shuffle_bytes(b, m, constant(u8x32.llvm, low + high), high_bytes(b, *products))
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        if k < 5:
+            first = load_bytes(b, v[0], 32)
+        else:
+            first = spread_bytes(b, load_bytes(b, v[0], 16, 32))
+        a = times(b, m, (first, first), [9] * 16)
+        c = times(b, m, a, [9] * 16)
+        if k in (0, 2):
+            return pair(b, m, a if k == 0 else c, FIRST, FIRST)
+        if k in (1, 3):
+            return pair(b, m, a if k == 1 else c, SECOND, SECOND)
+        if k in (5, 6):
+            return pair(b, m, a if k == 5 else c, FIRST, SECOND)
+        if k == 7:  # the last 4 bytes, four times: the n-th by 3^n, so that trit n comes first
+            last = spread_bytes(b, load_bytes(b, v[0], 4, 48))
+            last = times(b, m, (last, last), [1, 1, 3, 3, 9, 9, 27, 27] * 2)
+            c = tuple(join_halves_of(b, x, y) for x, y in zip(c, last, strict=True))
+        return high_bytes(b, *times(b, m, c, [3] * 16))
+
+    return _op(u8x32, (P,), generate)
+
+
+trits_0, trits_1, trits_2, trits_3, trits_4, trits_5, trits_6, trits_7 = map(_trits_32, range(8))
 
 
 @inline
 def weights_32(p: int, z: int, k: int) -> Any:
     """Trits, 1 too large."""
-    if k < 5:
-        v = load_u8(p)
-        a, b = nines_even(v), nines_odd(v)
-        c, d = nines_even(a), nines_even(b)
-        if k == 0:
-            w = first_of_two(high_bytes(a, b))
-        elif k == 1:
-            w = second_of_two(high_bytes(a, b))
-        elif k == 2:
-            w = first_of_two(high_bytes(c, d))
-        elif k == 3:
-            w = second_of_two(high_bytes(c, d))
-        else:
-            w = high_bytes(threes_even(c), threes_even(d))
+    if k == 0:
+        w = trits_0(p)
+    elif k == 1:
+        w = trits_1(p)
+    elif k == 2:
+        w = trits_2(p)
+    elif k == 3:
+        w = trits_3(p)
+    elif k == 4:
+        w = trits_4(p)
+    elif k == 5:
+        w = trits_5(p)
+    elif k == 6:
+        w = trits_6(p)
     else:
-        v = load_u8x16_twice(p + 32)
-        a, b = nines_even(v), nines_odd(v)
-        c, d = nines_even(a), nines_even(b)
-        if k == 5:
-            w = first_and_second(high_bytes(a, b))
-        elif k == 6:
-            w = first_and_second(high_bytes(c, d))
-        else:
-            u = load_u8x4_8_times(p + 48)
-            c, d = join_halves(c, powers_even(u)), join_halves(d, powers_odd(u))
-            w = high_bytes(threes_even(c), threes_even(d))
+        w = trits_7(p)
     return w
 
 
