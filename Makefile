@@ -32,7 +32,7 @@ run: venv
 	fi
 
 test: venv-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 venv: $(VENV)/.installed
 

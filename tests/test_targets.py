@@ -58,7 +58,7 @@ def instructions(target: str, cpu: str, *arguments: str) -> Counter[str]:
         ("avx512vnni", "icelake-server", {"vpdpbusd zmm": 40}, "vpmaddubsw"),
         ("avx512", "skylake-avx512", {"vpmaddubsw zmm": 8, "vpmaddwd zmm": 8}, "vpdpbusd"),
         ("avxvnni", "alderlake", {"vpdpbusd ymm": 40, "vfmadd231ps ymm": 2}, "vpmaddubsw"),
-        ("avx2", "znver3", {"vpmaddubsw ymm": 20, "vpmaddwd ymm": 20}, "vpdpbusd"),
+        ("avx2", "znver3", {"vpmaddubsw ymm": 100, "vpmaddwd ymm": 12}, "vpdpbusd"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
