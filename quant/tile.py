@@ -65,6 +65,7 @@ STEPS = COLS // 256
 SUMS = 1536  # tokens x groups of columns that are kept at a time
 # Bytes from token to token of widened activations: so many lines that they share no sets of L1.
 Y_STRIDE = 2 * COLS + 5 * 64
+APART = 192  # bytes: a token's sums of all groups are added, and must not share a set of the cache
 AHEAD = 8  # tokens: how early their lines of the output are fetched
 
 # open, filled in by `intrinsics`
@@ -240,7 +241,8 @@ def matmul(job: int, r0: int, r1: int) -> None:
     table = alloca(3072)  # addresses of tokens' records
     y_table = alloca(3072)  # of their activations from column c0 on
     wide_y = alloca(847872)  # SUMS / 8 tokens x Y_STRIDE: Q8 activations where WIDE
-    accs = alloca(786432)  # TILES x SUMS x 2 halves x (sums: 64 bytes, of offsets: 64 bytes)
+    accs = alloca(792576)  # TILES x SUMS x 2 halves x (sums: 64 bytes, of offsets: 64), and APART
+    lane = 256 * many + APART  # bytes from the sums of one group of columns to the next
     to_scale = PLANES * n
     to_sums = to_scale + (n // 8 if GROUP == 32 else n // 4)
     to_isums = to_scale + (n // 2 if GROUP == 32 else n // 8 * 5)
@@ -254,7 +256,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                 put_i64(table + 8 * t, x + (i64(index + 8 * k) if index else k * x_stride))
             for i in range(TILES * lanes):
                 for j in range(4 * padded):
-                    store_f32x16(accs + 256 * many * i + 64 * j, zero_f32x16())
+                    store_f32x16(accs + lane * i + 64 * j, zero_f32x16())
             for c0 in range(0, n, COLS):
                 cols = min(COLS, n - c0)
                 steps = (cols + 255) // 256
@@ -287,11 +289,11 @@ def matmul(job: int, r0: int, r1: int) -> None:
                             tw = tile_w + g * steps * GROUP * (64 if WIDE else 32)
                             ts = tile_s + g * steps * 128
                             to = tile_o + g * steps * 128
-                            acc = accs + 256 * many * ((top - first) // ROWS * lanes + g)
+                            acc = accs + lane * ((top - first) // ROWS * lanes + g)
                             t = t1
                             while t < stop:
                                 here, at = table + 8 * t, acc + 256 * t
-                                many_left = stop - t > TOKENS // 3
+                                many_left = stop - t > (TOKENS - 2 if NARROW else TOKENS // 3)
                                 if NARROW:
                                     ty, tx = y_table + 8 * t, g * GROUP * (2 if WIDE else 1)
                                     for half in range(2):
@@ -318,7 +320,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                                 t += TOKENS if many_left else 1
             for top in range(first, last, ROWS):
                 rows = min(ROWS, r1 - top)
-                acc = accs + 256 * many * ((top - first) // ROWS * lanes)
+                acc = accs + lane * ((top - first) // ROWS * lanes)
                 to_out = i64(job + _OUT) + 4 * (top - i64(job + _ROW0))
                 for t in range(count):
                     out = to_out + (t0 + t) * i64(job + _OUT_STRIDE)
@@ -327,7 +329,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     prefetch_to_write(ahead + 64)
                     for half in range(2 if rows > 16 else 1):
                         at = acc + 256 * t + 128 * half
-                        add_lanes(at, 256 * many)
+                        add_lanes(at, lane)
                         if rows - 16 * half >= 16:
                             store_f32x16(out + 64 * half, load_f32x16(at))
                         else:
