@@ -52,14 +52,14 @@ TINY = 1e-33  # also 1/256 of its 127th is a normal float32
 
 
 def record_bytes(n: int, planes: int = 1) -> int:
-    """Bytes of one record of n columns (planes: 1 for Q8, 2 for Q16), rounded up to 64.
+    """Bytes of one record of n columns (planes: 1 for Q8, 2 for Q16): 64 x (8 k + 5).
 
-    Kernels read whole steps of 256 columns, so a record ends with slack.
+    Kernels read whole steps of 256 columns, so a record ends with slack. A tile's tokens, one
+    record after the other, do not meet in the same sets of L1.
     """
-    if not (isa.PAIRS and planes == 2):
-        return -(-(planes * n + n // 8 * 7 + 256) // 64) * 64
-    lines = -(-(words_offset(n) + 2 * n + 256) // 64)
-    return (lines + (5 - lines) % 8) * 64  # a tile's tokens do not meet in the same sets of L1
+    last = words_offset(n) + 2 * n if isa.PAIRS and planes == 2 else planes * n + n // 8 * 7
+    lines = -(-(last + 256) // 64)
+    return (lines + (5 - lines) % 8) * 64
 
 
 @inline
