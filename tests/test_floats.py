@@ -182,7 +182,8 @@ def test_head_groups_do_not_change_a_bit(
 ) -> None:
     rows, q = normal(rng, 130, 48).astype(np.float16), normal(rng, 6, 36, 48)
     whole = attended(pools[0], q, rows, 124, 32)
-    for shape in ((4, 1), (8, 3), (36, 1), (16, 2)):
+    most = min(36, attention.ROWS)  # what a task has room for
+    for shape in ((4, 1), (8, 3), (most, 1), (16, 2)):
         monkeypatch.setattr(attention, "task_shape", lambda *_, shape=shape: shape)
         np.testing.assert_array_equal(attended(pools[1], q, rows, 124, 32), whole)
 
