@@ -4,6 +4,7 @@ A type gives
 
     weights_32(p, z, k)    u8x32: weights 32 k .. 32 k + 31 of the block at p plus ZERO; k is a
                            constant. Some may stand shifted left in their bytes, see `shifts`
+    shifts(d)              i32x8 of sums -> what they are with the weights at the bottom
     scales(p, z)           f32x8, the scales of its groups of 32; of 16: two f32x8, by turns
                            (simd_pairs.py)
     offsets(p, z)          their offsets, if the type has any; of groups of 16 in order

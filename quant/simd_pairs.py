@@ -131,7 +131,6 @@ def _order(x: Any, b: Any, lanes: list[int]) -> Any:
 
 
 by_turns_i32 = _op(i32x8, (i32x8,), lambda b, m, v: _order(v[0], b, BY_TURNS))
-by_turns_f32 = _op(f32x8, (f32x8,), lambda b, m, v: _order(v[0], b, BY_TURNS))
 in_order = _op(  # from by turns to 0 .. 7
     f32x8, (f32x8,), lambda b, m, v: _order(v[0], b, [BY_TURNS.index(k) for k in range(8)])
 )
@@ -215,16 +214,6 @@ magnitudes = _op(
     (i8x32,),
     lambda b, m, v: call(b, m, "llvm.abs.v32i8", u8x32.llvm, [v[0], ir.Constant(ir.IntType(1), 0)]),
 )
-load_spread = _op(  # 4 bytes, each 8 times
-    u8x32,
-    (P,),
-    lambda b, m, v: _spread(
-        b,
-        b.bitcast(splat_value(b, b.load(_pointer(b, v[0], I32), align=1), i32x8.llvm), u8x32.llvm),
-    ),
-)
-
-
 # --- bytes: what intrinsics of types are made of --------------------------------------------------
 
 
