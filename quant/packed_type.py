@@ -111,8 +111,7 @@ TILE_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": packed_kernels.fill_tile,
     "fetch": packed_kernels.fetch,
     "add_lanes": tile.add_lanes,
-    "fetch_tokens": tile.fetch_tokens,
-    "fetch_numbers": tile.fetch_numbers,
+    "fill_panel": tile.fill_panel,
 }
 TEMPLATES: dict[str, Callable[..., None]] = {
     "pack": packed_kernels.pack,

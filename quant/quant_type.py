@@ -216,8 +216,7 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": tile.fill_tile,
     "fetch": tile.fetch,
     "add_lanes": tile.add_lanes,
-    "fetch_tokens": tile.fetch_tokens,
-    "fetch_numbers": tile.fetch_numbers,
+    "fill_panel": tile.fill_panel,
 }
 TEMPLATES: dict[str, Callable[..., None]] = {
     "dequantize": kernels.dequantize,

@@ -3,6 +3,7 @@
     tile    32 rows x at most 2,048 columns, columns in groups (see kernels.py) and steps of 256:
             weights [group][step][4 columns][2 x 16 rows x 4 bytes]: a vector = 16 rows x 4 columns
             scales  [group][step][2 x 16 rows], offsets the same
+    panel   the same columns of at most 96 tokens, in the order in which loops read them (strips.py)
 
 A 32-bit lane is a row, so that no sum goes across lanes: one instruction multiplies 16 rows x 4
 columns with four bytes of a token, which every lane gets (strips.py, which also says how a weight
@@ -54,26 +55,29 @@ from quant.simd import (
     prefetch_far,
     prefetch_to_write,
     put_f32,
+    put_i32,
     put_i64,
     store_f32x16,
+    u32,
     zero_f32x16,
 )
-from quant.strips import ROWS, storage, widen
+from quant.strips import MOST, ROWS, storage
 
 COLS = 2048
 STEPS = COLS // 256
-SUMS = 1536  # tokens x groups of columns that are kept at a time
-# Bytes from token to token of widened activations: so many lines that they share no sets of L1.
-Y_STRIDE = 2 * COLS + 5 * 64
 APART = 192  # bytes: a token's sums of all groups are added, and must not share a set of the cache
 AHEAD = 8  # tokens: how early their lines of the output are fetched
 
-# open, filled in by `intrinsics`
+# open, filled in by `intrinsics`; see strips.py
 TOKENS = 2  # per pass over the tile
-PART = 24  # tokens that take turns with all groups, while their activations stay in L2
-TILES = 2  # that share a pass over the tokens, which come from the third cache at best
+PART = 24  # tokens that take turns with all groups
+TILES = 4  # that share a panel
 NARROW = False  # a pass takes half of the rows
 WIDE = False  # 16 bits for a weight and an activation
+ACTIVATIONS = 32  # bytes of a token in an element of a panel
+NUMBERS = 64  # where an element's numbers begin
+ELEMENT = 128  # bytes of an element
+ZERO = 0  # what a stored weight is too large by
 
 
 # --- 16 x 16 lanes of 32 bits ---------------------------------------------------------------------
@@ -225,6 +229,39 @@ def offsets_one(*arguments: int) -> None:
     """Open: `offset_strips` of one token."""
 
 
+def copy_group(src: int, plane: int, dst: int) -> None:
+    """Open: a group of a record's activations to a panel."""
+
+
+def fill_panel(table: int, tokens: int, c0: int, steps: int, n: int, panel: int) -> None:
+    """`steps` x 256 columns from c0 on of the records whose addresses are in `table`; open.
+
+    panel: elements [group][tokens / TOKENS][step].
+    """
+    lanes = 256 // GROUP
+    to_scale = PLANES * n
+    to_sums = to_scale + (n // 8 if GROUP == 32 else n // 4)
+    to_isums = to_scale + (n // 2 if GROUP == 32 else n // 8 * 5)
+    to_words = words_offset(n)
+    for t in range(tokens):
+        record = i64(table + 8 * t)
+        at = panel + t // TOKENS * steps * ELEMENT
+        j = t % TOKENS
+        for step in range(steps):
+            for g in range(lanes):
+                column = c0 + 256 * step + g * GROUP
+                element = at + (tokens // TOKENS * steps * g + step) * ELEMENT
+                src = to_words + 2 * column if WIDE and PLANES == 2 else column
+                copy_group(record + src, n, element + ACTIVATIONS * j)
+                numbers = element + NUMBERS + 4 * j
+                put_f32(numbers, f32(record + to_scale + column // 32 * 4))
+                if ZERO:
+                    isum = u32(record + to_isums + column // GROUP * 4)
+                    put_i32(numbers + 4 * TOKENS, -ZERO * isum)
+                if OFFSETS:
+                    put_f32(numbers + 8 * TOKENS, f32(record + to_sums + column // GROUP * 4))
+
+
 def matmul(job: int, r0: int, r1: int) -> None:
     """`matvec` for many tokens, bit for bit.
 
@@ -234,22 +271,17 @@ def matmul(job: int, r0: int, r1: int) -> None:
     x, x_stride, n_tokens = i64(job + _X), i64(job + _X_STRIDE), i64(job + _N_TOKENS)
     index = i64(job + _INDEX)
     lanes = 256 // GROUP
-    many = SUMS // lanes
     tile_w = alloca(131072)  # ROWS * COLS, of 16 bits at most
     tile_s = alloca(16384)  # ROWS * COLS / 16 floats
     tile_o = alloca(16384)
-    table = alloca(3072)  # addresses of tokens' records
-    y_table = alloca(3072)  # of their activations from column c0 on
-    wide_y = alloca(847872)  # SUMS / 8 tokens x Y_STRIDE: Q8 activations where WIDE
-    accs = alloca(792576)  # TILES x SUMS x 2 halves x (sums: 64 bytes, of offsets: 64), and APART
-    lane = 256 * many + APART  # bytes from the sums of one group of columns to the next
-    to_scale = PLANES * n
-    to_sums = to_scale + (n // 8 if GROUP == 32 else n // 4)
-    to_isums = to_scale + (n // 2 if GROUP == 32 else n // 8 * 5)
+    table = alloca(768)  # addresses of MOST tokens' records
+    panel = alloca(786432)  # of MOST tokens and COLS columns: the largest is 48 x 128 x 128 bytes
+    accs = alloca(792576)  # TILES x lanes x MOST x 2 halves x (sums: 64 bytes, of offsets: 64)
+    lane = 256 * MOST + APART  # bytes from the sums of one group of columns to the next
     for first in range(r0, r1, TILES * ROWS):
         last = min(first + TILES * ROWS, r1)
-        for t0 in range(0, n_tokens, many):
-            count = min(many, n_tokens - t0)
+        for t0 in range(0, n_tokens, MOST):
+            count = min(MOST, n_tokens - t0)
             padded = -(-count // TOKENS) * TOKENS
             for t in range(padded):  # those beyond the last: computed and forgotten
                 k = t0 + min(t, count - 1)
@@ -261,18 +293,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                 cols = min(COLS, n - c0)
                 steps = (cols + 255) // 256
                 fetch(w, row_bytes, first, last, c0, cols)
-                if NARROW:
-                    for t in range(padded):
-                        y = i64(table + 8 * t)
-                        if WIDE and PLANES == 2:
-                            y += words_offset(n) + 2 * c0
-                        elif WIDE:
-                            for c in range(c0, c0 + cols, 32):
-                                widen(y + c, wide_y + Y_STRIDE * t + 2 * (c - c0))
-                            y = wide_y + Y_STRIDE * t
-                        else:
-                            y += c0
-                        put_i64(y_table + 8 * t, y)
+                fill_panel(table, padded, c0, steps, n, panel)
                 for top in range(first, last, ROWS):
                     rows = min(ROWS, r1 - top)
                     fill_tile(w, row_bytes, top, rows, c0, cols, tile_w, tile_s, tile_o)
@@ -280,9 +301,6 @@ def matmul(job: int, r0: int, r1: int) -> None:
                         stop = min(count, t1 + PART)
                         for g in range(lanes):
                             column = c0 + g * GROUP
-                            ys = to_scale + column // 32 * 4
-                            sums = to_sums + column // GROUP * 4
-                            isum = to_isums + column // GROUP * 4
                             used = steps if column + (steps - 1) * 256 < n else steps - 1
                             if used == 0:
                                 continue
@@ -290,33 +308,30 @@ def matmul(job: int, r0: int, r1: int) -> None:
                             ts = tile_s + g * steps * 128
                             to = tile_o + g * steps * 128
                             acc = accs + lane * ((top - first) // ROWS * lanes + g)
+                            elements = panel + g * (padded // TOKENS) * steps * ELEMENT
                             t = t1
                             while t < stop:
-                                here, at = table + 8 * t, acc + 256 * t
+                                at = acc + 256 * t
+                                y = elements + t // TOKENS * steps * ELEMENT
+                                numbers = y + NUMBERS + 4 * (t % TOKENS)
+                                y += ACTIVATIONS * (t % TOKENS)
                                 many_left = stop - t > (TOKENS - 2 if NARROW else TOKENS // 3)
                                 if NARROW:
-                                    ty, tx = y_table + 8 * t, g * GROUP * (2 if WIDE else 1)
                                     for half in range(2):
                                         w0, s0, a0 = tw + 64 * half, ts + 64 * half, at + 128 * half
                                         if many_left:
-                                            narrow_many(w0, s0, used, here, ty, tx, ys, isum, a0)
+                                            narrow_many(w0, s0, used, y, numbers, a0)
                                         else:
-                                            narrow_one(w0, s0, used, here, ty, tx, ys, isum, a0)
-                                    if WIDE and t + PART < count:
-                                        fetch_tokens(ty, tx * steps, steps, at)
-                                        fetch_numbers(here, to_scale + c0 // 8 + 32 * g)
-                                        fetch_numbers(here, to_isums + c0 // GROUP * 4 + 32 * g)
-                                        if OFFSETS:
-                                            fetch_numbers(here, to_sums + c0 // GROUP * 4 + 32 * g)
+                                            narrow_one(w0, s0, used, y, numbers, a0)
                                 elif many_left:
-                                    strips_many(tw, ts, used, here, column, ys, isum, n, at)
+                                    strips_many(tw, ts, used, y, numbers, at)
                                 else:
-                                    strips_one(tw, ts, used, here, column, ys, isum, n, at)
+                                    strips_one(tw, ts, used, y, numbers, at)
                                 if OFFSETS:
                                     if many_left:
-                                        offsets_many(to, used, here, sums, at + 64)
+                                        offsets_many(to, used, numbers, at + 64)
                                     else:
-                                        offsets_one(to, used, here, sums, at + 64)
+                                        offsets_one(to, used, numbers, at + 64)
                                 t += TOKENS if many_left else 1
             for top in range(first, last, ROWS):
                 rows = min(ROWS, r1 - top)
@@ -335,25 +350,6 @@ def matmul(job: int, r0: int, r1: int) -> None:
                         else:
                             for r in range(rows - 16 * half):
                                 put_f32(out + 64 * half + 4 * r, f32(at + 4 * r))
-
-
-def fetch_tokens(y_table: int, share: int, steps: int, acc: int) -> None:
-    """Bring what a later pass over a wide tile will want into the second cache; open: GROUP is.
-
-    That is, of the tokens after the next PART: a group's share of their activations, and its sums.
-    """
-    for i in range(PART, PART + TOKENS):
-        y = i64(y_table + 8 * i) + share
-        for line in range(0, 2 * GROUP * steps, 64):
-            prefetch_far(y + line)
-        for line in range(0, 256, 64 if OFFSETS else 128):
-            prefetch_far(acc + 256 * i + line)
-
-
-def fetch_numbers(table: int, at: int) -> None:
-    """The same for a line of their scales or sums; open."""
-    for i in range(PART, PART + TOKENS):
-        prefetch_far(i64(table + 8 * i) + at)
 
 
 def add_lanes(at: int, stride: int) -> None:

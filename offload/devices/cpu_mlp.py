@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from offload.devices.base import GatedMLP, Routing
-from offload.devices.cpu_jobs import fill_job, padded, records, whole_groups
+from offload.devices.cpu_jobs import fill_job, padded, records, tile_rows, whole_groups
 from offload.weights import Matrix
 from quant import driver, layer_ops
 from quant.activations import record_bytes
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 MAX_TOKENS = 512  # at a time: bounds the scratch
 CHUNK = 64  # rows that a thread takes at a time, at least: whole lines of what it writes
-MOST_ROWS = 512  # of `down`, which serves many tokens better with more rows at a time ...
-TURNS = 7  # ... as long as each thread has a few turns
+MOST_ROWS = 512  # of `down`, which serves many tokens better with more rows at a time
 
 
 class Inputs:
@@ -129,11 +128,15 @@ class CpuFeedForward:
         mlps = [m for m in (routed, shared) if m is not None]
         self.branches = [b for b in (self.routed, self.shared) if b is not None]
         self._n_cols = max(max(m.gate.n_cols, m.up.n_cols) for m in mlps)
-        self._gate_up_rows = _turn(CHUNK, *(m.gate for m in mlps), *(m.up for m in mlps))
+        gates_and_ups = [m.gate for m in mlps] + [m.up for m in mlps]
         downs = [m.down for m in mlps]
+        threads = ops.pool.threads
+        rows = sum(m.gate.n_rows for m in mlps)
+        self._gate_up_rows = _turn(CHUNK, *gates_and_ups)
+        self._gate_up_rows_of_many = _turn(tile_rows(rows, threads), *gates_and_ups)
         self._down_rows = _turn(CHUNK, *downs)
-        share = downs[0].n_rows // (TURNS * ops.pool.threads)
-        self._down_rows_of_many = _turn(min(max(share, CHUNK), MOST_ROWS), *downs)
+        rows_of_many = tile_rows(downs[0].n_rows, threads, MOST_ROWS)
+        self._down_rows_of_many = _turn(rows_of_many, *downs)
 
     def __call__(self, x: Array, out: Array, routing: Routing | None = None) -> None:
         """Out (T, H) += the block's result for x (T, H)."""
@@ -153,12 +156,16 @@ class CpuFeedForward:
         if routing is not None and self.routed is not None:
             work, slots = group(routing.expert_ids, self.routed.mlp.gate.count)
             weights, n_routed, used = routing.weights, slots.size, work.used
-        first = driver.job_table(used + (n_shared > 0))
-        second = driver.job_table(used + (n_shared > 0))
-        down_rows = self._down_rows if n_tokens == 1 else self._down_rows_of_many
+        # The shared expert comes first: its turns, of all tokens, are the longest.
+        begin = int(n_shared > 0)
+        first = driver.job_table(begin + used)
+        second = driver.job_table(begin + used)
+        one = n_tokens == 1
+        gate_up_rows = self._gate_up_rows if one else self._gate_up_rows_of_many
+        down_rows = self._down_rows if one else self._down_rows_of_many
         width = 4 * down_rows
         if n_routed and self.routed is not None:
-            keep += self.routed.add_jobs(x, work, first, second, 0, width)
+            keep += self.routed.add_jobs(x, work, first[begin:], second[begin:], 0, width)
             self._ops.bytes_read += used * self.routed.bytes_per_expert
         if self.shared is not None:
             everyone = np.arange(n_tokens)
@@ -168,11 +175,11 @@ class CpuFeedForward:
                 starts=np.array([0, n_tokens]),
                 tokens=everyone,
             )
-            keep += self.shared.add_jobs(x, work, first[used:], second[used:], n_routed, width)
+            keep += self.shared.add_jobs(x, work, first, second, n_routed, width)
             self._ops.bytes_read += self.shared.bytes_per_expert
             slots = np.concatenate((slots, everyone[:, None] + n_routed), axis=1)
             weights = np.concatenate((weights, np.ones((n_tokens, 1), np.float32)), axis=1)
-        driver.run_gate_up(self._ops.pool, first, self._gate_up_rows)
+        driver.run_gate_up(self._ops.pool, first, gate_up_rows)
         driver.run_down(self._ops.pool, second, down_rows, slots, weights, out)
 
 

@@ -23,12 +23,12 @@ from offload.devices.base import (
     Stack,
 )
 from offload.devices.cpu_attention import EXACT_CONTEXT, attend
-from offload.devices.cpu_jobs import chunk_rows, fill_job, padded, records
+from offload.devices.cpu_jobs import chunk_rows, fill_job, padded, records, tile_rows
 from offload.devices.cpu_mlp import CpuFeedForward
 from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.weights import Matrix
-from quant import attention_expanded, driver, layer_ops, strips
+from quant import attention_expanded, driver, layer_ops
 from quant.ggml import GGMLType
 from quant.kernels import Job
 from quant.packed import PackedType
@@ -36,7 +36,6 @@ from quant.pool import Pool
 from quant.quant_type import Kind, QuantType
 
 Array = np.ndarray
-TILE_CHUNK = 2 * strips.ROWS  # rows of a matrix that a thread takes at a time, for many tokens
 
 
 class CpuOps:
@@ -146,6 +145,7 @@ class CpuLinear:
         self.matrices = matrices
         self._n_cols = max(m.n_cols for m in matrices)
         self._chunk = max(chunk_rows(m.row_bytes) for m in matrices)
+        self._chunk_of_many = tile_rows(sum(m.n_rows for m in matrices), ops.pool.threads)
         self._rounds = any(not m.quant.is_float for m in matrices)
         self._floats = any(m.quant.is_float for m in matrices)
         ops.need("matvec_q16", *matrices)
@@ -180,7 +180,7 @@ class CpuLinear:
             job[Job.OUT] = out.ctypes.data
             job[Job.OUT_STRIDE] = out.strides[0]
             self._ops.bytes_read += matrix.n_bytes
-        self._ops.run(jobs, self._chunk if n_tokens == 1 else TILE_CHUNK)
+        self._ops.run(jobs, self._chunk if n_tokens == 1 else self._chunk_of_many)
         return tuple(outs)
 
 
