@@ -379,7 +379,6 @@ def intrinsics(planes: int, group: int, stored: Storage) -> dict[str, Any]:
         "NARROW": narrow,
         "WIDE": stored.wide,
         "PART": 24 if stored.wide else MOST,
-        "TILES": 4 if group == 32 else 2,
         "TOKENS": tokens,
         "ACTIVATIONS": panel.activations,
         "NUMBERS": panel.numbers,

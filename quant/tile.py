@@ -65,13 +65,13 @@ from quant.strips import MOST, ROWS, storage
 
 COLS = 2048
 STEPS = COLS // 256
+TILES = 4  # that share a panel
 APART = 192  # bytes: a token's sums of all groups are added, and must not share a set of the cache
 AHEAD = 8  # tokens: how early their lines of the output are fetched
 
 # open, filled in by `intrinsics`; see strips.py
 TOKENS = 2  # per pass over the tile
 PART = 24  # tokens that take turns with all groups
-TILES = 4  # that share a panel
 NARROW = False  # a pass takes half of the rows
 WIDE = False  # 16 bits for a weight and an activation
 ACTIVATIONS = 32  # bytes of a token in an element of a panel
@@ -276,7 +276,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
     tile_o = alloca(16384)
     table = alloca(768)  # addresses of MOST tokens' records
     panel = alloca(786432)  # of MOST tokens and COLS columns: the largest is 48 x 128 x 128 bytes
-    accs = alloca(792576)  # TILES x lanes x MOST x 2 halves x (sums: 64 bytes, of offsets: 64)
+    accs = alloca(1585152)  # TILES x lanes x MOST x 2 halves x (sums: 64 bytes, of offsets: 64)
     lane = 256 * MOST + APART  # bytes from the sums of one group of columns to the next
     for first in range(r0, r1, TILES * ROWS):
         last = min(first + TILES * ROWS, r1)

@@ -7,7 +7,7 @@ from math import lcm
 import numpy as np
 
 from offload.weights import Matrix
-from quant import strips
+from quant import tile
 from quant.activations import empty_records, quantize_row, quantize_rows
 from quant.kernels import Job
 from quant.pool import Pool
@@ -24,14 +24,14 @@ def chunk_rows(row_bytes: int, multiple: int = 16) -> int:
     return max(multiple, min(256, CHUNK_BYTES // max(1, row_bytes)) // multiple * multiple)
 
 
-def tile_rows(n_rows: int, threads: int, most: int = 4 * strips.ROWS) -> int:
+def tile_rows(n_rows: int, threads: int, most: int = tile.TILES * tile.ROWS) -> int:
     """Rows that a thread takes at a time for many tokens.
 
     The more rows, the fewer times a token's activations are arranged for them (tile.py); but each
     thread should have a few turns.
     """
-    share = n_rows // (TURNS * threads) // strips.ROWS * strips.ROWS
-    return max(2 * strips.ROWS, min(share, most))
+    share = n_rows // (TURNS * threads) // tile.ROWS * tile.ROWS
+    return max(2 * tile.ROWS, min(share, most))
 
 
 def whole_groups(rows: int, *matrices: Matrix) -> int:
