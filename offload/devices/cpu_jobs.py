@@ -12,6 +12,7 @@ from quant.activations import empty_records, quantize_row, quantize_rows
 from quant.kernels import Job
 from quant.pool import Pool
 from quant.quant_type import Kind
+from quant.strips import ROWS
 
 Array = np.ndarray
 # Of weights per turn of a thread: big enough to stream, small enough to share.
@@ -24,14 +25,14 @@ def chunk_rows(row_bytes: int, multiple: int = 16) -> int:
     return max(multiple, min(256, CHUNK_BYTES // max(1, row_bytes)) // multiple * multiple)
 
 
-def tile_rows(n_rows: int, threads: int, most: int = tile.TILES * tile.ROWS) -> int:
+def tile_rows(n_rows: int, threads: int, most: int = tile.TILES * ROWS) -> int:
     """Rows that a thread takes at a time for many tokens.
 
     The more rows, the fewer times a token's activations are arranged for them (tile.py); but each
     thread should have a few turns.
     """
-    share = n_rows // (TURNS * threads) // tile.ROWS * tile.ROWS
-    return max(2 * tile.ROWS, min(share, most))
+    share = n_rows // (TURNS * threads) // ROWS * ROWS
+    return max(2 * ROWS, min(share, most))
 
 
 def whole_groups(rows: int, *matrices: Matrix) -> int:
