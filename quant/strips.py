@@ -378,7 +378,6 @@ def intrinsics(planes: int, group: int, stored: Storage) -> dict[str, Any]:
     more: dict[str, Any] = {
         "NARROW": narrow,
         "WIDE": stored.wide,
-        "PART": 24 if stored.wide else MOST,
         "TOKENS": tokens,
         "ACTIVATIONS": panel.activations,
         "NUMBERS": panel.numbers,

@@ -64,14 +64,12 @@ from quant.simd import (
 from quant.strips import MOST, ROWS, storage
 
 COLS = 2048
-STEPS = COLS // 256
 TILES = 4  # that share a panel
 APART = 192  # bytes: a token's sums of all groups are added, and must not share a set of the cache
 AHEAD = 8  # tokens: how early their lines of the output are fetched
 
 # open, filled in by `intrinsics`; see strips.py
 TOKENS = 2  # per pass over the tile
-PART = 24  # tokens that take turns with all groups
 NARROW = False  # a pass takes half of the rows
 WIDE = False  # 16 bits for a weight and an activation
 ACTIVATIONS = 32  # bytes of a token in an element of a panel
@@ -297,42 +295,40 @@ def matmul(job: int, r0: int, r1: int) -> None:
                 for top in range(first, last, ROWS):
                     rows = min(ROWS, r1 - top)
                     fill_tile(w, row_bytes, top, rows, c0, cols, tile_w, tile_s, tile_o)
-                    for t1 in range(0, count, PART):
-                        stop = min(count, t1 + PART)
-                        for g in range(lanes):
-                            column = c0 + g * GROUP
-                            used = steps if column + (steps - 1) * 256 < n else steps - 1
-                            if used == 0:
-                                continue
-                            tw = tile_w + g * steps * GROUP * (64 if WIDE else 32)
-                            ts = tile_s + g * steps * 128
-                            to = tile_o + g * steps * 128
-                            acc = accs + lane * ((top - first) // ROWS * lanes + g)
-                            elements = panel + g * (padded // TOKENS) * steps * ELEMENT
-                            t = t1
-                            while t < stop:
-                                at = acc + 256 * t
-                                y = elements + t // TOKENS * steps * ELEMENT
-                                numbers = y + NUMBERS + 4 * (t % TOKENS)
-                                y += ACTIVATIONS * (t % TOKENS)
-                                many_left = stop - t > (TOKENS - 2 if NARROW else TOKENS // 3)
-                                if NARROW:
-                                    for half in range(2):
-                                        w0, s0, a0 = tw + 64 * half, ts + 64 * half, at + 128 * half
-                                        if many_left:
-                                            narrow_many(w0, s0, used, y, numbers, a0)
-                                        else:
-                                            narrow_one(w0, s0, used, y, numbers, a0)
-                                elif many_left:
-                                    strips_many(tw, ts, used, y, numbers, at)
-                                else:
-                                    strips_one(tw, ts, used, y, numbers, at)
-                                if OFFSETS:
+                    for g in range(lanes):
+                        column = c0 + g * GROUP
+                        used = steps if column + (steps - 1) * 256 < n else steps - 1
+                        if used == 0:
+                            continue
+                        tw = tile_w + g * steps * GROUP * (64 if WIDE else 32)
+                        ts = tile_s + g * steps * 128
+                        to = tile_o + g * steps * 128
+                        acc = accs + lane * ((top - first) // ROWS * lanes + g)
+                        elements = panel + g * (padded // TOKENS) * steps * ELEMENT
+                        t = 0
+                        while t < count:
+                            at = acc + 256 * t
+                            y = elements + t // TOKENS * steps * ELEMENT
+                            numbers = y + NUMBERS + 4 * (t % TOKENS)
+                            y += ACTIVATIONS * (t % TOKENS)
+                            many_left = count - t > (TOKENS - 2 if NARROW else TOKENS // 3)
+                            if NARROW:
+                                for half in range(2):
+                                    w0, s0, a0 = tw + 64 * half, ts + 64 * half, at + 128 * half
                                     if many_left:
-                                        offsets_many(to, used, numbers, at + 64)
+                                        narrow_many(w0, s0, used, y, numbers, a0)
                                     else:
-                                        offsets_one(to, used, numbers, at + 64)
-                                t += TOKENS if many_left else 1
+                                        narrow_one(w0, s0, used, y, numbers, a0)
+                            elif many_left:
+                                strips_many(tw, ts, used, y, numbers, at)
+                            else:
+                                strips_one(tw, ts, used, y, numbers, at)
+                            if OFFSETS:
+                                if many_left:
+                                    offsets_many(to, used, numbers, at + 64)
+                                else:
+                                    offsets_one(to, used, numbers, at + 64)
+                            t += TOKENS if many_left else 1
             for top in range(first, last, ROWS):
                 rows = min(ROWS, r1 - top)
                 acc = accs + lane * ((top - first) // ROWS * lanes)
