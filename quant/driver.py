@@ -12,6 +12,7 @@ from quant.activations import quantize_32
 from quant.jit import inline, kernel, task
 from quant.kernels import JOB_FIELDS, Job
 from quant.layer_ops import combine_row
+from quant.panels import Panel
 from quant.pool import Pool
 from quant.simd import call_kernel, f32, i64, put_f32, put_i64
 from quant.simd_float import V_BYTES, load_v, silu_v, store_v
@@ -19,6 +20,7 @@ from quant.simd_float import V_BYTES, load_v, silu_v, store_v
 (
     _FN, _W, _ROW_BYTES, _N_ROWS, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE,
     _FN2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX, _INDEX2,
+    _PANELS, _PANELS2,
 ) = (8 * int(f) for f in Job)  # fmt: skip
 JOB_BYTES = 8 * JOB_FIELDS
 JOB_ROOM = 192  # in a thread's scratch: whole cache lines
@@ -56,6 +58,41 @@ def count_tasks(jobs: np.ndarray, chunk: int) -> int:
     return int(((jobs[:, Job.N_ROWS] + (chunk - 1)) // chunk).sum())
 
 
+def make_panels(
+    pool: Pool,
+    panel: Panel,
+    records: np.ndarray,
+    n_cols: int,
+    starts: np.ndarray,
+    *,
+    index: np.ndarray | None = None,
+    few: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Panels for several matrices -> (their addresses (n,) int64, the memory they lie in).
+
+    Matrix i has the tokens starts[i] .. starts[i + 1] - 1 of records (T, record_bytes), or those
+    that lie index (int64) bytes from its beginning. A matrix with at most `few` tokens gets none.
+    """
+    n_tokens = np.diff(starts)
+    n_tokens[n_tokens <= few] = 0
+    sizes = panel.n_bytes(n_tokens, n_cols)
+    room = np.empty(int(sizes.sum()) + 63, np.uint8)
+    jobs = job_table(len(sizes))
+    jobs[:, Job.OUT] = room.ctypes.data + -room.ctypes.data % 64 + np.cumsum(sizes) - sizes
+    jobs[:, Job.KERNEL] = panel.address
+    jobs[:, Job.N_ROWS] = panel.n_blocks(n_tokens, n_cols)
+    jobs[:, Job.N_COLS] = n_cols
+    jobs[:, Job.N_TOKENS] = n_tokens
+    jobs[:, Job.X] = records.ctypes.data
+    jobs[:, Job.X_STRIDE] = records.strides[0]
+    if index is None:
+        jobs[:, Job.X] += starts[:-1] * records.strides[0]
+    else:
+        jobs[:, Job.INDEX] = index.ctypes.data + 8 * starts[:-1]
+    run_jobs(pool, jobs, 1)
+    return jobs[:, Job.OUT], room
+
+
 @inline
 def part_job(job: int, local: int, up: bool, out: int, width: int, r0: int) -> int:
     """Copy a job to `local` with its output in a (n_tokens, width) scratch; returns its kernel."""
@@ -70,6 +107,7 @@ def part_job(job: int, local: int, up: bool, out: int, width: int, r0: int) -> i
         put_i64(local + _X, i64(job + _X2))
         put_i64(local + _X_STRIDE, i64(job + _X_STRIDE2))
         put_i64(local + _INDEX, i64(job + _INDEX2))
+        put_i64(local + _PANELS, i64(job + _PANELS2))
     return i64(job + _FN2) if up else i64(job + _FN)
 
 

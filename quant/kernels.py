@@ -86,6 +86,8 @@ class Job(IntEnum):
     OUT_ROW0 = 16  # subtracted from r when the output is addressed
     INDEX = 17  # matmul, matmul_f32: byte offsets of the tokens from X (int64 each), or 0
     INDEX2 = 18
+    PANELS = 19  # matmul: the same activations as a panel (panels.py)
+    PANELS2 = 20
 
 
 class Activation(IntEnum):
@@ -96,10 +98,11 @@ class Activation(IntEnum):
     Q16 = 2  # records of two
 
 
-JOB_FIELDS = 19
+JOB_FIELDS = 21
 (
     _KERNEL, _W, _ROW_BYTES, _N_ROWS, _N_COLS, _X, _X_STRIDE, _N_TOKENS, _OUT, _OUT_STRIDE,
     _KERNEL2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX, _INDEX2,
+    _PANELS, _PANELS2,
 ) = (8 * int(f) for f in Job)  # fmt: skip
 
 

@@ -151,7 +151,8 @@ def matmul_many(job: int, r0: int, r1: int) -> None:
 def matmul(job: int, r0: int, r1: int) -> None:
     """`matvec` for many tokens, bit for bit; up to FEW of them are not worth a tile.
 
-    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0.
+    These are taken from their records: token t at X + INDEX[t], or at X + t * X_STRIDE where INDEX
+    is 0.
     """
     tokens = i64(job + _N_TOKENS)
     if tokens > FEW:

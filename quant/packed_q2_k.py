@@ -34,6 +34,7 @@ from quant.packed_pairs import (
     store_four,
 )
 from quant.packed_type import PackedType
+from quant.panels import storage
 from quant.simd import alloca, i64, prefetch_far, put_i32, u16, u32
 from quant.simd_packed import (
     HALVES,
@@ -54,7 +55,6 @@ from quant.simd_packed import (
     to_floats,
     zero_sums,
 )
-from quant.strips import storage
 
 SECTIONS = 256  # where they begin
 STRIDE = SECTION + 256

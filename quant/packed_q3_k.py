@@ -35,6 +35,7 @@ from quant.packed_pairs import (
     store_four,
 )
 from quant.packed_type import PackedType
+from quant.panels import storage
 from quant.simd import alloca, i64, prefetch_far, put_i32, u16, u32
 from quant.simd_packed import (
     HALVES,
@@ -64,7 +65,6 @@ from quant.simd_packed import (
     words_up,
     zero_sums,
 )
-from quant.strips import storage
 from quant.tile import transpose_floats
 
 SCALES = 128  # where they begin

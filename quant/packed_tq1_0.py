@@ -23,6 +23,7 @@ from quant.packed_trios import (
     trits,
 )
 from quant.packed_type import PackedType
+from quant.panels import storage
 from quant.simd import alloca, i64, prefetch, u16
 from quant.simd_packed import (
     LANES,
@@ -33,7 +34,6 @@ from quant.simd_packed import (
     splat_float,
     store_floats,
 )
-from quant.strips import storage
 
 STRIPS = 96  # where they begin
 GROUP_BYTES = STRIPS + 8 * STRIP

@@ -24,6 +24,7 @@ from quant.packed_pairs import (
     store_four,
 )
 from quant.packed_type import PackedType
+from quant.panels import storage
 from quant.simd import alloca, i64, prefetch_far, u16
 from quant.simd_packed import (
     HALVES,
@@ -41,7 +42,6 @@ from quant.simd_packed import (
     to_floats,
     zero_sums,
 )
-from quant.strips import storage
 
 VECTORS = 128  # where they begin
 GROUP_BYTES = VECTORS + 4 * SECTION

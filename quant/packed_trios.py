@@ -27,6 +27,7 @@ import numpy as np
 from quant import iq1_s
 from quant.jit import inline
 from quant.lookups import table
+from quant.panels import storage
 from quant.simd import alloca
 from quant.simd_packed import (
     BLENDS,
@@ -50,7 +51,6 @@ from quant.simd_packed import (
     zero_bytes,
     zero_sums,
 )
-from quant.strips import storage
 from quant.tile import transpose_floats
 
 STRIP = 320  # bytes

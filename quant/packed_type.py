@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant import packed_kernels, tile
+from quant import packed_kernels, panels, tile
 from quant.ggml import BLOCK, GGMLType
 from quant.jit import bind, c_kernel, inline
 from quant.quant_type import Kind, QuantType
@@ -58,6 +58,10 @@ class PackedType:
     def kernel_kind(self, kind: Kind) -> Kind:
         """The kernel that serves a kind: there is one for each."""
         return kind
+
+    def panel(self, planes: int = 1) -> panels.Panel:
+        """How `matmul` wants the records of more than `few` tokens."""
+        return self.source.panel(planes)
 
     def row_stride(self, n_cols: int) -> int:
         """Bytes from one row group to the next; n_cols: a multiple of 256."""
@@ -111,7 +115,7 @@ TILE_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": packed_kernels.fill_tile,
     "fetch": packed_kernels.fetch,
     "add_lanes": tile.add_lanes,
-    "fill_panel": tile.fill_panel,
+    "block_at": panels.block_at,
 }
 TEMPLATES: dict[str, Callable[..., None]] = {
     "pack": packed_kernels.pack,

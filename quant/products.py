@@ -5,6 +5,7 @@ The engine works with job tables directly; these are for everybody else (tests, 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from quant import driver
 from quant.activations import quantize
 from quant.ggml import GGMLType, QuantError, row_bytes
 from quant.kernels import Job
+from quant.panels import Panel
 from quant.pool import Pool
 from quant.quant_type import Kind, for_records
 from quant.registry import quant_type
@@ -39,11 +41,8 @@ def _job(kind: Kind, t: GGMLType, data: np.ndarray, n_cols: int) -> np.ndarray:
 
 
 def _run(job: np.ndarray, chunk: int, threads: int) -> None:
-    pool = Pool(threads)
-    try:
+    with contextlib.closing(Pool(threads)) as pool:
         driver.run_jobs(pool, job, chunk)
-    finally:
-        pool.close()
 
 
 def dequantize(t: GGMLType, data: np.ndarray, n_cols: int, *, threads: int = 1) -> np.ndarray:
@@ -68,9 +67,12 @@ def matmul(
     data = _rows(t, data, x.shape[1])
     kind: Literal["matvec", "matmul"] = "matvec" if len(x) == 1 else "matmul"
     job = _job(for_records(kind, planes), t, data, x.shape[1])
-    is_float = quant_type(t).is_float
-    records = np.ascontiguousarray(x, np.float32) if is_float else quantize(x, planes)
-    return _product(job, records, threads)
+    quant = quant_type(t)
+    if quant.is_float:
+        return _product(job, np.ascontiguousarray(x, np.float32), threads)
+    records = quantize(x, planes)
+    panel = quant.panel(planes) if kind == "matmul" else None
+    return _product(job, records, threads, panel)
 
 
 def matvec(
@@ -87,12 +89,18 @@ def matmul_f32(t: GGMLType, data: np.ndarray, x: np.ndarray, *, threads: int = 1
     return _product(job, np.ascontiguousarray(x, np.float32), threads)
 
 
-def _product(job: np.ndarray, x: np.ndarray, threads: int) -> np.ndarray:
+def _product(
+    job: np.ndarray, x: np.ndarray, threads: int, panel: Panel | None = None
+) -> np.ndarray:
     out = np.empty((len(x), int(job[0, Job.N_ROWS])), np.float32)
     job[0, Job.X] = x.ctypes.data
     job[0, Job.X_STRIDE] = x.strides[0]
     job[0, Job.N_TOKENS] = len(x)
     job[0, Job.OUT] = out.ctypes.data
     job[0, Job.OUT_STRIDE] = out.strides[0]
-    _run(job, 16, threads)
+    with contextlib.closing(Pool(threads)) as pool:
+        if panel is not None:
+            n_cols, all_ = int(job[0, Job.N_COLS]), np.array([0, len(x)])
+            job[:, Job.PANELS], _room = driver.make_panels(pool, panel, x, n_cols, all_)
+        driver.run_jobs(pool, job, 16)
     return out

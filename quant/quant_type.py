@@ -18,6 +18,7 @@ from quant import (
     matvec_64,
     matvec_book,
     matvec_pairs,
+    panels,
     simd,
     tile,
 )
@@ -144,6 +145,10 @@ class QuantType:
             self._compiled[kind] = c_kernel(self._specialised(kind))
         return int(self._compiled[kind].address)
 
+    def panel(self, planes: int) -> panels.Panel:
+        """How `matmul` wants records of one or two planes; not for float types."""
+        return panels.Panel.of(self.weights, self.group, planes)
+
     def kernel_kind(self, kind: Kind) -> Kind:
         """The kernel that serves a kind: float types have one for one token and one for many."""
         if not self.is_float or kind == "dequantize":
@@ -216,7 +221,7 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": tile.fill_tile,
     "fetch": tile.fetch,
     "add_lanes": tile.add_lanes,
-    "fill_panel": tile.fill_panel,
+    "block_at": panels.block_at,
 }
 TEMPLATES: dict[str, Callable[..., None]] = {
     "dequantize": kernels.dequantize,

@@ -82,6 +82,10 @@ def _pointer(b: Any, address: Any, element: Any) -> Any:
     return b.inttoptr(address, element.as_pointer())
 
 
+def _plus(b: Any, x: Any, n: int) -> Any:
+    return b.add(x, ir.Constant(I64, n)) if n else x
+
+
 def splat_value(b: Any, x: Any, vector: Any) -> Any:
     """LLVM value: scalar x in every lane of `vector` (an ir.VectorType)."""
     one = b.insert_element(ir.Constant(vector, ir.Undefined), x, ir.Constant(I32, 0))

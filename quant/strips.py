@@ -2,7 +2,7 @@
 
 `strips` takes one group of columns of a tile's rows through all steps for a few tokens. How a tile
 stores weights depends on the instruction set and on the values that a type's weights can have
-(`storage`):
+(panels.py):
 
     VNNI          unsigned bytes 128 too large, four products added to a sum in one instruction
     AVX2, small   (weight - least) / step, unsigned: `maddubs` multiplies these with the activations
@@ -13,36 +13,28 @@ stores weights depends on the instruction set and on the values that a type's we
 
 What a stored weight is too large by is taken off with the sum of the activations.
 
-Activations come in panels, so that a loop reads one stream. An element of a panel holds one group
-of columns of the tokens that a loop takes at a time:
-
-    | activations of token 0, of token 1, .. | scales | corrections | sums |
-
-    activations   bytes of the first plane, then of the second; or 16 bits for both, where of four
-                  the second and third have changed places (as in activations.py)
-    corrections   int32, for what weights are too large by: added to the sum of products
-    sums          float32, what offsets are multiplied by
+Activations come in panels (panels.py), so that a loop reads one stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir
 from numba import types
 
 from quant import isa
+from quant.panels import Panel, Storage
 from quant.simd import (
     F32,
     I8,
-    I16,
     I32,
     I64,
     P,
     _op,
+    _plus,
     _pointer,
     call,
     f32x8,
@@ -52,81 +44,12 @@ from quant.simd import (
 )
 
 ROWS = 32
-MOST = 96  # tokens that a kernel takes at a time
 HALF = ROWS // 2  # rows: what `_narrow_strips` takes at a time
-
-
-class Storage(NamedTuple):
-    """How a tile stores the weights of a type: as (weight + zero) / step.
-
-    quads: how many products of four columns can be added in 16 bits, 0 where this is not done.
-    wide: 16 bits for a weight and an activation.
-    """
-
-    zero: int = 0
-    step: int = 1
-    quads: int = 0
-    wide: bool = False
-
-
-def storage(weights: range, planes: int = 1) -> Storage:
-    """The values that `decode` writes -> how they are stored.
-
-    A sum of 16 bits gets two products of each quad, |activation| <= 127: with unsigned weights up
-    to `most` it stays within quads * 2 * 127 * most.
-    """
-    if isa.VNNI:
-        return Storage(zero=128)
-    if not isa.PAIRS:
-        return Storage()
-    most = len(weights) - 1
-    quads = 32767 // (2 * 127 * most)
-    if quads == 0 or planes == 2:
-        return Storage(wide=True)
-    return Storage(zero=-weights.start, step=weights.step, quads=quads)
-
-
-def tokens_at_a_time(group: int, stored: Storage) -> int:
-    """Tokens per pass over a group: what registers hold."""
-    if isa.ISA.startswith("avx512") or stored.wide:
-        return 6
-    if stored.quads:
-        return 6 if 4 * stored.quads >= group else 3
-    return 2
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """Sizes of a panel's elements, in bytes. tokens: how many share an element."""
-
-    tokens: int
-    planes: int
-    group: int
-    stored: Storage
-
-    @property
-    def activations(self) -> int:
-        """Of one token."""
-        return self.group * (2 if self.stored.wide else self.planes)
-
-    @property
-    def numbers(self) -> int:
-        """Where the scales begin; corrections and sums follow, each 4 bytes a token."""
-        return self.tokens * self.activations
-
-    @property
-    def element(self) -> int:
-        """Of a whole element."""
-        return -(-(self.numbers + 12 * self.tokens) // 64) * 64
 
 
 def _splat_load(b: Any, address: Any, element: Any, lanes: int = 16) -> Any:
     x = b.load(_pointer(b, address, element), align=1)
     return splat_value(b, x, ir.VectorType(element, lanes))
-
-
-def _plus(b: Any, x: Any, n: int) -> Any:
-    return b.add(x, ir.Constant(I64, n)) if n else x
 
 
 def _opaque(b: Any, x: Any) -> Any:
@@ -171,7 +94,7 @@ def _both(b: Any, at: Any) -> list[Any]:
     return [b.load(_pointer(b, _plus(b, at, 64 * half), f32x16.llvm), align=1) for half in range(2)]
 
 
-def _strips(tokens: int, panel: Panel) -> Any:
+def _strips(tokens: int, panel: Panel, stored: Storage) -> Any:
     """strips(w, s, steps, y, numbers, acc).
 
     One group of columns of 32 rows for `tokens` tokens: acc grows by all steps. y, numbers: the
@@ -179,7 +102,7 @@ def _strips(tokens: int, panel: Panel) -> Any:
     each other. Token t's acc lies 256 t bytes on, its second 16 rows 128 bytes further.
     """
     pairs = [(t, half) for t in range(tokens) for half in range(2)]
-    group, stored = panel.group, panel.stored
+    group = panel.group
 
     def generate(b: Any, m: Any, v: Any) -> Any:
         w0, s0, steps, y0, numbers0, acc0 = v
@@ -227,12 +150,12 @@ def _strips(tokens: int, panel: Panel) -> Any:
     return _op(types.int64, (P,) * 6, generate)
 
 
-def _narrow_strips(tokens: int, panel: Panel) -> Any:
+def _narrow_strips(tokens: int, panel: Panel, stored: Storage) -> Any:
     """narrow_strips(w, s, steps, y, numbers, acc).
 
     The same for HALF rows, in vectors of 8, with `maddubs` or `madd`.
     """
-    group, stored = panel.group, panel.stored
+    group = panel.group
     pairs = [(t, piece) for t in range(tokens) for piece in range(HALF // 8)]
     v8f, v32b, v16w = f32x8.llvm, ir.VectorType(I8, 32), isa.V16I16
     slots = group // 2 if stored.wide else group // 4  # vectors of 2 or 4 columns
@@ -333,62 +256,15 @@ def _offset_strips(tokens: int, panel: Panel) -> Any:
     return _op(types.int64, (P,) * 4, generate)
 
 
-def _copy_group(panel: Panel) -> Any:
-    """copy_group(src, plane, dst): a group of a token's activations as an element holds them.
-
-    src: what a record has of them: bytes, `plane` bytes from those of the first plane to those of
-    the second; or words where a record has these.
-    """
-    group, stored = panel.group, panel.stored
-
-    def copy(b: Any, src: Any, dst: Any, size: int) -> None:
-        vector = ir.VectorType(I8, size)
-        b.store(b.load(_pointer(b, src, vector), align=1), _pointer(b, dst, vector), align=1)
-
-    def generate(b: Any, m: Any, v: Any) -> Any:
-        src, plane, dst = v
-        if not stored.wide:
-            copy(b, src, dst, group)
-            if panel.planes == 2:
-                copy(b, b.add(src, plane), _plus(b, dst, group), group)
-        elif panel.planes == 2:
-            copy(b, src, dst, 2 * group)
-        else:
-            half = group // 2
-            bytes_2 = ir.VectorType(I16, half)
-            eight = ir.Constant(bytes_2, [8] * half)
-            x = b.load(_pointer(b, src, bytes_2), align=1)
-            words_2 = ir.VectorType(I32, half // 2)
-            parts = (b.ashr(b.shl(x, eight), eight), b.ashr(x, eight))
-            evens, odds = (b.bitcast(y, words_2) for y in parts)
-            lanes = [i // 2 + i % 2 * (half // 2) for i in range(half)]
-            both = b.shuffle_vector(evens, odds, ir.Constant(ir.VectorType(I32, half), lanes))
-            b.store(both, _pointer(b, dst, both.type), align=1)
-        return ir.Constant(I64, 0)
-
-    return _op(types.int64, (P,) * 3, generate)
-
-
 @cache
-def intrinsics(planes: int, group: int, stored: Storage) -> dict[str, Any]:
+def intrinsics(panel: Panel, stored: Storage) -> dict[str, Any]:
     """What `matmul` leaves open, for a kind of type; made once for each."""
-    tokens = tokens_at_a_time(group, stored)
-    panel = Panel(tokens, planes, group, stored)
     narrow = stored.wide or stored.quads > 0
-    more: dict[str, Any] = {
-        "NARROW": narrow,
-        "WIDE": stored.wide,
-        "TOKENS": tokens,
-        "ACTIVATIONS": panel.activations,
-        "NUMBERS": panel.numbers,
-        "ELEMENT": panel.element,
-        "ZERO": stored.zero,
-        "copy_group": _copy_group(panel),
-    }
-    for name, count in (("many", tokens), ("one", 1)):
+    more: dict[str, Any] = {"NARROW": narrow}
+    for name, count in (("many", panel.tokens), ("one", 1)):
         if narrow:
-            more[f"narrow_{name}"] = _narrow_strips(count, panel)
+            more[f"narrow_{name}"] = _narrow_strips(count, panel, stored)
         else:
-            more[f"strips_{name}"] = _strips(count, panel)
+            more[f"strips_{name}"] = _strips(count, panel, stored)
         more[f"offsets_{name}"] = _offset_strips(count, panel)
     return more

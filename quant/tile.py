@@ -3,7 +3,7 @@
     tile    32 rows x at most 2,048 columns, columns in groups (see kernels.py) and steps of 256:
             weights [group][step][4 columns][2 x 16 rows x 4 bytes]: a vector = 16 rows x 4 columns
             scales  [group][step][2 x 16 rows], offsets the same
-    panel   the same columns of at most 96 tokens, in the order in which loops read them (strips.py)
+    panel   the activations of all tokens, in the order in which loops read them (panels.py)
 
 A 32-bit lane is a row, so that no sum goes across lanes: one instruction multiplies 16 rows x 4
 columns with four bytes of a token, which every lane gets (strips.py, which also says how a weight
@@ -19,25 +19,22 @@ from llvmlite import ir
 from numba import types
 
 from quant import strips
-from quant.activations import words_offset
 from quant.kernels import (
-    _INDEX,
     _N_COLS,
     _N_TOKENS,
     _OUT,
     _OUT_STRIDE,
+    _PANELS,
     _ROW0,
     _ROW_BYTES,
     _W,
-    _X,
-    _X_STRIDE,
     BYTES,
     GROUP,
     OFFSETS,
-    PLANES,
     SIZE,
     decode_step,
 )
+from quant.panels import COLS, MOST, Panel, block_at, storage
 from quant.simd import (
     I8,
     I16,
@@ -55,27 +52,22 @@ from quant.simd import (
     prefetch_far,
     prefetch_to_write,
     put_f32,
-    put_i32,
-    put_i64,
     store_f32x16,
-    u32,
     zero_f32x16,
 )
-from quant.strips import MOST, ROWS, storage
+from quant.strips import ROWS
 
-COLS = 2048
-TILES = 4  # that share a panel
+TILES = 4  # that share a block of the panel
 APART = 192  # bytes: a token's sums of all groups are added, and must not share a set of the cache
 AHEAD = 8  # tokens: how early their lines of the output are fetched
 
-# open, filled in by `intrinsics`; see strips.py
+# open, filled in by `intrinsics`; see strips.py and panels.py
 TOKENS = 2  # per pass over the tile
 NARROW = False  # a pass takes half of the rows
 WIDE = False  # 16 bits for a weight and an activation
 ACTIVATIONS = 32  # bytes of a token in an element of a panel
 NUMBERS = 64  # where an element's numbers begin
 ELEMENT = 128  # bytes of an element
-ZERO = 0  # what a stored weight is too large by
 
 
 # --- 16 x 16 lanes of 32 bits ---------------------------------------------------------------------
@@ -199,8 +191,10 @@ def spread_scales(src: int, dst: int, stride: int) -> None:
 def intrinsics(planes: int, group: int, weights: range) -> dict[str, Any]:
     """What `matmul` leaves open, for a kind of type."""
     stored = storage(weights, planes)
+    panel = Panel.of(weights, group, planes)
     transpose = _transpose_16(stored.zero, stored.step, wide=stored.wide)
-    return strips.intrinsics(planes, group, stored) | {"transpose_weights": transpose}
+    open_names = {"transpose_weights": transpose, **panel.names()}
+    return open_names | strips.intrinsics(panel, stored)
 
 
 def strips_many(*arguments: int) -> None:
@@ -227,53 +221,14 @@ def offsets_one(*arguments: int) -> None:
     """Open: `offset_strips` of one token."""
 
 
-def copy_group(src: int, plane: int, dst: int) -> None:
-    """Open: a group of a record's activations to a panel."""
-
-
-def fill_panel(table: int, tokens: int, c0: int, steps: int, n: int, panel: int) -> None:
-    """`steps` x 256 columns from c0 on of the records whose addresses are in `table`; open.
-
-    panel: elements [group][tokens / TOKENS][step].
-    """
-    lanes = 256 // GROUP
-    to_scale = PLANES * n
-    to_sums = to_scale + (n // 8 if GROUP == 32 else n // 4)
-    to_isums = to_scale + (n // 2 if GROUP == 32 else n // 8 * 5)
-    to_words = words_offset(n)
-    for t in range(tokens):
-        record = i64(table + 8 * t)
-        at = panel + t // TOKENS * steps * ELEMENT
-        j = t % TOKENS
-        for step in range(steps):
-            for g in range(lanes):
-                column = c0 + 256 * step + g * GROUP
-                element = at + (tokens // TOKENS * steps * g + step) * ELEMENT
-                src = to_words + 2 * column if WIDE and PLANES == 2 else column
-                copy_group(record + src, n, element + ACTIVATIONS * j)
-                numbers = element + NUMBERS + 4 * j
-                put_f32(numbers, f32(record + to_scale + column // 32 * 4))
-                if ZERO:
-                    isum = u32(record + to_isums + column // GROUP * 4)
-                    put_i32(numbers + 4 * TOKENS, -ZERO * isum)
-                if OFFSETS:
-                    put_f32(numbers + 8 * TOKENS, f32(record + to_sums + column // GROUP * 4))
-
-
 def matmul(job: int, r0: int, r1: int) -> None:
-    """`matvec` for many tokens, bit for bit.
-
-    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0.
-    """
+    """`matvec` for the tokens of the panel at PANELS, bit for bit."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    x, x_stride, n_tokens = i64(job + _X), i64(job + _X_STRIDE), i64(job + _N_TOKENS)
-    index = i64(job + _INDEX)
+    n_tokens, panels = i64(job + _N_TOKENS), i64(job + _PANELS)
     lanes = 256 // GROUP
     tile_w = alloca(131072)  # ROWS * COLS, of 16 bits at most
     tile_s = alloca(16384)  # ROWS * COLS / 16 floats
     tile_o = alloca(16384)
-    table = alloca(768)  # addresses of MOST tokens' records
-    panel = alloca(786432)  # of MOST tokens and COLS columns: the largest is 48 x 128 x 128 bytes
     accs = alloca(1585152)  # TILES x lanes x MOST x 2 halves x (sums: 64 bytes, of offsets: 64)
     lane = 256 * MOST + APART  # bytes from the sums of one group of columns to the next
     for first in range(r0, r1, TILES * ROWS):
@@ -281,9 +236,6 @@ def matmul(job: int, r0: int, r1: int) -> None:
         for t0 in range(0, n_tokens, MOST):
             count = min(MOST, n_tokens - t0)
             padded = -(-count // TOKENS) * TOKENS
-            for t in range(padded):  # those beyond the last: computed and forgotten
-                k = t0 + min(t, count - 1)
-                put_i64(table + 8 * t, x + (i64(index + 8 * k) if index else k * x_stride))
             for i in range(TILES * lanes):
                 for j in range(4 * padded):
                     store_f32x16(accs + lane * i + 64 * j, zero_f32x16())
@@ -291,7 +243,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                 cols = min(COLS, n - c0)
                 steps = (cols + 255) // 256
                 fetch(w, row_bytes, first, last, c0, cols)
-                fill_panel(table, padded, c0, steps, n, panel)
+                block = block_at(panels, t0, padded, c0, n)
                 for top in range(first, last, ROWS):
                     rows = min(ROWS, r1 - top)
                     fill_tile(w, row_bytes, top, rows, c0, cols, tile_w, tile_s, tile_o)
@@ -304,7 +256,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                         ts = tile_s + g * steps * 128
                         to = tile_o + g * steps * 128
                         acc = accs + lane * ((top - first) // ROWS * lanes + g)
-                        elements = panel + g * (padded // TOKENS) * steps * ELEMENT
+                        elements = block + g * (padded // TOKENS) * steps * ELEMENT
                         t = 0
                         while t < count:
                             at = acc + 256 * t

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from quant.activations import quantize
-from quant.driver import job_table, run_jobs
+from quant.driver import job_table, make_panels, run_jobs
 from quant.ggml import BLOCK, GGMLType, row_bytes
 from quant.kernels import Job
 from quant.pool import Pool
@@ -61,6 +61,9 @@ def run(pool: Pool, t: GGMLType, kind: Kind, n_cols: int, *, at_end: bool) -> No
     job[0, Job.N_TOKENS] = TOKENS
     job[0, Job.OUT] = out.ctypes.data
     job[0, Job.OUT_STRIDE] = out.strides[0]
+    if kind == "matmul" and as_record:
+        panel, all_ = QUANT_TYPES[t].panel(1), np.array([0, TOKENS])
+        job[:, Job.PANELS], _room = make_panels(pool, panel, inputs, n_cols, all_)
     run_jobs(pool, job, 18)  # TQ1_0 takes 16 rows at a time
 
 

@@ -30,6 +30,7 @@ from quant import (
 from quant.ggml import BLOCK, GGMLType
 from quant.kernels import Job
 from quant.packed import PACKED_TYPES, PackedType, packed_type, run_pack
+from quant.panels import Panel
 from quant.pool import Pool
 
 TESTS = Path(__file__).parent
@@ -93,8 +94,18 @@ def unpack(p: PackedType, matrix: np.ndarray, rows: int) -> np.ndarray:
     return out.reshape(-1, matrix.shape[1] * 256)[:rows]
 
 
-def products(kernel: int, w: np.ndarray, stride: int, rows: int, records: np.ndarray) -> np.ndarray:
-    """(tokens, rows) by one kernel; what surrounds them in memory is left alone."""
+def products(
+    kernel: int,
+    w: np.ndarray,
+    stride: int,
+    rows: int,
+    records: np.ndarray,
+    panel: Panel | None = None,
+) -> np.ndarray:
+    """(tokens, rows) by one kernel; what surrounds them in memory is left alone.
+
+    panel: for kernels that want one.
+    """
     room = np.full((len(records), rows + 2), 7, np.float32)
     table = job(
         kernel, w, stride, rows, N_COLS,
@@ -102,6 +113,9 @@ def products(kernel: int, w: np.ndarray, stride: int, rows: int, records: np.nda
         OUT=room.ctypes.data + 4, OUT_STRIDE=room.strides[0],
     )  # fmt: skip
     pool = Pool(2)
+    if panel is not None:
+        starts = np.array([0, len(records)])
+        table[:, Job.PANELS], _room = driver.make_panels(pool, panel, records, N_COLS, starts)
     driver.run_jobs(pool, table, 192)
     pool.close()
     assert np.all(room[:, 0] == 7)
@@ -181,7 +195,7 @@ def test_packed_matmul_equals_matvec_bit_for_bit(t: GGMLType, tokens: int) -> No
     records = activations.quantize(normal(tokens, N_COLS, seed=tokens))
     for rows in (33, 131) if tokens == 7 else (131,):
         want = products(p.address("matvec"), packed, p.row_stride(N_COLS), rows, records)
-        got = products(p.address("matmul"), packed, p.row_stride(N_COLS), rows, records)
+        got = products(p.address("matmul"), packed, p.row_stride(N_COLS), rows, records, p.panel())
         assert_same_bits(got, want)
 
 

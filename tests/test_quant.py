@@ -319,6 +319,10 @@ def test_matmul_takes_tokens_by_index(t: GGMLType) -> None:
     }.items():
         job[0, field] = value
     pool = Pool(1)
+    if not quant_type(t).is_float:
+        panel, starts = quant_type(t).panel(1), np.array([0, 5])
+        made = driver.make_panels(pool, panel, records, N_COLS, starts, index=index)
+        job[:, Job.PANELS] = made[0]
     driver.run_jobs(pool, job, 4)
     pool.close()
     assert np.array_equal(out, matmul(t, data, x)[chosen])

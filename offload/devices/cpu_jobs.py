@@ -7,9 +7,11 @@ from math import lcm
 import numpy as np
 
 from offload.weights import Matrix
-from quant import tile
+from quant import driver, tile
 from quant.activations import empty_records, quantize_row, quantize_rows
 from quant.kernels import Job
+from quant.packed import PackedType
+from quant.panels import Panel
 from quant.pool import Pool
 from quant.quant_type import Kind
 from quant.strips import ROWS
@@ -67,3 +69,29 @@ def records(pool: Pool, x: Array, planes: int) -> Array:
     else:
         quantize_rows(pool, x, out, planes)
     return out
+
+
+class Panels:
+    """Records of many tokens as `matmul` reads them, made once for all matrices that agree.
+
+    Matrix i of several, experts perhaps, has the tokens starts[i] : starts[i + 1] of the records
+    (T, record_bytes), or those that lie index (int64) bytes from their beginning.
+    """
+
+    def __init__(
+        self, pool: Pool, records: Array, starts: Array, index: Array | None = None
+    ) -> None:
+        self._pool, self._records = pool, records
+        self._starts, self._index = starts, index
+        self._made: dict[tuple[Panel, int], tuple[Array, Array]] = {}
+
+    def of(self, matrix: Matrix, planes: int) -> Array:
+        """Addresses (matrices,) of panels like this matrix, not of a float type, wants; else 0."""
+        few = matrix.quant.few if isinstance(matrix.quant, PackedType) else 0
+        key = matrix.quant.panel(planes), few
+        if key not in self._made:
+            self._made[key] = driver.make_panels(
+                self._pool, key[0], self._records, matrix.n_cols, self._starts,
+                index=self._index, few=few,
+            )  # fmt: skip
+        return self._made[key][0]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from offload.devices.base import GatedMLP, Routing
-from offload.devices.cpu_jobs import fill_job, padded, records, tile_rows, whole_groups
+from offload.devices.cpu_jobs import Panels, fill_job, padded, records, tile_rows, whole_groups
 from offload.weights import Matrix
 from quant import driver, layer_ops
 from quant.activations import record_bytes
@@ -34,14 +34,14 @@ class Inputs:
     """x (T, n) in every form that a matrix may want it; each is made once."""
 
     def __init__(self, pool: Pool, x: Array, n_cols: int) -> None:
-        self._pool = pool
+        self.pool = pool
         self.n_tokens = len(x)
         self._forms: dict[int, Array] = {0: padded(x, n_cols)}
 
     def form(self, planes: int) -> Array:
         """float32 (planes 0) or records of 1 or 2 planes."""
         if planes not in self._forms:
-            self._forms[planes] = records(self._pool, self._forms[0], planes)
+            self._forms[planes] = records(self.pool, self._forms[0], planes)
         return self._forms[planes]
 
 
@@ -88,34 +88,59 @@ class Branch:
 
     def add_jobs(
         self, x: Inputs, work: Slots, first: Array, second: Array, at: int, width: int
-    ) -> list[Array]:
-        """Write the jobs of both regions -> the memory they use.
+    ) -> Hidden:
+        """Write the jobs of both regions; those of region 2 lack panels.
 
         at: the branch's first slot; width: bytes of a slot in region 2.
         """
         one = x.n_tokens == 1
         gate_up, down = self.templates(one)
+        gate, up = self.mlp.gate, self.mlp.up
         h = np.zeros((len(work.tokens), self.h_bytes), np.uint8)
-        keep = [h]
-        index = []
-        for matrix, address, stride in (
-            (self.mlp.gate, Job.X, Job.X_STRIDE),
-            (self.mlp.up, Job.X2, Job.X_STRIDE2),
+        starts = work.starts[: work.used + 1]
+        keep: list[object] = []
+        index, panels = [], {}
+        for matrix, address, stride, panel in (
+            (gate, Job.X, Job.X_STRIDE, Job.PANELS),
+            (up, Job.X2, Job.X_STRIDE2, Job.PANELS2),
         ):
-            source = x.form(self._form(matrix))
+            form = self._form(matrix)
+            source = x.form(form)
             gate_up[address] = source.ctypes.data
             gate_up[stride] = source.strides[0]
-            keep.append(work.tokens * source.strides[0])
-            index.append(0 if one else keep[-1].ctypes.data)
+            offsets = work.tokens * source.strides[0]
+            if matrix is gate or form != self._form(gate):
+                made = Panels(x.pool, source, starts, offsets)
+            index.append(0 if one else offsets.ctypes.data)
+            keep += [offsets, made]
+            if form and not one:
+                panels[panel] = made.of(matrix, form)
         gate_up[Job.OUT] = down[Job.X] = h.ctypes.data
         gate_up[Job.OUT_STRIDE] = down[Job.X_STRIDE] = self.h_bytes
         down[Job.OUT] = at * width
-        mlp = self.mlp
-        grow = np.array([mlp.gate.stride, mlp.up.stride, 0, self.h_bytes], np.int64)
+        grow = np.array([gate.stride, up.stride, 0, self.h_bytes], np.int64)
         driver.expert_jobs(first, gate_up, grow, work.experts, work.starts, work.used, *index)
-        grow = np.array([mlp.down.stride, 0, self.h_bytes, width], np.int64)
+        for panel, addresses in panels.items():
+            first[: work.used, panel] = addresses
+        grow = np.array([self.mlp.down.stride, 0, self.h_bytes, width], np.int64)
         driver.expert_jobs(second, down, grow, work.experts, work.starts, work.used, 0, 0)
-        return keep
+        return Hidden(self, second[: work.used], Panels(x.pool, h, starts), keep)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hidden:
+    """What region 1 leaves to the `jobs` of region 2; keep: memory that both use."""
+
+    branch: Branch
+    jobs: Array
+    panels: Panels
+    keep: list[object]
+
+    def arrange(self) -> None:
+        """Between the two regions, for many tokens: panels for `down`."""
+        down = self.branch.mlp.down
+        if not down.quant.is_float:
+            self.jobs[:, Job.PANELS] = self.panels.of(down, self.branch.planes)
 
 
 class CpuFeedForward:
@@ -152,7 +177,7 @@ class CpuFeedForward:
         n_shared = n_tokens if self.shared is not None else 0
         n_routed = used = 0
         slots, weights = np.empty((n_tokens, 0), np.int64), np.empty((n_tokens, 0), np.float32)
-        keep: list[Array] = []
+        hidden: list[Hidden] = []
         if routing is not None and self.routed is not None:
             work, slots = group(routing.expert_ids, self.routed.mlp.gate.count)
             weights, n_routed, used = routing.weights, slots.size, work.used
@@ -165,7 +190,7 @@ class CpuFeedForward:
         down_rows = self._down_rows if one else self._down_rows_of_many
         width = 4 * down_rows
         if n_routed and self.routed is not None:
-            keep += self.routed.add_jobs(x, work, first[begin:], second[begin:], 0, width)
+            hidden.append(self.routed.add_jobs(x, work, first[begin:], second[begin:], 0, width))
             self._ops.bytes_read += used * self.routed.bytes_per_expert
         if self.shared is not None:
             everyone = np.arange(n_tokens)
@@ -175,11 +200,14 @@ class CpuFeedForward:
                 starts=np.array([0, n_tokens]),
                 tokens=everyone,
             )
-            keep += self.shared.add_jobs(x, work, first, second, n_routed, width)
+            hidden.append(self.shared.add_jobs(x, work, first, second, n_routed, width))
             self._ops.bytes_read += self.shared.bytes_per_expert
             slots = np.concatenate((slots, everyone[:, None] + n_routed), axis=1)
             weights = np.concatenate((weights, np.ones((n_tokens, 1), np.float32)), axis=1)
         driver.run_gate_up(self._ops.pool, first, gate_up_rows)
+        if not one:
+            for part in hidden:
+                part.arrange()
         driver.run_down(self._ops.pool, second, down_rows, slots, weights, out)
 
 

@@ -23,7 +23,7 @@ from offload.devices.base import (
     Stack,
 )
 from offload.devices.cpu_attention import EXACT_CONTEXT, attend
-from offload.devices.cpu_jobs import chunk_rows, fill_job, padded, records, tile_rows
+from offload.devices.cpu_jobs import Panels, chunk_rows, fill_job, padded, records, tile_rows
 from offload.devices.cpu_mlp import CpuFeedForward
 from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
@@ -32,10 +32,12 @@ from quant import attention_expanded, driver, layer_ops
 from quant.ggml import GGMLType
 from quant.kernels import Job
 from quant.packed import PackedType
+from quant.panels import Panel
 from quant.pool import Pool
 from quant.quant_type import Kind, QuantType
 
 Array = np.ndarray
+RECORDS_OF_MANY: dict[Kind, int] = {"matmul": 1, "matmul_q16": 2}  # planes
 
 
 class CpuOps:
@@ -45,17 +47,21 @@ class CpuOps:
         self.pool = Pool(threads, cpus)
         self.bytes_read = 0
         self.kernels: dict[tuple[GGMLType, int, Kind], QuantType | PackedType] = {}
+        self._panels: set[Panel] = set()
 
     def need(self, kind: Kind, *matrices: Matrix) -> None:
         """Note a kernel that these matrices will run."""
         for m in matrices:
             self.kernels[m.quant.ggml_type, m.group_rows, m.quant.kernel_kind(kind)] = m.quant
+            if kind in RECORDS_OF_MANY and not m.quant.is_float:
+                self._panels.add(m.quant.panel(RECORDS_OF_MANY[kind]))
 
     def compile_steps(self, context: int) -> list[Callable[[], object]]:
         """What compiles the kernels noted so far, one call each; and long prompts' attention."""
         steps: list[Callable[[], object]] = [
             partial(quant.address, kind) for (*_, kind), quant in self.kernels.items()
         ]
+        steps += [partial(getattr, panel, "address") for panel in self._panels]
         if context > EXACT_CONTEXT:
             steps.append(lambda: attention_expanded.expanded_task.address)
         return steps
@@ -168,8 +174,10 @@ class CpuLinear:
             jobs = self._one = self.jobs("matvec_q16") if self._one is None else self._one
         else:
             jobs = self._many = self.jobs("matmul_q16") if self._many is None else self._many
-        rounded = records(self._ops.pool, x, 2) if self._rounds else x
+        pool = self._ops.pool
+        rounded = records(pool, x, 2) if self._rounds else x
         outs = []
+        panels = None if n_tokens == 1 else Panels(pool, rounded, np.array([0, n_tokens]))
         for job, matrix in zip(jobs, self.matrices, strict=True):
             source = x if matrix.quant.is_float else rounded
             out = np.empty((n_tokens, matrix.n_rows), np.float32)
@@ -179,6 +187,8 @@ class CpuLinear:
             job[Job.N_TOKENS] = n_tokens
             job[Job.OUT] = out.ctypes.data
             job[Job.OUT_STRIDE] = out.strides[0]
+            if panels is not None and not matrix.quant.is_float:
+                (job[Job.PANELS],) = panels.of(matrix, 2)
             self._ops.bytes_read += matrix.n_bytes
         self._ops.run(jobs, self._chunk if n_tokens == 1 else self._chunk_of_many)
         return tuple(outs)
