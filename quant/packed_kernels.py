@@ -54,7 +54,6 @@ from quant.simd import (
 GROUP_ROWS = 64
 GROUP_BYTES = 0
 LOW = 6144  # bytes from acc to low: more than 16 groups x 4 planes x 16 float32
-FEW = 16  # tokens
 AHEAD = 6144  # bytes: how far ahead of the step in work its successors are fetched
 
 
@@ -133,37 +132,17 @@ def add_group(p: int, rows: int, n: int, x: int, out: int, acc: int) -> None:
 
 
 def matvec(job: int, r0: int, r1: int) -> None:
-    """out[t, r] = row r . activations t (Q8 records); r0 is a multiple of GROUP_ROWS."""
-    w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    acc = alloca(10240)
-    for t in range(i64(job + _N_TOKENS)):
-        x = i64(job + _X) + t * i64(job + _X_STRIDE)
-        out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
-        for top in range(r0, r1, GROUP_ROWS):
-            p = w + top // GROUP_ROWS * row_bytes
-            add_group(p, min(GROUP_ROWS, r1 - top), n, x, out + 4 * top, acc)
+    """out[t, r] = row r . activations t (Q8 records); r0 is a multiple of GROUP_ROWS.
 
-
-def matmul_many(job: int, r0: int, r1: int) -> None:
-    """Open: `tile.matmul`."""
-
-
-def matmul(job: int, r0: int, r1: int) -> None:
-    """`matvec` for many tokens, bit for bit; up to FEW of them are not worth a tile.
-
-    These are taken from their records: token t at X + INDEX[t], or at X + t * X_STRIDE where INDEX
-    is 0.
+    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0. Up to a layout's `few`
+    tokens this is faster than `tile.matmul`: the rows of a group stay in caches.
     """
-    tokens = i64(job + _N_TOKENS)
-    if tokens > FEW:
-        matmul_many(job, r0, r1)
-        return
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     index = i64(job + _INDEX)
     acc = alloca(10240)
     for top in range(r0, r1, GROUP_ROWS):
         p = w + top // GROUP_ROWS * row_bytes
-        for t in range(tokens):
+        for t in range(i64(job + _N_TOKENS)):
             at = i64(index + 8 * t) if index else t * i64(job + _X_STRIDE)
             out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) + 4 * (top - i64(job + _ROW0))
             add_group(p, min(GROUP_ROWS, r1 - top), n, i64(job + _X) + at, out, acc)

@@ -31,7 +31,7 @@ class PackedType:
     come the C kernels 'pack', 'matvec' and 'matmul'. 'pack' has jobs with W, ROW_BYTES, N_ROWS,
     N_COLS of the native rows and OUT, the packed matrix: kernel(job, g0, g1) writes row groups
     g0 .. g1 - 1.
-    few: tokens up to which products one by one are faster than a tile.
+    few: tokens up to which 'matvec', one by one, is faster than 'matmul'.
     version: of the bytes; whoever changes the layout raises it, and packed files are made anew.
     """
 
@@ -60,7 +60,7 @@ class PackedType:
         return kind
 
     def panel(self, planes: int = 1) -> panels.Panel:
-        """How `matmul` wants the records of more than `few` tokens."""
+        """How 'matmul' wants the records of its tokens."""
         return self.source.panel(planes)
 
     def row_stride(self, n_cols: int) -> int:
@@ -95,14 +95,13 @@ class PackedType:
             "pack_group": self.pack_group,
             "add_step": self.add_step,
             "fill_plane": self.fill_plane,
-            "FEW": self.few,
         }
-        names["add_group"] = _helper(packed_kernels.add_group, name, names)
-        if kind == "matmul":
+        if kind == "matvec":
+            names["add_group"] = _helper(packed_kernels.add_group, name, names)
+        elif kind == "matmul":
             names |= tile.intrinsics(1, self.source.group, self.source.weights)
             for helper, source in TILE_HELPERS.items():
                 names[helper] = _helper(source, name, names)
-            names["matmul_many"] = _helper(tile.matmul, name, names)
         return bind(TEMPLATES[kind], name, **names)
 
 
@@ -120,5 +119,5 @@ TILE_HELPERS: dict[str, Callable[..., Any]] = {
 TEMPLATES: dict[str, Callable[..., None]] = {
     "pack": packed_kernels.pack,
     "matvec": packed_kernels.matvec,
-    "matmul": packed_kernels.matmul,
+    "matmul": tile.matmul,
 }

@@ -236,8 +236,9 @@ def test_packed_products_do_not_depend_on_where_they_start(t: GGMLType) -> None:
     records = activations.quantize(normal(3, N_COLS))
     want = products(p.address("matvec"), packed, p.row_stride(N_COLS), ROWS, records)
     later = packed[1:]
-    for kind in ("matvec", "matmul"):
-        got = products(p.address(kind), later, p.row_stride(N_COLS), ROWS - p.group_rows, records)
+    for kind, panel in (("matvec", None), ("matmul", p.panel())):
+        rows = ROWS - p.group_rows
+        got = products(p.address(kind), later, p.row_stride(N_COLS), rows, records, panel)
         assert_same_bits(got, want[:, p.group_rows :])
 
 

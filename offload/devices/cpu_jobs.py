@@ -71,6 +71,11 @@ def records(pool: Pool, x: Array, planes: int) -> Array:
     return out
 
 
+def few_tokens(matrix: Matrix) -> int:
+    """Tokens up to which `matvec` of several is used instead of `matmul`."""
+    return matrix.quant.few if isinstance(matrix.quant, PackedType) else 0
+
+
 class Panels:
     """Records of many tokens as `matmul` reads them, made once for all matrices that agree.
 
@@ -87,11 +92,10 @@ class Panels:
 
     def of(self, matrix: Matrix, planes: int) -> Array:
         """Addresses (matrices,) of panels like this matrix, not of a float type, wants; else 0."""
-        few = matrix.quant.few if isinstance(matrix.quant, PackedType) else 0
-        key = matrix.quant.panel(planes), few
+        key = matrix.quant.panel(planes), few_tokens(matrix)
         if key not in self._made:
             self._made[key] = driver.make_panels(
                 self._pool, key[0], self._records, matrix.n_cols, self._starts,
-                index=self._index, few=few,
+                index=self._index, few=key[1],
             )  # fmt: skip
         return self._made[key][0]

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from offload.devices.base import GatedMLP, Routing
-from offload.devices.cpu_jobs import Panels, fill_job, padded, records, tile_rows, whole_groups
+from offload.devices.cpu_jobs import (
+    Panels,
+    few_tokens,
+    fill_job,
+    padded,
+    records,
+    tile_rows,
+    whole_groups,
+)
 from offload.weights import Matrix
 from quant import driver, layer_ops
 from quant.activations import record_bytes
@@ -120,11 +128,16 @@ class Branch:
         down[Job.OUT] = at * width
         grow = np.array([gate.stride, up.stride, 0, self.h_bytes], np.int64)
         driver.expert_jobs(first, gate_up, grow, work.experts, work.starts, work.used, *index)
-        for panel, addresses in panels.items():
-            first[: work.used, panel] = addresses
         grow = np.array([self.mlp.down.stride, 0, self.h_bytes, width], np.int64)
         driver.expert_jobs(second, down, grow, work.experts, work.starts, work.used, 0, 0)
-        return Hidden(self, second[: work.used], Panels(x.pool, h, starts), keep)
+        first, second = first[: work.used], second[: work.used]
+        for panel, addresses in panels.items():
+            first[:, panel] = addresses
+        if not one:
+            _serve_few(first, Job.KERNEL, gate)
+            _serve_few(first, Job.KERNEL2, up)
+            _serve_few(second, Job.KERNEL, self.mlp.down)
+        return Hidden(self, second, Panels(x.pool, h, starts), keep)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,6 +222,13 @@ class CpuFeedForward:
             for part in hidden:
                 part.arrange()
         driver.run_down(self._ops.pool, second, down_rows, slots, weights, out)
+
+
+def _serve_few(jobs: Array, kernel: Job, matrix: Matrix) -> None:
+    """`matvec` for jobs that have too few tokens for `matmul`."""
+    few = few_tokens(matrix)
+    if few:
+        jobs[jobs[:, Job.N_TOKENS] <= few, kernel] = matrix.quant.address("matvec")
 
 
 def _turn(rows: int, *matrices: Matrix) -> int:
