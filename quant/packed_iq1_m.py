@@ -181,5 +181,5 @@ PACKED = PackedType(
     pack_group=pack_group,
     add_step=add_step,
     fill_plane=fill_plane,
-    few=7 if isa.PAIRS else 32,
+    few=5 if isa.PAIRS else 32,
 )

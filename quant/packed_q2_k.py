@@ -176,5 +176,5 @@ PACKED = PackedType(
     pack_group=pack_group,
     add_step=add_step,
     fill_plane=fill_plane,
-    few=12 if isa.PAIRS else 32,
+    few=11 if isa.PAIRS else 32,
 )

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from quant import q3_k
+from quant import isa, q3_k
 from quant.jit import inline
 from quant.packed_kernels import AHEAD
 from quant.packed_pairs import (
@@ -302,5 +302,5 @@ PACKED = PackedType(
     pack_group=pack_group,
     add_step=add_step,
     fill_plane=fill_plane,
-    few=8,
+    few=5 if isa.PAIRS else 8,
 )
