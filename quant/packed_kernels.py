@@ -50,6 +50,7 @@ from quant.simd import (
     zero_f32,
     zero_f32x16,
 )
+from quant.tile import PAD
 
 GROUP_ROWS = 64
 GROUP_BYTES = 0
@@ -153,13 +154,14 @@ def fill_tile(
 ) -> None:
     """`tile.fill_tile` from packed rows: two planes, maybe of two row groups, or twice the last."""
     planes = GROUP_ROWS // 16
+    stride = cols // 256 * GROUP * 32 + PAD
     for half in range(2):
         plane = top // 16 + (half if rows > 16 else 0)
         p = w + plane // planes * row_bytes + c0 // 256 * GROUP_BYTES
         for step in range(cols // 256):
             to_s = step * 128 + 64 * half
             fill_plane(
-                p, plane % planes, tile_w + step * GROUP * 32 + 64 * half, cols // 256 * GROUP * 32,
+                p, plane % planes, tile_w + step * GROUP * 32 + 64 * half, stride,
                 s + to_s, o + to_s, cols // 256 * 128,
             )  # fmt: skip
             p += GROUP_BYTES

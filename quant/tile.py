@@ -18,7 +18,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from quant import strips
+from quant import isa, strips
 from quant.kernels import (
     _N_COLS,
     _N_TOKENS,
@@ -43,6 +43,7 @@ from quant.simd import (
     P,
     _lanes,
     _op,
+    _plus,
     _pointer,
     alloca,
     constant,
@@ -59,7 +60,10 @@ from quant.strips import ROWS
 
 TILES = 4  # that share a block of the panel
 APART = 192  # bytes: a token's sums of all groups are added, and must not share a set of the cache
+PAD = 192  # bytes after each group of a tile's weights: a step writes to all groups, likewise
 AHEAD = 8  # tokens: how early their lines of the output are fetched
+
+LANES = 16 if isa.ISA.startswith("avx512") else 8  # of a register
 
 # open, filled in by `intrinsics`; see strips.py and panels.py
 TOKENS = 2  # per pass over the tile
@@ -74,54 +78,83 @@ ELEMENT = 128  # bytes of an element
 
 
 def _transpose(b: Any, rows: list[Any]) -> list[Any]:
-    """16 vectors of 16 lanes: lane i of result j = lane j of rows[i]."""
-    for size in (1, 2, 4, 8):
-        low = [i if i & size == 0 else i - size + 16 for i in range(16)]
-        high = [i + size if i & size == 0 else i + 16 for i in range(16)]
-        done = list(rows)
-        for i in range(16):
-            if i & size == 0:
-                x, y = rows[i], rows[i + size]
-                done[i] = b.shuffle_vector(x, y, _lanes(low))
-                done[i + size] = b.shuffle_vector(x, y, _lanes(high))
-        rows = done
-    return rows
+    """n vectors of n lanes, 8 or 16: lane i of result j = lane j of rows[i].
+
+    First within 128 bits (quarters of four lanes), then quarters change places.
+    """
+    n = len(rows)
+
+    def pick(x: Any, y: Any, lanes: list[int]) -> Any:
+        return b.shuffle_vector(x, y, _lanes(lanes))
+
+    def both(x: Any, y: Any, lanes: list[int]) -> list[Any]:
+        """These lanes of every quarter (those of y: from n on); the lanes two further on."""
+        quarters = range(0, n, 4)
+        return [pick(x, y, [q + i + on for q in quarters for i in lanes]) for on in (0, 2)]
+
+    def halves(x: Any, y: Any) -> list[Any]:
+        """Every other quarter of x and of y, from the first on; from the second on."""
+        quarters = range(0, 2 * n, 8)
+        return [pick(x, y, [q + i + on for q in quarters for i in range(4)]) for on in (0, 4)]
+
+    fours = []  # [four rows][a quarter's column]
+    for i in range(0, n, 4):
+        low, high = both(rows[i], rows[i + 1], [0, n, 1, n + 1])
+        low_2, high_2 = both(rows[i + 2], rows[i + 3], [0, n, 1, n + 1])
+        fours.append(both(low, low_2, [0, 1, n, n + 1]) + both(high, high_2, [0, 1, n, n + 1]))
+    columns = []  # [a quarter's column][quarter]
+    for c in range(4):
+        quarters = halves(fours[0][c], fours[1][c])
+        if n == 16:
+            others = halves(fours[2][c], fours[3][c])
+            even, odd = (halves(x, y) for x, y in zip(quarters, others, strict=True))
+            quarters = [even[0], odd[0], even[1], odd[1]]
+        columns.append(quarters)
+    return [columns[c][q] for q in range(n // 4) for c in range(4)]
 
 
 @cache
-def _transpose_16(zero: int = 0, step: int = 1, *, wide: bool = False) -> Any:
+def _transpose_16(zero: int = 0, step: int = 1, *, wide: bool = False, lanes: int = LANES) -> Any:
     """transpose(src, src_stride, dst, quads, quad_stride, group_stride).
 
     16 rows of 64 bytes at src -> vector m to dst + m // quads * group_stride + m % quads *
     quad_stride; every byte (x + zero) / step, a whole number. step: 1 or 2. wide: 16 bits for each,
-    columns 0 and 2 of four in one vector, 1 and 3 in a second 128 bytes on.
+    columns 0 and 2 of four in one vector, 1 and 3 in a second 128 bytes on. lanes: rows and columns
+    at a time, what registers hold.
     """
+    vector, as_bytes = ir.VectorType(I32, lanes), ir.VectorType(I8, 4 * lanes)
+
+    def stored(b: Any, x: Any, at: Any) -> None:
+        """Store a vector of four columns as a tile has it."""
+        if zero:
+            x = b.bitcast(
+                b.add(b.bitcast(x, as_bytes), constant(as_bytes, [zero] * 4 * lanes)), vector
+            )
+        if step == 2:  # even bytes: nothing crosses into the next
+            x = b.lshr(x, ir.Constant(vector, [1] * lanes))
+        if wide:
+            words = b.bitcast(x, ir.VectorType(I16, 2 * lanes))
+            eight = ir.Constant(words.type, [8] * 2 * lanes)
+            odds = b.bitcast(b.ashr(words, eight), vector)
+            x = b.bitcast(b.ashr(b.shl(words, eight), eight), vector)
+            b.store(odds, _pointer(b, b.add(at, ir.Constant(I64, 128)), vector), align=1)
+        b.store(x, _pointer(b, at, vector), align=1)
 
     def generate(b: Any, m: Any, v: Any) -> Any:
         src, stride, dst, quads, quad_stride, group_stride = v
-        vector = ir.VectorType(I32, 16)
-        rows = []
-        for i in range(16):
-            at = b.add(src, b.mul(stride, ir.Constant(I64, i)))
-            rows.append(b.load(_pointer(b, at, vector), align=1))
-        as_bytes = ir.VectorType(I8, 64)
-        for j, x in enumerate(_transpose(b, rows)):
-            j64 = ir.Constant(I64, j)
-            at = b.add(dst, b.mul(b.udiv(j64, quads), group_stride))
-            at = b.add(at, b.mul(b.urem(j64, quads), quad_stride))
-            if zero:
-                x = b.bitcast(
-                    b.add(b.bitcast(x, as_bytes), constant(as_bytes, [zero] * 64)), vector
-                )
-            if step == 2:  # even bytes: nothing crosses into the next
-                x = b.lshr(x, ir.Constant(vector, [1] * 16))
-            if wide:
-                words = b.bitcast(x, ir.VectorType(I16, 32))
-                eight = ir.Constant(words.type, [8] * 32)
-                odds = b.bitcast(b.ashr(words, eight), vector)
-                x = b.bitcast(b.ashr(b.shl(words, eight), eight), vector)
-                b.store(odds, _pointer(b, b.add(at, ir.Constant(I64, 128)), vector), align=1)
-            b.store(x, _pointer(b, at, vector), align=1)
+        for column in range(0, 16, lanes):
+            places = []
+            for j in range(column, column + lanes):
+                j64 = ir.Constant(I64, j)
+                at = b.add(dst, b.mul(b.udiv(j64, quads), group_stride))
+                places.append(b.add(at, b.mul(b.urem(j64, quads), quad_stride)))
+            for row in range(0, 16, lanes):
+                rows = []
+                for i in range(row, row + lanes):
+                    at = _plus(b, b.add(src, b.mul(stride, ir.Constant(I64, i))), 4 * column)
+                    rows.append(b.load(_pointer(b, at, vector), align=1))
+                for at, x in zip(places, _transpose(b, rows), strict=True):
+                    stored(b, x, _plus(b, at, 4 * row))
         return ir.Constant(I64, 0)
 
     return _op(types.int64, (P, P, P, P, P, P), generate)
@@ -143,6 +176,7 @@ def fill_tile(
     """
     steps = (cols + 255) // 256
     group = GROUP * (64 if WIDE else 32)  # bytes
+    stride = steps * group + PAD
     p = w + top * row_bytes + c0 // SIZE * BYTES
     q16 = alloca(4096)  # 16 rows of 256 weights, then scales and offsets
     s16 = alloca(1088)
@@ -157,8 +191,8 @@ def fill_tile(
             at = tile_w + step * group + 64 * half
             for k in range(4):
                 transpose_weights(
-                    q16 + 64 * k, 256, at + k * (64 // GROUP) * steps * group, GROUP // 4,
-                    256 if WIDE else 128, steps * group,
+                    q16 + 64 * k, 256, at + k * (64 // GROUP) * stride, GROUP // 4,
+                    256 if WIDE else 128, stride,
                 )  # fmt: skip
             spread_scales(s16, s + step * 128 + 64 * half, steps * 128)
             if OFFSETS:
@@ -226,7 +260,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     n_tokens, panels = i64(job + _N_TOKENS), i64(job + _PANELS)
     lanes = 256 // GROUP
-    tile_w = alloca(131072)  # ROWS * COLS, of 16 bits at most
+    tile_w = alloca(134144)  # ROWS * COLS, of 16 bits at most, and 16 x PAD
     tile_s = alloca(16384)  # ROWS * COLS / 16 floats
     tile_o = alloca(16384)
     accs = alloca(1585152)  # TILES x lanes x MOST x 2 halves x (sums: 64 bytes, of offsets: 64)
@@ -252,7 +286,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                         used = steps if column + (steps - 1) * 256 < n else steps - 1
                         if used == 0:
                             continue
-                        tw = tile_w + g * steps * GROUP * (64 if WIDE else 32)
+                        tw = tile_w + g * (steps * GROUP * (64 if WIDE else 32) + PAD)
                         ts = tile_s + g * steps * 128
                         to = tile_o + g * steps * 128
                         acc = accs + lane * ((top - first) // ROWS * lanes + g)

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pytest
 
-from quant import pool, simd
+from quant import pool, simd, tile
 
 VECTORS = {
     "i8": (np.int8, simd.load_i8, simd.store_i8),
@@ -329,3 +329,18 @@ def test_fetch_add_returns_the_old_value() -> None:
     counter = np.array([37], np.int64)
     assert kernel(address(counter)) == 37
     assert counter[0] == 42
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_transpose_of_registers_of_8_and_of_16_lanes(lanes: int) -> None:
+    op = tile._transpose_16(lanes=lanes)
+
+    @numba.njit
+    def kernel(src: int, out: int) -> None:
+        op(src, 80, out, 4, 64, 320)
+
+    rows = np.arange(16 * 20, dtype=np.int32).reshape(16, 20)
+    out = np.zeros((4, 80), np.int32)  # 4 vectors, then a gap
+    kernel(address(rows), address(out))
+    assert np.array_equal(out[:, :64].reshape(16, 16), rows[:, :16].T)
+    assert not out[:, 64:].any()
