@@ -39,7 +39,7 @@ def check_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as exc:
         raise RequestError(
-            "--plot needs matplotlib, which is not installed; pip install 'kimi-offload[plot]'"
+            "--plot needs matplotlib, which is not installed; pip install matplotlib"
         ) from exc
 
 
