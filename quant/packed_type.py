@@ -99,7 +99,9 @@ class PackedType:
         if kind == "matvec":
             names["add_group"] = _helper(packed_kernels.add_group, name, names)
         elif kind == "matmul":
-            names |= tile.intrinsics(1, self.source.group, self.source.weights)
+            names |= tile.intrinsics(
+                1, self.source.group, self.source.weights, offsets=self.source.offsets
+            )
             for helper, source in TILE_HELPERS.items():
                 names[helper] = _helper(source, name, names)
         return bind(TEMPLATES[kind], name, **names)

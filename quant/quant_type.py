@@ -172,7 +172,9 @@ class QuantType:
         }
         template = kind.removesuffix("_q16")
         if template == "matmul" and not self.is_float:
-            names |= tile.intrinsics(names["PLANES"], self.group, self.weights)
+            names |= tile.intrinsics(
+                names["PLANES"], self.group, self.weights, offsets=self.offsets
+            )
         if self.is_float:
             names["decode_row"] = self.decode_row
         else:

@@ -84,9 +84,9 @@ def _for_steps(b: Any, steps: Any, kept: list[Any], body: Callable[..., list[Any
     return new
 
 
-def _places(b: Any, acc: Any, tokens: int) -> list[Any]:
+def _places(b: Any, acc: Any, tokens: int, apart: int) -> list[Any]:
     """Where the accumulators of tokens lie: those of both halves of the rows of each."""
-    return [_pointer(b, _plus(b, acc, 128 * i), f32x16.llvm) for i in range(2 * tokens)]
+    return [_pointer(b, _plus(b, acc, apart // 2 * i), f32x16.llvm) for i in range(2 * tokens)]
 
 
 def _both(b: Any, at: Any) -> list[Any]:
@@ -94,12 +94,12 @@ def _both(b: Any, at: Any) -> list[Any]:
     return [b.load(_pointer(b, _plus(b, at, 64 * half), f32x16.llvm), align=1) for half in range(2)]
 
 
-def _strips(tokens: int, panel: Panel, stored: Storage) -> Any:
+def _strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
     """strips(w, s, steps, y, numbers, acc).
 
     One group of columns of 32 rows for `tokens` tokens: acc grows by all steps. y, numbers: the
     first token's activations and scale in the element of the first step; elements of steps follow
-    each other. Token t's acc lies 256 t bytes on, its second 16 rows 128 bytes further.
+    each other. Token t's acc lies t * apart bytes on, its second 16 rows half as many further.
     """
     pairs = [(t, half) for t in range(tokens) for half in range(2)]
     group = panel.group
@@ -107,7 +107,7 @@ def _strips(tokens: int, panel: Panel, stored: Storage) -> Any:
     def generate(b: Any, m: Any, v: Any) -> Any:
         w0, s0, steps, y0, numbers0, acc0 = v
         v16f, v16i = f32x16.llvm, i32x16.llvm
-        places = _places(b, acc0, tokens)
+        places = _places(b, acc0, tokens, apart)
 
         def body(i: Any) -> list[Any]:
             w = b.add(w0, b.mul(i, ir.Constant(I64, group * 32)))
@@ -150,7 +150,7 @@ def _strips(tokens: int, panel: Panel, stored: Storage) -> Any:
     return _op(types.int64, (P,) * 6, generate)
 
 
-def _narrow_strips(tokens: int, panel: Panel, stored: Storage) -> Any:
+def _narrow_strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
     """narrow_strips(w, s, steps, y, numbers, acc).
 
     The same for HALF rows, in vectors of 8, with `maddubs` or `madd`.
@@ -203,7 +203,7 @@ def _narrow_strips(tokens: int, panel: Panel, stored: Storage) -> Any:
                 if stored.zero:
                     dot = b.add(dot, more)
                 scale = b.load(_pointer(b, _plus(b, s, 32 * piece), v8f), align=1)
-                place = _pointer(b, _plus(b, acc0, 256 * t + 32 * piece), v8f)
+                place = _pointer(b, _plus(b, acc0, apart * t + 32 * piece), v8f)
                 args = [b.sitofp(dot, v8f), b.fmul(scale, ys), b.load(place, align=1)]
                 b.store(call(b, m, "llvm.fma.v8f32", v8f, args), place, align=1)
             return []
@@ -257,14 +257,17 @@ def _offset_strips(tokens: int, panel: Panel) -> Any:
 
 
 @cache
-def intrinsics(panel: Panel, stored: Storage) -> dict[str, Any]:
-    """What `matmul` leaves open, for a kind of type; made once for each."""
+def intrinsics(panel: Panel, stored: Storage, sums: int) -> dict[str, Any]:
+    """What `matmul` leaves open, for a kind of type; made once for each.
+
+    sums: bytes from a token's sums to the next one's.
+    """
     narrow = stored.wide or stored.quads > 0
     more: dict[str, Any] = {"NARROW": narrow}
     for name, count in (("many", panel.tokens), ("one", 1)):
         if narrow:
-            more[f"narrow_{name}"] = _narrow_strips(count, panel, stored)
+            more[f"narrow_{name}"] = _narrow_strips(count, panel, stored, sums)
         else:
-            more[f"strips_{name}"] = _strips(count, panel, stored)
+            more[f"strips_{name}"] = _strips(count, panel, stored, sums)
         more[f"offsets_{name}"] = _offset_strips(count, panel)
     return more

@@ -67,6 +67,7 @@ LANES = 16 if isa.ISA.startswith("avx512") else 8  # of a register
 
 # open, filled in by `intrinsics`; see strips.py and panels.py
 TOKENS = 2  # per pass over the tile
+SUMS = 256  # bytes from a token's sums of 32 rows to the next one's
 NARROW = False  # a pass takes half of the rows
 WIDE = False  # 16 bits for a weight and an activation
 ACTIVATIONS = 32  # bytes of a token in an element of a panel
@@ -222,13 +223,14 @@ def spread_scales(src: int, dst: int, stride: int) -> None:
 # --- the products ---------------------------------------------------------------------------------
 
 
-def intrinsics(planes: int, group: int, weights: range) -> dict[str, Any]:
+def intrinsics(planes: int, group: int, weights: range, *, offsets: bool) -> dict[str, Any]:
     """What `matmul` leaves open, for a kind of type."""
     stored = storage(weights, planes)
     panel = Panel.of(weights, group, planes)
     transpose = _transpose_16(stored.zero, stored.step, wide=stored.wide)
-    open_names = {"transpose_weights": transpose, **panel.names()}
-    return open_names | strips.intrinsics(panel, stored)
+    sums = 4 * ROWS * (2 if offsets else 1)
+    open_names = {"transpose_weights": transpose, "SUMS": sums, **panel.names()}
+    return open_names | strips.intrinsics(panel, stored, sums)
 
 
 def strips_many(*arguments: int) -> None:
@@ -264,14 +266,14 @@ def matmul(job: int, r0: int, r1: int) -> None:
     tile_s = alloca(16384)  # ROWS * COLS / 16 floats
     tile_o = alloca(16384)
     accs = alloca(1585152)  # TILES x lanes x MOST x 2 halves x (sums: 64 bytes, of offsets: 64)
-    lane = 256 * MOST + APART  # bytes from the sums of one group of columns to the next
+    lane = SUMS * MOST + APART  # bytes from the sums of one group of columns to the next
     for first in range(r0, r1, TILES * ROWS):
         last = min(first + TILES * ROWS, r1)
         for t0 in range(0, n_tokens, MOST):
             count = min(MOST, n_tokens - t0)
             padded = -(-count // TOKENS) * TOKENS
             for i in range(TILES * lanes):
-                for j in range(4 * padded):
+                for j in range(SUMS // 64 * padded):
                     store_f32x16(accs + lane * i + 64 * j, zero_f32x16())
             for c0 in range(0, n, COLS):
                 cols = min(COLS, n - c0)
@@ -293,14 +295,15 @@ def matmul(job: int, r0: int, r1: int) -> None:
                         elements = block + g * (padded // TOKENS) * steps * ELEMENT
                         t = 0
                         while t < count:
-                            at = acc + 256 * t
+                            at = acc + SUMS * t
                             y = elements + t // TOKENS * steps * ELEMENT
                             numbers = y + NUMBERS + 4 * (t % TOKENS)
                             y += ACTIVATIONS * (t % TOKENS)
                             many_left = count - t > (TOKENS - 2 if NARROW else TOKENS // 3)
                             if NARROW:
                                 for half in range(2):
-                                    w0, s0, a0 = tw + 64 * half, ts + 64 * half, at + 128 * half
+                                    w0, s0 = tw + 64 * half, ts + 64 * half
+                                    a0 = at + SUMS // 2 * half
                                     if many_left:
                                         narrow_many(w0, s0, used, y, numbers, a0)
                                     else:
@@ -325,7 +328,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     prefetch_to_write(ahead)
                     prefetch_to_write(ahead + 64)
                     for half in range(2 if rows > 16 else 1):
-                        at = acc + 256 * t + 128 * half
+                        at = acc + SUMS * t + SUMS // 2 * half
                         add_lanes(at, lane)
                         if rows - 16 * half >= 16:
                             store_f32x16(out + 64 * half, load_f32x16(at))
