@@ -79,7 +79,7 @@ def make_panels(
     room = np.empty(int(sizes.sum()) + 63, np.uint8)
     jobs = job_table(len(sizes))
     jobs[:, Job.OUT] = room.ctypes.data + -room.ctypes.data % 64 + np.cumsum(sizes) - sizes
-    jobs[:, Job.KERNEL] = panel.address
+    jobs[:, Job.KERNEL] = panel.address()
     jobs[:, Job.N_ROWS] = panel.n_blocks(n_tokens, n_cols)
     jobs[:, Job.N_COLS] = n_cols
     jobs[:, Job.N_TOKENS] = n_tokens

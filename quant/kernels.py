@@ -84,7 +84,7 @@ class Job(IntEnum):
     X_STRIDE2 = 14
     OUT_KIND = 15  # fused gate+up: an `Activation`, how `down` wants its input
     OUT_ROW0 = 16  # subtracted from r when the output is addressed
-    INDEX = 17  # packed matvec, matmul_f32: byte offsets of the tokens from X (int64), or 0
+    INDEX = 17  # packed matvec, matmul_f32, panels: byte offsets of tokens from X (int64), or 0
     INDEX2 = 18
     PANELS = 19  # matmul: the same activations as a panel (panels.py)
     PANELS2 = 20

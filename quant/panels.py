@@ -11,6 +11,8 @@
     corrections   int32, for what stored weights are too large by: added to the sum of products
     sums          float32, what offsets are multiplied by
 
+Both are there whether a type reads them or not: so more types share a panel.
+
 Records are what a matrix and one token want. Tiles (tile.py) multiply a few tokens at a time with
 one group of columns after the other: from records that would be a stream for each token and kind of
 number, more pages than the first TLB has entries. Panels are made once for all matrices that store
@@ -164,7 +166,6 @@ class Panel:
             "ZERO": self.zero,
         }
 
-    @property
     def address(self) -> int:
         """Address of the C kernel that makes blocks; see `fill_blocks`."""
         return int(_compiled(self).address)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from quant import (
     float_products,
@@ -119,6 +119,8 @@ class QuantType:
     pairs: for types that `matvec_pairs` can serve where it has neither VNNI nor VBMI.
     overrides: other faster kernels under the same contract, by kind.
     """
+
+    few: ClassVar[int] = 0  # see PackedType: `matmul` whatever the number of tokens
 
     ggml_type: GGMLType
     decode: Any = None

@@ -10,7 +10,6 @@ from offload.weights import Matrix
 from quant import driver, tile
 from quant.activations import empty_records, quantize_row, quantize_rows
 from quant.kernels import Job
-from quant.packed import PackedType
 from quant.panels import Panel
 from quant.pool import Pool
 from quant.quant_type import Kind
@@ -71,11 +70,6 @@ def records(pool: Pool, x: Array, planes: int) -> Array:
     return out
 
 
-def few_tokens(matrix: Matrix) -> int:
-    """Tokens up to which `matvec` of several is used instead of `matmul`."""
-    return matrix.quant.few if isinstance(matrix.quant, PackedType) else 0
-
-
 class Panels:
     """Records of many tokens as `matmul` reads them, made once for all matrices that agree.
 
@@ -86,16 +80,28 @@ class Panels:
     def __init__(
         self, pool: Pool, records: Array, starts: Array, index: Array | None = None
     ) -> None:
-        self._pool, self._records = pool, records
-        self._starts, self._index = starts, index
+        self.records = records
+        self.to_index = 0 if index is None else int(index.ctypes.data)
+        self._pool, self._starts, self._index = pool, starts, index
         self._made: dict[tuple[Panel, int], tuple[Array, Array]] = {}
 
-    def of(self, matrix: Matrix, planes: int) -> Array:
-        """Addresses (matrices,) of panels like this matrix, not of a float type, wants; else 0."""
-        key = matrix.quant.panel(planes), few_tokens(matrix)
+    def fill(
+        self, jobs: Array, matrix: Matrix, planes: int, field: Job = Job.PANELS,
+        kernel: Job = Job.KERNEL,
+    ) -> None:  # fmt: skip
+        """What `matmul` jobs (matrices, fields) of this matrix want besides; float types nothing.
+
+        That is a panel, or `matvec` for those whose tokens are too few for one.
+        """
+        quant = matrix.quant
+        if quant.is_float:
+            return
+        key = quant.panel(planes), quant.few
         if key not in self._made:
             self._made[key] = driver.make_panels(
-                self._pool, key[0], self._records, matrix.n_cols, self._starts,
-                index=self._index, few=key[1],
+                self._pool, quant.panel(planes), self.records, matrix.n_cols, self._starts,
+                index=self._index, few=quant.few,
             )  # fmt: skip
-        return self._made[key][0]
+        jobs[:, field] = self._made[key][0]
+        if quant.few:
+            jobs[jobs[:, Job.N_TOKENS] <= quant.few, kernel] = quant.address("matvec")

@@ -15,7 +15,6 @@ import numpy as np
 from offload.devices.base import GatedMLP, Routing
 from offload.devices.cpu_jobs import (
     Panels,
-    few_tokens,
     fill_job,
     padded,
     records,
@@ -106,23 +105,20 @@ class Branch:
         gate, up = self.mlp.gate, self.mlp.up
         h = np.zeros((len(work.tokens), self.h_bytes), np.uint8)
         starts = work.starts[: work.used + 1]
-        keep: list[object] = []
-        index, panels = [], {}
-        for matrix, address, stride, panel in (
-            (gate, Job.X, Job.X_STRIDE, Job.PANELS),
-            (up, Job.X2, Job.X_STRIDE2, Job.PANELS2),
+        inputs: dict[int, Panels] = {}  # by form
+        index = []
+        for matrix, address, stride in (
+            (gate, Job.X, Job.X_STRIDE),
+            (up, Job.X2, Job.X_STRIDE2),
         ):
             form = self._form(matrix)
-            source = x.form(form)
-            gate_up[address] = source.ctypes.data
-            gate_up[stride] = source.strides[0]
-            offsets = work.tokens * source.strides[0]
-            if matrix is gate or form != self._form(gate):
-                made = Panels(x.pool, source, starts, offsets)
-            index.append(0 if one else offsets.ctypes.data)
-            keep += [offsets, made]
-            if form and not one:
-                panels[panel] = made.of(matrix, form)
+            if form not in inputs:
+                source = x.form(form)
+                offsets = work.tokens * source.strides[0]
+                inputs[form] = Panels(x.pool, source, starts, offsets)
+            gate_up[address] = inputs[form].records.ctypes.data
+            gate_up[stride] = inputs[form].records.strides[0]
+            index.append(0 if one else inputs[form].to_index)
         gate_up[Job.OUT] = down[Job.X] = h.ctypes.data
         gate_up[Job.OUT_STRIDE] = down[Job.X_STRIDE] = self.h_bytes
         down[Job.OUT] = at * width
@@ -130,30 +126,26 @@ class Branch:
         driver.expert_jobs(first, gate_up, grow, work.experts, work.starts, work.used, *index)
         grow = np.array([self.mlp.down.stride, 0, self.h_bytes, width], np.int64)
         driver.expert_jobs(second, down, grow, work.experts, work.starts, work.used, 0, 0)
-        first, second = first[: work.used], second[: work.used]
-        for panel, addresses in panels.items():
-            first[:, panel] = addresses
         if not one:
-            _serve_few(first, Job.KERNEL, gate)
-            _serve_few(first, Job.KERNEL2, up)
-            _serve_few(second, Job.KERNEL, self.mlp.down)
-        return Hidden(self, second, Panels(x.pool, h, starts), keep)
+            first = first[: work.used]
+            by_gate, by_up = inputs[self._form(gate)], inputs[self._form(up)]
+            by_gate.fill(first, gate, self.planes)
+            by_up.fill(first, up, self.planes, Job.PANELS2, Job.KERNEL2)
+        return Hidden(self, second[: work.used], Panels(x.pool, h, starts), inputs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hidden:
-    """What region 1 leaves to the `jobs` of region 2; keep: memory that both use."""
+    """What region 1 leaves to the `jobs` of region 2; keep: memory that region 1 reads."""
 
     branch: Branch
     jobs: Array
     panels: Panels
-    keep: list[object]
+    keep: object
 
     def arrange(self) -> None:
-        """Between the two regions, for many tokens: panels for `down`."""
-        down = self.branch.mlp.down
-        if not down.quant.is_float:
-            self.jobs[:, Job.PANELS] = self.panels.of(down, self.branch.planes)
+        """Between the two regions, for many tokens."""
+        self.panels.fill(self.jobs, self.branch.mlp.down, self.branch.planes)
 
 
 class CpuFeedForward:
@@ -222,13 +214,6 @@ class CpuFeedForward:
             for part in hidden:
                 part.arrange()
         driver.run_down(self._ops.pool, second, down_rows, slots, weights, out)
-
-
-def _serve_few(jobs: Array, kernel: Job, matrix: Matrix) -> None:
-    """`matvec` for jobs that have too few tokens for `matmul`."""
-    few = few_tokens(matrix)
-    if few:
-        jobs[jobs[:, Job.N_TOKENS] <= few, kernel] = matrix.quant.address("matvec")
 
 
 def _turn(rows: int, *matrices: Matrix) -> int:

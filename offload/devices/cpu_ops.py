@@ -61,7 +61,7 @@ class CpuOps:
         steps: list[Callable[[], object]] = [
             partial(quant.address, kind) for (*_, kind), quant in self.kernels.items()
         ]
-        steps += [partial(getattr, panel, "address") for panel in self._panels]
+        steps += [panel.address for panel in self._panels]
         if context > EXACT_CONTEXT:
             steps.append(lambda: attention_expanded.expanded_task.address)
         return steps
@@ -178,7 +178,7 @@ class CpuLinear:
         rounded = records(pool, x, 2) if self._rounds else x
         outs = []
         panels = None if n_tokens == 1 else Panels(pool, rounded, np.array([0, n_tokens]))
-        for job, matrix in zip(jobs, self.matrices, strict=True):
+        for i, (job, matrix) in enumerate(zip(jobs, self.matrices, strict=True)):
             source = x if matrix.quant.is_float else rounded
             out = np.empty((n_tokens, matrix.n_rows), np.float32)
             outs.append(out)
@@ -187,8 +187,8 @@ class CpuLinear:
             job[Job.N_TOKENS] = n_tokens
             job[Job.OUT] = out.ctypes.data
             job[Job.OUT_STRIDE] = out.strides[0]
-            if panels is not None and not matrix.quant.is_float:
-                (job[Job.PANELS],) = panels.of(matrix, 2)
+            if panels is not None:
+                panels.fill(jobs[i : i + 1], matrix, 2)
             self._ops.bytes_read += matrix.n_bytes
         self._ops.run(jobs, self._chunk if n_tokens == 1 else self._chunk_of_many)
         return tuple(outs)
