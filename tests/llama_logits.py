@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
+from offload.bench.llama_cpp import model_params
+
 F32, F16 = 0, 1  # codes of the cache's type
 
 
@@ -29,7 +31,7 @@ def logits(
     """(n_tokens, n_vocab) float32: all of `ids` in one batch, without flash attention."""
     _start()
     n = len(ids)
-    model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+    model = lib.llama_model_load_from_file(str(path).encode(), model_params())
     assert model, f"llama.cpp cannot load {path}"
     try:
         params = lib.llama_context_default_params()

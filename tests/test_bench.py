@@ -258,6 +258,7 @@ def test_a_copied_cache_holds_the_same_tokens(written: tuple[Path, Layout]) -> N
         layer, head = theirs.whole(2)
         assert layer > 0 < head
         assert theirs.prefill(np.arange(16)) > 0
+        assert [part for part, _ in theirs.timed.parts] == list(PARTS)  # not the second layer
         assert theirs.timed.length == 0
         theirs.parts(1)
         assert theirs.plain.length == theirs.timed.length == 20

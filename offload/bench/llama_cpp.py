@@ -42,15 +42,29 @@ def _failed(what: str) -> DeviceError:
     return DeviceError(f"llama.cpp {what}{said}; leave --compare out")
 
 
+def model_params() -> Any:
+    """llama.cpp's defaults, on the CPU; without repacked weights where it has AMX kernels.
+
+    For these it re-arranges k_b and v_b, too, then finds that it cannot multiply them with
+    activations in another order than they lie in, and aborts the process with
+    `GGML_ASSERT(*cur_backend_id != -1)` (llama-cpp-python 0.3.36). Its users help themselves with
+    --no-repack; leaving out these two matrices alone is nothing that its interface offers.
+    """
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 0
+    params.use_extra_bufts = b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
+    return params
+
+
 class LlamaModel:
-    """A loaded file. Its settings are llama.cpp's own defaults, but for threads and context."""
+    """A loaded file. Its settings are `model_params`, but for threads and context."""
 
     def __init__(self, path: Path, threads: int) -> None:
         llama_cpp.llama_log_set(_note_errors, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self.threads = threads
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params = model_params()
+        self._repacks = params.use_extra_bufts
         self.pointer: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
             raise _failed(f"cannot load {path}")
@@ -58,10 +72,15 @@ class LlamaModel:
     @property
     def about(self) -> str:
         """What was compared with."""
+        weights = (
+            "weights repacked at load where it does so"
+            if self._repacks
+            else "no weights repacked, like its --no-repack: with its AMX kernels it aborts on MLA"
+        )
         return (
             f"llama.cpp: llama-cpp-python {llama_cpp.__version__}, {self.threads} threads, its "
-            "default settings (mapped file, weights repacked at load where it does so, automatic "
-            "flash attention, f16 cache), called through its C interface"
+            f"default settings (mapped file, {weights}, automatic flash attention, f16 cache), "
+            "called through its C interface"
         )
 
     def close(self) -> None:
@@ -86,6 +105,7 @@ class LlamaContext:
         params.n_threads = params.n_threads_batch = model.threads
         self.length = 0
         self.parts: list[tuple[str, float]] = []
+        self.stop_after = ""  # a part: its first end ends the computation
         self._began, self._ended = 0.0, ""
         self._name: Any = _node_name()
         if timed:
@@ -100,7 +120,7 @@ class LlamaContext:
         now = clock()
         if not ask:
             self.parts.append((self._ended, now - self._began))
-            return True
+            return self._ended != self.stop_after
         name = self._name(tensor).partition(b"-")[0].decode()
         wanted = name in ENDS
         if wanted:
