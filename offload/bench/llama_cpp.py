@@ -43,12 +43,13 @@ def _failed(what: str) -> DeviceError:
 
 
 def model_params() -> Any:
-    """llama.cpp's defaults, on the CPU; without repacked weights where it has AMX kernels.
+    """llama.cpp's defaults, on the CPU; where it was built with AMX kernels, no repacked weights.
 
-    For these it re-arranges k_b and v_b, too, then finds that it cannot multiply them with
+    For AMX it re-arranges k_b and v_b, too, then finds that it cannot multiply them with
     activations in another order than they lie in, and aborts the process with
-    `GGML_ASSERT(*cur_backend_id != -1)` (llama-cpp-python 0.3.36). Its users help themselves with
-    --no-repack; leaving out these two matrices alone is nothing that its interface offers.
+    `GGML_ASSERT(*cur_backend_id != -1)`; if that is avoided, its tiles are not configured when gcc
+    has compiled it, and it ends with an illegal instruction (llama-cpp-python 0.3.36, gcc 12; its
+    pull request 26954). Its users have --no-repack, or a build without AMX, like `make venv`'s.
     """
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
@@ -72,11 +73,9 @@ class LlamaModel:
     @property
     def about(self) -> str:
         """What was compared with."""
-        weights = (
-            "weights repacked at load where it does so"
-            if self._repacks
-            else "no weights repacked, like its --no-repack: with its AMX kernels it aborts on MLA"
-        )
+        weights = "weights repacked at load where it does so"
+        if not self._repacks:
+            weights = "no weights repacked, as with --no-repack: its AMX kernels abort on MLA"
         return (
             f"llama.cpp: llama-cpp-python {llama_cpp.__version__}, {self.threads} threads, its "
             f"default settings (mapped file, {weights}, automatic flash attention, f16 cache), "
