@@ -16,36 +16,65 @@ from typing import Any
 
 import numpy as np
 
+from quant import isa
 from quant.jit import inline
 from quant.lookups import table
-from quant.simd import load_u8x64, splat_u8x64
-from quant.simd_vbmi import above, any_bit, choose, look_up_128, top_bit
+from quant.simd import load_u8x64
+from quant.simd_vbmi import (
+    above,
+    both,
+    choose,
+    has_bit,
+    look_up_64,
+    look_up_128,
+    only,
+)
 
-# --- look-ups in more than 128 bytes: every part, then the right one ------------------------------
+# --- look-ups in more than 64 bytes: every part, then the right one -------------------------------
 
 
 @inline
-def part(i: Any, at: int, k: int) -> Any:
-    """Byte i % 128 of part k of the table at `at`."""
+def part_at_once(i: Any, at: int, k: int, k6: Any) -> Any:
+    """Byte i % 128 of part k of the table at `at`. k6, k7, ...: where i has bit 6, 7, ..."""
     return look_up_128(i, load_u8x64(at + 128 * k), load_u8x64(at + 128 * k + 64))
 
 
 @inline
-def look_up_256(i: Any, at: int, k7: Any) -> Any:
-    """k7, k8, ...: where bits 7, 8, ... of the index are set."""
-    return choose(k7, part(i, at, 1), part(i, at, 0))
+def part_by_halves(i: Any, at: int, k: int, k6: Any) -> Any:
+    """The same, where one look-up in 128 bytes takes longer than two in 64."""
+    low = look_up_64(i, load_u8x64(at + 128 * k))
+    return choose(k6, look_up_64(i, load_u8x64(at + 128 * k + 64)), low)
 
 
 @inline
-def look_up_512(i: Any, at: int, k7: Any, k8: Any) -> Any:
-    """See look_up_256."""
-    return choose(k8, look_up_256(i, at + 256, k7), look_up_256(i, at, k7))
+def look_up_256_at_once(i: Any, at: int, k6: Any, k7: Any) -> Any:
+    """Byte i of the table at `at`."""
+    return choose(k7, part_at_once(i, at, 1, k6), part_at_once(i, at, 0, k6))
 
 
 @inline
-def look_up_1024(i: Any, at: int, k7: Any, k8: Any, k9: Any) -> Any:
+def look_up_256_by_halves(i: Any, at: int, k6: Any, k7: Any) -> Any:
+    """The same; a look-up that leaves the other bytes alone is still one instruction."""
+    x = look_up_64(i, load_u8x64(at))
+    x = choose(only(k6, k7), look_up_64(i, load_u8x64(at + 64)), x)
+    x = choose(only(k7, k6), look_up_64(i, load_u8x64(at + 128)), x)
+    return choose(both(k7, k6), look_up_64(i, load_u8x64(at + 192)), x)
+
+
+part = part_by_halves if isa.BY_HALVES else part_at_once
+look_up_256 = look_up_256_by_halves if isa.BY_HALVES else look_up_256_at_once
+
+
+@inline
+def look_up_512(i: Any, at: int, k6: Any, k7: Any, k8: Any) -> Any:
     """See look_up_256."""
-    return choose(k9, look_up_512(i, at + 512, k7, k8), look_up_512(i, at, k7, k8))
+    return choose(k8, look_up_256(i, at + 256, k6, k7), look_up_256(i, at, k6, k7))
+
+
+@inline
+def look_up_1024(i: Any, at: int, k6: Any, k7: Any, k8: Any, k9: Any) -> Any:
+    """See look_up_256."""
+    return choose(k9, look_up_512(i, at + 512, k6, k7, k8), look_up_512(i, at, k6, k7, k8))
 
 
 @inline
@@ -55,15 +84,13 @@ def halves_of_trits(i: Any, high: Any, book: int) -> tuple[Any, Any]:
     The words are in order of their second halves, which change at most once, to the next, within 16
     words: a table of 128 has the half before, the half after, and the last word of the first.
     """
-    k10 = any_bit(high, splat_u8x64(4))
-    k9 = any_bit(high, splat_u8x64(2))
-    k8 = any_bit(high, splat_u8x64(1))
-    k7 = top_bit(i)
-    lower = look_up_1024(i, book, k7, k8, k9)
-    first = choose(k10, look_up_1024(i, book + 1024, k7, k8, k9), lower)
+    k10, k9, k8 = has_bit(high, 2), has_bit(high, 1), has_bit(high, 0)
+    k7, k6 = has_bit(i, 7), has_bit(i, 6)
+    lower = look_up_1024(i, book, k6, k7, k8, k9)
+    first = choose(k10, look_up_1024(i, book + 1024, k6, k7, k8, k9), lower)
     j = high << 4 | i >> 4
-    changed = above(i & 15, part(j, book, 18))
-    second = choose(changed, part(j, book, 17), part(j, book, 16))
+    changed = above(i & 15, part(j, book, 18, k10))
+    second = choose(changed, part(j, book, 17, k10), part(j, book, 16, k10))
     return first, second
 
 

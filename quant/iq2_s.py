@@ -42,19 +42,17 @@ from quant.simd import (
     f16,
     load_u8,
     splat_f16,
-    splat_u8x64,
     store_f32,
     store_i8,
     store_i16,
 )
 from quant.simd_pairs import load_two_f32, turn
 from quant.simd_vbmi import (
-    any_bit,
     bit_fields,
+    has_bit,
     load_2_by_turns,
     load_8_by_turns,
     load_nibbles_16,
-    top_bit,
 )
 
 BOOK = table("iq2_s", grids.iq2_s)
@@ -91,11 +89,11 @@ def dots(p: int, r: int, y: int) -> tuple[Any, Any]:
     """Signs are whole bytes."""
     i = load_8_by_turns(p + 2, r + 2)
     high = pairs_of_bits(load_2_by_turns(p + 66, r + 66))
-    k7 = top_bit(i)
-    k8 = any_bit(high, splat_u8x64(1))
-    k9 = any_bit(high, splat_u8x64(2))
-    first = look_up_1024(i, FIELDS(), k7, k8, k9)
-    second = look_up_1024(i, FIELDS() + 1024, k7, k8, k9)
+    k6, k7 = has_bit(i, 6), has_bit(i, 7)
+    k8 = has_bit(high, 0)
+    k9 = has_bit(high, 1)
+    first = look_up_1024(i, FIELDS(), k6, k7, k8, k9)
+    second = look_up_1024(i, FIELDS() + 1024, k6, k7, k8, k9)
     return signed_dots_of_8s(first, second, load_8_by_turns(p + 34, r + 34), y)
 
 

@@ -39,7 +39,6 @@ from quant.simd import (
     f16,
     load_i16,
     splat_f16,
-    splat_u8x64,
     store_f32,
     store_i8,
     store_i16,
@@ -48,12 +47,11 @@ from quant.simd import (
 )
 from quant.simd_pairs import load_two_f32, turn
 from quant.simd_vbmi import (
-    any_bit,
     even_bytes_by_turns,
+    has_bit,
     load_nibbles_16,
     odd_bytes_by_turns,
     parity_over_high_7,
-    top_bit,
 )
 
 BOOK = table("iq2_xs", grids.iq2_xs)
@@ -89,10 +87,10 @@ def dots(p: int, r: int, y: int) -> tuple[Any, Any]:
     """Even bytes: index bits 0-7; odd bytes: bit 8 and the signs."""
     i = even_bytes_by_turns(p + 2, r + 2)
     high = odd_bytes_by_turns(p + 2, r + 2)
-    k7 = top_bit(i)
-    k8 = any_bit(high, splat_u8x64(1))
-    first = look_up_512(i, FIELDS(), k7, k8)
-    second = look_up_512(i, FIELDS() + 512, k7, k8)
+    k6, k7 = has_bit(i, 6), has_bit(i, 7)
+    k8 = has_bit(high, 0)
+    first = look_up_512(i, FIELDS(), k6, k7, k8)
+    second = look_up_512(i, FIELDS() + 512, k6, k7, k8)
     return signed_dots_of_8s(first, second, parity_over_high_7(high), y)
 
 

@@ -46,11 +46,11 @@ from quant.simd_vbmi import (
     as_i32x16,
     bit_fields,
     evens_by_turns,
+    has_bit,
     odds_by_turns,
     parity_over_low_7,
     shift_right,
     sum_pairs,
-    top_bit,
     two_by_turns,
 )
 
@@ -84,9 +84,9 @@ sign_fields = bit_fields([0, 7, 14, 21, 32, 39, 46, 53])
 def dots(p: int, r: int, y: int) -> tuple[Any, Any]:
     """The words of 32 bits are indices and fields in turn."""
     i = evens_by_turns(p + 2, r + 2)
-    k7 = top_bit(i)
-    first = look_up_256(i, FIELDS(), k7)
-    second = look_up_256(i, FIELDS() + 256, k7)
+    k6, k7 = has_bit(i, 6), has_bit(i, 7)
+    first = look_up_256(i, FIELDS(), k6, k7)
+    second = look_up_256(i, FIELDS() + 256, k6, k7)
     signs = parity_over_low_7(sign_fields(odds_by_turns(p + 2, r + 2)))
     d, e = signed_dots_of_8s(first, second, signs, y)
     return sum_pairs(d, e), e

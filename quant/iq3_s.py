@@ -46,7 +46,7 @@ from quant.simd import (
     store_i16,
 )
 from quant.simd_pairs import load_one_f32, turn
-from quant.simd_vbmi import load_8_by_turns, load_mask, load_nibbles_by_turns, top_bit
+from quant.simd_vbmi import has_bit, load_8_by_turns, load_mask, load_nibbles_by_turns
 
 BOOK = table("iq3_s", grids.iq3_s)
 
@@ -78,9 +78,9 @@ WEIGHTS = weight_table_3("iq3_s_weights", VALUES)
 def halves(p: int) -> tuple[Any, Any]:
     """The halves of the 64 words of the block at p."""
     i = load_u8x64(p + 2)
-    k7 = top_bit(i)
+    k6, k7 = has_bit(i, 6), has_bit(i, 7)
     k8 = load_mask(p + 66)
-    return look_up_512(i, FIELDS(), k7, k8), look_up_512(i, FIELDS() + 512, k7, k8)
+    return look_up_512(i, FIELDS(), k6, k7, k8), look_up_512(i, FIELDS() + 512, k6, k7, k8)
 
 
 @inline

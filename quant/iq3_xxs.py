@@ -46,10 +46,10 @@ from quant.simd_pairs import load_one_f32, turn
 from quant.simd_vbmi import (
     as_i32x16,
     bit_fields,
+    has_bit,
     load_8_by_turns,
     parity_over_low_7,
     shift_right,
-    top_bit,
     two_by_turns,
 )
 
@@ -86,8 +86,8 @@ sign_fields = bit_fields([0, 7, 14, 21, 32, 39, 46, 53])
 def halves(p: int) -> tuple[Any, Any]:
     """The halves of the 64 words of the block at p."""
     i = load_u8x64(p + 2)
-    k7 = top_bit(i)
-    return look_up_256(i, FIELDS(), k7), look_up_256(i, FIELDS() + 256, k7)
+    k6, k7 = has_bit(i, 6), has_bit(i, 7)
+    return look_up_256(i, FIELDS(), k6, k7), look_up_256(i, FIELDS() + 256, k6, k7)
 
 
 @inline

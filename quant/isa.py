@@ -76,6 +76,10 @@ def chosen() -> str:
 NAME = chosen()
 VBMI = NAME == "avx512vbmi"  # with VBMI and GFNI
 ISA = "avx512vnni" if VBMI else NAME
+# a look-up in 128 bytes: one instruction for AMD's processors, three for Intel's
+BY_HALVES = not (os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()).startswith(
+    "znver"
+)
 VNNI = ISA in ("avx512vnni", "avxvnni")  # a dot product of any unsigned and any signed bytes
 PAIRS = ISA == "avx2"  # tiles are multiplied by what adds two products: `maddubs`, `madd`
 

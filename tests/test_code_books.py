@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from test_quant import moderate_blocks, normal
@@ -18,6 +19,8 @@ from quant.ggml import BLOCK, GGMLType
 from quant.matvec_book import COLS
 from quant.products import matmul, matvec
 from quant.registry import QUANT_TYPES
+from quant.simd import load_u8x64, store_u8x64
+from quant.simd_vbmi import has_bit
 
 TESTS = Path(__file__).parent
 TYPES = [t for t, q in QUANT_TYPES.items() if q.book is not None] + [GGMLType.IQ4_XS]
@@ -58,6 +61,27 @@ def test_magnitude_reads_field_and_sign_from_any_place(values: tuple[int, ...]) 
     known = i[(i & (3 if len(values) == 3 else 7)) < len(values)]
     want = [values[k & (3 if len(values) == 3 else 7)] * (-1 if k & 16 else 1) for k in known]
     assert np.array_equal(got[known], want)
+
+
+@numba.njit
+def look_up_both_ways(i: int, table: int, out: int) -> None:
+    x = load_u8x64(i)
+    k6, k7 = has_bit(x, 6), has_bit(x, 7)
+    store_u8x64(out, books.look_up_256_at_once(x, table, k6, k7))
+    store_u8x64(out + 64, books.look_up_256_by_halves(x, table, k6, k7))
+    store_u8x64(out + 128, books.part_at_once(x, table, 1, k6))
+    store_u8x64(out + 192, books.part_by_halves(x, table, 1, k6))
+
+
+@pytest.mark.skipif(not isa.VBMI, reason="look-ups in vectors of bytes need AVX-512 VBMI")
+def test_look_ups_at_once_and_by_halves_find_the_same() -> None:
+    rng = np.random.default_rng(1)
+    table = rng.integers(0, 256, 256, dtype=np.uint8)
+    for i in rng.permutation(256).astype(np.uint8).reshape(4, 64):
+        out = np.zeros((4, 64), np.uint8)
+        look_up_both_ways(i.ctypes.data, table.ctypes.data, out.ctypes.data)
+        want = np.stack([table[i], table[128 + i % 128]])
+        assert np.array_equal(out, np.repeat(want, 2, axis=0))
 
 
 # --- products -------------------------------------------------------------------------------------
@@ -133,7 +157,11 @@ def test_other_instruction_sets_have_the_same_bits(name: str, tmp_path: Path) ->
 )
 def test_books_stay_in_registers_where_the_processor_has_vbmi() -> None:
     found = instructions("avx512vbmi", "znver4", "IQ2_XXS:matvec")
-    assert found["vpermi2b zmm"] + found["vpermt2b zmm"] >= 4, found.most_common(30)
+    at_once = found["vpermi2b zmm"] + found["vpermt2b zmm"]
+    assert at_once >= 4, found.most_common(30)
     assert found["vpermb zmm"] == found["vpdpbusd zmm"] == 8
     assert found["vgf2p8affineqb zmm"] >= 1
     assert found["vpmultishiftqb zmm"] == 1
+    found = instructions("avx512vbmi", "sapphirerapids", "IQ2_XXS:matvec")
+    assert found["vpermi2b zmm"] + found["vpermt2b zmm"] == at_once - 4
+    assert found["vpermb zmm"] == 8 + 2 * 4
