@@ -248,6 +248,19 @@ def test_llama_cpp_computes_the_same_model(written: tuple[Path, Layout]) -> None
         ops.close()
 
 
+def test_llama_cpp_does_without_its_amx_kernels(
+    written: tuple[Path, Layout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llama_cpp
+
+    for info, repacks in ((b"CPU : AVX512 = 1 | AMX_INT8 = 1 | ", False), (b"CPU : ", True)):
+        monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda info=info: info)
+        peer = LlamaModel(written[0], 1)
+        assert ("--no-repack" in peer.about) is not repacks
+        LlamaContext(peer, 64).close()  # where it aborts
+        peer.close()
+
+
 def test_a_copied_cache_holds_the_same_tokens(written: tuple[Path, Layout]) -> None:
     peer = LlamaModel(written[0], 1)
     theirs = llama_compare.TheirLayers(peer, 2, 512, depth=20)
