@@ -1,6 +1,7 @@
 """Code books as bytes: tables for look-ups of 64 bytes at a time (AVX-512 VBMI).
 
-One instruction looks up 64 bytes in 128, so a book of bytes needs no memory and no scalar index.
+One instruction looks up 64 bytes in 128, so a book of bytes needs no memory and no scalar index
+(where shuffles are slow, two look-ups in 64 bytes are faster).
 The words of a book are cut into two bytes of fields, each the number of a magnitude:
 
     words of 8     | bits 0-1: weight 0 (4) | 2-3: weight 1 (5) | 4-5: 2 (6) | 6-7: 3 (7) |
@@ -31,11 +32,14 @@ from quant.simd_vbmi import (
 )
 
 # --- look-ups in more than 64 bytes: every part, then the right one -------------------------------
+#
+# i: 64 indices, of which the low 8 bits are here; k6, k7, ...: which of them have bit 6, 7, ... set
+# (k6: for look-ups by halves alone).
 
 
 @inline
 def part_at_once(i: Any, at: int, k: int, k6: Any) -> Any:
-    """Byte i % 128 of part k of the table at `at`. k6, k7, ...: where i has bit 6, 7, ..."""
+    """Byte i % 128 of part k of the table at `at`."""
     return look_up_128(i, load_u8x64(at + 128 * k), load_u8x64(at + 128 * k + 64))
 
 
@@ -61,19 +65,19 @@ def look_up_256_by_halves(i: Any, at: int, k6: Any, k7: Any) -> Any:
     return choose(both(k7, k6), look_up_64(i, load_u8x64(at + 192)), x)
 
 
-part = part_by_halves if isa.BY_HALVES else part_at_once
-look_up_256 = look_up_256_by_halves if isa.BY_HALVES else look_up_256_at_once
+part = part_by_halves if isa.SLOW_SHUFFLES else part_at_once
+look_up_256 = look_up_256_by_halves if isa.SLOW_SHUFFLES else look_up_256_at_once
 
 
 @inline
 def look_up_512(i: Any, at: int, k6: Any, k7: Any, k8: Any) -> Any:
-    """See look_up_256."""
+    """Byte i of the table at `at`."""
     return choose(k8, look_up_256(i, at + 256, k6, k7), look_up_256(i, at, k6, k7))
 
 
 @inline
 def look_up_1024(i: Any, at: int, k6: Any, k7: Any, k8: Any, k9: Any) -> Any:
-    """See look_up_256."""
+    """Byte i of the table at `at`."""
     return choose(k9, look_up_512(i, at + 512, k6, k7, k8), look_up_512(i, at, k6, k7, k8))
 
 

@@ -76,10 +76,11 @@ def chosen() -> str:
 NAME = chosen()
 VBMI = NAME == "avx512vbmi"  # with VBMI and GFNI
 ISA = "avx512vnni" if VBMI else NAME
-# a look-up in 128 bytes: one instruction for AMD's processors, three for Intel's
-BY_HALVES = not (os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()).startswith(
-    "znver"
-)
+CPU = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()  # what code is made for
+# A look-up in 128 bytes (`vpermi2b`) is one step on Zen, three on Intel's processors, where tests
+# into masks (`vptestmb`), too, wait for the one port that shuffles; unknown ones: as Intel's.
+# Numba's own index of compiled kernels tells processors of the same NAME apart.
+SLOW_SHUFFLES = not CPU.startswith("znver")
 VNNI = ISA in ("avx512vnni", "avxvnni")  # a dot product of any unsigned and any signed bytes
 PAIRS = ISA == "avx2"  # tiles are multiplied by what adds two products: `maddubs`, `madd`
 

@@ -43,14 +43,16 @@ def _not(b: Any, mask: Any) -> Any:
     return b.xor(mask, ir.Constant(mask64.llvm, [1] * 64))
 
 
-def _has_bit(b: Any, m: Any, v: Any) -> Any:
-    """By the top bit where tests wait for the port that shuffles, as on Intel's processors.
+def _has_bit_by_test(b: Any, m: Any, v: Any) -> Any:
+    bit = b.shl(ir.Constant(I8, 1), b.trunc(v[1], I8))
+    return b.icmp_unsigned("!=", b.and_(v[0], splat_value(b, bit, _V64I8)), _ZERO)
 
-    The empty instructions keep LLVM from making a test of it, and from doing it for every use.
+
+def _has_bit_by_top_bit(b: Any, m: Any, v: Any) -> Any:
+    """The bit is shifted to the top, which another port takes into a mask than tests do.
+
+    The empty inline assembly keeps LLVM from making a test of it, and from doing it for every use.
     """
-    if not isa.BY_HALVES:
-        bit = b.shl(ir.Constant(I8, 1), b.trunc(v[1], I8))
-        return b.icmp_unsigned("!=", b.and_(v[0], splat_value(b, bit, _V64I8)), _ZERO)
     words = ir.VectorType(I16, 32)
     up = b.sub(ir.Constant(I16, 7), b.trunc(v[1], I16))
     x = b.bitcast(b.shl(b.bitcast(v[0], words), splat_value(b, up, words)), _V64I8)
@@ -64,13 +66,15 @@ def _equals(b: Any, m: Any, v: Any) -> Any:
     return b.icmp_unsigned("==", v[0], splat_value(b, b.trunc(v[1], I8), _V64I8))
 
 
-has_bit = _op(mask64, (u8x64, types.int64), _has_bit)  # 0: the lowest
+has_bit_by_test = _op(mask64, (u8x64, types.int64), _has_bit_by_test)
+has_bit_by_top_bit = _op(mask64, (u8x64, types.int64), _has_bit_by_top_bit)
+# bytes in which this bit is set; 0: the lowest
+has_bit = has_bit_by_top_bit if isa.SLOW_SHUFFLES else has_bit_by_test
 top_bit = _op(mask64, (u8x64,), lambda b, m, v: b.icmp_signed("<", v[0], _ZERO))
 equals = _op(mask64, (u8x64, types.int64), _equals)
 above = _op(mask64, (u8x64, u8x64), lambda b, m, v: b.icmp_unsigned(">", v[0], v[1]))
 both = _op(mask64, (mask64, mask64), lambda b, m, v: b.and_(v[0], v[1]))
 only = _op(mask64, (mask64, mask64), lambda b, m, v: b.and_(v[0], _not(b, v[1])))
-neither = _op(mask64, (mask64, mask64), lambda b, m, v: _not(b, b.or_(v[0], v[1])))
 load_mask = _op(  # 8 bytes, lowest bit first
     mask64,
     (P,),

@@ -20,7 +20,7 @@ from offload.bench import llama_compare, machine, shape_bench, shapes, summary
 from offload.bench.gguf_writer import write_model
 from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
 from offload.bench.layout import Layout, choose_layout
-from offload.bench.llama_cpp import LlamaContext, LlamaModel
+from offload.bench.llama_cpp import LlamaContext, LlamaModel, model_params
 from offload.bench.synthetic import RandomSource, SyntheticStore, random_blocks
 from offload.config import ModelConfig
 from offload.errors import PlanError, RequestError, UnsupportedError
@@ -253,11 +253,16 @@ def test_llama_cpp_does_without_its_amx_kernels(
 ) -> None:
     import llama_cpp
 
-    for info, repacks in ((b"CPU : AVX512 = 1 | AMX_INT8 = 1 | ", False), (b"CPU : ", True)):
-        monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda info=info: info)
-        peer = LlamaModel(written[0], 1)
-        assert ("--no-repack" in peer.about) is not repacks
-        LlamaContext(peer, 64).close()  # where it aborts
+    assert "use_extra_bufts" in dict(llama_cpp.llama_model_params._fields_)
+    monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: b"CPU : AVX2 = 1 | ")
+    assert model_params().use_extra_bufts
+    monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: b"CPU : AMX_INT8 = 1 | ")
+    assert not model_params().use_extra_bufts
+    peer = LlamaModel(written[0], 1)
+    try:
+        assert "--no-repack" in peer.about
+        assert "repacked at load" not in peer.about
+    finally:
         peer.close()
 
 

@@ -19,8 +19,8 @@ from quant.ggml import BLOCK, GGMLType
 from quant.matvec_book import COLS
 from quant.products import matmul, matvec
 from quant.registry import QUANT_TYPES
-from quant.simd import load_u8x64, store_u8x64
-from quant.simd_vbmi import has_bit
+from quant.simd import load_u8x64, put_i64, store_u8x64
+from quant.simd_vbmi import has_bit, has_bit_by_test, has_bit_by_top_bit, mask_bits
 
 TESTS = Path(__file__).parent
 TYPES = [t for t, q in QUANT_TYPES.items() if q.book is not None] + [GGMLType.IQ4_XS]
@@ -71,6 +71,23 @@ def look_up_both_ways(i: int, table: int, out: int) -> None:
     store_u8x64(out + 64, books.look_up_256_by_halves(x, table, k6, k7))
     store_u8x64(out + 128, books.part_at_once(x, table, 1, k6))
     store_u8x64(out + 192, books.part_by_halves(x, table, 1, k6))
+
+
+@numba.njit
+def bits_both_ways(x: int, bit: int, out: int) -> None:
+    v = load_u8x64(x)
+    put_i64(out, mask_bits(has_bit_by_test(v, bit)))
+    put_i64(out + 8, mask_bits(has_bit_by_top_bit(v, bit)))
+
+
+@pytest.mark.skipif(not isa.VBMI, reason="masks of 64 bytes need AVX-512")
+@pytest.mark.parametrize("bit", range(8))
+def test_bits_of_bytes_by_test_and_by_top_bit(bit: int) -> None:
+    for x in np.random.default_rng(bit).permutation(256).astype(np.uint8).reshape(4, 64):
+        out = np.zeros(2, np.int64)
+        bits_both_ways(x.ctypes.data, bit, out.ctypes.data)
+        want = np.packbits(x >> bit & 1, bitorder="little").view(np.int64)[0]
+        assert out.tolist() == [want, want]
 
 
 @pytest.mark.skipif(not isa.VBMI, reason="look-ups in vectors of bytes need AVX-512 VBMI")
@@ -165,3 +182,5 @@ def test_books_stay_in_registers_where_the_processor_has_vbmi() -> None:
     found = instructions("avx512vbmi", "sapphirerapids", "IQ2_XXS:matvec")
     assert found["vpermi2b zmm"] + found["vpermt2b zmm"] == at_once - 4
     assert found["vpermb zmm"] == 8 + 2 * 4
+    assert found["vpmovb2m zmm"] >= 2
+    assert found["vptestmb zmm"] + found["vptestnmb zmm"] == 0

@@ -75,7 +75,7 @@ def test_exp_is_within_two_units_of_the_last_place() -> None:
 
 def test_exp_of_extremes() -> None:
     x = np.zeros(16, np.float32)
-    x[:8] = -np.inf, np.inf, np.nan, -1e30, 1e30, -0.0, 89.5, -64.01  # nothing denormal
+    x[:8] = -np.inf, np.inf, np.nan, -1e30, 1e30, -0.0, 89.5, -64.01
     out = np.empty_like(x)
     exp_all(x.ctypes.data, 16, out.ctypes.data)
     np.testing.assert_array_equal(out[:8], [0, np.inf, np.nan, 0, np.inf, 1, np.inf, 0])

@@ -48,8 +48,9 @@ def model_params() -> Any:
     For AMX it re-arranges k_b and v_b, too, then finds that it cannot multiply them with
     activations in another order than they lie in, and aborts the process with
     `GGML_ASSERT(*cur_backend_id != -1)`; if that is avoided, its tiles are not configured when gcc
-    has compiled it, and it ends with an illegal instruction (llama-cpp-python 0.3.36, gcc 12; its
-    pull request 26954). Its users have --no-repack, or a build without AMX, like `make venv`'s.
+    has compiled it, and it ends with an illegal instruction (llama-cpp-python 0.3.36, gcc 12; see
+    github.com/ggml-org/llama.cpp/pull/26954). Its users have --no-repack, or a build without AMX,
+    which is what a fresh `make venv` makes.
     """
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
@@ -58,7 +59,7 @@ def model_params() -> Any:
 
 
 class LlamaModel:
-    """A loaded file. Its settings are `model_params`, but for threads and context."""
+    """A loaded file. llama.cpp's own defaults, but for threads, context and `model_params`."""
 
     def __init__(self, path: Path, threads: int) -> None:
         llama_cpp.llama_log_set(_note_errors, ctypes.c_void_p(0))
@@ -73,12 +74,13 @@ class LlamaModel:
     @property
     def about(self) -> str:
         """What was compared with."""
-        weights = "weights repacked at load where it does so"
+        settings, weights = "its default settings", "weights repacked at load where it does so, "
         if not self._repacks:
-            weights = "no weights repacked, as with --no-repack: its AMX kernels abort on MLA"
+            settings += " but for --no-repack, as its AMX kernels abort on MLA"
+            weights = ""
         return (
-            f"llama.cpp: llama-cpp-python {llama_cpp.__version__}, {self.threads} threads, its "
-            f"default settings (mapped file, {weights}, automatic flash attention, f16 cache), "
+            f"llama.cpp: llama-cpp-python {llama_cpp.__version__}, {self.threads} threads, "
+            f"{settings} (mapped file, {weights}automatic flash attention, f16 cache), "
             "called through its C interface"
         )
 
