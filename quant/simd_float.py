@@ -122,8 +122,8 @@ def _exp(b: Any, m: Any, v: Any) -> Any:
     Cephes' expf.
 
     Below -64: a share of attention under 2e-28 of the largest does not show in a float32 result.
-    Times a small value, under 7e-11, it would be denormal, and such a product takes Intel's
-    processors about 150 cycles. SiLU adds e^x to 1.
+    Times a small value, under 7e-11, it would be denormal, for which Intel's processors call
+    their microcode: attention took up to 12 times as long. SiLU adds e^x to 1.
     """
     x = v[0]
     low, high, magic = _floats(-64.0), _floats(89.0), _floats(12582912.0)  # 1.5 * 2^23
