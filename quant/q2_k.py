@@ -16,6 +16,7 @@ import numba
 
 from quant.ggml import GGMLType
 from quant.jit import inline
+from quant.matvec_lanes import GROUPS, words_of
 from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
     as_i8,
@@ -23,6 +24,7 @@ from quant.simd import (
     load_u8,
     load_u8_as_i32x16,
     load_u8x32_twice,
+    load_u8x64,
     shift_halves,
     shift_lanes,
     splat_f16,
@@ -76,6 +78,19 @@ def decode(p: int, q: int, s: int, o: int) -> None:
             store_i8(q + 128 * k + 32 * l, as_i8((v >> 2 * l) & 3))
 
 
+# --- matvec_lanes: contract there -----------------------------------------------------------------
+
+words = words_of([8 * (g // 8) + 4 * (g % 2) for g in GROUPS])
+fields = byte_constant([3 << g // 2 % 4 * 2 for g in GROUPS for _ in range(4)])
+lanes_down = shift_lanes([g // 2 % 4 * 2 for g in GROUPS])
+
+
+@inline
+def quad(p: int, m: int) -> Any:
+    """Every run of 32 four times larger than the one before."""
+    return words(load_u8x64(p + 16), m) & fields()
+
+
 # --- matvec_pairs: contract there -----------------------------------------------------------------
 
 low_nibbles = sixteen_nibbles(0, TWO_BY_TURNS)
@@ -119,6 +134,8 @@ QUANT = QuantType(
         offsets_16=offsets_16,
         in_place=in_place,
         shifts=shifts,
+        quad=quad,
+        lanes_down=lanes_down,
     ),
     pairs=Pairs(
         weights_32=weights_32, scales=scales, offsets=offsets, shifts=every_other_down, most=12

@@ -20,12 +20,14 @@ import numba
 
 from quant.ggml import GGMLType
 from quant.jit import inline
+from quant.matvec_lanes import GROUPS, words_of_two
 from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
     as_i8,
     bytes_as_f32,
     load_u8,
     load_u8x32_twice,
+    load_u8x64,
     shift_halves,
     shift_lanes,
     splat_f16,
@@ -84,6 +86,17 @@ def in_place(p: int, k: int) -> Any:
     return load_u8x32_twice(p + 16 + 32 * k) & low_and_high()
 
 
+words = words_of_two([8 * (g // 4) + 4 * (g % 2) for g in GROUPS])
+nibbles = byte_constant([15 << g // 2 % 2 * 4 for g in GROUPS for _ in range(4)])
+lanes_down = shift_lanes([g // 2 % 2 * 4 for g in GROUPS])
+
+
+@inline
+def quad(p: int, m: int) -> Any:
+    """Every other run of 32 is 16 times too large; contract in matvec_lanes.py."""
+    return words(load_u8x64(p + 16), load_u8x64(p + 80), m) & nibbles()
+
+
 @inline
 def decode(p: int, q: int, s: int, o: int) -> None:
     """One block; contract in kernels.py."""
@@ -115,6 +128,8 @@ QUANT = QuantType(
         offsets_16=offsets_16,
         in_place=in_place,
         shifts=shifts,
+        quad=quad,
+        lanes_down=lanes_down,
     ),
     pairs=Pairs(weights_32=weights_32, scales=scales, offsets=offsets, most=15),
 )

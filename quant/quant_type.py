@@ -17,6 +17,7 @@ from quant import (
     matvec_32,
     matvec_64,
     matvec_book,
+    matvec_lanes,
     matvec_pairs,
     panels,
     simd,
@@ -34,14 +35,39 @@ MATVEC: tuple[Kind, Kind] = ("matvec", "matvec_q16")
 
 @dataclass(frozen=True, kw_only=True)
 class Direct:
-    """What `matvec_64` asks of a type with blocks of 256 small unsigned weights; see there."""
+    """What `matvec_64` asks of a type with blocks of 256 small unsigned weights; see there.
+
+    quad and lanes_down: what `matvec_lanes` asks for, which is faster with AVX-512 VNNI.
+    """
 
     weights_64: Any
     scales_16: Any
     offsets_16: Any = None
     in_place: Any = None
     shifts: Any = None
+    quad: Any = None
+    lanes_down: Any = None
     zero: int = 0
+
+    def kernel(
+        self, name: str, names: dict[str, Any]
+    ) -> tuple[Callable[..., None], dict[str, Any]]:
+        """The template for this instruction set; `names` and what it leaves open besides."""
+        names = names | {"ZERO": self.zero, "scales_16": self.scales_16}
+        names["offsets_16"] = self.offsets_16
+        if self.quad is not None and isa.ISA == "avx512vnni":
+            fn, helpers = matvec_lanes.matvec_lanes, matvec_lanes.OPEN_HELPERS
+            names["quad"] = self.quad
+            if self.lanes_down is not None:
+                names["lanes_down"] = self.lanes_down
+        else:
+            fn, helpers = matvec_64.matvec_64, {"dots_64": matvec_64.dots_64}
+            names["weights_64"] = self.weights_64
+            if self.in_place is not None and isa.VNNI:
+                names |= {"weights_64": self.in_place, "undo_shifts": self.shifts}
+        for helper, source in helpers.items():
+            names[helper] = inline(bind(source, f"{helper}_{name}", **names))
+        return fn, names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,14 +222,7 @@ class QuantType:
             names["add_dot"] = simd.add_dot_i8x64 if signed else simd.add_dot_u8x64
             names["dots_2"] = inline(bind(matvec_32.dots_2, f"dots_2_{name}", **names))
         if kind not in self.overrides and isinstance(self.direct, Direct) and template == "matvec":
-            fn = matvec_64.matvec_64
-            names["ZERO"] = self.direct.zero
-            for open_name in ("weights_64", "scales_16", "offsets_16"):
-                names[open_name] = getattr(self.direct, open_name)
-            if self.direct.in_place is not None and isa.VNNI:
-                names["weights_64"] = self.direct.in_place
-                names["undo_shifts"] = self.direct.shifts
-            names["dots_64"] = inline(bind(matvec_64.dots_64, f"dots_64_{name}", **names))
+            fn, names = self.direct.kernel(name, names)
         if self.book is not None and template == "matvec" and isa.VBMI:
             fn = matvec_book.matvec_book
             names |= {"scales": self.book.scales, "SIGNED": self.book.signed, **self.book.names}

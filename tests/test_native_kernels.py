@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_quant import moderate_blocks, normal
 
-from quant import activations, isa
+from quant import activations, isa, matvec_lanes
 from quant.ggml import BLOCK, GGMLType
 from quant.products import matmul, matvec
 from quant.quant_type import QuantType
@@ -24,6 +24,7 @@ from quant.tq1_0_matvec import trits_of
 TESTS = Path(__file__).parent
 OF_32 = [GGMLType[n] for n in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")]
 OF_256 = [GGMLType[n] for n in ("TQ1_0", "TQ2_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")]
+IN_ORDER = [GGMLType[n] for n in ("Q2_K", "Q4_K", "TQ2_0")]  # `matvec_lanes`
 TYPES = [t for t in OF_32 + OF_256 if t in QUANT_TYPES]
 TWO_PLANES = ("TQ1_0", "Q8_0", "Q4_K", "Q6_K")  # what attention and shared experts take
 every_type = pytest.mark.parametrize("t", TYPES, ids=lambda t: t.name)
@@ -91,7 +92,7 @@ def by_definition(q: QuantType, data: np.ndarray, record: np.ndarray, n: int, pl
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="long double is a double here")
 @both_planes
 @pytest.mark.parametrize(
-    "t", [t for t in TYPES if t.name in ("TQ1_0", "Q8_0", "Q4_1", "MXFP4", "Q3_K", "Q4_K")]
+    "t", [t for t in TYPES if t.name in ("TQ1_0", "Q8_0", "Q4_1", "MXFP4", "Q2_K", "Q3_K", "Q4_K")]
 )
 def test_matvec_is_the_definition(t: GGMLType, planes: int) -> None:
     n, q = (1120 if t in OF_32 else 1280), quant_type(t)
@@ -117,6 +118,13 @@ def test_matvec_has_the_bits_of_matmul_for_any_shape(t: GGMLType, planes: int) -
         together = matmul(t, data, x, planes=planes)
         for token in range(2):
             assert np.array_equal(matvec(t, data, x[token], planes=planes), together[token])
+
+
+@pytest.mark.parametrize("t", IN_ORDER, ids=lambda t: t.name)
+def test_rows_wider_than_the_activations_kept_in_order(t: GGMLType) -> None:
+    n = matvec_lanes.COLS + 768
+    data, x = rows_of(t, 3, n), normal(n)
+    assert np.array_equal(matvec(t, data, x), matmul(t, data, x[None])[0])
 
 
 QUANTISED = [t for t, q in QUANT_TYPES.items() if not q.is_float]

@@ -94,6 +94,18 @@ def test_products_in_pairs_where_no_book_fits_in_registers(
 
 
 @x86
+@pytest.mark.parametrize("cpu", ["znver4", "icelake-server"])
+def test_lanes_of_16_columns_need_no_sums_across_lanes(cpu: str) -> None:
+    found = instructions("avx512vnni", cpu, "Q2_K:matvec")
+    assert found["vpermd zmm"] == 4 == found["vpdpbusd zmm"], found.most_common(30)
+    assert not any("unpck" in name and "zmm" in name for name in found)
+    found = instructions("avx512vnni", cpu, "Q4_K:matvec")
+    picked = found["vpermi2d zmm"] + found["vpermt2d zmm"]
+    # 8 quads, 2 for their sums, 8 where activations are put in order
+    assert (picked, found["vpdpbusd zmm"]) == (18, 8), found.most_common(30)
+
+
+@x86
 @pytest.mark.parametrize(
     ("target", "cpu", "wanted"),
     [
