@@ -25,14 +25,12 @@ from quant.packed_kernels import AHEAD
 from quant.packed_trios import (
     EIGHTS,
     ROWS,
-    SHIFT_ZERO,
     STRIP,
-    add_shift,
-    fill_trits,
+    fill_columns,
     half_strip_dots,
     negate_columns,
     pack_trios,
-    tile_vector,
+    shift_of,
     trits,
     trits_of_shifted,
 )
@@ -162,7 +160,7 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
 @inline
 def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
     """Contract in packed_kernels.py."""
-    fill_trits(p + STRIPS, EIGHTS() + 16 * plane, SHIFT_ZERO, w, w_stride, 16)
+    digits = EIGHTS() + 16 * plane
     for rows in range(0, 64, 4 * LANES):
         own = p + PLANE * plane + rows
         d = eighth_of_d(own)
@@ -170,8 +168,14 @@ def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stri
         for g in range(16):
             number = odd_number(load_ints(own + 64 + g // 8 * 64) >> 3 * (g % 8))
             store_floats(s + g * s_stride + rows, number * d)
-            add_shift(shifts, 2 * g, tile_vector(w, w_stride, 16, 4 * g) + rows, 2)
-            add_shift(shifts, 2 * g + 1, tile_vector(w, w_stride, 16, 4 * g + 2) + rows, 2)
+        for g in range(8):
+            strip = p + STRIPS + STRIP * g + rows
+            signs = load_bytes(strip + 256)
+            at = w + 2 * g * w_stride + rows
+            for k in range(4):
+                shift = shift_of(shifts, 4 * g + k)
+                to = at + k // 2 * w_stride + k % 2 * 256
+                fill_columns(strip, k, signs, digits, shift, to)
 
 
 PACKED = PackedType(

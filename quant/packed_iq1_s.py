@@ -22,14 +22,12 @@ from quant.packed_kernels import AHEAD
 from quant.packed_trios import (
     EIGHTS,
     ROWS,
-    SHIFT_ZERO,
     STRIP,
-    add_shift,
-    fill_trits,
+    fill_columns,
     negate_columns,
     pack_trios,
+    shift_of,
     strip_dots,
-    tile_vector,
     trits,
     trits_of_shifted,
 )
@@ -39,6 +37,7 @@ from quant.simd_packed import (
     LANES,
     eights,
     fma,
+    load_bytes,
     load_floats,
     load_halves,
     load_ints,
@@ -124,13 +123,18 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
 @inline
 def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
     """Contract in packed_kernels.py."""
-    fill_trits(p + STRIPS, EIGHTS() + 16 * plane, SHIFT_ZERO, w, w_stride, 32)
+    digits = EIGHTS() + 16 * plane
     for rows in range(0, 64, 4 * LANES):
         numbers = load_ints(p + 64 * plane + rows)
         d = load_halves(p + HALVES + 32 * plane + rows // 2) * numba.float32(0.125)
         for g in range(8):
             store_floats(s + g * s_stride + rows, odd_number(numbers >> 4 * g) * d)
-            add_shift(numbers, 4 * g + 3, tile_vector(w, w_stride, 32, 8 * g) + rows, 8)
+            shift = shift_of(numbers, 4 * g + 3)
+            strip = p + STRIPS + STRIP * g + rows
+            signs = load_bytes(strip + 256)
+            at = w + g * w_stride + rows
+            for k in range(4):
+                fill_columns(strip, k, signs, digits, shift, at + 256 * k)
 
 
 PACKED = PackedType(

@@ -16,7 +16,7 @@ from quant.packed_trios import (
     DIGITS,
     ROWS,
     STRIP,
-    fill_trits,
+    fill_columns,
     negate_columns,
     pack_trios,
     strip_dots,
@@ -28,11 +28,13 @@ from quant.simd import alloca, i64, prefetch, u16
 from quant.simd_packed import (
     LANES,
     fma,
+    load_bytes,
     load_floats,
     load_halves,
     put_u16,
     splat_float,
     store_floats,
+    zero_bytes,
 )
 
 STRIPS = 96  # where they begin
@@ -81,11 +83,16 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
 @inline
 def fill_plane(p: int, plane: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
     """Contract in packed_kernels.py."""
-    fill_trits(p + STRIPS, DIGITS() + 16 * plane, ZERO, w, w_stride, 32)
+    digits = DIGITS() + 16 * plane
     for rows in range(0, 64, 4 * LANES):
         d = load_halves(p + 32 * plane + rows // 2)
         for g in range(8):
             store_floats(s + g * s_stride + rows, d)
+            strip = p + STRIPS + STRIP * g + rows
+            signs = load_bytes(strip + 256)
+            at = w + g * w_stride + rows
+            for k in range(4):
+                fill_columns(strip, k, signs, digits, zero_bytes() + ZERO, at + 256 * k)
 
 
 PACKED = PackedType(

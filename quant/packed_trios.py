@@ -64,7 +64,7 @@ NINTHS = table("trio_ninths", lambda: ((_U + 4) // 9).astype(np.int8))
 DIGITS = table("trio_digits", lambda: np.array(_DIGITS, np.int8))
 SHIFTED = storage(iq1_s.QUANT.weights)
 EIGHTS = table("trio_eights", lambda: 8 // SHIFTED.step * np.array(_DIGITS, np.int8))
-# what is added to the latter; with it a shift of 1 is done where halves are stored
+# what is added to the latter besides the shift; where halves are stored, it has a shift of 1
 SHIFT_ZERO = (SHIFTED.zero + SHIFTED.step - 1) // SHIFTED.step
 
 
@@ -162,38 +162,27 @@ def pack_trios(trits: int, out: int) -> None:
 
 
 @inline
-def fill_trits(p: int, digits: int, zero: int, w: int, w_stride: int, group: int) -> None:
-    """One plane's trits of the 8 strips at p as weights of a tile; see packed_kernels.py.
+def fill_columns(strip: int, k: int, signs: Any, digits: int, more: Any, at: int) -> None:
+    """One plane's columns 8 k .. 8 k + 7 of a strip as weights of a tile, two vectors from `at` on.
 
-    digits: the plane's row of DIGITS or EIGHTS; zero: what is added to these.
+    digits: the plane's row of DIGITS or EIGHTS; more: what is added to these. strip: at the half of
+    the rows in work; k is a constant.
     """
-    for strip in range(8):
-        for rows in range(0, 64, 4 * LANES):
-            signs = load_bytes(p + STRIP * strip + 256 + rows)
-            for k in range(4):
-                both = load_bytes(p + STRIP * strip + 64 * k + rows)
-                low = as_signed(look_up(digits, both & 15))
-                high = as_signed(look_up(digits, both >> 4))
-                at = tile_vector(w, w_stride, group, 8 * strip + 2 * k) + rows
-                store_bytes(at, as_bytes(negate_where(low, signs, 2 * k)) + zero)
-                store_bytes(at + 128, as_bytes(negate_where(high, signs, 2 * k + 1)) + zero)
+    both = load_bytes(strip + 64 * k)
+    low = as_signed(look_up(digits, both & 15))
+    high = as_signed(look_up(digits, both >> 4))
+    store_bytes(at, as_bytes(negate_where(low, signs, 2 * k)) + more)
+    store_bytes(at + 128, as_bytes(negate_where(high, signs, 2 * k + 1)) + more)
 
 
 @inline
-def tile_vector(w: int, w_stride: int, group: int, quad: int) -> int:
-    """Address in a tile of a step's columns 4 quad .. 4 quad + 3."""
-    return w + quad * 4 // group * w_stride + quad % (group // 4) * 128
+def shift_of(x: Any, bit: int) -> Any:
+    """What `fill_columns` adds to 8 t: the shift, -1 where the bit of x is set, else 1, and ZERO.
 
-
-@inline
-def add_shift(x: Any, bit: int, at: int, vectors: int) -> None:
-    """Weights 8 t (`vectors` of 4 columns in a tile) + the shift: -1 where the bit of x is set.
-
-    Where a tile stores halves, fill_trits has added 1 / 2 of it: what is missing is -1 or 0.
+    Where a tile stores halves, SHIFT_ZERO has 1 / 2 of the shift: what is missing is -1 or 0.
     """
-    shift = ints_as_bytes(minus_or_one(x >> bit) if SHIFTED.step == 1 else minus_or_zero(x >> bit))
-    for k in range(vectors):
-        store_bytes(at + 128 * k, load_bytes(at + 128 * k) + shift)
+    shift = minus_or_one(x >> bit) if SHIFTED.step == 1 else minus_or_zero(x >> bit)
+    return ints_as_bytes(shift) + SHIFT_ZERO
 
 
 @inline
