@@ -115,6 +115,7 @@ def _helper(source: Callable[..., Any], name: str, names: dict[str, Any]) -> Any
 TILE_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": packed_kernels.fill_tile,
     "fetch": packed_kernels.fetch,
+    "sums_of": tile.sums_of,
     "add_lanes": tile.add_lanes,
     "block_at": panels.block_at,
 }

@@ -243,6 +243,7 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "spread_scales": tile.spread_scales,
     "fill_tile": tile.fill_tile,
     "fetch": tile.fetch,
+    "sums_of": tile.sums_of,
     "add_lanes": tile.add_lanes,
     "block_at": panels.block_at,
 }

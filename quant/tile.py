@@ -266,7 +266,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
     tile_s = alloca(16384)  # ROWS * COLS / 16 floats
     tile_o = alloca(16384)
     accs = alloca(1585152)  # TILES x lanes x MOST x 2 halves x (sums: 64 bytes, of offsets: 64)
-    lane = SUMS * MOST + APART  # bytes from the sums of one group of columns to the next
+    apart = SUMS * MOST + APART  # bytes from the sums of one group of columns to the next
     for first in range(r0, r1, TILES * ROWS):
         last = min(first + TILES * ROWS, r1)
         for t0 in range(0, n_tokens, MOST):
@@ -274,7 +274,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
             padded = -(-count // TOKENS) * TOKENS
             for i in range(TILES * lanes):
                 for j in range(SUMS // 64 * padded):
-                    store_f32x16(accs + lane * i + 64 * j, zero_f32x16())
+                    store_f32x16(accs + apart * i + 64 * j, zero_f32x16())
             for c0 in range(0, n, COLS):
                 cols = min(COLS, n - c0)
                 steps = (cols + 255) // 256
@@ -291,7 +291,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                         tw = tile_w + g * (steps * GROUP * (64 if WIDE else 32) + PAD)
                         ts = tile_s + g * steps * 128
                         to = tile_o + g * steps * 128
-                        acc = accs + lane * ((top - first) // ROWS * lanes + g)
+                        acc = accs + apart * ((top - first) // ROWS * lanes + g)
                         elements = block + g * (padded // TOKENS) * steps * ELEMENT
                         t = 0
                         while t < count:
@@ -320,7 +320,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                             t += TOKENS if many_left else 1
             for top in range(first, last, ROWS):
                 rows = min(ROWS, r1 - top)
-                acc = accs + lane * ((top - first) // ROWS * lanes)
+                acc = accs + apart * ((top - first) // ROWS * lanes)
                 to_out = i64(job + _OUT) + 4 * (top - i64(job + _ROW0))
                 for t in range(count):
                     out = to_out + (t0 + t) * i64(job + _OUT_STRIDE)
@@ -329,23 +329,34 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     prefetch_to_write(ahead + 64)
                     for half in range(2 if rows > 16 else 1):
                         at = acc + SUMS * t + SUMS // 2 * half
-                        add_lanes(at, lane)
+                        total = add_lanes(at, apart)
                         if rows - 16 * half >= 16:
-                            store_f32x16(out + 64 * half, load_f32x16(at))
+                            store_f32x16(out + 64 * half, total)
                         else:
+                            store_f32x16(at, total)
                             for r in range(rows - 16 * half):
                                 put_f32(out + 64 * half + 4 * r, f32(at + 4 * r))
 
 
-def add_lanes(at: int, stride: int) -> None:
-    """The groups' sums, `stride` apart, added by halves until one is left, at `at`; open."""
-    n = 256 // GROUP
+def sums_of(at: int, stride: int, g: int) -> Any:
+    """The sums of group g, and of g + 8 where there are 16; open because GROUP and OFFSETS are."""
+    x = load_f32x16(at + stride * g)
     if OFFSETS:
-        for g in range(n):
-            here = at + stride * g
-            store_f32x16(here, load_f32x16(here) + load_f32x16(here + 64))
-    while n > 1:
-        n //= 2
-        for g in range(n):
-            here = at + stride * g
-            store_f32x16(here, load_f32x16(here) + load_f32x16(here + stride * n))
+        x = x + load_f32x16(at + stride * g + 64)
+    if GROUP == 16:
+        y = load_f32x16(at + stride * (g + 8))
+        if OFFSETS:
+            y = y + load_f32x16(at + stride * (g + 8) + 64)
+        x = x + y
+    return x
+
+
+def add_lanes(at: int, stride: int) -> Any:
+    """The groups' sums, `stride` apart, added by halves until one is left; open as well."""
+    evens = (sums_of(at, stride, 0) + sums_of(at, stride, 4)) + (
+        sums_of(at, stride, 2) + sums_of(at, stride, 6)
+    )
+    odds = (sums_of(at, stride, 1) + sums_of(at, stride, 5)) + (
+        sums_of(at, stride, 3) + sums_of(at, stride, 7)
+    )
+    return evens + odds
