@@ -2,9 +2,9 @@
 
     element   one group of columns of the tokens that a loop takes at a time (TOKENS):
               | activations of token 0, of token 1, .. | scales | corrections | sums |
-    block     at most 2,048 columns of at most 96 tokens: elements [group][tokens / TOKENS][step],
+    block     at most 2,048 columns of at most MOST tokens: elements [group][tokens / TOKENS][step],
               columns in groups and steps as in kernels.py
-    panel     blocks [tokens / 96][columns / 2,048]
+    panel     blocks [tokens / MOST][columns / 2,048]
 
     activations   bytes of the first plane, then of the second; or 16 bits for both, where of four
                   the second and third have changed places (as in activations.py)
@@ -59,7 +59,8 @@ from quant.simd import (
     u32,
 )
 
-MOST = 96  # tokens of a block
+# tokens of a block: the more, the fewer times weights are decoded; sums of all lie in a cache
+MOST = 192 if isa.ISA.startswith("avx512") else 96
 COLS = 2048  # columns of a block
 
 # open, filled in by `Panel.names`
@@ -258,7 +259,7 @@ def fill_blocks(job: int, i0: int, i1: int) -> None:
     n, n_tokens = i64(job + _N_COLS), i64(job + _N_TOKENS)
     x, x_stride, index = i64(job + _X), i64(job + _X_STRIDE), i64(job + _INDEX)
     across = (n + COLS - 1) // COLS
-    table = alloca(768)  # addresses of MOST tokens' records
+    table = alloca(1536)  # addresses of MOST tokens' records
     for i in range(i0, i1):
         t0 = i // across * MOST
         c0 = i % across * COLS

@@ -58,7 +58,7 @@ from quant.simd import (
 )
 from quant.strips import ROWS
 
-TILES = 4  # that share a block of the panel
+TILES = 384 // MOST  # that share a block of the panel
 APART = 192  # bytes: a token's sums of all groups are added, and must not share a set of the cache
 PAD = 192  # bytes after each group of a tile's weights: a step writes to all groups, likewise
 AHEAD = 8  # tokens: how early their lines of the output are fetched
