@@ -21,10 +21,13 @@ import numba
 from quant.ggml import GGMLType
 from quant.jit import inline
 from quant.matvec_lanes import GROUPS, words_of_two
+from quant.panels import storage
 from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
+    alloca,
     as_i8,
     bytes_as_f32,
+    load_i32x16,
     load_u8,
     load_u8x32_twice,
     load_u8x64,
@@ -33,10 +36,13 @@ from quant.simd import (
     splat_f16,
     store_f32x16,
     store_i8,
+    to_f32x16,
     twice_each,
     u32,
 )
+from quant.simd_packed import halves_from
 from quant.simd_pairs import words_down
+from quant.tile import fill_nibbles, load_heads
 from quant.unpack import byte_constant
 
 
@@ -109,6 +115,35 @@ def decode(p: int, q: int, s: int, o: int) -> None:
 
 
 @inline
+def put_scales(x: Any, y: Any, d: Any, to: int, stride: int) -> None:
+    """Bytes 0 .. 3 of x and of y, times d, as floats."""
+    for j in range(4):
+        store_f32x16(to + j * stride, to_f32x16(x >> 8 * j & 255) * d)
+        store_f32x16(to + (4 + j) * stride, to_f32x16(y >> 8 * j & 255) * d)
+
+
+@inline
+def fill_16(rows: int, at: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
+    """Contract in tile.py; see `scales` and `offsets`."""
+    heads = alloca(256)
+    load_heads(rows, at, heads)
+    both = load_i32x16(heads)
+    a = load_i32x16(heads + 64)
+    b = load_i32x16(heads + 128)
+    c = load_i32x16(heads + 192)
+    high = c & 0x0F0F0F0F | (a >> 6 & 0x03030303) << 4
+    put_scales(a & 0x3F3F3F3F, high, halves_from(both), s, s_stride)
+    high = c >> 4 & 0x0F0F0F0F | (b >> 6 & 0x03030303) << 4
+    minus_dmin = halves_from(both >> 16) * numba.float32(-1)
+    put_scales(b & 0x3F3F3F3F, high, minus_dmin, o, s_stride)
+    nibbles_of_64(rows, at + 16, w, w_stride)
+    nibbles_of_64(rows, at + 80, w + 4 * w_stride, w_stride)
+
+
+nibbles_of_64 = fill_nibbles(storage(range(16)).zero)
+
+
+@inline
 def weights_32(p: int, z: int, k: int) -> Any:
     """Contract in matvec_pairs.py."""
     v = load_u8(p + 16 + 32 * (k // 2))
@@ -131,5 +166,6 @@ QUANT = QuantType(
         quad=quad,
         lanes_down=lanes_down,
     ),
+    fill_16=fill_16,
     pairs=Pairs(weights_32=weights_32, scales=scales, offsets=offsets, most=15),
 )

@@ -143,6 +143,7 @@ class QuantType:
     dot_32: for types that `float_products.matvec_f32` can widen in registers; float types have it.
     book: for types that `matvec_book` can serve where the processor has VBMI.
     pairs: for types that `matvec_pairs` can serve where it has neither VNNI nor VBMI.
+    fill_16: for types that `tile.fill_tile_by_16` can serve, with AVX-512.
     overrides: other faster kernels under the same contract, by kind.
     """
 
@@ -158,6 +159,7 @@ class QuantType:
     book: Book | None = None
     pairs: Pairs | None = None
     dot_32: Any = None
+    fill_16: Any = None
     overrides: dict[Kind, Callable[..., None]] = field(default_factory=dict)
     _compiled: dict[Kind, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -203,10 +205,13 @@ class QuantType:
             names |= tile.intrinsics(
                 names["PLANES"], self.group, self.weights, offsets=self.offsets
             )
+            names["fill_16"] = self.fill_16
         if self.is_float:
             names["decode_row"] = self.decode_row
         else:
             for helper, source in OPEN_HELPERS.items():
+                if helper == "fill_tile" and self.fill_16 is not None and tile.LANES == 16:
+                    source = tile.fill_tile_by_16
                 names[helper] = inline(bind(source, f"{helper}_{name}", **names))
         fn = self.overrides.get(kind) or TEMPLATES[template]
         if template == "matvec_f32" and self.dot_32 is not None:

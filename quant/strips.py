@@ -36,6 +36,7 @@ from quant.simd import (
     _op,
     _plus,
     _pointer,
+    _prefetch,
     call,
     f32x8,
     f32x16,
@@ -44,7 +45,11 @@ from quant.simd import (
 )
 
 ROWS = 32
+AHEAD = 16  # elements of a panel: how early they are fetched, into the second cache
 HALF = ROWS // 2  # rows: what `_narrow_strips` takes at a time
+
+
+fetch_far = _prefetch(2)
 
 
 def _splat_load(b: Any, address: Any, element: Any, lanes: int = 16) -> Any:
@@ -95,24 +100,28 @@ def _both(b: Any, at: Any) -> list[Any]:
 
 
 def _strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
-    """strips(w, s, steps, y, numbers, acc).
+    """strips(w, s, steps, y, numbers, acc, start).
 
-    One group of columns of 32 rows for `tokens` tokens: acc grows by all steps. y, numbers: the
+    One group of columns of 32 rows for `tokens` tokens: acc = start + all steps. y, numbers: the
     first token's activations and scale in the element of the first step; elements of steps follow
-    each other. Token t's acc lies t * apart bytes on, its second 16 rows half as many further.
+    each other. Token t's acc lies t * apart bytes on, its second 16 rows half as many further;
+    start is acc itself, or as many zeros.
     """
     pairs = [(t, half) for t in range(tokens) for half in range(2)]
     group = panel.group
 
     def generate(b: Any, m: Any, v: Any) -> Any:
-        w0, s0, steps, y0, numbers0, acc0 = v
+        w0, s0, steps, y0, numbers0, acc0, start = v
         v16f, v16i = f32x16.llvm, i32x16.llvm
         places = _places(b, acc0, tokens, apart)
 
-        def body(i: Any) -> list[Any]:
+        def body(i: Any, before: Any) -> list[Any]:
+            sums = _places(b, before, tokens, apart)
             w = b.add(w0, b.mul(i, ir.Constant(I64, group * 32)))
             to_y = _opaque(b, b.add(y0, b.mul(i, ir.Constant(I64, panel.element))))
             numbers = b.add(numbers0, b.mul(i, ir.Constant(I64, panel.element)))
+            for line in range(0, panel.element, 64):
+                fetch_far(b, m, [_plus(b, to_y, AHEAD * panel.element + line)])
             dots = {pair: ir.Constant(v16i, [0] * 16) for pair in pairs}
             if stored.zero:
                 at = [_plus(b, numbers, 4 * (panel.tokens + t)) for t in range(tokens)]
@@ -140,18 +149,18 @@ def _strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
                 for half in range(2):
                     place = places[2 * t + half]
                     args = [b.sitofp(dots[t, half], v16f), b.fmul(scale[half], ys)]
-                    args.append(b.load(place, align=1))
+                    args.append(b.load(sums[2 * t + half], align=1))
                     b.store(call(b, m, "llvm.fma.v16f32", v16f, args), place, align=1)
-            return []
+            return [acc0]
 
-        _for_steps(b, steps, [], body)
+        _for_steps(b, steps, [start], body)
         return ir.Constant(I64, 0)
 
-    return _op(types.int64, (P,) * 6, generate)
+    return _op(types.int64, (P,) * 7, generate)
 
 
 def _narrow_strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
-    """narrow_strips(w, s, steps, y, numbers, acc).
+    """narrow_strips(w, s, steps, y, numbers, acc, start).
 
     The same for HALF rows, in vectors of 8, with `maddubs` or `madd`.
     """
@@ -180,9 +189,9 @@ def _narrow_strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> An
         return total
 
     def generate(b: Any, m: Any, v: Any) -> Any:
-        w0, s0, steps, y0, numbers0, acc0 = v
+        w0, s0, steps, y0, numbers0, acc0, start = v
 
-        def body(i: Any) -> list[Any]:
+        def body(i: Any, before: Any) -> list[Any]:
             w = b.add(w0, b.mul(i, ir.Constant(I64, 128 * slots)))
             s = b.add(s0, b.mul(i, ir.Constant(I64, 128)))
             to_y = _opaque(b, b.add(y0, b.mul(i, ir.Constant(I64, panel.element))))
@@ -203,19 +212,21 @@ def _narrow_strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> An
                 if stored.zero:
                     dot = b.add(dot, more)
                 scale = b.load(_pointer(b, _plus(b, s, 32 * piece), v8f), align=1)
-                place = _pointer(b, _plus(b, acc0, apart * t + 32 * piece), v8f)
-                args = [b.sitofp(dot, v8f), b.fmul(scale, ys), b.load(place, align=1)]
-                b.store(call(b, m, "llvm.fma.v8f32", v8f, args), place, align=1)
-            return []
+                to, at = (
+                    _pointer(b, _plus(b, x, apart * t + 32 * piece), v8f) for x in (acc0, before)
+                )
+                args = [b.sitofp(dot, v8f), b.fmul(scale, ys), b.load(at, align=1)]
+                b.store(call(b, m, "llvm.fma.v8f32", v8f, args), to, align=1)
+            return [acc0]
 
-        _for_steps(b, steps, [], body)
+        _for_steps(b, steps, [start], body)
         return ir.Constant(I64, 0)
 
-    return _op(types.int64, (P,) * 6, generate)
+    return _op(types.int64, (P,) * 7, generate)
 
 
 def _offset_strips(tokens: int, panel: Panel) -> Any:
-    """offset_strips(o, steps, numbers, low): the same for offsets * sums.
+    """offset_strips(o, steps, numbers, low, start): the same for offsets * sums.
 
     As many rows at a time as registers hold sums of.
     """
@@ -229,7 +240,7 @@ def _offset_strips(tokens: int, panel: Panel) -> Any:
         return ir.Constant(I64, 0)
 
     def few_rows(b: Any, m: Any, v: Any, pieces: list[int]) -> None:
-        o, steps, numbers, low = v
+        o, steps, numbers, low, before = v
         pairs = [(t, row) for t in range(tokens) for row in pieces]
 
         def body(i: Any, *acc: Any) -> list[Any]:
@@ -245,15 +256,18 @@ def _offset_strips(tokens: int, panel: Panel) -> Any:
                 new.append(call(b, m, name, vector, [offset[row], sum_, x]))
             return new
 
-        places = [
-            _pointer(b, _plus(b, low, 256 * t + 128 * (row // HALF) + 4 * (row % HALF)), vector)
-            for t, row in pairs
-        ]
-        start = [b.load(place, align=1) for place in places]
+        sources, places = (
+            [
+                _pointer(b, _plus(b, x, 256 * t + 128 * (row // HALF) + 4 * (row % HALF)), vector)
+                for t, row in pairs
+            ]
+            for x in (before, low)
+        )
+        start = [b.load(source, align=1) for source in sources]
         for place, value in zip(places, _for_steps(b, steps, start, body), strict=True):
             b.store(value, place, align=1)
 
-    return _op(types.int64, (P,) * 4, generate)
+    return _op(types.int64, (P,) * 5, generate)
 
 
 @cache

@@ -53,6 +53,7 @@ from quant.simd import (
     prefetch_far,
     prefetch_to_write,
     put_f32,
+    put_i64,
     store_f32x16,
     zero_f32x16,
 )
@@ -78,6 +79,20 @@ ELEMENT = 128  # bytes of an element
 # --- 16 x 16 lanes of 32 bits ---------------------------------------------------------------------
 
 
+def _fours(b: Any, rows: list[Any]) -> list[Any]:
+    """Four vectors of n lanes: lane i of every quarter of result j = lane j of it in rows[i]."""
+    n = rows[0].type.count
+
+    def both(x: Any, y: Any, lanes: list[int]) -> list[Any]:
+        """These lanes of every quarter (those of y: from n on); the lanes two further on."""
+        places = [[q + i + on for q in range(0, n, 4) for i in lanes] for on in (0, 2)]
+        return [b.shuffle_vector(x, y, _lanes(p)) for p in places]
+
+    low, high = both(rows[0], rows[1], [0, n, 1, n + 1])
+    low_2, high_2 = both(rows[2], rows[3], [0, n, 1, n + 1])
+    return both(low, low_2, [0, 1, n, n + 1]) + both(high, high_2, [0, 1, n, n + 1])
+
+
 def _transpose(b: Any, rows: list[Any]) -> list[Any]:
     """n vectors of n lanes, 8 or 16: lane i of result j = lane j of rows[i].
 
@@ -85,24 +100,13 @@ def _transpose(b: Any, rows: list[Any]) -> list[Any]:
     """
     n = len(rows)
 
-    def pick(x: Any, y: Any, lanes: list[int]) -> Any:
-        return b.shuffle_vector(x, y, _lanes(lanes))
-
-    def both(x: Any, y: Any, lanes: list[int]) -> list[Any]:
-        """These lanes of every quarter (those of y: from n on); the lanes two further on."""
-        quarters = range(0, n, 4)
-        return [pick(x, y, [q + i + on for q in quarters for i in lanes]) for on in (0, 2)]
-
     def halves(x: Any, y: Any) -> list[Any]:
         """Every other quarter of x and of y, from the first on; from the second on."""
         quarters = range(0, 2 * n, 8)
-        return [pick(x, y, [q + i + on for q in quarters for i in range(4)]) for on in (0, 4)]
+        places = [[q + i + on for q in quarters for i in range(4)] for on in (0, 4)]
+        return [b.shuffle_vector(x, y, _lanes(p)) for p in places]
 
-    fours = []  # [four rows][a quarter's column]
-    for i in range(0, n, 4):
-        low, high = both(rows[i], rows[i + 1], [0, n, 1, n + 1])
-        low_2, high_2 = both(rows[i + 2], rows[i + 3], [0, n, 1, n + 1])
-        fours.append(both(low, low_2, [0, 1, n, n + 1]) + both(high, high_2, [0, 1, n, n + 1]))
+    fours = [_fours(b, rows[i : i + 4]) for i in range(0, n, 4)]  # [four rows][quarter's column]
     columns = []  # [a quarter's column][quarter]
     for c in range(4):
         quarters = halves(fours[0][c], fours[1][c])
@@ -200,6 +204,90 @@ def fill_tile(
                 spread_scales(o16, o + step * 128 + 64 * half, steps * 128)
 
 
+def fill_16(rows: int, at: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
+    """Open: a type's own; see `fill_tile_by_16`."""
+
+
+def fill_tile_by_16(
+    w: int, row_bytes: int, top: int, rows: int, c0: int, cols: int, tile_w: int, s: int, o: int
+) -> None:
+    """`fill_tile` for types that decode 16 rows together, a lane to a row; open as well.
+
+    fill_16(rows, at, w, w_stride, s, o, s_stride): the blocks of 256 `at` bytes behind the 16
+    addresses at `rows` -> half a tile's step: group g at w + g * w_stride, vectors 128 bytes apart;
+    scales and offsets at s, o + g * s_stride.
+    """
+    steps = cols // 256
+    group = GROUP * 32
+    places = alloca(128)
+    for half in range(2):
+        for i in range(16):
+            row = top + min(16 * half + i, rows - 1)
+            put_i64(places + 8 * i, w + row * row_bytes + c0 // 256 * BYTES)
+        for step in range(steps):
+            to_s = step * 128 + 64 * half
+            to_w = tile_w + step * group + 64 * half
+            fill_16(
+                places, step * BYTES, to_w, steps * group + PAD, s + to_s, o + to_s, steps * 128
+            )
+
+
+def _row_loads(b: Any, rows: Any, at: Any, vector: Any) -> list[Any]:
+    """What lies `at` bytes behind each of the 16 addresses at `rows`."""
+    found = []
+    for i in range(16):
+        row = b.load(_pointer(b, _plus(b, rows, 8 * i), I64), align=8)
+        found.append(b.load(_pointer(b, b.add(row, at), vector), align=1))
+    return found
+
+
+def _load_heads(b: Any, m: Any, v: Any) -> Any:
+    """(rows, at, dst): 16 bytes of each row -> four vectors, of their words, at dst."""
+    rows, at, dst = v
+    loaded = _row_loads(b, rows, at, ir.VectorType(I32, 4))
+
+    def joined(x: Any, y: Any) -> Any:
+        return b.shuffle_vector(x, y, _lanes([*range(2 * x.type.count)]))
+
+    quarters = [
+        joined(joined(loaded[i], loaded[4 + i]), joined(loaded[8 + i], loaded[12 + i]))
+        for i in range(4)
+    ]
+    for i, x in enumerate(_fours(b, quarters)):
+        b.store(x, _pointer(b, _plus(b, dst, 64 * i), x.type), align=1)
+    return ir.Constant(I64, 0)
+
+
+load_heads = _op(types.int64, (P,) * 3, _load_heads)
+
+
+@cache
+def fill_nibbles(zero: int) -> Any:
+    """An intrinsic (rows, at, w, w_stride): 64 bytes of each row as four groups of a tile.
+
+    Every run of 32 bytes holds a group in its low nibbles, the next in its high ones. The weights
+    are stored `zero` too large.
+    """
+    vector = ir.VectorType(I32, 16)
+
+    def nibbles(b: Any, x: Any) -> Any:
+        x = b.and_(x, ir.Constant(vector, [0x0F0F0F0F] * 16))
+        return b.or_(x, constant(vector, [0x01010101 * zero] * 16))
+
+    def generate(b: Any, m: Any, v: Any) -> Any:
+        rows, at, w, w_stride = v
+        four = ir.Constant(vector, [4] * 16)
+        for j, x in enumerate(_transpose(b, _row_loads(b, rows, at, vector))):
+            to = b.add(w, b.mul(w_stride, ir.Constant(I64, j // 8 * 2)))
+            to = _plus(b, to, 128 * (j % 8))
+            b.store(nibbles(b, x), _pointer(b, to, vector), align=1)
+            to = b.add(to, w_stride)
+            b.store(nibbles(b, b.lshr(x, four)), _pointer(b, to, vector), align=1)
+        return ir.Constant(I64, 0)
+
+    return _op(types.int64, (P,) * 4, generate)
+
+
 def fetch(w: int, row_bytes: int, top: int, last: int, c0: int, cols: int) -> None:
     """Bring what `fill_tile` will want of rows top .. last - 1 into the second cache; open.
 
@@ -266,15 +354,15 @@ def matmul(job: int, r0: int, r1: int) -> None:
     tile_s = alloca(16384)  # ROWS * COLS / 16 floats
     tile_o = alloca(16384)
     accs = alloca(1585152)  # TILES x lanes x MOST x 2 halves x (sums: 64 bytes, of offsets: 64)
+    zeros = alloca(1536)  # TOKENS x SUMS: what sums begin with
+    for i in range(0, 1536, 64):
+        store_f32x16(zeros + i, zero_f32x16())
     apart = SUMS * MOST + APART  # bytes from the sums of one group of columns to the next
     for first in range(r0, r1, TILES * ROWS):
         last = min(first + TILES * ROWS, r1)
         for t0 in range(0, n_tokens, MOST):
             count = min(MOST, n_tokens - t0)
             padded = -(-count // TOKENS) * TOKENS
-            for i in range(TILES * lanes):
-                for j in range(SUMS // 64 * padded):
-                    store_f32x16(accs + apart * i + 64 * j, zero_f32x16())
             for c0 in range(0, n, COLS):
                 cols = min(COLS, n - c0)
                 steps = (cols + 255) // 256
@@ -286,12 +374,15 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     for g in range(lanes):
                         column = c0 + g * GROUP
                         used = steps if column + (steps - 1) * 256 < n else steps - 1
+                        acc = accs + apart * ((top - first) // ROWS * lanes + g)
                         if used == 0:
+                            if c0 == 0:
+                                for i in range(SUMS // 64 * padded):
+                                    store_f32x16(acc + 64 * i, zero_f32x16())
                             continue
                         tw = tile_w + g * (steps * GROUP * (64 if WIDE else 32) + PAD)
                         ts = tile_s + g * steps * 128
                         to = tile_o + g * steps * 128
-                        acc = accs + apart * ((top - first) // ROWS * lanes + g)
                         elements = block + g * (padded // TOKENS) * steps * ELEMENT
                         t = 0
                         while t < count:
@@ -299,24 +390,25 @@ def matmul(job: int, r0: int, r1: int) -> None:
                             y = elements + t // TOKENS * steps * ELEMENT
                             numbers = y + NUMBERS + 4 * (t % TOKENS)
                             y += ACTIVATIONS * (t % TOKENS)
+                            start = at if c0 > 0 else zeros
                             many_left = count - t > (TOKENS - 2 if NARROW else TOKENS // 3)
                             if NARROW:
                                 for half in range(2):
                                     w0, s0 = tw + 64 * half, ts + 64 * half
-                                    a0 = at + SUMS // 2 * half
+                                    a0, b0 = at + SUMS // 2 * half, start + SUMS // 2 * half
                                     if many_left:
-                                        narrow_many(w0, s0, used, y, numbers, a0)
+                                        narrow_many(w0, s0, used, y, numbers, a0, b0)
                                     else:
-                                        narrow_one(w0, s0, used, y, numbers, a0)
+                                        narrow_one(w0, s0, used, y, numbers, a0, b0)
                             elif many_left:
-                                strips_many(tw, ts, used, y, numbers, at)
+                                strips_many(tw, ts, used, y, numbers, at, start)
                             else:
-                                strips_one(tw, ts, used, y, numbers, at)
+                                strips_one(tw, ts, used, y, numbers, at, start)
                             if OFFSETS:
                                 if many_left:
-                                    offsets_many(to, used, numbers, at + 64)
+                                    offsets_many(to, used, numbers, at + 64, start + 64)
                                 else:
-                                    offsets_one(to, used, numbers, at + 64)
+                                    offsets_one(to, used, numbers, at + 64, start + 64)
                             t += TOKENS if many_left else 1
             for top in range(first, last, ROWS):
                 rows = min(ROWS, r1 - top)

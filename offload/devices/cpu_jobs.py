@@ -18,6 +18,7 @@ from quant.strips import ROWS
 Array = np.ndarray
 # Of weights per turn of a thread: big enough to stream, small enough to share.
 CHUNK_BYTES = 1 << 16
+MOST_ROWS = 192 // (tile.TILES * ROWS) * (tile.TILES * ROWS)  # of a turn, many tokens
 TURNS = 7  # of each thread, at least, where that leaves enough rows for a turn
 
 
@@ -26,7 +27,7 @@ def chunk_rows(row_bytes: int, multiple: int = 16) -> int:
     return max(multiple, min(256, CHUNK_BYTES // max(1, row_bytes)) // multiple * multiple)
 
 
-def tile_rows(n_rows: int, threads: int, most: int = tile.TILES * ROWS) -> int:
+def tile_rows(n_rows: int, threads: int, most: int = MOST_ROWS) -> int:
     """Rows that a thread takes at a time for many tokens.
 
     The more rows, the fewer times a token's activations are arranged for them (tile.py); but each

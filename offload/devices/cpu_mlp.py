@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 MAX_TOKENS = 512  # at a time: bounds the scratch
 CHUNK = 64  # rows that a thread takes at a time, at least: whole lines of what it writes
-MOST_ROWS = 192  # of `down`: more make the scratch larger, and threads end further apart
+MOST_ROWS = 384  # of `down`, whose turns go over all experts; more: threads end further apart
 
 
 class Inputs:
