@@ -41,7 +41,6 @@ from quant.simd import (
     alloca,
     f32,
     i64,
-    load_f32x16,
     prefetch_far,
     put_f32,
     put_i64,
@@ -50,7 +49,7 @@ from quant.simd import (
     zero_f32,
     zero_f32x16,
 )
-from quant.tile import PAD
+from quant.tile import PAD, add_lanes
 
 GROUP_ROWS = 64
 GROUP_BYTES = 0
@@ -112,22 +111,10 @@ def add_group(p: int, rows: int, n: int, x: int, out: int, acc: int) -> None:
         to_sum = c // GROUP * 4
         add_step(p, x + c, scales + c // 8, isums + to_sum, sums + to_sum, acc)
         p += GROUP_BYTES
+    to = out if rows == GROUP_ROWS else acc
     for plane in range(0, 4 * GROUP_ROWS, 64):
-        if OFFSETS:
-            for g in range(0, columns * 4 * GROUP_ROWS, 4 * GROUP_ROWS):
-                at = acc + plane + g
-                store_f32x16(at, load_f32x16(at) + load_f32x16(at + LOW))
-        half = columns
-        while half > 1:
-            half //= 2
-            for g in range(half):
-                at = acc + plane + 4 * GROUP_ROWS * g
-                other = load_f32x16(at + 4 * GROUP_ROWS * half)
-                store_f32x16(at, load_f32x16(at) + other)
-    if rows == GROUP_ROWS:
-        for i in range(0, 4 * GROUP_ROWS, 64):
-            store_f32x16(out + i, load_f32x16(acc + i))
-    else:
+        store_f32x16(to + plane, add_lanes(acc + plane, LOW, 4 * GROUP_ROWS))
+    if rows < GROUP_ROWS:
         for r in range(rows):
             put_f32(out + 4 * r, f32(acc + 4 * r))
 

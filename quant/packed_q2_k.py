@@ -90,8 +90,8 @@ def add_plane(
 ) -> None:
     """16 columns' product with 16 rows; byte i of `numbers`: their scales and minima."""
     scale = nibble(numbers >> 8 * i) * d * ys
-    store_floats(to, fma(to_floats(dot), scale, load_floats(to)))
     low = fma(nibble(numbers >> 8 * i + 4) * dmin, sum_, load_floats(to + LOW))
+    store_floats(to, fma(to_floats(dot), scale, load_floats(to)))
     store_floats(to + LOW, low)
 
 

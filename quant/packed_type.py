@@ -97,6 +97,8 @@ class PackedType:
             "fill_plane": self.fill_plane,
         }
         if kind == "matvec":
+            for helper in (tile.sums_of, tile.sums_of_two, tile.add_lanes):
+                names[helper.__name__] = _helper(helper, name, names)
             names["add_group"] = _helper(packed_kernels.add_group, name, names)
         elif kind == "matmul":
             names |= tile.intrinsics(
@@ -116,6 +118,7 @@ TILE_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": packed_kernels.fill_tile,
     "fetch": packed_kernels.fetch,
     "sums_of": tile.sums_of,
+    "sums_of_two": tile.sums_of_two,
     "add_lanes": tile.add_lanes,
     "block_at": panels.block_at,
 }

@@ -249,6 +249,7 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "fill_tile": tile.fill_tile,
     "fetch": tile.fetch,
     "sums_of": tile.sums_of,
+    "sums_of_two": tile.sums_of_two,
     "add_lanes": tile.add_lanes,
     "block_at": panels.block_at,
 }

@@ -421,7 +421,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                     prefetch_to_write(ahead + 64)
                     for half in range(2 if rows > 16 else 1):
                         at = acc + SUMS * t + SUMS // 2 * half
-                        total = add_lanes(at, apart)
+                        total = add_lanes(at, 64, apart)
                         if rows - 16 * half >= 16:
                             store_f32x16(out + 64 * half, total)
                         else:
@@ -430,25 +430,27 @@ def matmul(job: int, r0: int, r1: int) -> None:
                                 put_f32(out + 64 * half + 4 * r, f32(at + 4 * r))
 
 
-def sums_of(at: int, stride: int, g: int) -> Any:
-    """The sums of group g, and of g + 8 where there are 16; open because GROUP and OFFSETS are."""
-    x = load_f32x16(at + stride * g)
+def sums_of(at: int, to_offsets: int, stride: int) -> Any:
+    """The sums of a group, and of the group 8 on where there are 16; open for GROUP and OFFSETS."""
+    x = load_f32x16(at)
     if OFFSETS:
-        x = x + load_f32x16(at + stride * g + 64)
+        x = x + load_f32x16(at + to_offsets)
     if GROUP == 16:
-        y = load_f32x16(at + stride * (g + 8))
+        y = load_f32x16(at + 8 * stride)
         if OFFSETS:
-            y = y + load_f32x16(at + stride * (g + 8) + 64)
+            y = y + load_f32x16(at + 8 * stride + to_offsets)
         x = x + y
     return x
 
 
-def add_lanes(at: int, stride: int) -> Any:
+def sums_of_two(at: int, to_offsets: int, stride: int) -> Any:
+    """Those of a group and of the group 4 on; open as well."""
+    return sums_of(at, to_offsets, stride) + sums_of(at + 4 * stride, to_offsets, stride)
+
+
+def add_lanes(at: int, to_offsets: int, stride: int) -> Any:
     """The groups' sums, `stride` apart, added by halves until one is left; open as well."""
-    evens = (sums_of(at, stride, 0) + sums_of(at, stride, 4)) + (
-        sums_of(at, stride, 2) + sums_of(at, stride, 6)
-    )
-    odds = (sums_of(at, stride, 1) + sums_of(at, stride, 5)) + (
-        sums_of(at, stride, 3) + sums_of(at, stride, 7)
-    )
-    return evens + odds
+    even = sums_of_two(at, to_offsets, stride)
+    even = even + sums_of_two(at + 2 * stride, to_offsets, stride)
+    odd = sums_of_two(at + stride, to_offsets, stride)
+    return even + (odd + sums_of_two(at + 3 * stride, to_offsets, stride))
