@@ -10,6 +10,7 @@ import numpy as np
 from quant.jit import inline, kernel, task
 from quant.simd import (
     f32,
+    f64,
     fma,
     i64,
     load_f32,
@@ -22,49 +23,79 @@ from quant.simd_float import LANES, V_BYTES, fma_v, load_v, store_v, sum_v, zero
 MIN_WEIGHT_SUM = np.float32(6.103515625e-5)  # the smallest normal half: llama.cpp's guard
 
 
+@inline
+def norm_row(row: int, weights: int, n: int, eps: float, into: int) -> None:
+    """`rms_norm` of the n floats at `row`."""
+    step = 4 * LANES
+    whole = n // step * step
+    a = zero_v()
+    b = zero_v()
+    c = zero_v()
+    d = zero_v()
+    for i in range(0, 4 * whole, 4 * step):
+        v = load_v(row + i)
+        a = fma_v(v, v, a)
+        v = load_v(row + i + V_BYTES)
+        b = fma_v(v, v, b)
+        v = load_v(row + i + 2 * V_BYTES)
+        c = fma_v(v, v, c)
+        v = load_v(row + i + 3 * V_BYTES)
+        d = fma_v(v, v, d)
+    total = np.float64(sum_v((a + b) + (c + d)))
+    for i in range(4 * whole, 4 * n, 4):
+        total += np.float64(f32(row + i)) * np.float64(f32(row + i))
+    scale = np.float32(1.0 / np.sqrt(total / n + eps))
+    for i in range(0, 4 * whole, V_BYTES):
+        store_v(into + i, load_v(row + i) * scale * load_v(weights + i))
+    for i in range(4 * whole, 4 * n, 4):
+        put_f32(into + i, f32(row + i) * scale * f32(weights + i))
+
+
 @kernel()
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray) -> None:
     """out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight; x, out: (T, n), rows may be strided."""
-    n = weight.size
-    step = 4 * LANES
-    whole = n // step * step
-    weights = weight.ctypes.data
     for t in range(x.shape[0]):
-        row = x[t:].ctypes.data
         into = out[t:].ctypes.data
-        a = zero_v()
-        b = zero_v()
-        c = zero_v()
-        d = zero_v()
-        for i in range(0, 4 * whole, 4 * step):
-            v = load_v(row + i)
-            a = fma_v(v, v, a)
-            v = load_v(row + i + V_BYTES)
-            b = fma_v(v, v, b)
-            v = load_v(row + i + 2 * V_BYTES)
-            c = fma_v(v, v, c)
-            v = load_v(row + i + 3 * V_BYTES)
-            d = fma_v(v, v, d)
-        total = np.float64(sum_v((a + b) + (c + d)))
-        for i in range(whole, n):
-            total += np.float64(x[t, i]) * np.float64(x[t, i])
-        scale = np.float32(1.0 / np.sqrt(total / n + eps))
-        for i in range(0, 4 * whole, V_BYTES):
-            store_v(into + i, load_v(row + i) * scale * load_v(weights + i))
-        for i in range(whole, n):
-            out[t, i] = x[t, i] * scale * weight[i]
+        norm_row(x[t:].ctypes.data, weight.ctypes.data, weight.size, eps, into)
+
+
+@task
+def rms_norm_task(context: int, t: int, thread: int) -> None:
+    """`rms_norm` of row t. context: x, its row bytes, weight, n, eps (float64), out, row bytes."""
+    row = i64(context) + t * i64(context + 8)
+    into = i64(context + 40) + t * i64(context + 48)
+    norm_row(row, i64(context + 16), i64(context + 24), f64(context + 32), into)
+
+
+@inline
+def rotate_heads(x: int, head_bytes: int, heads: int, cos: int, sin: int, pairs: int) -> None:
+    """`rope` of one token."""
+    for h in range(heads):
+        for i in range(0, 4 * pairs, 4):
+            at = x + h * head_bytes + 2 * i
+            a = f32(at)
+            b = f32(at + 4)
+            put_f32(at, a * f32(cos + i) - b * f32(sin + i))
+            put_f32(at + 4, a * f32(sin + i) + b * f32(cos + i))
 
 
 @kernel()
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
-    """Rotate adjacent pairs in place. x: (T, heads, d), strided; cos, sin: (T, d/2)."""
+    """Rotate adjacent pairs in place. x: (T, heads, d), strided but for d; cos, sin: (T, d/2)."""
+    pairs = cos.shape[1]
     for t in range(x.shape[0]):
-        for h in range(x.shape[1]):
-            for i in range(cos.shape[1]):
-                a = x[t, h, 2 * i]
-                b = x[t, h, 2 * i + 1]
-                x[t, h, 2 * i] = a * cos[t, i] - b * sin[t, i]
-                x[t, h, 2 * i + 1] = a * sin[t, i] + b * cos[t, i]
+        to_cos, to_sin = cos[t:].ctypes.data, sin[t:].ctypes.data
+        rotate_heads(x[t:].ctypes.data, x.strides[1], x.shape[1], to_cos, to_sin, pairs)
+
+
+@task
+def rope_task(context: int, t: int, thread: int) -> None:
+    """`rope` of token t. context: x, bytes of a token, of a head, heads, cos, sin, pairs."""
+    pairs = i64(context + 48)
+    angles = 4 * pairs * t
+    x = i64(context) + t * i64(context + 8)
+    cos, sin = i64(context + 32) + angles, i64(context + 40) + angles
+    rotate_heads(x, i64(context + 16), i64(context + 24), cos, sin, pairs)
 
 
 @kernel()

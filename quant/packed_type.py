@@ -96,31 +96,26 @@ class PackedType:
             "add_step": self.add_step,
             "fill_plane": self.fill_plane,
         }
-        if kind == "matvec":
-            for helper in (tile.sums_of, tile.sums_of_two, tile.add_lanes):
-                names[helper.__name__] = _helper(helper, name, names)
-            names["add_group"] = _helper(packed_kernels.add_group, name, names)
-        elif kind == "matmul":
+        if kind == "matmul":
             names |= tile.intrinsics(
                 1, self.source.group, self.source.weights, offsets=self.source.offsets
             )
-            for helper, source in TILE_HELPERS.items():
-                names[helper] = _helper(source, name, names)
+        for helper, source in OPEN_HELPERS[kind].items():
+            names[helper] = inline(bind(source, f"{helper}_{name}", **names))
         return bind(TEMPLATES[kind], name, **names)
 
 
-def _helper(source: Callable[..., Any], name: str, names: dict[str, Any]) -> Any:
-    return inline(bind(source, f"{source.__name__}_{name}", **names))
-
-
-# Helpers of `tile.matmul` that have open names themselves.
-TILE_HELPERS: dict[str, Callable[..., Any]] = {
-    "fill_tile": packed_kernels.fill_tile,
-    "fetch": packed_kernels.fetch,
-    "sums_of": tile.sums_of,
-    "sums_of_two": tile.sums_of_two,
-    "add_lanes": tile.add_lanes,
-    "block_at": panels.block_at,
+# Helpers of the templates that have open names themselves, in the order in which they are bound.
+LANES = {f.__name__: f for f in (tile.sums_of, tile.sums_of_two, tile.add_lanes)}
+OPEN_HELPERS: dict[str, dict[str, Callable[..., Any]]] = {
+    "pack": {},
+    "matvec": LANES | {"add_group": packed_kernels.add_group},
+    "matmul": LANES
+    | {
+        "fill_tile": packed_kernels.fill_tile,
+        "fetch": packed_kernels.fetch,
+        "block_at": panels.block_at,
+    },
 }
 TEMPLATES: dict[str, Callable[..., None]] = {
     "pack": packed_kernels.pack,

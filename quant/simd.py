@@ -165,6 +165,7 @@ u32 = _load_scalar(I32, types.int64, lambda b, x: b.zext(x, I64))
 i64 = _load_scalar(I64, types.int64, lambda b, x: x)
 f16 = _load_scalar(F16, types.float32, lambda b, x: b.fpext(x, F32))
 f32 = _load_scalar(F32, types.float32, lambda b, x: x)
+f64 = _load_scalar(ir.DoubleType(), types.float64, lambda b, x: x)
 
 
 def _store(b: Any, value: Any, address: Any) -> Any:

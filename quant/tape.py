@@ -15,7 +15,6 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
@@ -28,11 +27,9 @@ from quant.kernels import Job
 from quant.pool import run_region
 from quant.simd import (
     I8,
-    P,
-    _op,
-    _pointer,
     call_kernel,
     f32,
+    f64,
     i64,
     load_f32,
     put_f32,
@@ -76,7 +73,6 @@ _KERNEL = 8 * int(Job.KERNEL)
         Attend.TASK_HEADS, Attend.STRANDS,
     )
 )  # fmt: skip
-f64 = _op(types.float64, (P,), lambda b, m, v: b.load(_pointer(b, v[0], ir.DoubleType()), align=8))
 
 
 def _as_pointer(typingctx: Any, address: Any) -> Any:
