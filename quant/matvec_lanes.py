@@ -78,7 +78,7 @@ from quant.simd import (
     zero_f32x16,
 )
 
-AHEAD = 8192  # bytes: see matvec_64
+AHEAD = 6144  # bytes: see matvec_64
 GROUPS = range(16)  # lanes
 COLS = 32768  # whose activations are kept in order; wider rows do it again for every row
 ZERO = 0  # what the stored weights exceed the real ones by

@@ -47,6 +47,10 @@ QUANT = QuantType(
     decode=decode,
     dot_32=dot_32,
     direct=Direct32(
-        weights_2=weights_2, scales_16=halves_of_16(34), zero=isa.FLIP, signed=isa.FLIP == 0
+        weights_2=weights_2,
+        scales_16=halves_of_16(34),
+        zero=isa.FLIP,
+        signed=isa.FLIP == 0,
+        ahead=544,  # so many bytes for so little work: processors are ahead enough
     ),
 )

@@ -72,13 +72,17 @@ class Direct:
 
 @dataclass(frozen=True, kw_only=True)
 class Direct32:
-    """What `matvec_32` asks of a type with blocks of 32 weights; see there."""
+    """What `matvec_32` asks of a type with blocks of 32 weights; see there.
+
+    ahead: how many bytes ahead they are fetched.
+    """
 
     weights_2: Any
     scales_16: Any
     offsets_16: Any = None
     zero: int = 0
     signed: bool = False
+    ahead: int = matvec_32.AHEAD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +223,7 @@ class QuantType:
             names["dot_32"] = self.dot_32
         if isinstance(self.direct, Direct32) and template == "matvec":
             fn = matvec_32.matvec_32
-            names["ZERO"] = self.direct.zero
+            names |= {"ZERO": self.direct.zero, "AHEAD": self.direct.ahead}
             for open_name in ("weights_2", "scales_16", "offsets_16"):
                 names[open_name] = getattr(self.direct, open_name)
             signed = self.direct.signed
