@@ -114,6 +114,9 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 64 * k + 32, as_i8(v >> 4))
 
 
+nibbles_of_64 = fill_nibbles(storage(range(16)).zero)
+
+
 @inline
 def put_scales(x: Any, y: Any, d: Any, to: int, stride: int) -> None:
     """Bytes 0 .. 3 of x and of y, times d, as floats."""
@@ -138,9 +141,6 @@ def fill_16(rows: int, at: int, w: int, w_stride: int, s: int, o: int, s_stride:
     put_scales(b & 0x3F3F3F3F, high, minus_dmin, o, s_stride)
     nibbles_of_64(rows, at + 16, w, w_stride)
     nibbles_of_64(rows, at + 80, w + 4 * w_stride, w_stride)
-
-
-nibbles_of_64 = fill_nibbles(storage(range(16)).zero)
 
 
 @inline

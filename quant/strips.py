@@ -48,7 +48,6 @@ ROWS = 32
 AHEAD = 16  # elements of a panel: how early they are fetched, into the second cache
 HALF = ROWS // 2  # rows: what `_narrow_strips` takes at a time
 
-
 fetch_far = _prefetch(2)
 
 
