@@ -67,6 +67,12 @@ def _in_order(b: Any, x: Any) -> Any:
     return b.asm(ir.FunctionType(x.type, [x.type]), "", "=x,0", [x], side_effect=True)
 
 
+def _fetch_element(b: Any, m: Any, y: Any, panel: Panel) -> None:
+    """The element AHEAD of the one at y."""
+    for line in range(0, panel.element, 64):
+        fetch_far(b, m, [_plus(b, y, AHEAD * panel.element + line)])
+
+
 def _for_steps(b: Any, steps: Any, kept: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
     """A loop: the values `kept` become body(i, *kept) for every step i; returned at its end."""
     before = b.block
@@ -119,8 +125,7 @@ def _strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
             w = b.add(w0, b.mul(i, ir.Constant(I64, group * 32)))
             to_y = _opaque(b, b.add(y0, b.mul(i, ir.Constant(I64, panel.element))))
             numbers = b.add(numbers0, b.mul(i, ir.Constant(I64, panel.element)))
-            for line in range(0, panel.element, 64):
-                fetch_far(b, m, [_plus(b, to_y, AHEAD * panel.element + line)])
+            _fetch_element(b, m, to_y, panel)
             dots = {pair: ir.Constant(v16i, [0] * 16) for pair in pairs}
             if stored.zero:
                 at = [_plus(b, numbers, 4 * (panel.tokens + t)) for t in range(tokens)]
@@ -195,6 +200,7 @@ def _narrow_strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> An
             s = b.add(s0, b.mul(i, ir.Constant(I64, 128)))
             to_y = _opaque(b, b.add(y0, b.mul(i, ir.Constant(I64, panel.element))))
             numbers = b.add(numbers0, b.mul(i, ir.Constant(I64, panel.element)))
+            _fetch_element(b, m, to_y, panel)
             dots: dict[Any, Any] = {}
             for first in range(0, slots, together):
                 columns = range(first, min(first + together, slots))
