@@ -25,7 +25,7 @@ MIN_WEIGHT_SUM = np.float32(6.103515625e-5)  # the smallest normal half: llama.c
 
 @inline
 def norm_row(row: int, weights: int, n: int, eps: float, into: int) -> None:
-    """`rms_norm` of the n floats at `row`."""
+    """into = x / sqrt(mean(x^2) + eps) * weights, for the n floats x at `row`."""
     step = 4 * LANES
     whole = n // step * step
     a = zero_v()
@@ -51,17 +51,9 @@ def norm_row(row: int, weights: int, n: int, eps: float, into: int) -> None:
         put_f32(into + i, f32(row + i) * scale * f32(weights + i))
 
 
-@kernel()
-def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray) -> None:
-    """out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight; x, out: (T, n), rows may be strided."""
-    for t in range(x.shape[0]):
-        into = out[t:].ctypes.data
-        norm_row(x[t:].ctypes.data, weight.ctypes.data, weight.size, eps, into)
-
-
 @task
 def rms_norm_task(context: int, t: int, thread: int) -> None:
-    """`rms_norm` of row t. context: x, its row bytes, weight, n, eps (float64), out, row bytes."""
+    """`norm_row` of row t. context: x, its row bytes, weight, n, eps (float64), out, row bytes."""
     row = i64(context) + t * i64(context + 8)
     into = i64(context + 40) + t * i64(context + 48)
     norm_row(row, i64(context + 16), i64(context + 24), f64(context + 32), into)
@@ -69,7 +61,7 @@ def rms_norm_task(context: int, t: int, thread: int) -> None:
 
 @inline
 def rotate_heads(x: int, head_bytes: int, heads: int, cos: int, sin: int, pairs: int) -> None:
-    """`rope` of one token."""
+    """Rotate adjacent pairs of every head in place, by the angles of one position."""
     for h in range(heads):
         for i in range(0, 4 * pairs, 4):
             at = x + h * head_bytes + 2 * i
@@ -79,18 +71,9 @@ def rotate_heads(x: int, head_bytes: int, heads: int, cos: int, sin: int, pairs:
             put_f32(at + 4, a * f32(sin + i) + b * f32(cos + i))
 
 
-@kernel()
-def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
-    """Rotate adjacent pairs in place. x: (T, heads, d), strided but for d; cos, sin: (T, d/2)."""
-    pairs = cos.shape[1]
-    for t in range(x.shape[0]):
-        to_cos, to_sin = cos[t:].ctypes.data, sin[t:].ctypes.data
-        rotate_heads(x[t:].ctypes.data, x.strides[1], x.shape[1], to_cos, to_sin, pairs)
-
-
 @task
 def rope_task(context: int, t: int, thread: int) -> None:
-    """`rope` of token t. context: x, bytes of a token, of a head, heads, cos, sin, pairs."""
+    """`rotate_heads` of token t. context: x, bytes of token and head, heads, cos, sin, pairs."""
     pairs = i64(context + 48)
     angles = 4 * pairs * t
     x = i64(context) + t * i64(context + 8)

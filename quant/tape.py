@@ -83,8 +83,6 @@ def _as_pointer(typingctx: Any, address: Any) -> Any:
 
 
 as_pointer: Any = intrinsic(_as_pointer)
-norm_rows = inline(layer_ops.rms_norm.py_func)
-rope_rows = inline(layer_ops.rope.py_func)
 one_token = inline(attention.task_shape)
 route_rows = inline(layer_ops.route.py_func)
 
@@ -146,7 +144,7 @@ def norm_task(context: int, index: int, thread: int) -> None:
         b = vector(add, n)
         for i in range(n):
             a[i] += b[i]
-    norm_rows(floats(x, 1, n), vector(i64(context + 16), n), f64(context + 24), floats(out, 1, n))
+    layer_ops.norm_row(x, i64(context + 16), n, f64(context + 24), out)
     _records(out, i64(context + 48), i64(context + 56), i64(context + 64))
 
 
@@ -189,8 +187,7 @@ def latent_task(context: int, index: int, thread: int) -> None:
     """Normalise c, rotate k_rope, append both to the cache. context: `Latent`."""
     state, x, rank, rope = i64(context), i64(context + 8), i64(context + 16), i64(context + 24)
     row, rope_at, width = i64(context + 48), i64(context + 56), i64(context + 64)
-    weight = vector(i64(context + 32), rank)
-    norm_rows(floats(x, 1, rank), weight, f64(context + 40), floats(row, 1, rank))
+    layer_ops.norm_row(x, i64(context + 32), rank, f64(context + 40), row)
     k_rope = row + 4 * rope_at
     for i in range(rope):
         put_f32(k_rope + 4 * i, f32(x + 4 * (rank + i)))
@@ -221,9 +218,7 @@ def latent_task(context: int, index: int, thread: int) -> None:
 @inline
 def _rotate(x: int, n: int, state: int) -> None:
     """Rotary embedding of n float32 at x, in place."""
-    cos = floats(i64(state + _COS), 1, n // 2)
-    sin = floats(i64(state + _SIN), 1, n // 2)
-    rope_rows(carray(as_pointer(x), (1, 1, n), np.float32), cos, sin)
+    layer_ops.rotate_heads(x, 0, 1, i64(state + _COS), i64(state + _SIN), n // 2)
 
 
 class Query(IntEnum):

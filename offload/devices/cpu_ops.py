@@ -105,10 +105,6 @@ class CpuOps:
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """Root-mean-square norm."""
         out = np.empty(x.shape, np.float32)
-        if len(x) == 1:
-            layer_ops.rms_norm(x, weight, eps, out)
-            return out
-        x = x if x.strides[1] == 4 else np.ascontiguousarray(x)
         fields = x.ctypes.data, x.strides[0], weight.ctypes.data, weight.size
         context = np.array((*fields, 0, out.ctypes.data, out.strides[0]), np.int64)
         context[4:5].view(np.float64)[0] = eps
@@ -117,9 +113,6 @@ class CpuOps:
 
     def rope(self, x: Array, cos: Array, sin: Array) -> None:
         """Rotate adjacent pairs in place."""
-        if len(x) == 1:
-            layer_ops.rope(x, cos, sin)
-            return
         cos, sin = np.ascontiguousarray(cos), np.ascontiguousarray(sin)
         fields = x.ctypes.data, x.strides[0], x.strides[1], x.shape[1]
         context = np.array((*fields, cos.ctypes.data, sin.ctypes.data, cos.shape[1]), np.int64)
