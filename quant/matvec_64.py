@@ -17,6 +17,7 @@ streams: from memory that took a third longer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from quant.jit import inline
@@ -95,6 +96,35 @@ def dots_64(p: int, k: int, y: int, n: int) -> Any:
     return d
 
 
+def add_16(d: Any, p: int, scale: Any, isums: int, sums: int, b: Any, low: Any) -> Any:
+    """A block's 16 sums d -> (b, low) with them; scale: of the activations. Open, as what follows.
+
+    isums, sums: addresses of the activations' sums by 16 columns.
+    """
+    if ZERO:
+        d = d - load_i32x16(isums) * ZERO
+    b = fma_16(to_f32x16(d), scales_16(p) * scale, b)
+    if OFFSETS:
+        low = fma_16(offsets_16(p), load_f32x16(sums), low)
+    return b, low
+
+
+def add_two_32(d: Any, p: int, q: int, two: bool, ys: int, n: int, a: Any, low: Any) -> Any:
+    """The 8 sums each of the blocks at p and q -> (a, low) with them; two: with those of q."""
+    if ZERO:
+        d = d - load_i32x16(ys + n // 2) * ZERO
+    scale = join_f32(evens(scales_16(p)), evens(scales_16(q))) * load_f32x16(ys)
+    v = to_f32x16(d)
+    a = fma(low_half(v), low_half(scale), a)
+    if two:
+        a = fma(high_half(v), high_half(scale), a)
+    if OFFSETS:
+        low = fma(evens(offsets_16(p)), load_f32(ys + n // 8), low)
+        if two:
+            low = fma(evens(offsets_16(q)), load_f32(ys + n // 8 + 32), low)
+    return a, low
+
+
 def matvec_64(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . activations t, activations as records; two blocks at a time."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
@@ -128,31 +158,22 @@ def matvec_64(job: int, r0: int, r1: int) -> None:
                     e = undo_shifts(sums_16(e0, e1, e2, e3))
                     isum = ys + n // 8 * 5 + c // 8
                     sums = ys + n // 4 + c // 8
-                    if ZERO:
-                        d = d - load_i32x16(isum) * ZERO
-                        e = e - load_i32x16(isum + 64) * ZERO
-                    b = fma_16(to_f32x16(d), scales_16(p) * twice_each(load_f32(ys)), b)
-                    if OFFSETS:
-                        low_b = fma_16(offsets_16(p), load_f32x16(sums), low_b)
+                    b, low_b = add_16(d, p, twice_each(load_f32(ys)), isum, sums, b, low_b)
                     if two:
-                        scale = scales_16(q) * twice_each(load_f32(ys + 32))
-                        b = fma_16(to_f32x16(e), scale, b)
-                        if OFFSETS:
-                            low_b = fma_16(offsets_16(q), load_f32x16(sums + 64), low_b)
+                        scale = twice_each(load_f32(ys + 32))
+                        b, low_b = add_16(e, q, scale, isum + 64, sums + 64, b, low_b)
                 else:
                     d = undo_shifts(sums_32(d0, d1, d2, d3, e0, e1, e2, e3))
-                    if ZERO:
-                        d = d - load_i32x16(ys + n // 2) * ZERO
-                    scale = join_f32(evens(scales_16(p)), evens(scales_16(q))) * load_f32x16(ys)
-                    v = to_f32x16(d)
-                    a = fma(low_half(v), low_half(scale), a)
-                    if two:
-                        a = fma(high_half(v), high_half(scale), a)
-                    if OFFSETS:
-                        low = fma(evens(offsets_16(p)), load_f32(ys + n // 8), low)
-                        if two:
-                            low = fma(evens(offsets_16(q)), load_f32(ys + n // 8 + 32), low)
+                    a, low = add_two_32(d, p, q, two, ys, n, a, low)
                 y += 512
                 ys += 64
                 p += 2 * BYTES
             put_f32(out + 4 * r, tree_sum_16(b + low_b) if GROUP == 16 else tree_sum_8(a + low))
+
+
+# what has open names itself, in the order in which it is bound
+OPEN_HELPERS: dict[str, Callable[..., Any]] = {
+    "dots_64": dots_64,
+    "add_16": add_16,
+    "add_two_32": add_two_32,
+}

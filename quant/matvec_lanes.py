@@ -38,9 +38,9 @@ from quant.kernels import (
     _X_STRIDE,
     BYTES,
     GROUP,
-    OFFSETS,
     PLANES,
 )
+from quant.matvec_64 import AHEAD, add_16, add_two_32
 from quant.simd import (
     I32,
     I64,
@@ -53,23 +53,15 @@ from quant.simd import (
     call,
     constant,
     dot_u8x64,
-    evens,
-    fma,
-    fma_16,
-    high_half,
     i32x16,
     i64,
-    join_f32,
     load_f32,
     load_f32x16,
     load_i8x64,
-    load_i32x16,
-    low_half,
     prefetch_far,
     put_f32,
     splat_value,
     store_f32x16,
-    to_f32x16,
     tree_sum_8,
     tree_sum_16,
     twice_each,
@@ -78,21 +70,11 @@ from quant.simd import (
     zero_f32x16,
 )
 
-AHEAD = 6144  # bytes: see matvec_64
 GROUPS = range(16)  # lanes
 COLS = 32768  # whose activations are kept in order; wider rows do it again for every row
-ZERO = 0  # what the stored weights exceed the real ones by
 
 
 def quad(p: int, m: int) -> Any:
-    """Open: the type's own."""
-
-
-def scales_16(p: int) -> Any:
-    """Open: the type's own."""
-
-
-def offsets_16(p: int) -> Any:
     """Open: the type's own."""
 
 
@@ -208,12 +190,9 @@ def matvec_lanes(job: int, r0: int, r1: int) -> None:
                     for _ in range(0, cols, 256):
                         for line in range(0, BYTES, 64):
                             prefetch_far(p + AHEAD + line)
-                        d = dots(p, y)
-                        if ZERO:
-                            d = d - load_i32x16(ys + n // 8 * 5) * ZERO
-                        b = fma_16(to_f32x16(d), scales_16(p) * load_f32x16(y + 256 * PLANES), b)
-                        if OFFSETS:
-                            low_b = fma_16(offsets_16(p), load_f32x16(ys + n // 4), low_b)
+                        scale = load_f32x16(y + 256 * PLANES)
+                        isums, sums = ys + n // 8 * 5, ys + n // 4
+                        b, low_b = add_16(dots(p, y), p, scale, isums, sums, b, low_b)
                         y += step
                         ys += 64
                         p += BYTES
@@ -225,18 +204,7 @@ def matvec_lanes(job: int, r0: int, r1: int) -> None:
                         for line in range(0, 2 * BYTES, 64):
                             prefetch_far(p + AHEAD + line)
                         d = sum_neighbours(dots(p, y), dots(q, z))
-                        if ZERO:
-                            d = d - load_i32x16(ys + n // 2) * ZERO
-                        scale = join_f32(evens(scales_16(p)), evens(scales_16(q)))
-                        scale = scale * load_f32x16(ys)
-                        v = to_f32x16(d)
-                        a = fma(low_half(v), low_half(scale), a)
-                        if two:
-                            a = fma(high_half(v), high_half(scale), a)
-                        if OFFSETS:
-                            low = fma(evens(offsets_16(p)), load_f32(ys + n // 8), low)
-                            if two:
-                                low = fma(evens(offsets_16(q)), load_f32(ys + n // 8 + 32), low)
+                        a, low = add_two_32(d, p, q, two, ys, n, a, low)
                         y += 2 * step
                         ys += 64
                         p += 2 * BYTES
@@ -244,4 +212,9 @@ def matvec_lanes(job: int, r0: int, r1: int) -> None:
 
 
 # what has open names itself, in the order in which it is bound
-OPEN_HELPERS: dict[str, Callable[..., Any]] = {"order_columns": order_columns, "dots": dots}
+OPEN_HELPERS: dict[str, Callable[..., Any]] = {
+    "order_columns": order_columns,
+    "dots": dots,
+    "add_16": add_16,
+    "add_two_32": add_two_32,
+}

@@ -86,9 +86,15 @@ lanes_down = shift_lanes([g // 2 % 4 * 2 for g in GROUPS])
 
 
 @inline
+def quad_of_pairs(p: int, m: int) -> Any:
+    """`quad` of 64 bytes of pairs: every run of 32 four times larger than the one before."""
+    return words(load_u8x64(p), m) & fields()
+
+
+@inline
 def quad(p: int, m: int) -> Any:
-    """Every run of 32 four times larger than the one before."""
-    return words(load_u8x64(p + 16), m) & fields()
+    """Contract in matvec_lanes.py."""
+    return quad_of_pairs(p + 16, m)
 
 
 # --- matvec_pairs: contract there -----------------------------------------------------------------

@@ -61,7 +61,7 @@ class Direct:
             if self.lanes_down is not None:
                 names["lanes_down"] = self.lanes_down
         else:
-            fn, helpers = matvec_64.matvec_64, {"dots_64": matvec_64.dots_64}
+            fn, helpers = matvec_64.matvec_64, matvec_64.OPEN_HELPERS
             names["weights_64"] = self.weights_64
             if self.in_place is not None and isa.VNNI:
                 names |= {"weights_64": self.in_place, "undo_shifts": self.shifts}
@@ -213,9 +213,10 @@ class QuantType:
         if self.is_float:
             names["decode_row"] = self.decode_row
         else:
-            for helper, source in OPEN_HELPERS.items():
-                if helper == "fill_tile" and self.fill_16 is not None and tile.LANES == 16:
-                    source = tile.fill_tile_by_16
+            helpers = dict(OPEN_HELPERS)
+            if self.fill_16 is not None and tile.LANES == 16:
+                helpers["fill_tile"] = tile.fill_tile_by_16
+            for helper, source in helpers.items():
                 names[helper] = inline(bind(source, f"{helper}_{name}", **names))
         fn = self.overrides.get(kind) or TEMPLATES[template]
         if template == "matvec_f32" and self.dot_32 is not None:

@@ -13,14 +13,13 @@ from typing import Any
 
 from quant.ggml import GGMLType
 from quant.jit import inline
-from quant.matvec_lanes import GROUPS, words_of
+from quant.q2_k import lanes_down, quad_of_pairs
 from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd import (
     as_i8,
     f16,
     load_u8,
     load_u8x32_twice,
-    load_u8x64,
     shift_halves,
     shift_lanes,
     splat_f16,
@@ -67,19 +66,6 @@ def decode(p: int, q: int, s: int, o: int) -> None:
             store_i8(q + 128 * k + 32 * l, as_i8(v >> 2 * l & 3) - 1)
 
 
-# --- matvec_lanes: contract there -----------------------------------------------------------------
-
-words = words_of([8 * (g // 8) + 4 * (g % 2) for g in GROUPS])
-fields = byte_constant([3 << g // 2 % 4 * 2 for g in GROUPS for _ in range(4)])
-lanes_down = shift_lanes([g // 2 % 4 * 2 for g in GROUPS])
-
-
-@inline
-def quad(p: int, m: int) -> Any:
-    """1 too large, every run of 32 four times larger than the one before."""
-    return words(load_u8x64(p), m) & fields()
-
-
 # --- matvec_pairs: contract there -----------------------------------------------------------------
 
 
@@ -108,7 +94,7 @@ QUANT = QuantType(
         zero=1,
         in_place=in_place,
         shifts=shifts,
-        quad=quad,
+        quad=quad_of_pairs,  # Q2_K's pairs lie alike
         lanes_down=lanes_down,
     ),
     pairs=Pairs(weights_32=weights_32, scales=scales, shifts=every_other_down, zero=1, most=12),
