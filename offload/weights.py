@@ -15,7 +15,9 @@ import numpy as np
 
 from offload.config import ModelConfig
 from offload.errors import UnsupportedError
+from offload.faults import check_vector, fault_behind_logits
 from offload.gguf import GGUFFile
+from offload.models.deepseek2_tensors import expected_tensors
 from quant import products
 from quant.ggml import BLOCK, GGMLType, QuantError
 from quant.packed import PackedType
@@ -99,8 +101,16 @@ class WeightStore:
         return self.copies[name] if name in self.copies else self._file.raw(name)
 
     def vector(self, name: str) -> np.ndarray:
-        """A 1-D tensor as float32 (n,)."""
-        return self.dense(name).reshape(-1)
+        """A 1-D tensor as float32 (n,); GGUFError if an element is not finite."""
+        return check_vector(name, self.dense(name).reshape(-1))
+
+    def check_logits(self, logits: np.ndarray) -> np.ndarray:
+        """The logits, if they are finite; GGUFError that names the damaged tensor."""
+        if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):
+            raise fault_behind_logits(
+                self._file, expected_tensors(self._config, self._file.tensors)
+            )
+        return logits
 
     def dense(self, name: str) -> np.ndarray:
         """A tensor dequantised to float32, in its own shape (copies)."""
