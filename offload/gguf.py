@@ -6,7 +6,6 @@ one tensor's bytes; it keeps its part mapped, also after `close()`, until it is 
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from offload import shards
 from offload.errors import GGUFError
 from offload.gguf_cursor import StringArray
 from offload.gguf_header import Header, TensorInfo, parse_header
+from offload.mapped_file import MappedFile
 from quant.ggml import BLOCK
 
 __all__ = ["GGUFFile", "StringArray", "TensorInfo"]
@@ -35,16 +35,17 @@ class GGUFFile:
         read-only numpy views, string arrays as StringArray (decoded item by item).
     tensors: name -> TensorInfo over all parts, in file order.
     version, alignment: of the first part. paths: the parts in order. file_bytes: their total.
+    mapped: the parts as long as they are open.
     """
 
-    def __init__(self, paths: list[Path], parts: list[U8], headers: list[Header]) -> None:
+    def __init__(self, paths: list[Path], parts: list[MappedFile], headers: list[Header]) -> None:
         self.paths: tuple[Path, ...] = tuple(paths)
         self.version: int = headers[0].version
         self.alignment: int = headers[0].alignment
-        self.file_bytes: int = sum(len(part) for part in parts)
+        self.file_bytes: int = sum(part.size for part in parts)
         self.metadata: Mapping[str, Any] = MappingProxyType(headers[0].metadata)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_merge_tensors(paths, headers))
-        self._parts: list[U8] = parts
+        self.mapped: tuple[MappedFile, ...] = tuple(parts)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUFFile:
@@ -67,9 +68,9 @@ class GGUFFile:
     def raw(self, name: str) -> U8:
         """Exactly the bytes of a tensor: (n_bytes,) uint8, read-only, no copy."""
         info = self.tensors[name]
-        if not self._parts:
+        if not self.mapped:
             raise ValueError(f"{name}: the GGUFFile is closed")
-        return self._parts[info.part][info.offset : info.offset + info.n_bytes]
+        return self.mapped[info.part].data[info.offset : info.offset + info.n_bytes]
 
     def blocks(self, name: str) -> U8:
         """The same bytes as (*shape[:-1], n_blocks, block_bytes) uint8."""
@@ -85,16 +86,16 @@ class GGUFFile:
         tensors to such kernels copies those whose tail is too short.
         """
         info = self.tensors[name]
-        if not self._parts:
+        if not self.mapped:
             raise ValueError(f"{name}: the GGUFFile is closed")
-        return len(self._parts[info.part]) - (info.offset + info.n_bytes)
+        return self.mapped[info.part].size - (info.offset + info.n_bytes)
 
     def close(self) -> None:
         """Drop the maps and the metadata; views taken earlier stay valid and keep theirs mapped.
 
         `tensors`, `paths` and the numbers stay readable; calling it twice is fine.
         """
-        self._parts = []
+        self.mapped = ()
         self.metadata = MappingProxyType({})
 
     def __enter__(self) -> GGUFFile:
@@ -114,16 +115,16 @@ class GGUFFile:
         )
 
 
-def _open_part(path: Path, part: int) -> tuple[U8, Header]:
-    """Map one file and parse its header. The array keeps the map open."""
+def _open_part(path: Path, part: int) -> tuple[MappedFile, Header]:
+    """Map one file and parse its header."""
     shards.check_is_file(path)
     try:
         with path.open("rb") as file:
             shards.check_magic(file.read(64), path)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = MappedFile(path)
     except OSError as exc:
         raise shards.unreadable(path, exc) from exc
-    return np.frombuffer(mapped, np.uint8), parse_header(memoryview(mapped), part, str(path))
+    return mapped, parse_header(mapped.data.data, part, str(path))
 
 
 def _split_value(header: Header, key: str, path: Path) -> int | None:
