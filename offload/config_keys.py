@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from offload.errors import GGUFError, UnsupportedError
+from offload.errors import GGUFError, UnsupportedError, shown
+from offload.metadata import checked_flag, checked_integer, checked_real, described, positive, text
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Key(NamedTuple):
 
 
 _WIDTH: Final = 2**24
+_LISTED: Final = 8  # unknown keys in the log
 KEYS: Final[dict[str, Key]] = {
     # field: key without the architecture prefix, type, allowed range, default
     "num_layers": Key("block_count", int, 1, 10_000, None),
@@ -67,7 +69,7 @@ KEYS: Final[dict[str, Key]] = {
     "gating": Key("expert_gating_func", int, 0, 255, 0),
     "n_group": Key("expert_group_count", int, 0, 65_536, 0),
     "topk_group": Key("expert_group_used_count", int, 0, 65_536, 0),
-    "rms_norm_eps": Key("attention.layer_norm_rms_epsilon", float, 0, 1, None),
+    "rms_norm_eps": Key("attention.layer_norm_rms_epsilon", float, 1e-12, 1, None),
     "vocab_size": Key("vocab_size", int, 0, _WIDTH, 0),
     "context_length": Key("context_length", int, 1, 2**31, None),
     "theta": Key("rope.freq_base", float, 1e-3, 1e15, 10_000.0),
@@ -113,22 +115,22 @@ _REFUSED: Final[dict[str, str]] = {
 
 def supported_architecture(metadata: Mapping[str, Any]) -> str:
     """general.architecture, if this program runs it; otherwise UnsupportedError that explains."""
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
+    architecture = text(metadata, "general.architecture")
+    if not architecture:
         raise GGUFError(
             "the file has no general.architecture; it is not a language model's file, or its "
             "first part is missing"
         )
-    kind = metadata.get("general.type", "model")
+    kind = text(metadata, "general.type")
     if architecture not in SUPPORTED_ARCHITECTURES:
         what = f" ({NEIGHBOURS[architecture]})" if architecture in NEIGHBOURS else ""
         raise UnsupportedError(
-            f"the architecture is {architecture!r}{what}; this program runs "
+            f"the architecture is {described(architecture)}{what}; this program runs "
             f"{', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2.5 and K2, Moonlight, DeepSeek V2 to R1)"
         )
-    if not isinstance(kind, str) or kind != "model":
+    if kind not in (None, "model"):
         raise UnsupportedError(
-            f"the file is of type {short(kind)}, not a model; give the model's file"
+            f"the file is of type {described(kind)}, not a model; give the model's file"
         )
     return architecture
 
@@ -142,41 +144,54 @@ class Reader:
 
     def integer(self, field: str, layers: slice | None = None) -> int:
         """A whole number; `layers` are the entries that count if it is stored per layer."""
-        return int(self._number(field, layers))
+        spec, name, value = self._stored(field, int)
+        if value is None:
+            return int(spec.default or 0)
+        if isinstance(value, np.ndarray) and field in _PER_LAYER:
+            value = self._agreed(name, value, layers or slice(None))
+        return checked_integer(name, value, spec.low, spec.high)
 
     def real(self, field: str) -> float:
         """A finite number, or the table's default."""
-        return float(self._number(field, None))
-
-    def _number(self, field: str, layers: slice | None) -> float:
-        spec = KEYS[field]
-        name = self.prefix + spec.key
-        value = self.metadata.get(name, spec.default)
+        spec, name, value = self._stored(field, float)
         if value is None:
+            return float(spec.default or 0.0)
+        return checked_real(name, value, spec.low, spec.high)
+
+    def flag(self, field: str) -> bool:
+        """True or false, or the table's default."""
+        spec, name, value = self._stored(field, bool)
+        return bool(spec.default) if value is None else checked_flag(name, value)
+
+    def _stored(self, field: str, kind: type) -> tuple[Key, str, Any]:
+        """(the table's row, the key's full name, its value); None as value: take the default."""
+        spec = KEYS[field]
+        assert spec.kind is kind, field
+        name = self.prefix + spec.key
+        value = self.metadata.get(name)
+        if value is None and spec.default is None:
             raise GGUFError(
                 f"the metadata key {name} is missing; the file was converted incompletely"
             )
-        if isinstance(value, np.ndarray) and field in _PER_LAYER:
-            value = _agreed(name, value[layers or slice(None)])
-        numbers = (int, float) if spec.kind is float else (int,)
-        if not isinstance(value, numbers) or (isinstance(value, bool) and spec.kind is not bool):
-            raise GGUFError(f"{name} is {short(value)}; {spec.kind.__name__} expected")
-        number: float = value
-        if name in self.metadata and not spec.low <= number <= spec.high:
-            raise GGUFError(f"{name} is {number}; {spec.low:,} to {spec.high:,} is allowed")
-        return number
+        return spec, name, value
 
-
-def _agreed(name: str, values: npt.NDArray[Any]) -> Any:
-    """The value that all layers share, as a Python number."""
-    if values.size == 0:
-        return 0
-    if not bool((values == values[0]).all()):
-        raise UnsupportedError(
-            f"{name} differs between layers ({values.min()} to {values.max()}); this version needs "
-            "one value for all"
-        )
-    return values[0].item()
+    def _agreed(self, name: str, values: npt.NDArray[Any], layers: slice) -> Any:
+        """The value that all of `layers` share, as a Python number; 0 for no layers."""
+        count = positive(self.metadata, f"{self.prefix}block_count")
+        if len(values) != count:
+            raise GGUFError(
+                f"{name} has {len(values):,} entries for {count:,} layers (block_count); the file "
+                "was converted wrongly"
+            )
+        used = values[layers]
+        if used.size == 0:
+            return 0
+        if used.dtype.kind in "iu" and not bool((used == used[0]).all()):
+            raise UnsupportedError(
+                f"{name} differs between layers ({used.min()} to {used.max()}); this version needs "
+                "one value for all"
+            )
+        return used[0].item()
 
 
 def _is_neutral(value: object) -> bool:
@@ -185,23 +200,21 @@ def _is_neutral(value: object) -> bool:
     return isinstance(value, (bool, int, float)) and value == 0
 
 
-def short(value: object) -> str:
-    """repr, at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def check_other_keys(read: Reader) -> None:
     """Refuse keys that would change the forward pass; log those that nobody here knows."""
     known = {spec.key for spec in KEYS.values()} | _IGNORED
+    unknown = []
     for name, value in read.metadata.items():
         key = name.removeprefix(read.prefix)
         if key == name or key in known:
             continue
-        if key in _REFUSED:
-            if not _is_neutral(value):
-                raise UnsupportedError(
-                    f"{name} is {short(value)}: {_REFUSED[key]}, which this version cannot run"
-                )
-        else:
-            log.warning("ignoring the metadata key %s = %s", name, short(value))
+        if key not in _REFUSED:
+            unknown.append(f"{shown(name)} = {described(value)}")
+        elif not _is_neutral(value):
+            raise UnsupportedError(
+                f"{name} is {described(value)}: {_REFUSED[key]}, which this version cannot run"
+            )
+    for line in unknown[:_LISTED]:
+        log.warning("ignoring the metadata key %s", line)
+    if len(unknown) > _LISTED:
+        log.warning("ignoring %s more metadata keys", f"{len(unknown) - _LISTED:,}")

@@ -38,7 +38,7 @@ _PATTERNS: Final[tuple[tuple[FamilyName, re.Pattern[str]], ...]] = (
     ("head", re.compile(r"output\.")),
     ("other", re.compile(r"")),
 )
-_LAYER: Final = re.compile(r"blk\.(\d+)\.")
+_LAYER: Final = re.compile(r"blk\.(0|[1-9][0-9]*)\.")
 
 
 class TypeCount(NamedTuple):

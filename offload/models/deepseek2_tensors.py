@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
-from offload.errors import GGUFError, UnsupportedError
+from offload.errors import GGUFError, UnsupportedError, shown
 from quant.ggml import GGMLType
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-_LAYER: Final = re.compile(r"blk\.(\d+)\.")
+_LAYER: Final = re.compile(r"blk\.(0|[1-9][0-9]*)\.")
+# Types without kernels.
 _NOT_WEIGHTS: Final = frozenset(
     {GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64, GGMLType.F64}
 )
@@ -121,7 +122,7 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Non
             )
         if info.ggml_type in _NOT_WEIGHTS:
             raise UnsupportedError(f"{name} is stored as {info.ggml_type.name}, not as weights")
-    unknown = [n for n in tensors if n not in expected and not _may_skip(n, config, expected)]
+    unknown = [n for n in tensors if n not in expected and not _may_skip(n, config)]
     if unknown:
         raise UnsupportedError(
             f"this version does not know what {_names(unknown)} is for, and leaving it out would "
@@ -129,17 +130,21 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Non
         )
 
 
-def _may_skip(name: str, config: ModelConfig, expected: Mapping[str, Shape]) -> bool:
-    """MTP layers, and a kv_b beside its own split form."""
+def _may_skip(name: str, config: ModelConfig) -> bool:
+    """What may be left out: all of the MTP layers, and a kv_b beside its own split form.
+
+    Nothing else, not even what other programs leave out (rope_freqs, attn_rot_embd): converters do
+    not write those for this family.
+    """
     layer = _LAYER.match(name)
     if layer is None:
         return False
     number = int(layer[1])
-    if config.num_layers <= number < config.num_layers + config.num_mtp_layers:
-        return True
-    return name.endswith(".attn_kv_b.weight") and name not in expected
+    if number >= config.num_layers:
+        return number < config.num_layers + config.num_mtp_layers
+    return name == f"blk.{number}.attn_kv_b.weight"
 
 
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return ", ".join(map(shown, names[:_LISTED])) + more
