@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from offload.config_keys import KEYS, Reader, check_other_keys, supported_architecture
+from offload.config_keys import KEYS, Reader, check_keys, supported_architecture
 from offload.errors import GGUFError, UnsupportedError, shown
 from offload.gguf import GGUFFile
 from offload.gguf_tensors import refuse_foreign
@@ -122,7 +122,7 @@ class ModelConfig:
 
 
 def _read_config(read: Reader, f: GGUFFile) -> ModelConfig:
-    check_other_keys(read)
+    check_keys(read)
     mtp = read.integer("num_mtp_layers")
     layers = read.integer("num_layers") - mtp
     if layers < 1:

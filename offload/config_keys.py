@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.errors import GGUFError, UnsupportedError, shown
-from offload.metadata import checked_flag, checked_integer, checked_real, described, positive, text
+from offload.metadata import (
+    checked_flag,
+    checked_integer,
+    checked_real,
+    described,
+    flag,
+    positive,
+    text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -93,24 +101,44 @@ _IGNORED: Final = frozenset({
     "attention.causal",
 })  # fmt: skip
 
-# Keys that change the forward pass in ways this version does not do, unless 0 or false.
+# Keys that change the forward pass in ways this version does not do, unless 0 or false; a key that
+# ends in a dot stands for all that begin so.
 _REFUSED: Final[dict[str, str]] = {
     "attention.temperature_scale": "attention temperature by position, as in Mistral Large 3",
     "attention.temperature_length": "attention temperature by position, as in Mistral Large 3",
     "attention.sliding_window": "sliding-window attention",
+    "attention.sliding_window_pattern": "sliding-window attention",
+    "attention.shared_kv_layers": "layers that share one cache",
     "attention.clamp_kqv": "clamped attention inputs",
+    "attention.max_alibi_bias": "positions by a bias on attention",
     "attention.scale": "an attention scale of its own",
+    "attention.output_scale": "scaled attention outputs",
     "attn_logit_softcapping": "soft-capped attention logits",
+    "router_logit_softcapping": "soft-capped router logits",
     "final_logit_softcapping": "soft-capped output logits",
     "logit_scale": "scaled output logits",
     "embedding_scale": "scaled embeddings",
     "residual_scale": "scaled residuals",
     "expert_group_scale": "scaled expert groups",
+    "moe_latent_size": "experts on a latent vector",
+    "moe_every_n_layers": "experts in some layers only",
+    "interleave_moe_layer_step": "experts in some layers only",
+    "swiglu_clamp_exp": "clamped expert activations",
+    "swiglu_clamp_shexp": "clamped expert activations",
     "rope.scaling.alpha": "NTK-scaled rotation",
+    "rope.scaling.yarn_attn_factor": "a second YaRN attention factor",
+    "rope.dimension_sections": "positions in several dimensions",
     "use_parallel_residual": "parallel residuals",
-    "attention.indexer.head_count": "sparse attention with an indexer",
-    "attention.indexer.top_k": "sparse attention with an indexer",
+    "attention.indexer.": "sparse attention with an indexer",
+    "hyper_connection.": "hyper-connections",
+    "kda.": "linear attention",
+    "ssm.": "state-space layers",
 }
+_FACTORS: Final = (  # 1 leaves these without effect, too
+    "attention.output_scale", "logit_scale", "embedding_scale", "residual_scale",
+    "expert_group_scale", "moe_every_n_layers", "interleave_moe_layer_step",
+    "rope.scaling.yarn_attn_factor",
+)  # fmt: skip
 
 
 def supported_architecture(metadata: Mapping[str, Any]) -> str:
@@ -194,25 +222,52 @@ class Reader:
         return used[0].item()
 
 
-def _is_neutral(value: object) -> bool:
+def _is_neutral(key: str, value: object) -> bool:
     if isinstance(value, np.ndarray):
         return not value.any()
-    return isinstance(value, (bool, int, float)) and value == 0
+    if not isinstance(value, (bool, int, float)):
+        return False
+    return value == 0 or (key in _FACTORS and value == 1 and value is not True)
 
 
-def check_other_keys(read: Reader) -> None:
-    """Refuse keys that would change the forward pass; log those that nobody here knows."""
+def _reason(key: str) -> str | None:
+    """Why a key cannot be run, if it is one of those."""
+    if key in _REFUSED:
+        return _REFUSED[key]
+    return next((why for k, why in _REFUSED.items() if k[-1] == "." and key.startswith(k)), None)
+
+
+def check_keys(read: Reader) -> None:
+    """Check type and range of every key of the family, also of those that this file does not use.
+
+    Refuses keys that would change the forward pass; logs those that nobody here knows.
+    """
+    readers = {int: read.integer, float: read.real, bool: read.flag}
+    for field, spec in KEYS.items():
+        if field not in _PER_LAYER:
+            readers[spec.kind](field)
+    if flag(read.metadata, f"{read.prefix}attention.causal") is False:
+        raise UnsupportedError(
+            f"{read.prefix}attention.causal is False: tokens that see later ones, which this "
+            "version cannot run"
+        )
+    flag(read.metadata, f"{read.prefix}rope.scaling.finetuned")
+    _check_other_keys(read)
+
+
+def _check_other_keys(read: Reader) -> None:
     known = {spec.key for spec in KEYS.values()} | _IGNORED
     unknown = []
     for name, value in read.metadata.items():
         key = name.removeprefix(read.prefix)
         if key == name or key in known:
             continue
-        if key not in _REFUSED:
+        reason = _reason(key)
+        if reason is None:
             unknown.append(f"{shown(name)} = {described(value)}")
-        elif not _is_neutral(value):
+        elif not _is_neutral(key, value):
             raise UnsupportedError(
-                f"{name} is {described(value)}: {_REFUSED[key]}, which this version cannot run"
+                f"{shown(name)} is {described(value)}: {reason}, which this version cannot run"
             )
     for line in unknown[:_LISTED]:
         log.warning("ignoring the metadata key %s", line)

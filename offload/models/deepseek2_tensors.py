@@ -122,11 +122,26 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Non
             )
         if info.ggml_type in _NOT_WEIGHTS:
             raise UnsupportedError(f"{name} is stored as {info.ggml_type.name}, not as weights")
+    _check_tail(config, tensors)
     unknown = [n for n in tensors if n not in expected and not _may_skip(n, config)]
     if unknown:
         raise UnsupportedError(
             f"this version does not know what {_names(unknown)} is for, and leaving it out would "
             "change the answers"
+        )
+
+
+def _check_tail(config: ModelConfig, names: Collection[str]) -> None:
+    """Layers of the tail carry nextn tensors; a layer without them is one of the trunk's."""
+    end = config.num_layers + config.num_mtp_layers
+    layers = {name: int(match[1]) for name in names if (match := _LAYER.match(name))}
+    tail = {n for n in layers.values() if config.num_layers <= n < end}
+    tail -= {n for name, n in layers.items() if name.startswith(f"blk.{n}.nextn.")}
+    if tail:
+        raise GGUFError(
+            f"nextn_predict_layers is {config.num_mtp_layers}, but blk.{min(tail)} has no nextn "
+            "tensors, so it is no layer of that kind: the metadata and the tensors do not belong "
+            "together"
         )
 
 
