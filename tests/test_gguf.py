@@ -4,6 +4,7 @@ import random
 import struct
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import family
@@ -15,6 +16,8 @@ from gguf_bytes import ARRAY, BOOL, F32, I32, STRING, U8, U16, U32, U64, gguf, k
 from offload.config import ModelConfig
 from offload.errors import GGUFError, OffloadError, UnsupportedError
 from offload.gguf import GGUFFile, StringArray
+from offload.metadata import described
+from offload.tensor_census import census
 from quant.ggml import BLOCK, IK_LLAMA_TYPES, REMOVED_TYPES, GGMLType, QuantError, row_bytes
 
 ARCH = kv("general.architecture", STRING, "deepseek2")
@@ -325,6 +328,44 @@ def test_no_mutation_of_the_header_escapes(tmp_path: Path) -> None:
     assert opened > 100  # mutations of values and names leave a sound file
     assert len(reasons) > 100
     assert all("model.gguf" in reason for reason in reasons)
+
+
+@cache
+def hostile_headers() -> dict[str, bytes]:
+    """Headers of about 1 MB that would take long, or much memory, if they were believed."""
+    nest = u32(ARRAY) + u64(1)
+    flat = u32(ARRAY) + u32(ARRAY) + u64(60_000) + (u32(U8) + u64(0)) * 60_000
+    return {
+        "many keys": gguf([kv(f"k{i}", U8, 1) for i in range(40_000)], []),
+        "many keys of the family": gguf([kv(f"deepseek2.{i}", U8, 1) for i in range(30_000)], []),
+        "the same key at last": gguf([kv(f"k{i % 39_999}", U8, 1) for i in range(40_000)], []),
+        "many arrays": gguf([kv(f"k{i}", ARRAY, gb.array(U8, [])) for i in range(30_000)], []),
+        "arrays of arrays": gguf([gb.string("k") + flat], []),
+        "deep": gguf([kv("k", ARRAY, nest * 80_000 + u32(U8) + u64(0))], []),
+        "long key": gguf([kv("k" * 65_535, U8, 1)] * 15, []),
+        "many strings": gguf([kv("k", ARRAY, gb.array(STRING, [""] * 120_000))], []),
+        "counts that fit": gguf([], [], n_kv=70_000) + bytes(2**20),
+        "many tensors": gguf([], [tensor(f"t{i}", (1,)) for i in range(25_000)], bytes(64)),
+        "many of one name": gguf([], [tensor("t", (1,)) for _ in range(25_000)], bytes(64)),
+        "many of no type": gguf(
+            [], [tensor(f"t{i}", (2**40,) * 1, 99) for i in range(25_000)], bytes(64)
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", hostile_headers())
+def test_hostile_headers_are_quick(case: str, tmp_path: Path) -> None:
+    path = written(tmp_path, hostile_headers()[case])
+    start = time.process_time()
+    try:
+        with GGUFFile.open(path) as f:
+            census(f)
+            [described(value) for value in f.metadata.values()]
+            ModelConfig.from_gguf(f)
+    except OffloadError as exc:
+        message = str(exc)
+    assert time.process_time() - start < 1.0
+    assert len(message) < 500
 
 
 # paths
