@@ -172,6 +172,8 @@ def test_without_shared_experts_and_without_experts(tmp_path: Path) -> None:
     config = config_of(tmp_path, family.metadata(dense), family.tensors(dense))
     assert config.num_moe_layers == 0
     assert config.n_routed_experts == 0
+    keys = {k: v for k, v in family.metadata(dense).items() if "expert" not in k}
+    assert config_of(tmp_path, keys, family.tensors(dense)).num_moe_layers == 0
 
 
 def test_prediction_layers_are_not_counted(tmp_path: Path) -> None:
