@@ -77,7 +77,7 @@ KEYS: Final[dict[str, Key]] = {
     "gating": Key("expert_gating_func", int, 0, 255, 0),
     "n_group": Key("expert_group_count", int, 0, 65_536, 0),
     "topk_group": Key("expert_group_used_count", int, 0, 65_536, 0),
-    "rms_norm_eps": Key("attention.layer_norm_rms_epsilon", float, 1e-12, 1, None),
+    "rms_norm_eps": Key("attention.layer_norm_rms_epsilon", float, 1e-13, 1, None),
     "vocab_size": Key("vocab_size", int, 0, _WIDTH, 0),
     "context_length": Key("context_length", int, 1, 2**31, None),
     "theta": Key("rope.freq_base", float, 1e-3, 1e15, 10_000.0),

@@ -314,7 +314,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[OffloadError], str]] = {
     "eps inf": (
         {"attention__layer_norm_rms_epsilon": float("inf")},
         GGUFError,
-        "epsilon is inf; 1e-12 to 1",
+        "epsilon is inf; 1e-13 to 1",
     ),
     "scaling": ({"rope__scaling__type": "longrope"}, UnsupportedError, "'longrope'; none, linear"),
     "scaling type": ({"rope__scaling__type": 3}, GGUFError, "is 3; a text is expected"),
@@ -404,7 +404,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[OffloadError], str]] = {
         GGUFError,
         "needs more than 1",
     ),
-    "eps 0": ({"attention__layer_norm_rms_epsilon": 0.0}, GGUFError, "epsilon is 0.0; 1e-12 to 1"),
+    "eps 0": ({"attention__layer_norm_rms_epsilon": 0.0}, GGUFError, "epsilon is 0.0; 1e-13 to 1"),
     "beta": ({"rope__scaling__yarn_beta_fast": 0.0}, GGUFError, "beta_fast is 0.0; 0.001 to"),
     # a newer model under this name
     "two-sided": ({"attention__causal": False}, UnsupportedError, "causal is False: tokens that"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import gguf
 import gguf_bytes as gb
@@ -12,12 +11,13 @@ import numpy as np
 import pytest
 import tiny_gguf
 from click.testing import CliRunner, Result
-from gguf_bytes import ARRAY, I32, STRING, U32, kv, tensor
+from gguf_bytes import ARRAY, I32, STRING, U32
+from rewriting import rewritten
 from tiny_gguf import TinyModel
 
 import offload
 from cli.kimi_offload import kimi_offload
-from offload.gguf import GGUFFile, StringArray
+from offload.gguf import GGUFFile
 
 TINY = TinyModel(
     layers=2, hidden=32, heads=2, q_lora=None, kv_lora=32, nope=16, v=16, experts=4, top_k=2,
@@ -28,32 +28,6 @@ TINY = TinyModel(
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf.write(tmp_path_factory.mktemp("inspect") / "sound.gguf", TINY)
-
-
-def rewritten(source: Path, path: Path, changes: dict[str, bytes | None], foreign: int = 0) -> Path:
-    """A copy with other metadata (None removes a key); `foreign` tensors of unknown types."""
-    with GGUFFile.open(source) as f:
-        kvs = [_entry(key, value) for key, value in f.metadata.items() if key not in changes] + [
-            gb.string(key) + value for key, value in changes.items() if value is not None
-        ]
-        start = min(info.offset for info in f.tensors.values())
-        rows = [
-            tensor(
-                info.name,
-                info.shape,
-                (145, 77)[i % 2] if i < foreign else int(info.ggml_type),
-                info.offset - start,
-            )
-            for i, info in enumerate(reversed(list(f.tensors.values())))
-        ]
-        path.write_bytes(gb.gguf(kvs, rows, source.read_bytes()[start:]))
-    return path
-
-
-def _entry(key: str, value: Any) -> bytes:
-    if isinstance(value, StringArray):
-        return kv(key, ARRAY, gb.array(STRING, list(value)))
-    return gb.auto_kv(key, value)
 
 
 def inspect(*arguments: str | Path) -> Result:
