@@ -5,6 +5,7 @@ H hidden, A heads, V vocabulary, E experts, F expert width; shapes in numpy orde
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
@@ -15,6 +16,8 @@ from quant.ggml import GGMLType
 if TYPE_CHECKING:
     from offload.config import ModelConfig
     from offload.gguf import TensorInfo
+
+log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
@@ -122,7 +125,7 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Non
             )
         if info.ggml_type in _NOT_WEIGHTS:
             raise UnsupportedError(f"{name} is stored as {info.ggml_type.name}, not as weights")
-    _check_tail(config, tensors)
+    _warn_of_tail(config, tensors)
     unknown = [n for n in tensors if n not in expected and not _may_skip(n, config)]
     if unknown:
         raise UnsupportedError(
@@ -131,17 +134,18 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Non
         )
 
 
-def _check_tail(config: ModelConfig, names: Collection[str]) -> None:
-    """Layers of the tail carry nextn tensors; a layer without them is one of the trunk's."""
+def _warn_of_tail(config: ModelConfig, names: Collection[str]) -> None:
+    """Layers of the tail carry nextn tensors; one without them may be one of the trunk's."""
     end = config.num_layers + config.num_mtp_layers
     layers = {name: int(match[1]) for name in names if (match := _LAYER.match(name))}
     tail = {n for n in layers.values() if config.num_layers <= n < end}
     tail -= {n for name, n in layers.items() if name.startswith(f"blk.{n}.nextn.")}
     if tail:
-        raise GGUFError(
-            f"nextn_predict_layers is {config.num_mtp_layers}, but blk.{min(tail)} has no nextn "
-            "tensors, so it is no layer of that kind: the metadata and the tensors do not belong "
-            "together"
+        log.warning(
+            "blk.%d is left out, as nextn_predict_layers is %d, but it has no nextn tensors; if "
+            "answers are odd, the metadata and the tensors do not belong together",
+            min(tail),
+            config.num_mtp_layers,
         )
 
 
