@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from offload.gguf import ForeignTensor, TensorInfo
     from offload.tensor_census import Census, Family
 
+SHOWN_KEYS = 500
+SHOWN_TYPES = 30
 SHOWN_ITEMS = 6
 SHOWN_CHARACTERS = 90
 
@@ -56,8 +58,11 @@ def _show(file: GGUFFile, census: Census, obstacle: str | None, with_tensors: bo
     say(f"{shown(file.paths[0], 1000)}: GGUF version {file.version}, {size}{parts}")
     say(f"cannot run here: {obstacle}" if obstacle else "this version runs it")
     say("")
-    rows = [(key, _short(value)) for key, value in file.metadata.items()]
+    keys = list(file.metadata)
+    rows = [(shown(key), _short(file.metadata[key])) for key in keys[:SHOWN_KEYS]]
     show_table("Metadata", ("key", "value"), rows)
+    if len(keys) > SHOWN_KEYS:
+        say(f"... and {len(keys) - SHOWN_KEYS:,} more keys; --json has them all\n")
     show_table(
         "Tensors by family",
         ("family", "tensors>", "size>", "weights>", "bits/weight>", "read per token>", "types"),
@@ -76,12 +81,7 @@ def _family_rows(census: Census) -> list[tuple[str, ...]]:
             f"{family.n_parameters:,}",
             _bits(family),
             _size(family.bytes_per_token, family.foreign),
-            ", ".join(
-                [
-                    *(f"{t.name} ({count.n_tensors})" for t, count in family.types.items()),
-                    *(f"{name}? ({n})" for name, n in family.foreign.items()),
-                ]
-            ),
+            _types([f"{t.name} ({n.n_tensors})" for t, n in family.types.items()], family.foreign),
         )
         for family in census.families
     ]
@@ -92,14 +92,16 @@ def _family_rows(census: Census) -> list[tuple[str, ...]]:
         f"{census.n_parameters:,}",
         _bits(census),
         _size(census.bytes_per_token, census.foreign),
-        ", ".join(
-            [
-                *(f"{t.name} {amount(count.n_bytes)}" for t, count in census.types.items()),
-                *(f"{name}? ({n})" for name, n in census.foreign.items()),
-            ]
-        ),
+        _types([f"{t.name} {amount(n.n_bytes)}" for t, n in census.types.items()], census.foreign),
     )
     return [*rows, total]
+
+
+def _types(known: list[str], foreign: Mapping[str, int]) -> str:
+    """Types of a family; those that this program does not know with a question mark."""
+    names = [*known, *(f"{name}? ({n})" for name, n in foreign.items())]
+    more = f" and {len(names) - SHOWN_TYPES:,} more" if len(names) > SHOWN_TYPES else ""
+    return ", ".join(names[:SHOWN_TYPES]) + more
 
 
 def _size(n_bytes: int, foreign: Mapping[str, int]) -> str:

@@ -69,6 +69,13 @@ class GGUFFile:
         given = Path(path)
         part, header = _open_part(given, 0)
         count = _split_value(header, "split.count", given) or 1
+        if count > 1 and shards.parse_shard_name(given) is None and _is_whole(header, given):
+            log.warning(
+                "%s says that it is one of %d parts (split.count), but holds all tensors",
+                shards.label(given.name),
+                count,
+            )
+            count = 1
         if count == 1:
             opened = cls([given], [part], [header])
         else:
@@ -123,7 +130,8 @@ class GGUFFile:
 
     def __repr__(self) -> str:
         return (
-            f"<GGUFFile {self.paths[0].name}: {len(self.paths)} parts, {len(self.tensors)} tensors>"
+            f"<GGUFFile {shards.label(self.paths[0].name)}: {len(self.paths)} parts, "
+            f"{len(self.tensors) + len(self.foreign)} tensors>"
         )
 
 
@@ -175,6 +183,12 @@ def _split_value(header: Header, key: str, path: Path) -> int | None:
         return integer(header.metadata, key, 0, limit)
     except GGUFError as exc:
         raise GGUFError(f"{shards.label(path)}: {exc}") from exc
+
+
+def _is_whole(header: Header, path: Path) -> bool:
+    """Whether a part holds all tensors of its set: tools that join parts leave the keys behind."""
+    held = len(header.tensors) + len(header.foreign)
+    return held > 0 and held == _split_value(header, "split.tensors.count", path)
 
 
 def _check_names(paths: list[Path], headers: list[Header]) -> None:

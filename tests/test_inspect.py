@@ -131,3 +131,14 @@ def test_odd_metadata_is_shown(tmp_path: Path) -> None:
     assert "\u202e" not in result.output
     content = json.loads(inspect(path, "--json").stdout)
     assert content["metadata"]["b"] == "inf"
+
+
+def test_thousands_of_keys_and_tensors_are_shown_in_a_moment(tmp_path: Path) -> None:
+    kvs = [gb.kv("general.architecture", STRING, "deepseek2")]
+    kvs += [gb.kv(f"k{i}", U32, i) for i in range(20_000)] + [gb.kv("l" * 60_000, U32, 1)]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gb.gguf(kvs, []))
+    result = inspect(path)
+    assert "more keys; --json has them all" in result.stdout
+    assert len(result.stdout) < 100_000
+    assert len(json.loads(inspect(path, "--json").stdout)["metadata"]) == len(kvs)

@@ -134,6 +134,24 @@ def test_a_missing_tensor_stays_an_error(tmp_path: Path) -> None:
         ModelConfig.from_gguf(f)
 
 
+def test_parts_that_a_tool_joined_may_keep_their_keys(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, size = gb.layout(TENSORS)
+    split = [
+        kv("split.no", U16, 0),
+        kv("split.count", U16, 3),
+        kv("split.tensors.count", I32, len(TENSORS)),
+    ]
+    path = tmp_path / "merged.gguf"
+    path.write_bytes(gguf([gb.auto_kv(k, v) for k, v in META.items()] + split, rows, bytes(size)))
+    with caplog.at_level(logging.WARNING, logger="offload"), GGUFFile.open(path) as f:
+        ModelConfig.from_gguf(f)
+    assert caplog.messages == [
+        "merged.gguf says that it is one of 3 parts (split.count), but holds all tensors"
+    ]
+
+
 # strays
 
 
