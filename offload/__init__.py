@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from offload.version import __version__
 
 if TYPE_CHECKING:
+    from offload.checks import check_model
     from offload.config import ModelConfig
     from offload.data import embedded_model
     from offload.engine import Engine, Token, load
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "census": "offload.tensor_census",
+    "check_model": "offload.checks",
     "ModelConfig": "offload.config",
     "Engine": "offload.engine",
     "Token": "offload.engine",
@@ -117,6 +119,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "census",
+    "check_model",
     "embedded_model",
     "hit_rates",
     "load",
