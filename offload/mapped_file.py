@@ -28,7 +28,7 @@ class MappedFile:
     """
 
     def __init__(self, path: Path, *, follow_links: bool = True) -> None:
-        """Map a regular file; OSError if it cannot be opened, ValueError if it is none or empty.
+        """Map a regular file; OSError if it cannot be opened, ValueError if it is none, or empty.
 
         Never waits, whatever the path is (a FIFO, a device).
         """
@@ -43,7 +43,8 @@ class MappedFile:
             raise ValueError("it is no regular file")
         self.size = self.info.st_size
         self.mtime_ns = self.info.st_mtime_ns
-        # ValueError: it is empty
+        if not self.size:
+            raise ValueError("it is empty")
         mapped = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
         self.data: U8 = np.frombuffer(mapped, np.uint8)
         bus_errors.watch(self)

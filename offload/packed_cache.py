@@ -49,7 +49,7 @@ STALE_SECONDS = 24 * 3600.0
 
 
 class PackedCache:
-    """The packed layers of one model file in a folder. notes: what went wrong, a line each."""
+    """The packed layers of one model file in a folder."""
 
     def __init__(self, folder: Path, file: GGUFFile, threads: int) -> None:
         if folder.exists() and not folder.is_dir():
@@ -57,9 +57,12 @@ class PackedCache:
         self._file = file
         self._threads = threads
         self._identity = _identity(file)
-        self._folder = folder / f"{file.paths[0].stem}-{self._identity.hex()[:16]}"
+        # by the place of the model: what is made anew replaces what was there
+        place = hashlib.sha256(os.fsencode(os.path.realpath(file.paths[0]))).hexdigest()
+        self._folder = folder / f"{file.paths[0].stem}-{place[:16]}"
         self._is_broken = False  # writing failed; told once
-        self.notes: list[str] = []
+        self._refused: dict[str, list[Path]] = {}  # by reason
+        self._notes: list[str] = []
         self.mapped: list[MappedFile] = []  # the files in use
         self.loaded = self.stored = 0
 
@@ -97,8 +100,10 @@ class PackedCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as exc:
-            reason = (exc.strerror if isinstance(exc, OSError) else None) or exc
-            self._say(f"{path} is not used: {reason}; it is made again")
+            reason = str((exc.strerror if isinstance(exc, OSError) else None) or exc)
+            if reason not in self._refused:
+                log.warning("%s is not used: %s; it is made again", path, reason)
+            self._refused.setdefault(reason, []).append(path)
             return None
         self.mapped.append(file)
         self.loaded += 1
@@ -198,14 +203,18 @@ class PackedCache:
 
     def _say(self, line: str) -> None:
         log.warning("%s", line)
-        self.notes.append(line)
+        self._notes.append(line)
 
     def summary(self) -> list[str]:
-        """What came of it."""
+        """What came of it, and what went wrong, a line each."""
+        notes = list(self._notes)
+        for reason, paths in self._refused.items():
+            more = f" (so are {len(paths) - 1} more)" if len(paths) > 1 else ""
+            notes.append(f"{paths[0]} is not used: {reason}; it is made again{more}")
         if self.loaded or self.stored:
             what = f"packed cache {self._folder}: {self.loaded} layers mapped, {self.stored} stored"
-            return [what, *self.notes]
-        return self.notes
+            return [what, *notes]
+        return notes
 
 
 def _header(data: Array) -> dict[str, Any]:

@@ -8,6 +8,7 @@ half is transposed once. Every kernel reads whole blocks and not one byte outsid
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from offload.config import ModelConfig
 from offload.errors import UnsupportedError
 from offload.faults import check_vector, fault_behind_logits
 from offload.gguf import GGUFFile
+from offload.mapped_file import MappedFile
 from offload.models.deepseek2_tensors import expected_tensors
 from quant import products
 from quant.ggml import BLOCK, GGMLType, QuantError
@@ -85,6 +87,7 @@ class WeightStore:
 
     copies: bytes of tensors that stand in memory of their own instead of the mapped file.
     packed: matrices that take the place of the file's.
+    watched: mapped files that products read from.
     """
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
@@ -92,6 +95,7 @@ class WeightStore:
         self._config = config
         self.copies: dict[str, np.ndarray] = {}
         self.packed: dict[str, Matrix] = {}
+        self.watched: Sequence[MappedFile] = file.mapped
 
     def __contains__(self, name: str) -> bool:
         return name in self._file.tensors
@@ -105,7 +109,13 @@ class WeightStore:
         return check_vector(name, self.dense(name).reshape(-1))
 
     def check_logits(self, logits: np.ndarray) -> np.ndarray:
-        """The logits, if they are finite; GGUFError that names the damaged tensor."""
+        """The logits, if they may be given away.
+
+        GGUFError that names the file, if it was changed under our map, or the damaged tensor, if
+        some are not finite.
+        """
+        for file in self.watched:
+            file.check_unchanged()
         if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):
             raise fault_behind_logits(
                 self._file, expected_tensors(self._config, self._file.tensors)
