@@ -135,7 +135,9 @@ def test_eog_is_the_union_of_texts_and_keys() -> None:
 
 def test_specials_marked_normal_are_still_special() -> None:
     data = kimi_vocab.metadata(
-        tokenizer__ggml__token_type=np.ones(len(kimi_vocab.metadata()["tokenizer.ggml.tokens"]))
+        tokenizer__ggml__token_type=np.ones(
+            len(kimi_vocab.metadata()["tokenizer.ggml.tokens"]), np.int32
+        )
     )
     kimi = load_tokenizer(data, "")
     assert kimi.encode("<|im_end|>") == [kimi.special_id("<|im_end|>")]
@@ -188,7 +190,7 @@ def _tokens(change: dict[int, str]) -> list[str]:
     [
         ({"tokenizer__ggml__tokens": None}, "no vocabulary"),
         ({"tokenizer__ggml__tokens": []}, "no vocabulary"),
-        ({"tokenizer__ggml__token_type": np.ones(3)}, "3 token types"),
+        ({"tokenizer__ggml__token_type": np.ones(3, np.int32)}, "3 token types"),
         ({"tokenizer__ggml__tokens": _tokens({300: "!"})}, "token 300 .* repeats token 0"),
         ({"tokenizer__ggml__tokens": _tokens({560: "[BOS]"})}, "repeats token"),
         ({"tokenizer__ggml__tokens": _tokens({65: "!!!!!"})}, "single bytes are no tokens"),
