@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import Final, Literal
 
 from offload.child_frames import HEAD, MAX_HEADER, Frame, pack, unpack
@@ -134,6 +135,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _search_path() -> list[str]:
+    """This process's, and where this package is, should its own entry be relative."""
+    return [
+        *(entry for entry in sys.path if isinstance(entry, str)),
+        str(Path(__file__).parents[1]),
+    ]
+
+
 class _Process:
     """The operating system's side: a socket to talk, a pipe for what it prints."""
 
@@ -142,7 +151,7 @@ class _Process:
         self._said = bytearray()
         try:
             self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, module, *sys.path],
+                [sys.executable or "", "-P", "-c", _BOOT, module, *_search_path()],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

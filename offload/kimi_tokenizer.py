@@ -17,7 +17,7 @@ import numpy as np
 from offload.errors import GGUFError, UnsupportedError
 from offload.literals import Literals
 from offload.metadata import described
-from offload.tokenizer import Part, clean_text, encode_parts
+from offload.tokenizer import Part, checked_id, checked_ids, clean_text, encode_parts
 from offload.vocabulary import (
     CONTROL,
     NORMAL,
@@ -240,13 +240,13 @@ class KimiTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The raw bytes of one token; b"" for a control or unused one."""
-        if not 0 <= token_id < len(self._bytes):
-            raise ValueError(f"token id {token_id} is outside 0..{len(self._bytes) - 1}")
+        token_id = checked_id(token_id, len(self._bytes))
         return self._bytes[token_id] or self._text_of.get(token_id, b"")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, control tokens left out."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+        checked = checked_ids(ids, self.n_vocab)
+        return b"".join(map(self.token_bytes, checked)).decode("utf-8", "replace")
 
     def is_control(self, token_id: int) -> bool:
         """Whether the token stands for something other than text (holes included)."""

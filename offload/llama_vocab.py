@@ -17,7 +17,7 @@ from offload.child import Child, ChildError
 from offload.child_frames import Frame
 from offload.errors import GGUFError, RequestError, UnsupportedError, shown
 from offload.literals import Literals
-from offload.tokenizer import Part, clean_text, encode_parts
+from offload.tokenizer import Part, checked_id, checked_ids, clean_text, encode_parts
 from offload.vocab_child import EOG, IS_CONTROL
 from offload.vocabulary import (
     CONTROL,
@@ -147,10 +147,11 @@ class LlamaVocab:
         try:
             reply = self._child.call(request, seconds=seconds, reply_bytes=64 * size + 1_000_000)
         except ChildError as exc:
+            way_out = "" if exc.how == "crashed" else "give a shorter text, or "
             raise RequestError(
                 f"llama.cpp's vocabulary code {_HOW[exc.how]} on this text of {size:,} bytes, with "
-                f"the vocabulary of {self._name} ({self._kind}){_reason(exc.said)}; give a shorter "
-                "text, or use a file with a sound vocabulary."
+                f"the vocabulary of {self._name} ({self._kind}){_reason(exc.said)}; {way_out}use a "
+                "file with a sound vocabulary."
             ) from exc
         if "failed" in reply.header:
             reason = reply.header.get("said") or reply.header["failed"]
@@ -226,13 +227,9 @@ class LlamaVocab:
         """Token ids of a prompt; see `offload.tokenizer.encode_parts`."""
         return encode_parts(self, self._literals, parts)
 
-    def _check(self, token_id: int) -> None:
-        if not 0 <= token_id < self._n_vocab:
-            raise ValueError(f"token id {token_id} is outside 0..{self._n_vocab - 1}")
-
     def token_bytes(self, token_id: int) -> bytes:
         """The raw bytes of one token, a SentencePiece space included; b"" for a control token."""
-        self._check(token_id)
+        token_id = checked_id(token_id, self._n_vocab)
         return b"" if token_id in self._eog_ids else self._pieces[token_id]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -240,9 +237,10 @@ class LlamaVocab:
 
         The space that a SentencePiece vocabulary puts before a text is taken off again.
         """
+        checked = checked_ids(ids, self._n_vocab)
         if self._is_bpe:  # llama_detokenize would also delete spaces before punctuation
-            return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
-        tokens = array("i", [i for i in ids if not self.is_control(i)])
+            return b"".join(map(self.token_bytes, checked)).decode("utf-8", "replace")
+        tokens = array("i", [i for i in checked if not self.is_control(i)])
         if not tokens:
             return ""
         size = sum(len(self._pieces[i]) for i in tokens) + len(tokens)
@@ -252,7 +250,7 @@ class LlamaVocab:
 
     def is_control(self, token_id: int) -> bool:
         """Whether the token stands for something other than text."""
-        self._check(token_id)
+        token_id = checked_id(token_id, self._n_vocab)
         return token_id in self._eog_ids or token_id in self._controls
 
     def special_id(self, text: str) -> int | None:

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from os import PathLike
 from typing import Any, Protocol
 
+import numpy as np
+
+from offload.errors import RequestError
 from offload.literals import Literals
 from offload.metadata import text as metadata_text
 
@@ -83,13 +87,37 @@ class Tokenizer(Protocol):
 def clean_text(text: str) -> str:
     """`text` with every lone surrogate replaced by U+FFFD (a surrogate pair becomes its character).
 
-    Lone surrogates come from file names and stdin; no UTF-8 tokenizer can encode them.
+    Lone surrogates come from file names and stdin; no UTF-8 tokenizer can encode them. RequestError
+    if it is no string.
     """
+    if not isinstance(text, str):
+        raise RequestError(f"the text must be a string, not of type {type(text).__name__}.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def checked_id(token_id: object, n_vocab: int) -> int:
+    """A token id, numpy's too, as an int; RequestError if it is none of this vocabulary."""
+    if type(token_id) is not int:
+        if isinstance(token_id, (bool, np.bool_)) or not isinstance(token_id, Integral):
+            raise RequestError(
+                f"a token id must be a whole number, not of type {type(token_id).__name__}."
+            )
+        token_id = int(token_id)
+    if not 0 <= token_id < n_vocab:
+        number = token_id if abs(token_id) < 2**63 else "far"  # no more digits than one can read
+        raise RequestError(f"token id {number} is outside 0..{n_vocab - 1}.")
+    return token_id
+
+
+def checked_ids(ids: object, n_vocab: int) -> list[int]:
+    """Token ids as a list; RequestError if it is none, or if an id is none."""
+    if not isinstance(ids, Iterable) or isinstance(ids, (str, bytes, bytearray)):
+        raise RequestError(f"token ids must come in a list, not as {type(ids).__name__}.")
+    return [checked_id(token_id, n_vocab) for token_id in ids]
 
 
 def encode_parts(tokenizer: Tokenizer, specials: Literals, parts: Iterable[Part]) -> list[int]:
@@ -108,9 +136,7 @@ def encode_parts(tokenizer: Tokenizer, specials: Literals, parts: Iterable[Part]
             continue
         ids += _encode_run(tokenizer, specials, run)
         run = []
-        if not 0 <= part < tokenizer.n_vocab:
-            raise ValueError(f"token id {part} is outside 0..{tokenizer.n_vocab - 1}")
-        ids.append(part)
+        ids.append(checked_id(part, tokenizer.n_vocab))
     return ids + _encode_run(tokenizer, specials, run)
 
 

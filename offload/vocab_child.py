@@ -79,24 +79,25 @@ class _Vocabulary:
         return Frame(header, self._table(n_tokens) if request.header["table"] else b"")
 
     def _table(self, n_tokens: int) -> bytes:
+        # calls by ctypes, one for each token: nearly all of the time that a start takes longer
+        vocab, room = self._vocab, 256
         is_eog, is_control = self._lib.llama_vocab_is_eog, self._lib.llama_vocab_is_control
-        vocab = self._vocab
-        pieces = [self._piece(i) for i in range(n_tokens)]
-        flags = bytes(
-            (EOG if is_eog(vocab, i) else 0) | (IS_CONTROL if is_control(vocab, i) else 0)
-            for i in range(n_tokens)
-        )
-        lengths = struct.pack(f"<{n_tokens}I", *map(len, pieces))
-        return lengths + flags + b"".join(pieces)
-
-    def _piece(self, token_id: int) -> bytes:
-        room = 64
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            size = self._lib.llama_token_to_piece(self._vocab, token_id, buffer, room, 0, False)
-            if size >= 0:
-                return buffer.raw[:size]
-            room = -size
+        to_piece, buffer = self._lib.llama_token_to_piece, ctypes.create_string_buffer(room)
+        pieces: list[bytes] = []
+        for i in range(n_tokens):
+            size = to_piece(vocab, i, buffer, room, 0, False)
+            if size < 0:
+                room = -size
+                buffer = ctypes.create_string_buffer(room)
+                size = to_piece(vocab, i, buffer, room, 0, False)
+            pieces.append(buffer.raw[:size])
+        flags = bytearray(n_tokens)
+        for i in range(n_tokens):
+            if is_control(vocab, i):
+                flags[i] = IS_CONTROL
+            if is_eog(vocab, i):
+                flags[i] |= EOG
+        return struct.pack(f"<{n_tokens}I", *map(len, pieces)) + flags + b"".join(pieces)
 
     def _encode(self, request: Frame) -> Frame:
         """body: UTF-8; special. Answer: int32 ids."""

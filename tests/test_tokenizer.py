@@ -15,7 +15,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload.errors import GGUFError, UnsupportedError
+from offload.errors import GGUFError, RequestError, UnsupportedError
 from offload.kimi_tokenizer import PATTERN, KimiTokenizer, _slices, alphabet_to_bytes
 from offload.tokenizer import TextPart, Tokenizer, load_tokenizer
 
@@ -123,7 +123,7 @@ def test_kimi_attributes(kimi: Tokenizer) -> None:
     assert kimi.token_bytes(220) == b" "
     assert kimi.token_bytes(n) == b""
     assert kimi.decode([n + 2, *kimi.encode("Hi"), n]) == "Hi"
-    with pytest.raises(ValueError, match="outside"):
+    with pytest.raises(RequestError, match="outside"):
         kimi.token_bytes(kimi.n_vocab)
 
 
@@ -245,7 +245,7 @@ def test_parts_never_let_a_user_write_a_special(kimi: Tokenizer) -> None:
 
 
 def test_parts_refuse_an_id_outside(kimi: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="outside"):
+    with pytest.raises(RequestError, match="outside"):
         kimi.encode_parts([kimi.n_vocab])
 
 
@@ -307,7 +307,7 @@ def test_llama_attributes(llama: Tokenizer) -> None:
     assert llama.n_vocab == len(generic()["tokenizer.ggml.tokens"])
     assert llama.decode(llama.encode("a\ud800b")) == "a\ufffdb"
     assert llama.encode("") == []
-    with pytest.raises(ValueError, match="outside"):
+    with pytest.raises(RequestError, match="outside"):
         llama.is_control(-1)
 
 
