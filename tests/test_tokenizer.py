@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload.errors import GGUFError, RequestError, UnsupportedError
+from offload.errors import GGUFError, OffloadError, RequestError, UnsupportedError
 from offload.kimi_tokenizer import PATTERN, KimiTokenizer, _slices, alphabet_to_bytes
+from offload.llama_vocab import LlamaVocab
 from offload.tokenizer import TextPart, Tokenizer, load_tokenizer
 
 TEXTS = (
@@ -347,3 +349,121 @@ def test_llama_and_tiktoken_agree_on_plain_words(tmp_path: Path) -> None:
     assert isinstance(kimi, KimiTokenizer)
     for text in ("In the beginning, there was light.", "世界上最大的海洋", "12345 != 6789\n\n"):
         assert kimi.encode(text) == own.tokenize(text.encode(), add_bos=False)
+
+
+def test_llama_sentencepiece_decodes_like_llama_cpp(tmp_path: Path) -> None:
+    texts = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words = ["\u2581", "\u2581a", "a", "\u2581b"]
+    data = kimi_vocab.metadata(
+        tokenizer__ggml__model="llama",
+        tokenizer__ggml__pre="default",
+        tokenizer__ggml__merges=None,
+        tokenizer__ggml__tokens=texts + words,
+        tokenizer__ggml__token_type=np.array([2, 3, 3] + [6] * 256 + [1] * 4, np.int32),
+        tokenizer__ggml__scores=np.arange(263, dtype=np.float32),
+        tokenizer__ggml__eos_token_id=2,
+    )
+    path = kimi_vocab.write_gguf(tmp_path / "spm.gguf", data)
+    vocab = load_tokenizer(data, path)
+    own = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    assert vocab.add_bos
+    assert vocab.bos_id == 1
+    for text in ("a b", " a  b", "世界 a", "", "</s>a"):
+        assert vocab.encode(text) == own.tokenize(text.encode(), add_bos=False, special=True)
+        assert vocab.decode(vocab.encode(text, special=False)) == text
+    assert vocab.token_bytes(260) == b" a"
+    assert [vocab.token_bytes(i) for i in (0, 1, 2, 3 + 0xE4)] == [b"", b"", b"", b"\xe4"]
+
+
+def test_llama_markup_inside_markup_stays_text(tmp_path: Path) -> None:
+    texts = list(generic()["tokenizer.ggml.tokens"])
+    texts[-2:] = ["[<a>]", "<a>"]
+    types = generic()["tokenizer.ggml.token_type"].copy()
+    types[-2:] = 4
+    data = generic(tokenizer__ggml__tokens=texts)
+    data["tokenizer.ggml.token_type"] = types
+    vocab = load_tokenizer(data, kimi_vocab.write_gguf(tmp_path / "v.gguf", data))
+    ids = vocab.encode("x[<a>]<a>", special=False)
+    assert not {vocab.special_id("[<a>]"), vocab.special_id("<a>")} & set(ids)
+    assert vocab.decode(ids) == "x[<a>]<a>"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer__ggml__tokens": _tokens({300: "!"})}, "crashed on the vocabulary of v.gguf"),
+        ({"tokenizer__ggml__model": "llama"}, "crashed on this text of 3 bytes"),
+    ],
+)
+def test_llama_cpp_may_crash_elsewhere(
+    changes: dict[str, object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The net below the plain checks: whatever they miss ends the other process only."""
+    monkeypatch.setattr("offload.llama_vocab.check_for_llama", lambda *_: None)
+    data = generic(**changes)
+    path = kimi_vocab.write_gguf(tmp_path / "v.gguf", data)
+    with pytest.raises(OffloadError, match=message) as caught:
+        load_tokenizer(data, path).encode("世")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_llama_cpp_may_not_finish(
+    vocab_file: Path, llama: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offload.llama_vocab._OPEN_SECONDS", 0.0)
+    with pytest.raises(GGUFError, match="did not finish on the vocabulary of"):
+        load_tokenizer(generic(), vocab_file)
+    monkeypatch.setattr("offload.llama_vocab._CALL_SECONDS", 0.0)
+    with pytest.raises(RequestError, match="did not finish on this text of 5 bytes"):
+        llama.encode("Hello")
+    monkeypatch.undo()
+    assert llama.decode(llama.encode("Hello")) == "Hello"
+
+
+def test_llama_survives_its_process_and_says_when_the_file_is_gone(tmp_path: Path) -> None:
+    path = kimi_vocab.write_gguf(tmp_path / "v.gguf", generic())
+    vocab = load_tokenizer(generic(), path)
+    assert isinstance(vocab, LlamaVocab)
+    ids = vocab.encode("Hello")
+    vocab.close()
+    assert vocab.encode("Hello") == ids
+    vocab.close()
+    path.unlink()
+    assert vocab.decode(ids) == "Hello"  # needs no process
+    with pytest.raises(GGUFError, match="not there any more"):
+        vocab.encode("Hello")
+
+
+@pytest.mark.parametrize("name", ["kimi", "llama"])
+def test_arguments_of_another_kind_are_refused(name: str, request: pytest.FixtureRequest) -> None:
+    vocab: Tokenizer = request.getfixturevalue(name)
+    ids = np.array(vocab.encode("Hi"), np.int64)
+    assert vocab.decode(ids) == "Hi"
+    for wrong in ([99_999], [-1], [10**400], ["a"], [1.5], [True], [None], 5, None, "ab"):
+        with pytest.raises(RequestError, match="token id"):
+            vocab.decode(wrong)  # type: ignore[arg-type]
+    for wrong in (5, None, b"ab", ["a"]):
+        with pytest.raises(RequestError, match="must be a string"):
+            vocab.encode(wrong)  # type: ignore[arg-type]
+
+
+def test_parts_with_long_special_tokens_are_fast() -> None:
+    texts = list(kimi_vocab.metadata()["tokenizer.ggml.tokens"])
+    n = len(texts)
+    more = ["<" + "|" * 400 + f"{i}>" for i in range(1_000)]
+    types = np.array([*kimi_vocab.metadata()["tokenizer.ggml.token_type"], *[3] * 1_000], np.int32)
+    data = kimi_vocab.metadata(
+        tokenizer__ggml__tokens=texts + more, tokenizer__ggml__token_type=types
+    )
+    start = time.perf_counter()
+    kimi = load_tokenizer(data, "")
+    text = "<" + "|" * 400
+    ids = kimi.encode_parts([TextPart(text * 100, True), TextPart("7>" + text * 100), n + 7])
+    assert kimi.encode(more[7]) == [n + 7]
+    assert time.perf_counter() - start < 3
+    assert [i for i in ids if i >= n] == [n + 7]
