@@ -128,18 +128,21 @@ class LlamaVocab:
     def _read_table(self, reply: Frame) -> set[int]:
         """Keep what every token is; the ids that llama.cpp calls an end of generation."""
         n, body = self._n_vocab, reply.body
-        lengths = array("I", body[: 4 * n])
+        lengths = array("I", body[: 4 * n] if len(body) >= 5 * n else b"")
         flags = body[4 * n : 5 * n]
-        if len(flags) != n or 5 * n + sum(lengths) != len(body):
-            raise GGUFError(
-                f"llama.cpp's vocabulary code gave no sound answer for {self._name}; {REPAIR}"
-            )
+        if len(lengths) != n or 5 * n + sum(lengths) != len(body):
+            raise self._unsound()
         end = 5 * n
         for length in lengths:
             self._pieces.append(body[end : end + length])
             end += length
         self._controls = frozenset(i for i, flag in enumerate(flags) if flag & IS_CONTROL)
         return {i for i, flag in enumerate(flags) if flag & EOG}
+
+    def _unsound(self) -> GGUFError:
+        return GGUFError(
+            f"llama.cpp's vocabulary code gave no sound answer for {self._name}; {REPAIR}"
+        )
 
     def _call(self, request: Frame, size: int) -> bytes:
         """The body of an answer about a text, or tokens, of `size` bytes."""
@@ -159,6 +162,8 @@ class LlamaVocab:
                 f"llama.cpp's vocabulary code cannot read {self._name} ({self._kind}) again: "
                 f"{shown(reason, 200)}; the file has changed or is not there any more."
             )
+        if request.header["do"] == "encode" and len(reply.body) % 4:
+            raise self._unsound()
         return reply.body
 
     @property
@@ -203,10 +208,7 @@ class LlamaVocab:
                     self._call(Frame({"do": "encode", "special": special}, data), len(data))
                 )
         if ids and not 0 <= min(ids) <= max(ids) < self._n_vocab:
-            raise GGUFError(
-                f"llama.cpp's vocabulary code gave ids outside 0..{self._n_vocab - 1} for "
-                f"{self._name}; {REPAIR}"
-            )
+            raise self._unsound()
         return ids.tolist()
 
     def _cut(self, text: str, special: bool) -> Iterable[str]:
