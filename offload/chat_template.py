@@ -48,8 +48,11 @@ class TemplateRenderer:
         """Nothing is read or started before the first `render`."""
         self.source = source
         self._tokenizer = tokenizer
-        opening = Frame({"do": "compile"}, source.encode("utf-8", "surrogatepass"))
-        self._child = Child("offload.template_child", opening, seconds=_SECONDS)
+
+    @cached_property
+    def _child(self) -> Child:
+        opening = Frame({"do": "compile"}, self.source.encode("utf-8", "surrogatepass"))
+        return Child("offload.template_child", opening, seconds=_SECONDS)
 
     @cached_property
     def _specials(self) -> Literals:
