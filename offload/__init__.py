@@ -3,7 +3,7 @@
     import offload
 
     with offload.load("model.gguf") as engine:
-        for token in engine.chat([{"role": "user", "content": "What is a hot expert?"}]):
+        for token in engine.chat([{"role": "user", "content": "What is a routed expert?"}]):
             print(token.text, end="", flush=True)
 
 Names are imported when they are first used, so `import offload` costs nothing.
