@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli._options import model_argument
-from cli._render import amount, say, show_table
+from cli._render import LoadDisplay, amount, say, show_table
 
 if TYPE_CHECKING:
     from offload import GGUFFile
@@ -27,12 +27,15 @@ SHOWN_CHARACTERS = 90
 @click.command("inspect")
 @model_argument
 @click.option("--tensors", is_flag=True, help="List every tensor too.")
+@click.option(
+    "--check", is_flag=True, help="Read all weights and name those that are not finite numbers."
+)
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def command(model: Path | None, tensors: bool, as_json: bool) -> None:
+def command(model: Path | None, tensors: bool, check: bool, as_json: bool) -> None:
     """Show metadata, tensor types by family, and sizes.
 
     MODEL is a GGUF file, or any one of its shards; without it, the embedded kimi-mini.
-    Only headers are read.
+    Only headers are read, unless --check asks for more; it exits with 1 if weights are damaged.
     """
     import offload
 
@@ -44,10 +47,32 @@ def command(model: Path | None, tensors: bool, as_json: bool) -> None:
         except offload.OffloadError as exc:
             obstacle = str(exc)
         census = offload.census(file, config)
+        faults = _read_all(file) if check else None
         if as_json:
-            say(json.dumps(_as_json(file, census, obstacle, tensors), indent=2))
+            content = _as_json(file, census, obstacle, tensors)
+            if faults is not None:
+                content["damaged"] = faults
+            say(json.dumps(content, indent=2))
         else:
             _show(file, census, obstacle, tensors)
+            for fault in faults or ():
+                say(f"damaged: {fault}")
+            if faults == []:
+                say("all weights are finite numbers")
+        if faults:
+            raise offload.GGUFError(
+                f"{len(faults)} of {census.n_tensors} tensors are damaged; compare the file's "
+                "checksum, download it again"
+            )
+
+
+def _read_all(file: GGUFFile) -> list[str]:
+    """What is wrong with the weights, a line for each damaged tensor."""
+    import offload
+    from offload.errors import shown
+
+    with LoadDisplay() as display:
+        return [shown(fault) for fault in offload.damaged_tensors(file, display.callback)]
 
 
 def _show(file: GGUFFile, census: Census, obstacle: str | None, with_tensors: bool) -> None:

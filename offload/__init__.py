@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from offload.expert_cache import CacheStats, ExpertCache
     from offload.expert_layout import LayoutOptions
+    from offload.faults import damaged_tensors
     from offload.gguf import GGUFFile
     from offload.hardware import HardwareProfile, probe
     from offload.plan import Plan
@@ -67,6 +68,7 @@ _HOMES = {
     "CacheStats": "offload.expert_cache",
     "ExpertCache": "offload.expert_cache",
     "LayoutOptions": "offload.expert_layout",
+    "damaged_tensors": "offload.faults",
     "GGUFFile": "offload.gguf",
     "HardwareProfile": "offload.hardware",
     "probe": "offload.hardware",
@@ -120,6 +122,7 @@ __all__ = [
     "__version__",
     "census",
     "check_model",
+    "damaged_tensors",
     "embedded_model",
     "hit_rates",
     "load",

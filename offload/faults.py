@@ -7,7 +7,7 @@ searched until one shows there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -15,8 +15,10 @@ import numpy as np
 
 from offload.errors import GGUFError, OffloadError
 from offload.gguf import GGUFFile, TensorInfo
+from offload.stats import LoadProgress
 from quant import products
 from quant.ggml import BLOCK, GGMLType
+from quant.registry import QUANT_TYPES
 
 Array = np.ndarray
 CHUNK = 16 << 20  # bytes of float32 looked at together
@@ -68,6 +70,23 @@ def fault_behind_logits(file: GGUFFile, names: Iterable[str]) -> OffloadError:
         "the logits are not finite although all weights are: values grew beyond the range of their "
         "type; --kv-type f32 has the widest"
     )
+
+
+def damaged_tensors(
+    file: GGUFFile, progress: Callable[[LoadProgress], None] | None = None
+) -> list[Fault]:
+    """The first fault of every tensor that has one; reads the whole file."""
+    report = progress or (lambda _: None)
+    infos = [info for info in file.tensors.values() if info.ggml_type in QUANT_TYPES]
+    total, done = sum(info.n_bytes for info in infos), 0
+    found = []
+    for info in infos:
+        for fault, n_bytes in scan(file, info):
+            done += n_bytes
+            report(LoadProgress(phase="check", done_bytes=done, total_bytes=total))
+            if fault is not None:
+                found.append(fault)
+    return found
 
 
 _ADVICE = "the file is damaged: compare its checksum, download it again"

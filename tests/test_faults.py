@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
+from click.testing import CliRunner
 from tiny_gguf import TinyModel
 
 import offload
+from cli import kimi_offload
 from offload.config import ModelConfig
 from offload.devices import open_ops
 from offload.faults import scan
@@ -136,3 +138,17 @@ def test_activation_that_is_not_finite_takes_its_group_along(
     x[32 + column] = value
     _, scales = record_values(quantize(x[None], planes), 96, planes)
     assert np.isnan(scales[0]).tolist() == [False, True, False]
+
+
+def test_inspect_reads_all_weights_when_asked(sound: Path, tmp_path: Path) -> None:
+    path = damaged(sound, tmp_path, "blk.1.ffn_down_exps.weight", "inf", 302)
+    for model, code, words in (
+        (sound, 0, "all weights are finite numbers"),
+        (
+            path,
+            1,
+            "damaged: blk.1.ffn_down_exps.weight, row 46 of matrix 1 holds",
+        ),
+    ):
+        done = CliRunner().invoke(kimi_offload.kimi_offload, ["inspect", "--check", str(model)])
+        assert (done.exit_code, words in done.stdout) == (code, True)
