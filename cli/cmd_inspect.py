@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._options import model_argument
+from cli._options import header_argument
 from cli._render import amount, say, show_table
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SHOWN_CHARACTERS = 90
 
 
 @click.command("inspect")
-@model_argument
+@header_argument
 @click.option("--tensors", is_flag=True, help="List every tensor too.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def command(model: Path | None, tensors: bool, as_json: bool) -> None:

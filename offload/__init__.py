@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from offload.errors import (
         DeviceError,
         GGUFError,
+        HubError,
         OffloadError,
         PlanError,
         RequestError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from offload.expert_layout import LayoutOptions
     from offload.gguf import GGUFFile
     from offload.hardware import HardwareProfile, probe
+    from offload.hub import pull
     from offload.plan import Plan
     from offload.planner import PlanOptions, make_plan
     from offload.policies import (
@@ -58,6 +60,7 @@ _HOMES = {
     "embedded_model": "offload.data",
     "DeviceError": "offload.errors",
     "GGUFError": "offload.errors",
+    "HubError": "offload.errors",
     "OffloadError": "offload.errors",
     "PlanError": "offload.errors",
     "RequestError": "offload.errors",
@@ -68,6 +71,7 @@ _HOMES = {
     "GGUFFile": "offload.gguf",
     "HardwareProfile": "offload.hardware",
     "probe": "offload.hardware",
+    "pull": "offload.hub",
     "Plan": "offload.plan",
     "PlanOptions": "offload.planner",
     "make_plan": "offload.planner",
@@ -97,6 +101,7 @@ __all__ = [
     "GGUFError",
     "GGUFFile",
     "HardwareProfile",
+    "HubError",
     "LFU",
     "LRU",
     "LayoutOptions",
@@ -122,6 +127,7 @@ __all__ = [
     "load",
     "make_plan",
     "probe",
+    "pull",
 ]
 
 
