@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -76,7 +76,8 @@ class Hub:
             )
             files = tuple(map(_sibling, info.siblings or ()))
             commit = info.sha
-            if files and all(file.n_bytes is None for file in files):
+        if files and all(file.n_bytes is None for file in files):
+            with suppress(HubError), self._guard(name):  # not every mirror has such a list
                 files = tuple(_tree(api, name)) or files
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise HubError(f"{name}: {self.shown} does not say which commit this is")

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from time import sleep
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -61,7 +62,7 @@ def persistently(call: Callable[[], T], notice: Callable[[str], None]) -> T:
             seconds = exc.pause(tries)
             if seconds >= 2:
                 notice(f"{exc.reason}; next try in {seconds:.0f} s")
-            time.sleep(seconds)
+            sleep(seconds)
 
 
 def refusal(
