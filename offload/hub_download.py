@@ -26,11 +26,11 @@ from offload.stats import LoadProgress
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-PIECE: Final = 8 << 30  # bytes asked for at once: signed addresses expire, servers have limits
+PIECE = 8 << 30  # bytes asked for at once: signed addresses expire, servers have limits
 READ: Final = 4 << 20  # bytes hashed at once
 RESTARTS: Final = 3  # a server without ranges must be read from the start each time
-TICK: Final = 0.2  # seconds between two reports
-LEAVE: Final = 1.0  # seconds that threads get to end after Ctrl-C
+TICK = 0.2  # seconds between two reports
+LEAVE = 1.0  # seconds that threads get to end after Ctrl-C
 
 Report = Callable[[LoadProgress], None]
 Notice = Callable[[str], None]
@@ -133,9 +133,9 @@ def download(
         for thread in threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
+        tally.report(report)  # how far it came, in any case
     if tally.error is not None:
         raise tally.error
-    tally.report(report)
 
 
 class _Transfer:

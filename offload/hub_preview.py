@@ -268,15 +268,15 @@ def _completed(base: Verdict, path: Path, hardware: HardwareProfile) -> Verdict:
 def memory_bandwidth(threads: int, ram_free: int) -> float | None:
     """Bytes per second that memory delivers to this many threads; None if that cannot be tried."""
     from offload.bench.machine import ASSUMED_CACHE, cache_bytes
-    from offload.read_bandwidth import ReadBandwidth
+    from offload.read_bandwidth import MINIMUM, ReadBandwidth
 
     caches = cache_bytes() or ASSUMED_CACHE
-    if 8 * caches > ram_free:
+    if 2 * caches + MINIMUM > ram_free:
         return None
     pool = None
     try:
         pool = Pool(threads)
-        reader = ReadBandwidth(caches)
+        reader = ReadBandwidth(caches // 3)  # more than the caches hold, but quick to make
         return max(reader.measure(pool) for _ in range(4))
     except (OffloadError, QuantError, MemoryError, OSError) as exc:
         log.debug("memory bandwidth not measured: %s", exc)

@@ -27,4 +27,5 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(hub_trouble, "FIRST_WAIT", 0.01)
         monkeypatch.setattr(hub_download, "TICK", 0.02)
+        monkeypatch.setattr(hub_download, "LEAVE", 0.2)
         yield hub
