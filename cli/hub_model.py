@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -120,6 +121,7 @@ def notice(text: str) -> None:
 def local_model(model: Path | None) -> Path | None:
     """The file of a model argument; a model on the hub is looked for in the cache, or fetched."""
     if model is None or not _is_hub_name(model):
+        _check_prefix(model)
         return model
     from offload import hub
 
@@ -131,6 +133,7 @@ def local_model(model: Path | None) -> Path | None:
 def local_headers(model: Path | None) -> Iterator[Path | None]:
     """A file that has a model's headers; of a model on the hub no more than these is fetched."""
     if model is None or not _is_hub_name(model):
+        _check_prefix(model)
         yield model
         return
     from offload import hub
@@ -143,3 +146,13 @@ def _is_hub_name(model: str | PathLike[str]) -> bool:
     from offload import hub
 
     return hub.is_hub_name(model)
+
+
+def _check_prefix(model: Path | None) -> None:
+    """Notice OWNER/REPO without hf: where there is no such file or folder."""
+    from offload.errors import GGUFError
+
+    if model is None or model.suffix.lower() == ".gguf" or model.is_absolute():
+        return
+    if len(model.parts) == 2 and ".." not in model.parts and not os.path.lexists(model.parts[0]):
+        raise GGUFError(f"{model}: no such file; a model on the hub is written hf:{model}")

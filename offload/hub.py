@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from offload.errors import HubError, RequestError, UnsupportedError
-from offload.hub_cache import RepoCache
+from offload.hub_cache import RepoCache, cache_trouble
 from offload.hub_client import Hub
 from offload.hub_files import Choice, choose
 from offload.hub_name import HubName, checked_revision, is_hub_name, parse_hub_name
+from offload.hub_tally import Notice, Report
 from offload.hub_trouble import persistently
-from offload.stats import LoadProgress
 
 if TYPE_CHECKING:
     from offload.hub_preview import Verdict
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 PARALLEL: Final = 4  # files at once
 MOST_PARALLEL: Final = 32
 
-Report = Callable[[LoadProgress], None]
-Notice = Callable[[str], None]
 Approve = Callable[["Verdict"], None]
 
 
@@ -59,11 +57,11 @@ def pull(
     if type(parallel) is not int or not 1 <= parallel <= MOST_PARALLEL:
         raise RequestError(f"parallel is {parallel!r}; 1 to {MOST_PARALLEL} files at once")
     wanted, notice = _name(name, revision), notice or log.warning
-    with _quiet_library():
-        hub = Hub()
+    hub = Hub()
+    with hub.quiet():
         cache = RepoCache(hub.cache, wanted.repo, uses_links=hub.uses_links)
         here = cache.find(wanted)
-        if hub.is_offline and here is not None:
+        if hub.is_offline and here is not None and not verify:
             return here
         try:
             commit, choice = _look_up(hub, wanted, notice)
@@ -76,7 +74,7 @@ def pull(
 
             (approve or refuse_in_vain)(judge(hub, wanted, commit, choice, notice))
         elif not verify:
-            return cache.publish(wanted, commit, choice)
+            return _publish(cache, wanted, commit, choice)
         from offload.hub_download import download
 
         download(
@@ -89,7 +87,7 @@ def pull(
             report=progress or (lambda step: None),
             notice=notice,
         )
-        return cache.publish(wanted, commit, choice)
+        return _publish(cache, wanted, commit, choice)
 
 
 def resolve(
@@ -104,8 +102,8 @@ def resolve(
     A copy is used if the name means it beyond doubt: the same QUANT, or no QUANT and one model.
     """
     wanted = _name(name, None)
-    with _quiet_library():
-        hub = Hub()
+    hub = Hub()
+    with hub.quiet():
         here = RepoCache(hub.cache, wanted.repo).find(wanted)
     if here is not None:
         return here
@@ -119,8 +117,8 @@ def preview(
     from offload.hub_preview import judge
 
     wanted, notice = _name(name, revision), notice or log.warning
-    with _quiet_library():
-        hub = Hub()
+    hub = Hub()
+    with hub.quiet():
         commit, choice = _look_up(hub, wanted, notice)
         return judge(hub, wanted, commit, choice, notice)
 
@@ -129,8 +127,8 @@ def preview(
 def headers(name: str | PathLike[str], *, notice: Notice | None = None) -> Iterator[Path]:
     """A file to look at headers with: a complete copy in the cache, else a sparse stand-in."""
     wanted, notice = _name(name, None), notice or log.warning
-    with _quiet_library():
-        hub = Hub()
+    hub = Hub()
+    with hub.quiet():
         here = RepoCache(hub.cache, wanted.repo).find(wanted)
         if here is not None:
             yield here
@@ -165,8 +163,8 @@ def _look_up(hub: Hub, name: HubName, notice: Notice) -> tuple[str, Choice]:
     """The commit and the model that the hub has under this name, sizes and etags known."""
     if hub.is_offline:
         raise HubError(
-            f"{name}: HF_HUB_OFFLINE is set, and no complete copy is in {hub.cache}; unset it to "
-            "download the model"
+            f"{name}: HF_HUB_OFFLINE is set, and nothing more than a complete copy in {hub.cache} "
+            "can be used; unset it to ask the hub"
         )
     listing = persistently(lambda: hub.listing(name), notice)
     choice = choose(name, listing.files)
@@ -177,13 +175,8 @@ def _look_up(hub: Hub, name: HubName, notice: Notice) -> tuple[str, Choice]:
     return listing.commit, replace(choice, files=files)
 
 
-@contextmanager
-def _quiet_library() -> Iterator[None]:
-    """Keep huggingface_hub's own warnings out of the way: what matters becomes our errors."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _publish(cache: RepoCache, name: HubName, commit: str, choice: Choice) -> Path:
     try:
-        yield
-    finally:
-        logger.setLevel(level)
+        return cache.publish(name, commit, choice)
+    except OSError as exc:
+        raise cache_trouble(cache.root, exc) from exc

@@ -66,6 +66,18 @@ class Hub:
         """Whether requests carry a token."""
         return self._library.get_token() is not None
 
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep the library's own warnings out of the way: what matters becomes our errors."""
+        from huggingface_hub.utils import logging
+
+        before = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+
     def listing(self, name: HubName) -> Listing:
         """All files of the repository, as far as the hub describes them. May raise Retry."""
         agent = {"library_name": "kimi-offload", "library_version": __version__}

@@ -12,7 +12,6 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from offload.hub_cache import RepoCache, disk_free
 from offload.hub_client import Hub
 from offload.hub_files import Choice, RemoteFile
 from offload.hub_name import HubName
+from offload.hub_tally import Notice, Tally, work_off
 from offload.hub_trouble import Retry, persistently
 from offload.planner import RESERVE, PlanOptions, make_plan, used_bytes
 from offload.tensor_census import census
@@ -35,8 +35,6 @@ from quant.ggml import QuantError
 from quant.pool import Pool
 
 log = logging.getLogger(__name__)
-
-Notice = Callable[[str], None]
 
 FIRST_READ: Final = 1 << 20  # bytes of the first part; doubled until the header is complete
 LATER_READ: Final = 1 << 16  # of the other parts, which hold a table of tensors only
@@ -184,8 +182,8 @@ def headers(hub: Hub, name: HubName, commit: str, choice: Choice, notice: Notice
                 ) from exc
 
         fill(0)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(fill, range(1, len(paths))))
+        later = [partial(fill, i) for i in range(1, len(paths))]
+        work_off(later, min(AT_ONCE, len(later)), Tally(notice), lambda step: None)
         yield paths[0]
 
 

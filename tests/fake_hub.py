@@ -219,7 +219,8 @@ class _HubHandler(_Handler):
                     }
             siblings.append(entry | repo.listed.get(path, {}))
         body = {"id": name, "sha": repo.commit, "siblings": siblings}
-        self.answer(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+        headers = {"Content-Type": "application/json", "X-HF-Warning": "topic; words of the hub"}
+        self.answer(200, headers, json.dumps(body).encode())
 
     def _resolve(self, name: str, revision: str, path: str, headers: dict[str, str]) -> None:
         repo = self._repo(name, revision, headers)

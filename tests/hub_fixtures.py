@@ -9,7 +9,7 @@ import pytest
 from fake_hub import FakeHub
 from huggingface_hub import constants
 
-from offload import hub_download, hub_trouble
+from offload import hub_tally, hub_trouble
 
 __all__ = ["fake"]
 
@@ -26,6 +26,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(hub_trouble, "FIRST_WAIT", 0.01)
-        monkeypatch.setattr(hub_download, "TICK", 0.02)
-        monkeypatch.setattr(hub_download, "LEAVE", 0.2)
+        monkeypatch.setattr(hub_tally, "TICK", 0.02)
+        monkeypatch.setattr(hub_tally, "LEAVE", 0.2)
         yield hub

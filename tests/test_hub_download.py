@@ -18,7 +18,7 @@ from hub_fixtures import fake
 from huggingface_hub import constants, try_to_load_from_cache
 
 import offload
-from offload import hub, hub_download, hub_trouble
+from offload import hub, hub_transfer, hub_trouble
 from offload.errors import HubError, OffloadError, RequestError
 from offload.hub_preview import Verdict
 
@@ -237,7 +237,7 @@ def test_a_longer_leftover_is_dropped(fake: FakeHub, single: Repo) -> None:
 def test_large_files_are_asked_for_in_pieces(
     fake: FakeHub, single: Repo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_download, "PIECE", 80_000)
+    monkeypatch.setattr(hub_transfer, "PIECE", 80_000)
     assert pull().read_bytes() == content(0)
     assert fake.ranges() == ["bytes=0-79999", "bytes=80000-159999", "bytes=160000-199999"]
 
@@ -336,6 +336,18 @@ def test_bytes_beyond_the_size_are_not_kept(fake: FakeHub, single: Repo) -> None
 def test_a_compressed_answer_is_refused(fake: FakeHub, single: Repo) -> None:
     fake.storage_faults = [Storage(extra_headers={"Content-Encoding": "gzip"})]
     assert "compressed" in failure()
+
+
+def test_a_mirror_without_checksums_is_said(fake: FakeHub, single: Repo) -> None:
+    said: list[str] = []
+    single.details, single.etags = False, {"m-Q8_0.gguf": "md5-1"}
+    assert pull(notice=said.append).read_bytes() == content(0)
+    assert "only its size was checked" in said[0]
+
+
+def test_a_mirror_that_names_no_version_is_refused(fake: FakeHub, single: Repo) -> None:
+    single.details, single.etags = False, {"m-Q8_0.gguf": "../x"}
+    assert "names no checksum" in failure()
 
 
 # --- refusals
@@ -471,7 +483,7 @@ def test_offline_uses_what_is_here(
     fake: FakeHub, single: Repo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set, and no complete copy" in failure()
+    assert "HF_HUB_OFFLINE is set, and nothing more" in failure()
     assert "HF_HUB_OFFLINE" in failure(lambda: hub.resolve(NAME))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     path = pull()
