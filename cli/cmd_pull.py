@@ -46,12 +46,14 @@ def command(name: str, check: bool, **values: Any) -> None:
     HF_HUB_OFFLINE=1: use only what is here. Needs the package huggingface_hub.
     """
     import offload
-    from cli.hub_model import Approval, PullDisplay, notice, show_verdict
+    from cli.hub_model import Approval, show_verdict
+    from cli.pull_display import PullDisplay
     from offload import hub
 
     name = name if hub.is_hub_name(name) else f"hf:{name}"
     if check:
-        verdict = hub.preview(name, revision=values["revision"], notice=notice)
+        with PullDisplay() as display:
+            verdict = hub.preview(name, revision=values["revision"], notice=display.notice)
         show_verdict(verdict)
         if verdict.refusal is not None:
             raise offload.HubError(verdict.refusal)
@@ -64,6 +66,6 @@ def command(name: str, check: bool, **values: Any) -> None:
             verify=values["verify"],
             approve=Approval(yes=values["yes"], force=values["force"]),
             progress=display.callback,
-            notice=notice,
+            notice=display.notice,
         )
     say(str(path))

@@ -1,27 +1,24 @@
-"""Models named hf:OWNER/REPO[:QUANT]: verdict, question, progress, and the file in the end."""
+"""Models named hf:OWNER/REPO[:QUANT]: the verdict, the question, and the file in the end."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import click
 
-from cli._render import LoadDisplay, amount, clock, is_terminal, neutralise_line, progress_text, say
+from cli._render import amount, is_terminal, neutralise_line, say
+from cli.pull_display import PullDisplay
 
 if TYPE_CHECKING:
-    from offload import LoadProgress
     from offload.hub_preview import Verdict
 
 ASK_ABOVE = 4e9  # bytes to download that a person at a terminal is asked about
-EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 class Approval:
@@ -68,56 +65,6 @@ def _ask(question: str, *, default: bool) -> None:
         raise HubError("nothing was downloaded")
 
 
-class PullDisplay:
-    """Progress of a download: one line on a terminal, elsewhere a new line every ten seconds.
-
-    Use as a context manager, and give `callback` to `offload.pull`.
-    """
-
-    def __init__(self) -> None:
-        self._line = LoadDisplay()
-        self._phase = ""
-        self._began = self._spoke = 0.0
-        self._done = 0
-
-    def __enter__(self) -> PullDisplay:
-        self._line.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._line.__exit__(kind, value, trace)
-        if self._phase == "download" and self._done:
-            seconds = max(1e-3, time.monotonic() - self._began)
-            speed = f"{amount(self._done)} in {clock(seconds)}, {amount(self._done / seconds)}/s"
-            kept = "; what has come is kept: the same command goes on from there" if kind else ""
-            say(f"downloaded {speed}{kept}", err=True)
-
-    def callback(self, update: LoadProgress) -> None:
-        """Show one step; the last words of a phase are left to the end."""
-        now = time.monotonic()
-        if update.phase != self._phase:
-            self._phase, self._began, self._spoke = update.phase, now, now
-        self._done = update.done_bytes
-        show: Callable[[LoadProgress], None] | None = self._line.callback
-        if show is not None:
-            show(update)
-        elif now - self._spoke >= EVERY:
-            self._spoke = now
-            seconds = now - self._began
-            text = progress_text(update.phase, update.done_bytes, update.total_bytes, seconds)
-            say(f"{update.phase}  {text}", err=True)
-
-
-def notice(text: str) -> None:
-    """A message of the download."""
-    say(neutralise_line(text), err=True)
-
-
 def local_model(model: Path | None) -> Path | None:
     """The file of a model argument; a model on the hub is looked for in the cache, or fetched."""
     if model is None or not _is_hub_name(model):
@@ -126,7 +73,9 @@ def local_model(model: Path | None) -> Path | None:
     from offload import hub
 
     with PullDisplay() as display:
-        return hub.resolve(model, approve=Approval(), progress=display.callback, notice=notice)
+        return hub.resolve(
+            model, approve=Approval(), progress=display.callback, notice=display.notice
+        )
 
 
 @contextmanager
@@ -138,7 +87,7 @@ def local_headers(model: Path | None) -> Iterator[Path | None]:
         return
     from offload import hub
 
-    with hub.headers(model, notice=notice) as path:
+    with PullDisplay() as display, hub.headers(model, notice=display.notice) as path:
         yield path
 
 

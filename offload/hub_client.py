@@ -57,7 +57,7 @@ class Hub:
         self.shown = re.sub(r"//[^/]*@", "//", self.endpoint)  # in messages: without a password
         self.cache = Path(constants.HF_HUB_CACHE)
         self.is_offline: bool = constants.HF_HUB_OFFLINE
-        self.uses_links: bool = not constants.HF_HUB_DISABLE_SYMLINKS
+        self.uses_links: bool = not getattr(constants, "HF_HUB_DISABLE_SYMLINKS", False)
         self._timeout = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
         self._check_endpoint()
 

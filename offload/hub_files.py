@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,6 +24,7 @@ _LABEL: Final = re.compile(
 )
 _PREFIXES: Final = ("ud-", "i1-", "smol-")
 _LISTED: Final = 40  # choices in one message
+_COMPARED: Final = 2000  # paths to find the nearest of
 _NAMED: Final = 8  # missing parts in one message
 _MAX_BYTES: Final = 1 << 45  # of one file; more is a lie
 
@@ -94,9 +96,9 @@ def choices(files: Iterable[RemoteFile]) -> list[Choice]:
         if 1 <= number <= count:
             sets.setdefault((_stem(file.path), count), {})[number] = file
     found = [_choice(parts, count) for (_, count), parts in sorted(sets.items())]
-    labels = [choice.label.lower() for choice in found]
+    labels = Counter(choice.label.lower() for choice in found)
     return [  # where labels do not distinguish, paths do
-        replace(c, label=c.stem) if labels.count(c.label.lower()) > 1 else c for c in found
+        replace(c, label=c.stem) if labels[c.label.lower()] > 1 else c for c in found
     ]
 
 
@@ -118,7 +120,8 @@ def choose(name: HubName, files: Iterable[RemoteFile]) -> Choice:
         return choice
     example = name.with_quant((matches or found)[0].label)
     if name.file is not None:
-        near = difflib.get_close_matches(name.file, [f.path for c in found for f in c.files], 1)
+        paths = [file.path for choice in found for file in choice.files]
+        near = difflib.get_close_matches(name.file, paths[:_COMPARED], 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise HubError(f"{name}: no such file; {hint}{name.repo} has {_list(found)}")
     if name.quant is None:

@@ -168,7 +168,7 @@ def judge(hub: Hub, name: HubName, commit: str, choice: Choice, notice: Notice) 
 @contextlib.contextmanager
 def headers(hub: Hub, name: HubName, commit: str, choice: Choice, notice: Notice) -> Iterator[Path]:
     """A stand-in for the model, sparse files with true headers; the path of the first part."""
-    with tempfile.TemporaryDirectory(prefix="kimi-offload-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kimi-offload-", ignore_cleanup_errors=True) as folder:
         paths = [Path(folder, Path(file.path).name) for file in choice.files]
 
         def fill(i: int) -> None:

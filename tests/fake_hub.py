@@ -90,7 +90,7 @@ class FakeHub:
 
     @property
     def storage(self) -> str:
-        return f"http://127.0.0.1:{self._storage.server_port}"
+        return f"http://localhost:{self._storage.server_port}"
 
     def paths(self, host: str) -> list[str]:
         """Paths of the requests to "hub" or "storage"."""

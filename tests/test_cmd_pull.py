@@ -22,7 +22,7 @@ from fake_hub import Answer, FakeHub, Repo, Storage
 from hub_fixtures import fake
 
 import offload
-from cli import hub_model, kimi_offload
+from cli import hub_model, kimi_offload, pull_display
 from offload import LoadProgress, hub_preview
 from offload.errors import HubError
 
@@ -162,7 +162,7 @@ def test_inspect_reads_headers_only(fake: FakeHub, repo: Repo, tmp_path: Path) -
 def test_notices_and_names_cannot_act_on_a_terminal(
     fake: FakeHub, repo: Repo, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub_model.notice("a\x1b[31mb\nc")
+    pull_display.PullDisplay().notice("a\x1b[31mb\nc")
     assert capsys.readouterr().err == "a\u241b[31mb\u240ac\n"
 
 
@@ -170,8 +170,8 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(hub_model.time, "monotonic", lambda: now[0])
-    display = hub_model.PullDisplay()
+    monkeypatch.setattr(pull_display.time, "monotonic", lambda: now[0])
+    display = pull_display.PullDisplay()
     display.__enter__()
     for second in range(26):
         now[0] = 100.0 + second
@@ -179,8 +179,8 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
         display.callback(LoadProgress(phase="download", done_bytes=done, total_bytes=total))
     display.__exit__(HubError, HubError("the cable"), None)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "download  10.0 GB / 240.0 GB  1.0 GB/s  ETA 3:50"
-    assert lines[1].startswith("download  20.0 GB")
+    assert lines[0] == "download 4%  10.0 GB / 240.0 GB  1.0 GB/s  ETA 3:50"
+    assert lines[1].startswith("download 8%  20.0 GB / 240.0 GB  1.0 GB/s")
     assert lines[2] == (
         "downloaded 25.0 GB in 0:25, 1.0 GB/s; what has come is kept: the same command goes on "
         "from there"
