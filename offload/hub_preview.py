@@ -82,8 +82,8 @@ class Verdict:
 
     @property
     def fits_ram(self) -> bool:
-        """Whether weights and KV cache find room in free memory."""
-        return self.weights + self.kv_cache <= self.ram_free
+        """Whether weights and KV cache find room in free memory, and some is left."""
+        return self.weights + self.kv_cache + RESERVE <= self.ram_free
 
     @property
     def refusal(self) -> str | None:
@@ -106,7 +106,7 @@ class Verdict:
         low, high = (share * self.bandwidth / self.bytes_per_token for share in SHARE_OF_BANDWIDTH)
         if self.fits_ram:
             return low, high
-        room = max(0, self.ram_free - self.kv_cache)
+        room = max(0, self.ram_free - self.kv_cache - RESERVE)
         from_disk = self.bytes_per_token * (1 - room / max(1, self.weights))
         slow, quick = (rate / max(1.0, from_disk) for rate in DISKS)
         return min(low, slow), min(high, quick)
@@ -124,8 +124,9 @@ class Verdict:
         ]
         if self.obstacle is None:
             ram = (
-                f"{gigabytes(self.weights)} of weights and {gigabytes(self.kv_cache)} of KV cache "
-                f"({self.context:,} tokens), {gigabytes(self.ram_free)} free"
+                f"{gigabytes(self.weights)} of weights, {gigabytes(self.kv_cache)} of KV cache "
+                f"({self.context:,} tokens) and {gigabytes(RESERVE)} for the system, "
+                f"{gigabytes(self.ram_free)} free"
             )
             verdict = "fits" if self.fits_ram else "does not fit: parts come from disk every time"
             rows += [("RAM", f"{ram}: {verdict}"), ("speed", self._speed())]
@@ -256,7 +257,7 @@ def _completed(base: Verdict, path: Path, hardware: HardwareProfile) -> Verdict:
         base,
         facts=f"{config.architecture}, {config.num_layers} layers{experts}; {types}",
         weights=used_bytes(tensors),
-        kv_cache=plan.kv.n_bytes + RESERVE,
+        kv_cache=plan.kv.n_bytes,
         context=plan.kv.context,
         bytes_per_token=tensors.bytes_per_token,
         bandwidth=memory_bandwidth(plan.threads, hardware.cpu.ram_free),

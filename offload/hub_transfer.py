@@ -221,7 +221,7 @@ class _locked:  # noqa: N801
                 return
             except Timeout:
                 if is_first:
-                    self._tally.say(f"{self._file.path}: another process fetches it; waiting")
+                    self._tally.say(f"{self._file.path}: another download has it in hand; waiting")
                 is_first = False
 
     def __exit__(self, *error: object) -> None:

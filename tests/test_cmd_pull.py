@@ -202,7 +202,7 @@ def test_large_downloads_are_asked_for_at_a_terminal(
 ) -> None:
     verdict = hub_preview.Verdict(
         name=NAME, n_files=1, n_bytes=int(missing), bytes_here=0, folder=Path("x"),
-        disk_free=10**12, obstacle=None, weights=0 if fits else 1,
+        disk_free=10**12, obstacle=None, ram_free=10**10, weights=0 if fits else 10**11,
     )  # fmt: skip
     questions: list[tuple[str, bool]] = []
 
@@ -218,7 +218,7 @@ def test_large_downloads_are_asked_for_at_a_terminal(
     else:
         hub_model.Approval()(verdict)
     assert bool(questions) == asked
-    hub_model.Approval(yes=True)(replace(verdict, weights=1))
+    hub_model.Approval(yes=True)(replace(verdict, weights=10**11))
 
 
 # the real program, in a process of its own

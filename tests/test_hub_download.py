@@ -591,4 +591,4 @@ def test_a_second_process_waits_for_the_first(fake: FakeHub, single: Repo) -> No
         held.release()
 
     assert pull(notice=notice).read_bytes() == content(0)
-    assert "another process" in said[0]
+    assert "another download" in said[0]
