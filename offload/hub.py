@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
-from offload.errors import HubError, RequestError, UnsupportedError
+from offload.errors import HubError, OffloadError, RequestError, UnsupportedError
 from offload.hub_cache import RepoCache, cache_trouble
 from offload.hub_client import Hub
 from offload.hub_files import Choice, choose
@@ -70,9 +71,8 @@ def pull(
                 raise
             raise HubError(f"{exc}; a complete copy is here: {here}") from exc
         if not all(cache.has(commit, file) for file in choice.files):
-            from offload.hub_preview import judge
-
-            (approve or refuse_in_vain)(judge(hub, wanted, commit, choice, notice))
+            verdict = _preview().judge(hub, wanted, commit, choice, notice)
+            (approve or refuse_in_vain)(verdict)
         elif not verify:
             return _publish(cache, wanted, commit, choice)
         from offload.hub_download import download
@@ -114,13 +114,12 @@ def preview(
     name: str | PathLike[str], *, revision: str | None = None, notice: Notice | None = None
 ) -> Verdict:
     """What the model would need and give here; reads its headers only."""
-    from offload.hub_preview import judge
-
     wanted, notice = _name(name, revision), notice or log.warning
     hub = Hub()
     with hub.quiet():
         commit, choice = _look_up(hub, wanted, notice)
-        return judge(hub, wanted, commit, choice, notice)
+        verdict: Verdict = _preview().judge(hub, wanted, commit, choice, notice)
+        return verdict
 
 
 @contextmanager
@@ -133,10 +132,8 @@ def headers(name: str | PathLike[str], *, notice: Notice | None = None) -> Itera
         if here is not None:
             yield here
             return
-        from offload import hub_preview
-
         commit, choice = _look_up(hub, wanted, notice)
-        with hub_preview.headers(hub, wanted, commit, choice, notice) as path:
+        with _preview().headers(hub, wanted, commit, choice, notice) as path:
             yield path
 
 
@@ -173,6 +170,17 @@ def _look_up(hub: Hub, name: HubName, notice: Notice) -> tuple[str, Choice]:
         for file in choice.files
     )
     return listing.commit, replace(choice, files=files)
+
+
+def _preview() -> ModuleType:
+    """hub_preview, which imports kernels: only where something is to be fetched."""
+    from quant.ggml import QuantError
+
+    try:
+        from offload import hub_preview
+    except QuantError as exc:  # a wrong KIMI_OFFLOAD_ISA
+        raise OffloadError(str(exc)) from exc
+    return hub_preview
 
 
 def _publish(cache: RepoCache, name: HubName, commit: str, choice: Choice) -> Path:

@@ -256,14 +256,22 @@ def test_ctrl_c_keeps_what_has_come_and_the_next_pull_goes_on(
     assert (process.returncode, out) == (130, "")
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
-    fake.served = 0
     fake.storage_faults = [Answer(503)]
     done = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True, check=True)
     path = Path(done.stdout.strip())
     assert path.read_bytes() == OLD_MODEL
     assert path.is_relative_to(tmp_path / "hf" / "hub"), "HF_HOME is respected"
-    assert fake.served < len(OLD_MODEL) + hub_preview.FIRST_READ - 500_000, "not all of it again"
+    assert not fake.ranges()[-1].startswith("bytes=0-"), "it went on from there"
     assert "words of the hub" not in done.stderr, "the library keeps quiet"
+
+
+def test_a_wrong_instruction_set_is_one_line(fake: FakeHub, tmp_path: Path) -> None:
+    fake.repos["o/r"] = Repo({"old-F32.gguf": OLD_MODEL})
+    where = environment(fake, tmp_path) | {"KIMI_OFFLOAD_ISA": "foo"}
+    command = [sys.executable, "-m", "cli.kimi_offload", "pull", NAME]
+    done = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "KIMI_OFFLOAD_ISA=foo" in done.stderr
 
 
 def test_a_terminal_shows_one_line_of_progress(fake: FakeHub, tmp_path: Path) -> None:
