@@ -28,7 +28,7 @@ from offload.hub_trouble import persistently
 if TYPE_CHECKING:
     from offload.hub_preview import Verdict
 
-__all__ = ["headers", "is_hub_name", "preview", "pull", "resolve"]
+__all__ = ["headers", "is_hub_name", "local_path", "preview", "pull", "resolve"]
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,11 @@ def resolve(
     if here is not None:
         return here
     return pull(name, approve=approve, progress=progress, notice=notice)
+
+
+def local_path(path: str | PathLike[str], progress: Report) -> str | PathLike[str]:
+    """The file that a model argument means: hf: names are found or downloaded."""
+    return resolve(path, progress=progress) if is_hub_name(path) else path
 
 
 def preview(

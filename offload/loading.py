@@ -16,8 +16,7 @@ from offload.devices import open_ops
 from offload.errors import GGUFError, PlanError
 from offload.gguf import GGUFFile
 from offload.hardware import probe
-from offload.hub import resolve
-from offload.hub_name import is_hub_name
+from offload.hub import local_path
 from offload.kv_cache import KVCache
 from offload.models import ARCHITECTURES
 from offload.models.deepseek2 import DeepSeek2
@@ -42,7 +41,7 @@ def open_model(
     if options.kv_type not in ("f16", "f32"):
         raise PlanError(f"kv_type must be 'f16' or 'f32', not {options.kv_type!r}")
     neighbours = OtherWork()
-    file = GGUFFile.open(local_path(path, report))
+    file = GGUFFile.open(embedded_model() if path is None else local_path(path, report))
     try:
         config = ModelConfig.from_gguf(file)
         hardware = probe()
@@ -73,13 +72,6 @@ def open_model(
         file.close()
         raise
     return file, config, tokenizer, plan, model
-
-
-def local_path(path: str | PathLike[str] | None, report: Report) -> str | PathLike[str]:
-    """The file to open: the embedded model for None; hf: names are found or downloaded."""
-    if path is None:
-        return embedded_model()
-    return resolve(path, progress=report) if is_hub_name(path) else path
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
