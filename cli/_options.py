@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import click
 
@@ -51,33 +50,9 @@ class Text(click.types.StringParamType):
         return text
 
 
-_model = click.argument("model", required=False, type=click.Path(path_type=Path), metavar="[MODEL]")
-
-
-def model_argument(command: F) -> F:
-    """MODEL: a file, or hf:OWNER/REPO[:QUANT], which is found in the cache or downloaded."""
-
-    @functools.wraps(command)
-    def with_file(*, model: Path | None, **values: Any) -> object:
-        from cli.hub_model import local_model
-
-        return command(model=local_model(model), **values)
-
-    return cast(F, _model(with_file))
-
-
-def header_argument(command: F) -> F:
-    """MODEL, of which headers alone are looked at: of a model on the hub only they are fetched."""
-
-    @functools.wraps(command)
-    def with_headers(*, model: Path | None, **values: Any) -> object:
-        from cli.hub_model import local_headers
-
-        with local_headers(model) as path:
-            return command(model=path, **values)
-
-    return cast(F, _model(with_headers))
-
+model_argument = click.argument(
+    "model", required=False, type=click.Path(path_type=Path), metavar="[MODEL]"
+)
 
 # Each flag is a field of offload.SamplingParams; flags that are not given are not passed on.
 SAMPLING_OPTIONS = (

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._options import header_argument
 from cli._render import amount, say, show_table
+from cli.model_argument import header_argument
 
 if TYPE_CHECKING:
     from offload import GGUFFile
