@@ -64,7 +64,7 @@ def command(name: str, check: bool, **values: Any) -> None:
             revision=values["revision"],
             parallel=values["parallel"],
             verify=values["verify"],
-            approve=Approval(yes=values["yes"], force=values["force"]),
+            approve=Approval(display, yes=values["yes"], force=values["force"]),
             progress=display.callback,
             notice=display.notice,
         )

@@ -24,7 +24,8 @@ ASK_ABOVE = 4e9  # bytes to download that a person at a terminal is asked about
 class Approval:
     """Shows a verdict and decides: what is in vain ends here, what is large is asked for."""
 
-    def __init__(self, *, yes: bool = False, force: bool = False) -> None:
+    def __init__(self, display: PullDisplay, *, yes: bool = False, force: bool = False) -> None:
+        self._display = display
         self._yes = yes
         self._force = force
 
@@ -32,6 +33,7 @@ class Approval:
         """Return to go on; raise what ends it."""
         from offload.errors import HubError
 
+        self._display.clear()
         show_verdict(verdict, err=True)
         if verdict.refusal is not None and not self._force:
             raise HubError(f"{verdict.refusal}; nothing was downloaded (pull --force does it)")
@@ -74,7 +76,7 @@ def local_model(model: Path | None) -> Path | None:
 
     with PullDisplay() as display:
         return hub.resolve(
-            model, approve=Approval(), progress=display.callback, notice=display.notice
+            model, approve=Approval(display), progress=display.callback, notice=display.notice
         )
 
 
@@ -88,6 +90,7 @@ def local_headers(model: Path | None) -> Iterator[Path | None]:
     from offload import hub
 
     with PullDisplay() as display, hub.headers(model, notice=display.notice) as path:
+        display.clear()
         yield path
 
 

@@ -33,6 +33,8 @@ class PullDisplay:
         self._line_is_open = False
 
     def __enter__(self) -> PullDisplay:
+        if self._styled:
+            self._show("looking for the model, and at its headers ...")
         return self
 
     def __exit__(
@@ -41,7 +43,7 @@ class PullDisplay:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._clear()
+        self.clear()
         if self._phase == "download" and self._done:
             seconds = max(1e-3, time.monotonic() - self._began)
             speed = f"{amount(self._done)} in {clock(seconds)}, {amount(self._done / seconds)}/s"
@@ -63,16 +65,19 @@ class PullDisplay:
         self._spoke = now
         text = self._text(update)
         if self._styled:
-            width = shutil.get_terminal_size().columns - 1
-            click.echo(f"{CLEAR_LINE}{text[:width]}", err=True, nl=False)
-            self._line_is_open = True
+            self._show(text)
         else:
             say(text, err=True)
 
     def notice(self, text: str) -> None:
         """A message of the download, on a line of its own."""
-        self._clear()
+        self.clear()
         say(neutralise_line(text), err=True)
+
+    def _show(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        click.echo(f"{CLEAR_LINE}{text[:width]}", err=True, nl=False)
+        self._line_is_open = True
 
     def _text(self, update: LoadProgress) -> str:
         (began, before), (now, done) = self._samples[0], self._samples[-1]
@@ -85,7 +90,8 @@ class PullDisplay:
             parts.append(f"ETA {clock((update.total_bytes - done) / rate)}")
         return "  ".join(parts)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Take the line away, so that something else can be written."""
         if self._line_is_open:
             click.echo(CLEAR_LINE, err=True, nl=False)
             self._line_is_open = False

@@ -204,6 +204,7 @@ def test_large_downloads_are_asked_for_at_a_terminal(
         name=NAME, n_files=1, n_bytes=int(missing), bytes_here=0, folder=Path("x"),
         disk_free=10**12, obstacle=None, ram_free=10**10, weights=0 if fits else 10**11,
     )  # fmt: skip
+    display = pull_display.PullDisplay()
     questions: list[tuple[str, bool]] = []
 
     def confirm(question: str, *, default: bool, err: bool) -> bool:
@@ -214,11 +215,11 @@ def test_large_downloads_are_asked_for_at_a_terminal(
     monkeypatch.setattr("click.confirm", confirm)
     if answer == "n" or not fits:
         with pytest.raises(HubError, match="nothing was downloaded"):
-            hub_model.Approval()(verdict)
+            hub_model.Approval(display)(verdict)
     else:
-        hub_model.Approval()(verdict)
+        hub_model.Approval(display)(verdict)
     assert bool(questions) == asked
-    hub_model.Approval(yes=True)(replace(verdict, weights=10**11))
+    hub_model.Approval(display, yes=True)(replace(verdict, weights=10**11))
 
 
 # the real program, in a process of its own; its model cannot run, so that nothing is measured
@@ -301,6 +302,7 @@ def test_a_terminal_shows_one_line_of_progress(fake: FakeHub, tmp_path: Path) ->
         assert process.wait(20) == 0
     os.close(master)
     text = shown.decode()
+    assert "looking for the model" in text
     assert "runs here" in text
     assert "downloaded" in text
     assert go_on.is_set(), text
