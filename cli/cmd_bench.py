@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._options import layout_options, model_argument
+from cli._options import layout_options
 from cli._render import LoadDisplay, say, show_table
+from cli.model_argument import model_argument
 
 if TYPE_CHECKING:
     from offload import LayoutOptions, bench

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._options import model_argument
 from cli._render import LoadDisplay, amount, say, show_table
+from cli.model_argument import header_argument
 
 if TYPE_CHECKING:
     from offload import GGUFFile
@@ -25,7 +25,7 @@ SHOWN_CHARACTERS = 90
 
 
 @click.command("inspect")
-@model_argument
+@header_argument
 @click.option("--tensors", is_flag=True, help="List every tensor too.")
 @click.option(
     "--check", is_flag=True, help="Read all weights and name those that are not finite numbers."

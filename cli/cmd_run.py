@@ -13,7 +13,6 @@ from cli._options import (
     LAYOUT_NAMES,
     Text,
     load_options,
-    model_argument,
     sampling_options,
     take_sampling,
 )
@@ -24,6 +23,7 @@ from cli.answering import (
     stream_chat,
     stream_completion,
 )
+from cli.model_argument import model_argument
 
 if TYPE_CHECKING:
     from offload import Engine

@@ -22,6 +22,7 @@ import click
 # command -> module that defines it as `command`; the order of --help
 COMMANDS = {
     "run": "cli.cmd_run",
+    "pull": "cli.cmd_pull",
     "inspect": "cli.cmd_inspect",
     "bench": "cli.cmd_bench",
     "doctor": "cli.cmd_doctor",

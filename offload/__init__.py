@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from offload.errors import (
         DeviceError,
         GGUFError,
+        HubError,
         OffloadError,
         PlanError,
         RequestError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from offload.faults import damaged_tensors
     from offload.gguf import GGUFFile
     from offload.hardware import HardwareProfile, probe
+    from offload.hub import pull
     from offload.plan import Plan
     from offload.planner import PlanOptions, make_plan
     from offload.policies import (
@@ -61,6 +63,7 @@ _HOMES = {
     "embedded_model": "offload.data",
     "DeviceError": "offload.errors",
     "GGUFError": "offload.errors",
+    "HubError": "offload.errors",
     "OffloadError": "offload.errors",
     "PlanError": "offload.errors",
     "RequestError": "offload.errors",
@@ -72,6 +75,7 @@ _HOMES = {
     "GGUFFile": "offload.gguf",
     "HardwareProfile": "offload.hardware",
     "probe": "offload.hardware",
+    "pull": "offload.hub",
     "Plan": "offload.plan",
     "PlanOptions": "offload.planner",
     "make_plan": "offload.planner",
@@ -101,6 +105,7 @@ __all__ = [
     "GGUFError",
     "GGUFFile",
     "HardwareProfile",
+    "HubError",
     "LFU",
     "LRU",
     "LayoutOptions",
@@ -128,6 +133,7 @@ __all__ = [
     "load",
     "make_plan",
     "probe",
+    "pull",
 ]
 
 

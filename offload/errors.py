@@ -4,6 +4,7 @@
     +-- GGUFError           the file is broken, truncated or not a GGUF
     +-- UnsupportedError    a sound file that this version cannot run (architecture, type, option)
     +-- PlanError           it does not fit: memory, context length
+    +-- HubError            a model cannot be found on the hub, or not be downloaded
     +-- DeviceError         a device is missing or failed
     +-- RequestError        a bad prompt, message list or sampling value
 
@@ -57,6 +58,10 @@ class UnsupportedError(OffloadError):
 
 class PlanError(OffloadError):
     """The model or the context does not fit the machine."""
+
+
+class HubError(OffloadError):
+    """A model cannot be found on the hub, or its files cannot be downloaded."""
 
 
 class DeviceError(OffloadError):

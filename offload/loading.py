@@ -17,6 +17,7 @@ from offload.devices import open_ops
 from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from offload.hardware import probe
+from offload.hub import local_path
 from offload.kv_cache import KVCache
 from offload.models import ARCHITECTURES
 from offload.models.deepseek2 import DeepSeek2
@@ -41,7 +42,7 @@ def open_model(
     if options.kv_type not in ("f16", "f32"):
         raise PlanError(f"kv_type must be 'f16' or 'f32', not {options.kv_type!r}")
     neighbours = OtherWork()
-    file = GGUFFile.open(embedded_model() if path is None else path)
+    file = GGUFFile.open(embedded_model() if path is None else local_path(path, report))
     try:
         config, tokenizer = check_model(file)
         hardware = probe()

@@ -12,7 +12,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class LoadProgress:
     """One step of loading. done, total: kernels in phase "compile", bytes in all others."""
 
-    phase: Literal["read", "copy", "pack", "compile", "lay out", "check"]
+    phase: Literal["download", "check", "read", "copy", "pack", "compile", "lay out"]
     done_bytes: int
     total_bytes: int
 
