@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         PinnedHot,
     )
     from offload.replay import RoutingTrace, hit_rates
-    from offload.sampler import SamplingParams
+    from offload.sampling_params import SamplingParams
     from offload.stats import LoadProgress, RunStats
     from offload.tensor_census import census
 
@@ -81,7 +81,7 @@ _HOMES = {
     "PinnedHot": "offload.policies",
     "RoutingTrace": "offload.replay",
     "hit_rates": "offload.replay",
-    "SamplingParams": "offload.sampler",
+    "SamplingParams": "offload.sampling_params",
     "LoadProgress": "offload.stats",
     "RunStats": "offload.stats",
 }

@@ -34,7 +34,8 @@ from offload.memory import MemoryMode
 from offload.models.deepseek2 import DeepSeek2
 from offload.plan import KVType, Plan
 from offload.planner import PlanOptions
-from offload.sampler import Sampler, SamplingParams, defaults_for, make_sampler
+from offload.sampler import Sampler, make_sampler
+from offload.sampling_params import SamplingParams, defaults_for
 from offload.stats import LoadProgress, RunStats
 from offload.stream import Channel, Piece, StopMatcher, StreamDecoder
 from offload.tokenizer import Tokenizer
