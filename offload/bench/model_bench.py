@@ -13,7 +13,6 @@ import numpy as np
 
 from offload.bench import machine
 from offload.bench.layer_bench import filled_cache
-from offload.engine import PREFILL_TOKENS
 from offload.errors import RequestError
 from offload.expert_layout import LayoutOptions
 from offload.hardware import probe
@@ -23,6 +22,7 @@ from offload.memory import MemoryMode
 from offload.models.deepseek2 import DeepSeek2
 from offload.planner import PlanOptions
 from offload.read_bandwidth import ReadBandwidth
+from offload.sequence import PREFILL_TOKENS
 from offload.stats import LoadProgress
 from offload.timing import Timing, seconds_of
 from offload.version import __version__
