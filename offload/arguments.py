@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from offload.errors import RequestError
+from offload.errors import OffloadError, RequestError
 
 T = TypeVar("T")
 _SHOWN = 80  # characters of a value in a message
@@ -29,12 +29,15 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
 
 
+def integer(value: object) -> int | None:
+    """The whole number that a value of a whole type is (3, numpy's 3; not 3.0, not True)."""
+    return int(value) if isinstance(value, Integral) and is_number(value) else None
+
+
 def whole(value: object) -> int | None:
     """The whole number that a value is (3, 3.0, numpy's 3), or None."""
-    if not is_number(value):
-        return None
-    if isinstance(value, Integral):
-        return int(value)
+    if not is_number(value) or isinstance(value, Integral):
+        return integer(value)
     try:
         number = float(value)  # type: ignore[arg-type]
     except (OverflowError, ValueError):
@@ -49,20 +52,26 @@ def check_type(what: str, value: object, kind: type[T]) -> T:
     return value
 
 
-def check_callable(what: str, value: Any) -> None:
-    """RequestError unless a value is None or can be called."""
-    if value is not None and not callable(value):
-        raise RequestError(f"{what} must be a function or None, not {shown(value)}")
+def check_callable(what: str, value: object, *, optional: bool = False) -> None:
+    """RequestError unless a value can be called, or is None where that is an option."""
+    if not callable(value) and not (optional and value is None):
+        or_none = " or None" if optional else ""
+        raise RequestError(f"{what} must be a function{or_none}, not {shown(value)}")
 
 
-def path_argument(what: str, value: object) -> Path:
-    """A path from a string or a path object; RequestError for anything else and for an empty one.
+def path_argument(what: str, value: object, error: type[OffloadError] = RequestError) -> Path:
+    """A path from a string or a path object; an error for anything else and for an empty one.
 
     (An empty path would mean the current folder, which nobody asks for so.)
     """
-    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    except TypeError:
+        text = None
     if not isinstance(text, str):
-        raise RequestError(f"{what} must be a string or a path, not {shown(value)}")
-    if not text or "\0" in text:
-        raise RequestError(f"{what} {'holds a zero byte' if text else 'is empty'}: {shown(value)}")
+        raise error(f"{what} must be a string or a path, not {shown(value)}")
+    if not text:
+        raise error(f"{what} is empty")
+    if "\0" in text:
+        raise error(f"{what} cannot be opened, it holds a zero byte: {shown(text)}")
     return Path(text)

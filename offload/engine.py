@@ -149,7 +149,7 @@ class Engine:
 
         See offload.RoutingTrace. The array may be kept, not changed; an error ends the answer.
         """
-        check_callable("the callback of trace_routing", callback)
+        check_callable("the callback of trace_routing", callback, optional=True)
         self._turns.check_open()
         self._sequence.model.on_routing = callback
 
@@ -197,7 +197,7 @@ class Engine:
     ) -> Answer:
         """Check what can be checked now; the returned iterator does the work."""
         ids = self._check_ids(prompt.ids)
-        check_callable("progress", progress)
+        check_callable("progress", progress, optional=True)
         request = Request(
             ids=ids,
             sampler=make_sampler(params, self._breaker_mask(params)),
@@ -275,7 +275,7 @@ def load(
     Raises GGUFError, UnsupportedError, PlanError, DeviceError or RequestError, each with the way
     out.
     """
-    check_callable("progress", progress)
+    check_callable("progress", progress, optional=True)
     check_type("wait", wait, bool)
     report = progress or (lambda _: None)
     options = PlanOptions(
@@ -291,8 +291,7 @@ def load(
         ),
         pin=pin,
     )
-    given = None if path is None else path_argument("the path of the model", path)
-    parts = open_model(given, options, report)
+    parts = open_model(path, options, report)
     try:
         return Engine(*parts, wait=wait)
     except BaseException:

@@ -34,8 +34,8 @@ class LayoutOptions:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.layout not in get_args(Layout):
-            raise PlanError(f"--experts-layout {self.layout!r}: native, packed or auto")
+        if not isinstance(self.layout, str) or self.layout not in get_args(Layout):
+            raise PlanError(f"--experts-layout {shown(self.layout)}: native, packed or auto")
         if self.budget is not None and (whole(self.budget) is None or self.budget < 0):
             raise PlanError(f"--pack-budget {shown(self.budget)}: bytes, at least 0")
         if self.cache is not None:

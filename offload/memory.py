@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from offload.arguments import shown
 from offload.errors import PlanError
 
 MemoryMode = Literal["mmap", "resident", "hugepages"]
@@ -44,9 +45,9 @@ Bind = Callable[[int, int, int], bool]
 def check_mode(mode: object) -> MemoryMode:
     """The mode, if it is one; PlanError."""
     for known in get_args(MemoryMode):
-        if mode == known:
+        if isinstance(mode, str) and mode == known:
             return known  # type: ignore[no-any-return]
-    raise PlanError(f"--memory {mode!r}: mmap, resident or hugepages")
+    raise PlanError(f"--memory {shown(mode)}: mmap, resident or hugepages")
 
 
 class Memory:

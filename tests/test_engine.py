@@ -531,7 +531,7 @@ def test_error_in_the_progress_callback_comes_through(path: Path) -> None:
         ({"context": -5}, PlanError, "context -5"),
         ({"context": 10**12}, PlanError, r"1,000,000,000,000 tokens needs .* GiB.*--context"),
         ({"context": 1.5}, PlanError, "context 1.5"),
-        ({"threads": "two"}, PlanError, "threads two"),
+        ({"threads": "two"}, PlanError, "threads 'two'"),
     ],
 )
 def test_wrong_options_of_load(path: Path, options: dict, kind: type, message: str) -> None:
