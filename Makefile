@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-SAMPLE_QUESTION = What is a hot expert?
+SAMPLE_QUESTION = What is a routed expert?
 
 export PYTHONNOUSERSITE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli._options import model_argument
-from cli._render import amount, say, show_table
+from cli._render import LoadDisplay, amount, say, show_table
 
 if TYPE_CHECKING:
     from offload import GGUFFile
-    from offload.gguf import TensorInfo
-    from offload.tensor_census import Census
+    from offload.gguf import ForeignTensor, TensorInfo
+    from offload.tensor_census import Census, Family
 
+SHOWN_KEYS = 500
+SHOWN_TYPES = 30
 SHOWN_ITEMS = 6
 SHOWN_CHARACTERS = 90
 
@@ -25,12 +27,15 @@ SHOWN_CHARACTERS = 90
 @click.command("inspect")
 @model_argument
 @click.option("--tensors", is_flag=True, help="List every tensor too.")
+@click.option(
+    "--check", is_flag=True, help="Read all weights and name those that are not finite numbers."
+)
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def command(model: Path | None, tensors: bool, as_json: bool) -> None:
+def command(model: Path | None, tensors: bool, check: bool, as_json: bool) -> None:
     """Show metadata, tensor types by family, and sizes.
 
     MODEL is a GGUF file, or any one of its shards; without it, the embedded kimi-mini.
-    Only headers are read.
+    Only headers are read, unless --check asks for more; it exits with 1 if weights are damaged.
     """
     import offload
 
@@ -38,22 +43,51 @@ def command(model: Path | None, tensors: bool, as_json: bool) -> None:
         config, obstacle = None, None
         try:
             config = offload.ModelConfig.from_gguf(file)
+            offload.check_model(file, config)
         except offload.OffloadError as exc:
             obstacle = str(exc)
         census = offload.census(file, config)
+        faults = _read_all(file) if check else None
         if as_json:
-            say(json.dumps(_as_json(file, census, obstacle, tensors), indent=2))
+            content = _as_json(file, census, obstacle, tensors)
+            if faults is not None:
+                content["damaged"] = faults
+            say(json.dumps(content, indent=2))
         else:
             _show(file, census, obstacle, tensors)
+            for fault in faults or ():
+                say(f"damaged: {fault}")
+            if faults == []:
+                say("all weights are finite numbers")
+        if faults:
+            raise offload.GGUFError(
+                f"{len(faults)} of {census.n_tensors} tensors are damaged; compare the file's "
+                "checksum, download it again"
+            )
+
+
+def _read_all(file: GGUFFile) -> list[str]:
+    """What is wrong with the weights, a line for each damaged tensor."""
+    import offload
+    from offload.errors import shown
+
+    with LoadDisplay() as display:
+        return [shown(fault) for fault in offload.damaged_tensors(file, display.callback)]
 
 
 def _show(file: GGUFFile, census: Census, obstacle: str | None, with_tensors: bool) -> None:
+    from offload.errors import shown
+
     parts = f", {len(file.paths)} parts" if len(file.paths) > 1 else ""
-    say(f"{file.paths[0]}: GGUF version {file.version}, {amount(file.file_bytes)}{parts}")
+    size = amount(file.file_bytes)
+    say(f"{shown(file.paths[0], 1000)}: GGUF version {file.version}, {size}{parts}")
     say(f"cannot run here: {obstacle}" if obstacle else "this version runs it")
     say("")
-    rows = [(key, _short(value)) for key, value in file.metadata.items()]
+    keys = list(file.metadata)
+    rows = [(shown(key), _short(file.metadata[key])) for key in keys[:SHOWN_KEYS]]
     show_table("Metadata", ("key", "value"), rows)
+    if len(keys) > SHOWN_KEYS:
+        say(f"... and {len(keys) - SHOWN_KEYS:,} more keys; --json has them all\n")
     show_table(
         "Tensors by family",
         ("family", "tensors>", "size>", "weights>", "bits/weight>", "read per token>", "types"),
@@ -68,34 +102,55 @@ def _family_rows(census: Census) -> list[tuple[str, ...]]:
         (
             family.name,
             str(family.n_tensors),
-            amount(family.n_bytes),
+            _size(family.n_bytes, family.foreign),
             f"{family.n_parameters:,}",
-            f"{family.bits_per_weight:.2f}",
-            amount(family.bytes_per_token),
-            ", ".join(f"{t.name} ({count.n_tensors})" for t, count in family.types.items()),
+            _bits(family),
+            _size(family.bytes_per_token, family.foreign),
+            _types([f"{t.name} ({n.n_tensors})" for t, n in family.types.items()], family.foreign),
         )
         for family in census.families
     ]
     total = (
         "total",
         str(census.n_tensors),
-        amount(census.n_bytes),
+        _size(census.n_bytes, census.foreign),
         f"{census.n_parameters:,}",
-        f"{census.bits_per_weight:.2f}",
-        amount(census.bytes_per_token),
-        ", ".join(f"{t.name} {amount(count.n_bytes)}" for t, count in census.types.items()),
+        _bits(census),
+        _size(census.bytes_per_token, census.foreign),
+        _types([f"{t.name} {amount(n.n_bytes)}" for t, n in census.types.items()], census.foreign),
     )
     return [*rows, total]
 
 
+def _types(known: list[str], foreign: Mapping[str, int]) -> str:
+    """Types of a family; those that this program does not know with a question mark."""
+    names = [*known, *(f"{name}? ({n})" for name, n in foreign.items())]
+    more = f" and {len(names) - SHOWN_TYPES:,} more" if len(names) > SHOWN_TYPES else ""
+    return ", ".join(names[:SHOWN_TYPES]) + more
+
+
+def _size(n_bytes: int, foreign: Mapping[str, int]) -> str:
+    """Bytes; with a `?` where tensors of unknown size come on top."""
+    if not foreign:
+        return amount(n_bytes)
+    return f"{amount(n_bytes)} + ?" if n_bytes else "?"
+
+
+def _bits(counted: Census | Family) -> str:
+    return f"{counted.bits_per_weight:.2f}" if counted.n_bytes else "?"
+
+
 def _tensor_rows(file: GGUFFile) -> list[tuple[str, ...]]:
-    return [
+    rows: list[tuple[str, ...]] = [
         (info.name, info.ggml_type.name, _shape(info), amount(info.n_bytes), str(info.part + 1))
         for info in file.tensors.values()
     ]
+    for info in file.foreign.values():
+        rows.append((info.name, f"{info.type_name}?", _shape(info), "?", str(info.part + 1)))
+    return rows
 
 
-def _shape(info: TensorInfo) -> str:
+def _shape(info: TensorInfo | ForeignTensor) -> str:
     return " x ".join(map(str, info.shape))
 
 
@@ -138,10 +193,12 @@ def _as_json(
                 "parameters": family.n_parameters,
                 "bytes_per_token": family.bytes_per_token,
                 "types": {t.name: count._asdict() for t, count in family.types.items()},
+                "unknown_types": dict(family.foreign),
             }
             for family in census.families
         ],
         "tensors": census.n_tensors,
+        "unknown_types": dict(census.foreign),
         "tensor_bytes": census.n_bytes,
         "parameters": census.n_parameters,
         "active_parameters": census.active_parameters,
@@ -152,12 +209,24 @@ def _as_json(
             {
                 "name": info.name,
                 "type": info.ggml_type.name,
+                "type_code": int(info.ggml_type),
                 "shape": list(info.shape),
                 "bytes": info.n_bytes,
                 "part": info.part,
                 "offset": info.offset,
             }
             for info in file.tensors.values()
+        ] + [
+            {
+                "name": info.name,
+                "type": info.type_name,
+                "type_code": info.code,
+                "shape": list(info.shape),
+                "bytes": None,
+                "part": info.part,
+                "offset": info.offset,
+            }
+            for info in file.foreign.values()
         ]
     return content
 

@@ -7,7 +7,7 @@ import offload
 path = sys.argv[1] if len(sys.argv) > 1 else None
 messages: list[dict[str, str]] = []
 with offload.load(path) as engine:
-    for question in ("What is a hot expert?", "What is a latent?"):
+    for question in ("What is a routed expert?", "What is a latent?"):
         messages.append({"role": "user", "content": question})
         pieces: dict[str, str] = {"thinking": "", "content": ""}
         for token in engine.chat(messages, temperature=0, max_tokens=200):

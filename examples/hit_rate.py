@@ -17,7 +17,7 @@ def record(engine: offload.Engine, question: str) -> offload.RoutingTrace:
 
 with offload.load(sys.argv[1] if len(sys.argv) > 1 else None) as engine:
     profile = record(engine, "What is a latent?").profile()  # what `pinned` pins: another answer
-    trace = record(engine, "What is a hot expert?")
+    trace = record(engine, "What is a routed expert?")
     config = engine.config
 
 layers = config.num_layers - config.first_k_dense

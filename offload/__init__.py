@@ -3,7 +3,7 @@
     import offload
 
     with offload.load("model.gguf") as engine:
-        for token in engine.chat([{"role": "user", "content": "What is a hot expert?"}]):
+        for token in engine.chat([{"role": "user", "content": "What is a routed expert?"}]):
             print(token.text, end="", flush=True)
 
 Names are imported when they are first used, so `import offload` costs nothing.
@@ -18,6 +18,7 @@ from offload.version import __version__
 
 if TYPE_CHECKING:
     from offload.answer import Token
+    from offload.checks import check_model
     from offload.config import ModelConfig
     from offload.data import embedded_model
     from offload.engine import Engine, load
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
     from offload.expert_cache import CacheStats, ExpertCache
     from offload.expert_layout import LayoutOptions
+    from offload.faults import damaged_tensors
     from offload.gguf import GGUFFile
     from offload.hardware import HardwareProfile, probe
     from offload.plan import Plan
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "census": "offload.tensor_census",
+    "check_model": "offload.checks",
     "ModelConfig": "offload.config",
     "Engine": "offload.engine",
     "Token": "offload.answer",
@@ -66,6 +69,7 @@ _HOMES = {
     "CacheStats": "offload.expert_cache",
     "ExpertCache": "offload.expert_cache",
     "LayoutOptions": "offload.expert_layout",
+    "damaged_tensors": "offload.faults",
     "GGUFFile": "offload.gguf",
     "HardwareProfile": "offload.hardware",
     "probe": "offload.hardware",
@@ -120,6 +124,8 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "census",
+    "check_model",
+    "damaged_tensors",
     "embedded_model",
     "hit_rates",
     "load",

@@ -9,19 +9,19 @@ from typing import TypeVar
 
 import numpy as np
 
-from offload.errors import OffloadError, RequestError
+from offload.errors import OffloadError, RequestError, shown
 
 T = TypeVar("T")
 _SHOWN = 80  # characters of a value in a message
 
 
-def shown(value: object) -> str:
-    """A value for a message: short, and never an error itself."""
+def quoted(value: object) -> str:
+    """A value for a message: its repr, short, and never an error itself."""
     try:
         text = repr(value)
     except Exception:  # a number of 5,000 digits, or somebody's own __repr__
         text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return shown(text, _SHOWN)
 
 
 def is_number(value: object) -> bool:
@@ -48,7 +48,7 @@ def whole(value: object) -> int | None:
 def check_type(what: str, value: object, kind: type[T]) -> T:
     """The value, if it is of this type; RequestError."""
     if not isinstance(value, kind):
-        raise RequestError(f"{what} must be a {kind.__name__}, not {shown(value)}")
+        raise RequestError(f"{what} must be a {kind.__name__}, not {quoted(value)}")
     return value
 
 
@@ -56,7 +56,7 @@ def check_callable(what: str, value: object, *, optional: bool = False) -> None:
     """RequestError unless a value can be called, or is None where that is an option."""
     if not callable(value) and not (optional and value is None):
         or_none = " or None" if optional else ""
-        raise RequestError(f"{what} must be a function{or_none}, not {shown(value)}")
+        raise RequestError(f"{what} must be a function{or_none}, not {quoted(value)}")
 
 
 def path_argument(what: str, value: object, error: type[OffloadError] = RequestError) -> Path:
@@ -69,9 +69,9 @@ def path_argument(what: str, value: object, error: type[OffloadError] = RequestE
     except TypeError:
         text = None
     if not isinstance(text, str):
-        raise error(f"{what} must be a string or a path, not {shown(value)}")
+        raise error(f"{what} must be a string or a path, not {quoted(value)}")
     if not text:
         raise error(f"{what} is empty")
     if "\0" in text:
-        raise error(f"{what} cannot be opened, it holds a zero byte: {shown(text)}")
+        raise error(f"{what} cannot be opened, it holds a zero byte: {quoted(text)}")
     return Path(text)

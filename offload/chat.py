@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from os import PathLike
+from typing import Any, Final
 
-from offload.arguments import shown
-from offload.chat_template import TemplateRenderer
+from offload.arguments import quoted
+from offload.chat_template import TemplateRenderer, has_switch
 from offload.errors import RequestError
 from offload.kimi_chat import (
     KIMI_STYLES,
@@ -25,89 +26,22 @@ from offload.kimi_chat import (
     render_kimi,
 )
 from offload.messages import Message, ToolCall, read_messages
-from offload.stream import THINK_CLOSE, THINK_OPEN, ThinkingSplitter
-from offload.tokenizer import TextPart, Tokenizer
+from offload.metadata import integer
+from offload.metadata import text as metadata_text
+from offload.prompt import ChatFormat, Prompt, completion_prompt, with_bos
+from offload.stream import THINK_CLOSE, THINK_OPEN
+from offload.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "ChatFormat",
     "Message",
     "Prompt",
     "ToolCall",
+    "check_tokenizer",
     "choose_format",
     "completion_prompt",
     "read_messages",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """What the model is given, and how its answer starts.
-
-    ids: token ids, BOS included where the model wants one.
-    text: the same for people; special tokens are written out, so it must not be tokenised again.
-    in_thinking: the prompt ended in `<think>`, the answer starts with reasoning.
-    after_thinking: the prompt ended in `</think>`, there will be no reasoning.
-    text_markers: the model may write `<think>` as ordinary text.
-    """
-
-    ids: list[int]
-    text: str
-    in_thinking: bool = False
-    after_thinking: bool = False
-    text_markers: bool = False
-
-    def splitter(self, tokenizer: Tokenizer) -> ThinkingSplitter:
-        """The splitter that reads the answer to this prompt."""
-        return ThinkingSplitter(
-            tokenizer,
-            in_thinking=self.in_thinking,
-            strip_content=self.after_thinking,
-            text_markers=self.text_markers,
-        )
-
-
-class ChatFormat(Protocol):
-    """How one model wants a conversation written."""
-
-    @property
-    def name(self) -> str:
-        """Short and stable, for instance kimi-k2.5; `template` for the model's own."""
-
-    @property
-    def why(self) -> str:
-        """One line for people: what in the file led to this format."""
-
-    @property
-    def thinking_mode(self) -> ThinkingMode:
-        """Whether the model reasons first: never, always, or as asked."""
-
-    def build_prompt(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        *,
-        thinking: bool | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Prompt:
-        """The prompt that asks for the next assistant turn.
-
-        thinking: None is the model's default. RequestError if the model cannot do as asked.
-        """
-
-
-def completion_prompt(tokenizer: Tokenizer, text: str, *, special: bool = False) -> Prompt:
-    """A prompt that is continued as it stands, after BOS where the vocabulary asks for it.
-
-    special: whether special tokens written in `text` count; for text from a user, never.
-    """
-    ids = tokenizer.encode_parts([TextPart(text, special)])
-    return Prompt(ids=_with_bos(tokenizer, ids), text=text)
-
-
-def _with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    bos = tokenizer.bos_id
-    if not tokenizer.add_bos or bos is None or ids[:1] == [bos]:
-        return ids
-    return [bos, *ids]
 
 
 def _refuse_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
@@ -120,7 +54,7 @@ def _refuse_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
 
 def _check_thinking(name: str, mode: ThinkingMode, thinking: bool | None) -> None:
     if not isinstance(thinking, bool | None):
-        raise RequestError(f"thinking must be True, False or None, not {shown(thinking)}")
+        raise RequestError(f"thinking must be True, False or None, not {quoted(thinking)}")
     if thinking is True and mode == "none":
         raise RequestError(f"a {name} has no thinking mode; leave `thinking` unset.")
     if thinking is False and mode == "always":
@@ -162,7 +96,7 @@ class KimiFormat:
         given = read_messages(messages)
         parts, text = render_kimi(self.style, given, self.tokenizer, thinking=thinks)
         return Prompt(
-            ids=_with_bos(self.tokenizer, self.tokenizer.encode_parts(parts)),
+            ids=with_bos(self.tokenizer, self.tokenizer.encode_parts(parts)),
             text=text,
             in_thinking=mode == "switch" and thinks,
             after_thinking=mode == "switch" and not thinks,
@@ -180,7 +114,7 @@ class TemplateFormat:
         self._renderer = TemplateRenderer(source, tokenizer)
         self._text_markers = THINK_OPEN in source and tokenizer.special_id(THINK_OPEN) is None
         self._mode: ThinkingMode = "none"
-        if _has_switch(source):
+        if has_switch(source):
             self._mode = "switch"
         elif THINK_OPEN in source:
             self._mode = "always"
@@ -203,7 +137,7 @@ class TemplateFormat:
         switches = {} if thinking is None else {"thinking": thinking, "enable_thinking": thinking}
         parts, text = self._renderer.render(read_messages(messages), **switches)
         return Prompt(
-            ids=_with_bos(self._tokenizer, self._tokenizer.encode_parts(parts)),
+            ids=with_bos(self._tokenizer, self._tokenizer.encode_parts(parts)),
             text=text,
             in_thinking=text.rstrip().endswith(THINK_OPEN),
             after_thinking=text.rstrip().endswith(THINK_CLOSE),
@@ -266,6 +200,7 @@ def choose_format(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatForm
     return KimiFormat(style=KIMI_STYLES[name], why=why, tokenizer=tokenizer)
 
 
+_TITLE: Final = 200  # characters of a name that count
 _NAMES = (  # the pattern is matched between dashes
     (r"k2-?7", "kimi-k2.7-code"),
     (r"k2-?[56]", "kimi-k2.5"),
@@ -284,14 +219,15 @@ def _kimi_style(
             if can_think or KIMI_STYLES[name].thinking_mode == "none":
                 return name, f"general.name is {title}"
             return "kimi-k2", f"general.name is {title}, but there are no <think> tokens"
-    if can_think and template and _has_switch(template):
+    if can_think and template and has_switch(template):
         return "kimi-k2.5", "the template has a thinking switch"
     if can_think and THINK_OPEN in template:
         return "kimi-k2-thinking", "the template writes <think> but has no switch"
     if can_think and not template:
         return "kimi-k2.5", "<think> is a special token; there is no template"
-    experts = metadata.get(f"{metadata.get('general.architecture')}.expert_count")
-    if experts is not None and int(experts) <= 64:
+    architecture = metadata_text(metadata, "general.architecture")
+    experts = integer(metadata, f"{architecture}.expert_count", 0, 2**31)
+    if experts is not None and experts <= 64:
         return "moonlight", f"Kimi vocabulary, no <think>, {experts} experts"
     return "kimi-k2", "Kimi vocabulary, no <think>"
 
@@ -299,12 +235,17 @@ def _kimi_style(
 def _title(metadata: Mapping[str, Any]) -> str:
     """What the file calls itself, in lower case with single dashes between words."""
     keys = ("general.name", "general.basename", "general.finetune", "general.version")
-    words = " ".join(str(metadata[key]) for key in keys if metadata.get(key))
+    words = " ".join((metadata_text(metadata, key) or "")[:_TITLE] for key in keys)
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
-def _has_switch(template: str) -> bool:
-    """Whether a template reads the variable `thinking` or `enable_thinking`."""
-    inside = " ".join(re.findall(r"\{[{%](.*?)[}%]\}", template, re.DOTALL))
-    code = re.sub(r"'[^']*'|\"[^\"]*\"", "''", inside)
-    return re.search(r"(?<![\w.])(enable_)?thinking\b(?!\s*\()", code) is not None
+def check_tokenizer(
+    metadata: Mapping[str, Any], path: str | PathLike[str]
+) -> tuple[Tokenizer, ChatFormat]:
+    """The tokenizer and the chat format of a file, as `load` gets them; errors are those of `load`.
+
+    Kimi's vocabularies are read and checked, others are opened in their process as well; nothing
+    is compiled and no template runs.
+    """
+    tokenizer = load_tokenizer(metadata, path)
+    return tokenizer, choose_format(metadata, tokenizer)

@@ -1,103 +1,79 @@
 """Chat prompts by the jinja template inside a GGUF, for models that have no built-in format.
 
-The template comes with a downloaded file, so it runs in jinja's immutable sandbox. Before it
-runs, every special token that occurs inside a message is broken by one private-use character;
-so what the template wrote is told from what a user wrote, whatever the template does to the
-text (trim, split, lower). The character is taken out again before the text is tokenised.
+The template comes with a downloaded file, so it runs in a process of its own, with a budget of time
+and memory; it is compiled when the first prompt is written. Before it runs, every special token
+that occurs inside a message is broken by one private-use character; so what the template wrote is
+told from what a user wrote, whatever the template does to the text (trim, split, lower). The
+character is taken out again before the text is tokenised.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NoReturn
+from itertools import chain
+from typing import Any, Final
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
-from offload.errors import RequestError, UnsupportedError
+from offload.child import Child, ChildError
+from offload.child_frames import Frame
+from offload.errors import OffloadError, RequestError, UnsupportedError, shown
+from offload.literals import Literals
 from offload.messages import Message
-from offload.tokenizer import Part, TextPart, Tokenizer, literal_pattern
+from offload.tokenizer import Part, TextPart, Tokenizer
 
-_PRIVATE_USE = range(0xE000, 0xF900)
+_OPEN: Final = re.compile(r"\{[{%]")
+_CLOSE: Final = re.compile(r"[}%]\}")
+_STRING: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
+_SWITCH: Final = re.compile(r"(?<![\w.])(enable_)?thinking\b(?!\s*\()")
 
-# What the code of a template can raise when the messages do not suit it.
-_TEMPLATE_FAULTS = (
-    *(jinja2.TemplateError, ArithmeticError, AttributeError, LookupError),
-    *(RecursionError, TypeError, ValueError),
-)
+_PRIVATE_USE: Final = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
+_SECONDS: Final = 5.0
+_TEMPLATE_CHARACTERS: Final = 1_000_000  # the longest in use has 40,000
+_PROMPT_CHARACTERS: Final = 4_000_000  # what a template may write, beside what messages hold
+_WAY_OUT: Final = "use plain completion (--raw), or a file with a repaired template."
 
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}` marks text for training: print what is inside."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    # jinja's own filter escapes < > & ' for HTML; models are trained on plain JSON
-    return json.dumps(value, **{"ensure_ascii": False, **options})
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
-
-
-def compile_template(source: str) -> jinja2.Template:
-    """The template, ready to render; UnsupportedError if jinja cannot read it."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _Generation],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as exc:
-        raise UnsupportedError(
-            f"the chat template of this model is not valid jinja: {exc}. "
-            "Use plain completion, or a file with a repaired template."
-        ) from exc
+# ChildError.how -> what to say
+_HOW: Final = {
+    "crashed": "crashes jinja or Python",
+    "late": f"did not finish within {_SECONDS:.0f} seconds",
+    "memory": "needs more memory than it may take",
+}
 
 
 class TemplateRenderer:
     """One chat template with the vocabulary it writes for."""
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
+        """Nothing is read or started before the first `render`."""
         self.source = source
         self._tokenizer = tokenizer
-        # a single character cannot be broken; no vocabulary has such a special token in earnest
-        literals = [text for text in tokenizer.specials if len(text) > 1]
-        self._pattern = literal_pattern(literals)
-        # without case, for templates that change it
-        self._loose = (
-            re.compile(self._pattern.pattern, re.IGNORECASE) if self._pattern is not None else None
-        )
 
     @cached_property
-    def _template(self) -> jinja2.Template:
-        return compile_template(self.source)
+    def _child(self) -> Child:
+        opening = Frame({"do": "compile"}, self.source.encode("utf-8", "surrogatepass"))
+        return Child("offload.template_child", opening, seconds=_SECONDS)
+
+    @cached_property
+    def _specials(self) -> Literals:
+        # a single character cannot be broken; no vocabulary has such a special token in earnest
+        return Literals(text for text in self._tokenizer.specials if len(text) > 1)
+
+    @cached_property
+    def _folded_specials(self) -> Literals:
+        return Literals(_folded(text) for text in self._tokenizer.specials if len(text) > 1)
+
+    @cached_property
+    def _used_characters(self) -> frozenset[str]:
+        return frozenset(chain(self.source, *self._tokenizer.specials))
 
     def render(self, messages: Sequence[Message], **switches: Any) -> tuple[list[Part], str]:
         """The parts of the prompt for the next assistant turn, and the same as one string.
 
         switches: further variables of the template, such as enable_thinking.
+
+        Raises UnsupportedError for a template that cannot be compiled, RequestError for everything
+        that goes wrong when it runs.
         """
         if any(message.tool_calls or message.role == "tool" for message in messages):
             raise RequestError(
@@ -105,39 +81,54 @@ class TemplateRenderer:
                 "leave out the tool messages."
             )
         mark = self._free_mark(messages)
-        given = [self._as_dict(message, mark) for message in messages]
         name_of = {token_id: text for text, token_id in self._tokenizer.specials.items()}
         bos, eos = self._tokenizer.bos_id, min(self._tokenizer.eog_ids, default=None)
-        try:
-            text = self._template.render(
-                messages=given,
-                add_generation_prompt=True,
-                bos_token="" if bos is None else name_of.get(bos, ""),
-                eos_token="" if eos is None else name_of.get(eos, ""),
-                **switches,
-            )
-        except _TEMPLATE_FAULTS as exc:
-            raise RequestError(
-                f"the chat template of this model refuses these messages: {exc}"
-            ) from exc
+        text = self._run({
+            "messages": [self._as_dict(message, mark) for message in messages],
+            "add_generation_prompt": True,
+            "bos_token": "" if bos is None else name_of.get(bos, ""),
+            "eos_token": "" if eos is None else name_of.get(eos, ""),
+            **switches,
+        })  # fmt: skip
         plain = text.replace(mark, "")
         if plain == text:
             return [TextPart(text, special=True)], text
         parts: list[Part] = []
         place = 0
-        for match in self._pattern.finditer(text) if self._pattern is not None else ():
-            parts.append(TextPart(text[place : match.start()].replace(mark, "")))
-            parts.append(self._tokenizer.specials[match.group()])
-            place = match.end()
+        for start, end in self._specials.spans(text):
+            parts.append(TextPart(text[place:start].replace(mark, "")))
+            parts.append(self._tokenizer.specials[text[start:end]])
+            place = end
         parts.append(TextPart(text[place:].replace(mark, "")))
         return parts, plain
 
+    def _run(self, variables: Mapping[str, Any]) -> str:
+        """What the template writes."""
+        if len(self.source) > _TEMPLATE_CHARACTERS:
+            raise UnsupportedError(
+                f"the chat template of this model has {len(self.source):,} characters, up to "
+                f"{_TEMPLATE_CHARACTERS:,} are read; {_WAY_OUT}"
+            )
+        given = sum(len(text) for message in variables["messages"] for text in message.values())
+        most = _PROMPT_CHARACTERS + 4 * given
+        request = Frame({"do": "render", "variables": variables, "characters": most})
+        try:
+            reply = self._child.call(request, seconds=_SECONDS, reply_bytes=4 * most)
+        except ChildError as exc:
+            said = f" ({exc.said})" if exc.said and exc.how == "crashed" else ""
+            raise RequestError(
+                f"the chat template of this model {_HOW[exc.how]}{said}; {_WAY_OUT}"
+            ) from exc
+        if "failed" in reply.header:
+            raise _refusal(reply.header)
+        return reply.body.decode("utf-8", "surrogatepass")
+
     def _free_mark(self, messages: Iterable[Message]) -> str:
-        """A private-use character that occurs neither in the messages nor in the template."""
-        used = set(self.source)
+        """A private-use character that is in no message, no special token and not the template."""
+        used = set(self._used_characters)
         for message in messages:
             used.update(message.content, message.name or "", message.reasoning_content or "")
-        mark = next((chr(i) for i in _PRIVATE_USE if chr(i) not in used), None)
+        mark = next((chr(i) for i in chain(*_PRIVATE_USE) if chr(i) not in used), None)
         if mark is None:
             raise RequestError("the messages use every private-use character of Unicode.")
         return mark
@@ -152,11 +143,58 @@ class TemplateRenderer:
         return {"role": message.role, **given}
 
     def _broken(self, text: str, mark: str) -> str:
-        """`text` with the mark inside every special token, overlapping ones too."""
-        if self._loose is None:
+        """`text` with the mark inside every special token, overlapping ones too.
+
+        Without case, for templates that change it. The mark is in no special token, so it makes no
+        new one.
+        """
+        folded = _folded(text)
+        starts = self._folded_specials.lengths(folded)
+        if not starts:
             return text
-        while True:
-            broken = self._loose.sub(lambda m: m.group()[0] + mark + m.group()[1:], text)
-            if broken == text:
-                return text
-            text = broken
+        # the characters of the text that those of the folded one come from; some fold to several
+        origin: Sequence[int] = range(len(text))
+        if len(folded) != len(text):
+            origin = [i for i, char in enumerate(text) for _ in _folded(char)]
+        pieces: list[str] = []
+        place = 0
+        for start in reversed(starts):
+            after = origin[start] + 1
+            if after > place and origin[start + starts[start] - 1] >= after:
+                pieces += (text[place:after], mark)
+                place = after
+        return "".join((*pieces, text[place:]))
+
+
+def _folded(text: str) -> str:
+    """The same for texts that differ only by what upper, lower, title and the like do."""
+    return text.upper().casefold()
+
+
+def _refusal(header: Mapping[str, Any]) -> OffloadError:
+    """The error for a template that raised something."""
+    kind, said = header["failed"], shown(header.get("said") or "", 300)
+    if kind == "MemoryError":
+        return RequestError(f"the chat template of this model {_HOW['memory']}; {_WAY_OUT}")
+    if header.get("compiling"):
+        return UnsupportedError(
+            f"the chat template of this model is not valid jinja: {said or kind}; {_WAY_OUT}"
+        )
+    return RequestError(f"the chat template of this model refuses these messages: {said or kind}")
+
+
+def has_switch(template: str) -> bool:
+    """Whether a template reads the variable `thinking` or `enable_thinking`."""
+    code = _STRING.sub("''", " ".join(_inside(template)))
+    return _SWITCH.search(code) is not None
+
+
+def _inside(template: str) -> Iterator[str]:
+    """What stands between `{{` or `{%` and the next `}}` or `%}`."""
+    place = 0
+    while (start := _OPEN.search(template, place)) is not None:
+        end = _CLOSE.search(template, start.end())
+        if end is None:  # nor is there one after a later start
+            return
+        yield template[start.end() : end.start()]
+        place = end.end()

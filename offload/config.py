@@ -7,14 +7,15 @@ its reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from offload.arguments import check_type
-from offload.config_keys import KEYS, Reader, check_other_keys, short, supported_architecture
-from offload.errors import GGUFError, UnsupportedError
+from offload.config_keys import KEYS, Reader, check_keys, supported_architecture
+from offload.errors import GGUFError, UnsupportedError, shown
 from offload.gguf import GGUFFile
+from offload.gguf_tensors import refuse_foreign
+from offload.metadata import described, strings, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,26 +101,30 @@ class ModelConfig:
     def from_gguf(cls, f: GGUFFile) -> ModelConfig:
         """Read the metadata, apply the family's rules and check every tensor's shape against them.
 
-        Raises UnsupportedError for another architecture or a variant that this version cannot run,
+        Raises UnsupportedError for another architecture, a tensor type or a variant that this
+        version cannot run,
         GGUFError for missing keys, impossible values, missing or misshapen tensors.
         """
         # Here, not at the top: the models package may itself import this module.
         from offload.models.deepseek2_tensors import check_tensors
+        from offload.models.rope import check_rope
 
         check_type("the file", f, GGUFFile)
         architecture = supported_architecture(f.metadata)
+        refuse_foreign(f.foreign.values(), shown(f.paths[0], 1_000))
         if not f.tensors:
             raise UnsupportedError(
-                f"{f.paths[0].name} holds no tensors (a vocabulary or a header only); give the "
-                "model's file"
+                f"{shown(f.paths[0].name)} holds no tensors (a vocabulary or a header only); give "
+                "the model's file"
             )
         config = _read_config(Reader(f.metadata, architecture), f)
         check_tensors(config, f.tensors)
+        check_rope(config)
         return config
 
 
 def _read_config(read: Reader, f: GGUFFile) -> ModelConfig:
-    check_other_keys(read)
+    check_keys(read)
     mtp = read.integer("num_mtp_layers")
     layers = read.integer("num_layers") - mtp
     if layers < 1:
@@ -151,7 +156,7 @@ def _read_config(read: Reader, f: GGUFFile) -> ModelConfig:
         moe_intermediate_size=_width(read, "moe_intermediate_size", slice(dense, layers)),
         intermediate_size=_width(read, "intermediate_size", slice(dense)),
         routed_scaling_factor=read.real("routed_scaling_factor") or 1.0,
-        norm_topk_prob=bool(read.integer("norm_topk_prob")),
+        norm_topk_prob=read.flag("norm_topk_prob"),
         scoring_func=_scoring_func(read, layers, vocab_size),
         n_group=n_group,
         topk_group=topk_group,
@@ -166,16 +171,15 @@ def _read_config(read: Reader, f: GGUFFile) -> ModelConfig:
 
 def _model_name(f: GGUFFile) -> str:
     for key in ("general.name", "general.basename"):
-        name = f.metadata.get(key)
-        if isinstance(name, str) and name.strip():
-            return name.strip()
-    return f.paths[0].stem
+        name = text(f.metadata, key)
+        if name and name.strip():
+            return shown(name.strip())
+    return shown(f.paths[0].stem)
 
 
 def _vocab_size(read: Reader, f: GGUFFile) -> int:
     """The key if present, else the token list, else the embedding's rows; they must agree."""
-    tokens = f.metadata.get("tokenizer.ggml.tokens")
-    listed = len(tokens) if isinstance(tokens, Sequence) else 0
+    listed = len(strings(f.metadata, "tokenizer.ggml.tokens") or ())
     stated = read.integer("vocab_size")
     if stated and listed and stated != listed:
         raise GGUFError(
@@ -288,10 +292,12 @@ def _read_rope(read: Reader) -> RopeConfig:
     dim = read.integer("qk_rope_head_dim")
     if dim % 2:
         raise GGUFError(f"rope.dimension_count is {dim}; pairs of elements are rotated")
-    stored = read.metadata.get(f"{read.prefix}rope.scaling.type", "linear")
-    if not isinstance(stored, str) or stored not in _SCALINGS:
+    stored = text(read.metadata, f"{read.prefix}rope.scaling.type")
+    stored = "linear" if stored is None else stored
+    if stored not in _SCALINGS:
         raise UnsupportedError(
-            f"{read.prefix}rope.scaling.type is {short(stored)}; none, linear and yarn can be run"
+            f"{read.prefix}rope.scaling.type is {described(stored)}; none, linear and yarn can be "
+            "run"
         )
     scaling = _SCALINGS[stored]
     factor = read.real("factor") or read.real("factor_old") or 1.0

@@ -13,7 +13,16 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from offload.errors import GGUFError, UnsupportedError
+from offload.errors import GGUFError, UnsupportedError, shown
+from offload.metadata import (
+    checked_flag,
+    checked_integer,
+    checked_real,
+    described,
+    flag,
+    positive,
+    text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +52,7 @@ class Key(NamedTuple):
 
 
 _WIDTH: Final = 2**24
+_LISTED: Final = 8  # unknown keys in the log
 KEYS: Final[dict[str, Key]] = {
     # field: key without the architecture prefix, type, allowed range, default
     "num_layers": Key("block_count", int, 1, 10_000, None),
@@ -67,7 +77,7 @@ KEYS: Final[dict[str, Key]] = {
     "gating": Key("expert_gating_func", int, 0, 255, 0),
     "n_group": Key("expert_group_count", int, 0, 65_536, 0),
     "topk_group": Key("expert_group_used_count", int, 0, 65_536, 0),
-    "rms_norm_eps": Key("attention.layer_norm_rms_epsilon", float, 0, 1, None),
+    "rms_norm_eps": Key("attention.layer_norm_rms_epsilon", float, 1e-13, 1, None),
     "vocab_size": Key("vocab_size", int, 0, _WIDTH, 0),
     "context_length": Key("context_length", int, 1, 2**31, None),
     "theta": Key("rope.freq_base", float, 1e-3, 1e15, 10_000.0),
@@ -91,44 +101,64 @@ _IGNORED: Final = frozenset({
     "attention.causal",
 })  # fmt: skip
 
-# Keys that change the forward pass in ways this version does not do, unless 0 or false.
+# Keys that change the forward pass in ways this version does not do, unless 0 or false; a key that
+# ends in a dot stands for all that begin so.
 _REFUSED: Final[dict[str, str]] = {
     "attention.temperature_scale": "attention temperature by position, as in Mistral Large 3",
     "attention.temperature_length": "attention temperature by position, as in Mistral Large 3",
     "attention.sliding_window": "sliding-window attention",
+    "attention.sliding_window_pattern": "sliding-window attention",
+    "attention.shared_kv_layers": "layers that share one cache",
     "attention.clamp_kqv": "clamped attention inputs",
+    "attention.max_alibi_bias": "positions by a bias on attention",
     "attention.scale": "an attention scale of its own",
+    "attention.output_scale": "scaled attention outputs",
     "attn_logit_softcapping": "soft-capped attention logits",
+    "router_logit_softcapping": "soft-capped router logits",
     "final_logit_softcapping": "soft-capped output logits",
     "logit_scale": "scaled output logits",
     "embedding_scale": "scaled embeddings",
     "residual_scale": "scaled residuals",
     "expert_group_scale": "scaled expert groups",
+    "moe_latent_size": "experts on a latent vector",
+    "moe_every_n_layers": "experts in some layers only",
+    "interleave_moe_layer_step": "experts in some layers only",
+    "swiglu_clamp_exp": "clamped expert activations",
+    "swiglu_clamp_shexp": "clamped expert activations",
     "rope.scaling.alpha": "NTK-scaled rotation",
+    "rope.scaling.yarn_attn_factor": "a second YaRN attention factor",
+    "rope.dimension_sections": "positions in several dimensions",
     "use_parallel_residual": "parallel residuals",
-    "attention.indexer.head_count": "sparse attention with an indexer",
-    "attention.indexer.top_k": "sparse attention with an indexer",
+    "attention.indexer.": "sparse attention with an indexer",
+    "hyper_connection.": "hyper-connections",
+    "kda.": "linear attention",
+    "ssm.": "state-space layers",
 }
+_FACTORS: Final = (  # 1 leaves these without effect, too
+    "attention.output_scale", "logit_scale", "embedding_scale", "residual_scale",
+    "expert_group_scale", "moe_every_n_layers", "interleave_moe_layer_step",
+    "rope.scaling.yarn_attn_factor",
+)  # fmt: skip
 
 
 def supported_architecture(metadata: Mapping[str, Any]) -> str:
     """general.architecture, if this program runs it; otherwise UnsupportedError that explains."""
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
+    architecture = text(metadata, "general.architecture")
+    if not architecture:
         raise GGUFError(
             "the file has no general.architecture; it is not a language model's file, or its "
             "first part is missing"
         )
-    kind = metadata.get("general.type", "model")
+    kind = text(metadata, "general.type")
     if architecture not in SUPPORTED_ARCHITECTURES:
         what = f" ({NEIGHBOURS[architecture]})" if architecture in NEIGHBOURS else ""
         raise UnsupportedError(
-            f"the architecture is {architecture!r}{what}; this program runs "
+            f"the architecture is {described(architecture)}{what}; this program runs "
             f"{', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2.5 and K2, Moonlight, DeepSeek V2 to R1)"
         )
-    if not isinstance(kind, str) or kind != "model":
+    if kind not in (None, "model"):
         raise UnsupportedError(
-            f"the file is of type {short(kind)}, not a model; give the model's file"
+            f"the file is of type {described(kind)}, not a model; give the model's file"
         )
     return architecture
 
@@ -142,66 +172,104 @@ class Reader:
 
     def integer(self, field: str, layers: slice | None = None) -> int:
         """A whole number; `layers` are the entries that count if it is stored per layer."""
-        return int(self._number(field, layers))
+        spec, name, value = self._stored(field, int)
+        if value is None:
+            return int(spec.default or 0)
+        if isinstance(value, np.ndarray) and field in _PER_LAYER:
+            value = self._agreed(name, value, layers or slice(None))
+        return checked_integer(name, value, spec.low, spec.high)
 
     def real(self, field: str) -> float:
         """A finite number, or the table's default."""
-        return float(self._number(field, None))
-
-    def _number(self, field: str, layers: slice | None) -> float:
-        spec = KEYS[field]
-        name = self.prefix + spec.key
-        value = self.metadata.get(name, spec.default)
+        spec, name, value = self._stored(field, float)
         if value is None:
+            return float(spec.default or 0.0)
+        return checked_real(name, value, spec.low, spec.high)
+
+    def flag(self, field: str) -> bool:
+        """True or false, or the table's default."""
+        spec, name, value = self._stored(field, bool)
+        return bool(spec.default) if value is None else checked_flag(name, value)
+
+    def _stored(self, field: str, kind: type) -> tuple[Key, str, Any]:
+        """(the table's row, the key's full name, its value); None as value: take the default."""
+        spec = KEYS[field]
+        assert spec.kind is kind, field
+        name = self.prefix + spec.key
+        value = self.metadata.get(name)
+        if value is None and spec.default is None:
             raise GGUFError(
                 f"the metadata key {name} is missing; the file was converted incompletely"
             )
-        if isinstance(value, np.ndarray) and field in _PER_LAYER:
-            value = _agreed(name, value[layers or slice(None)])
-        numbers = (int, float) if spec.kind is float else (int,)
-        if not isinstance(value, numbers) or (isinstance(value, bool) and spec.kind is not bool):
-            raise GGUFError(f"{name} is {short(value)}; {spec.kind.__name__} expected")
-        number: float = value
-        if name in self.metadata and not spec.low <= number <= spec.high:
-            raise GGUFError(f"{name} is {number}; {spec.low:,} to {spec.high:,} is allowed")
-        return number
+        return spec, name, value
+
+    def _agreed(self, name: str, values: npt.NDArray[Any], layers: slice) -> Any:
+        """The value that all of `layers` share, as a Python number; 0 for no layers."""
+        count = positive(self.metadata, f"{self.prefix}block_count")
+        if len(values) != count:
+            raise GGUFError(
+                f"{name} has {len(values):,} entries for {count:,} layers (block_count); the file "
+                "was converted wrongly"
+            )
+        used = values[layers]
+        if used.size == 0:
+            return 0
+        if used.dtype.kind in "iu" and not bool((used == used[0]).all()):
+            raise UnsupportedError(
+                f"{name} differs between layers ({used.min()} to {used.max()}); this version needs "
+                "one value for all"
+            )
+        return used[0].item()
 
 
-def _agreed(name: str, values: npt.NDArray[Any]) -> Any:
-    """The value that all layers share, as a Python number."""
-    if values.size == 0:
-        return 0
-    if not bool((values == values[0]).all()):
-        raise UnsupportedError(
-            f"{name} differs between layers ({values.min()} to {values.max()}); this version needs "
-            "one value for all"
-        )
-    return values[0].item()
-
-
-def _is_neutral(value: object) -> bool:
+def _is_neutral(key: str, value: object) -> bool:
     if isinstance(value, np.ndarray):
         return not value.any()
-    return isinstance(value, (bool, int, float)) and value == 0
+    if not isinstance(value, (bool, int, float)):
+        return False
+    return value == 0 or (key in _FACTORS and value == 1 and value is not True)
 
 
-def short(value: object) -> str:
-    """repr, at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _reason(key: str) -> str | None:
+    """Why a key cannot be run, if it is one of those."""
+    if key in _REFUSED:
+        return _REFUSED[key]
+    return next((why for k, why in _REFUSED.items() if k[-1] == "." and key.startswith(k)), None)
 
 
-def check_other_keys(read: Reader) -> None:
-    """Refuse keys that would change the forward pass; log those that nobody here knows."""
+def check_keys(read: Reader) -> None:
+    """Check type and range of every key of the family, also of those that this file does not use.
+
+    Refuses keys that would change the forward pass; logs those that nobody here knows.
+    """
+    readers = {int: read.integer, float: read.real, bool: read.flag}
+    for field, spec in KEYS.items():
+        if field not in _PER_LAYER:
+            readers[spec.kind](field)
+    if flag(read.metadata, f"{read.prefix}attention.causal") is False:
+        raise UnsupportedError(
+            f"{read.prefix}attention.causal is False: tokens that see later ones, which this "
+            "version cannot run"
+        )
+    flag(read.metadata, f"{read.prefix}rope.scaling.finetuned")
+    _check_other_keys(read)
+
+
+def _check_other_keys(read: Reader) -> None:
     known = {spec.key for spec in KEYS.values()} | _IGNORED
+    unknown = []
     for name, value in read.metadata.items():
         key = name.removeprefix(read.prefix)
         if key == name or key in known:
             continue
-        if key in _REFUSED:
-            if not _is_neutral(value):
-                raise UnsupportedError(
-                    f"{name} is {short(value)}: {_REFUSED[key]}, which this version cannot run"
-                )
-        else:
-            log.warning("ignoring the metadata key %s = %s", name, short(value))
+        reason = _reason(key)
+        if reason is None:
+            unknown.append(f"{shown(name)} = {described(value)}")
+        elif not _is_neutral(key, value):
+            raise UnsupportedError(
+                f"{shown(name)} is {described(value)}: {reason}, which this version cannot run"
+            )
+    for line in unknown[:_LISTED]:
+        log.warning("ignoring the metadata key %s", line)
+    if len(unknown) > _LISTED:
+        log.warning("ignoring %s more metadata keys", f"{len(unknown) - _LISTED:,}")

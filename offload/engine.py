@@ -20,7 +20,6 @@ from offload import sequence
 from offload.answer import Request, Token, answer
 from offload.arguments import check_callable, check_type, path_argument
 from offload.chat import ChatFormat, Message, Prompt, choose_format, completion_prompt
-from offload.checked_tokenizer import CheckedTokenizer
 from offload.config import ModelConfig
 from offload.dry import MASK, breaker_mask
 from offload.errors import RequestError
@@ -57,12 +56,11 @@ class Engine:
         wait: bool = False,
     ) -> None:
         self.config = config
-        self.tokenizer: Tokenizer = CheckedTokenizer(tokenizer)
+        self.tokenizer = tokenizer
         self.plan = plan
         self.stats = RunStats()
         self.format: ChatFormat = choose_format(file.metadata, tokenizer)
         self._file = file
-        self._tokenizer = tokenizer
         self._sequence = sequence.Sequence(model, KVCache(config, plan.kv.context, plan.kv.kv_type))
         self._turns = Turns(wait=wait)
         self._breakers: dict[tuple[str, ...], MASK] = {}
@@ -96,7 +94,7 @@ class Engine:
         """
         params = SamplingParams.from_options(sampling)
         if isinstance(prompt, str):
-            ready = completion_prompt(self._tokenizer, prompt)
+            ready = completion_prompt(self.tokenizer, prompt)
         elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | bytearray):
             ready = Prompt(ids=list(prompt), text="")
         else:
@@ -105,7 +103,7 @@ class Engine:
                 f"{type(prompt).__name__}"
             )
         params = params.with_defaults(defaults_for("none", thinking=False))
-        decoder = StreamDecoder(self._tokenizer)
+        decoder = StreamDecoder(self.tokenizer)
 
         def read(token_id: int | None) -> list[Piece]:
             text = decoder.flush() if token_id is None else decoder.push(token_id)
@@ -130,7 +128,7 @@ class Engine:
         prompt = self.format.build_prompt(messages, thinking=thinking)
         thinks = self.format.thinking_mode != "none" and not prompt.after_thinking
         params = params.with_defaults(defaults_for(self.format.name, thinks))
-        splitter = prompt.splitter(self._tokenizer)
+        splitter = prompt.splitter(self.tokenizer)
 
         def read(token_id: int | None) -> list[Piece]:
             return splitter.flush() if token_id is None else splitter.push(token_id)
@@ -212,7 +210,7 @@ class Engine:
         try:
             self._begin(turn)
             self.stats = stats
-            yield from answer(request, self._sequence, turn, self._tokenizer, stats)
+            yield from answer(request, self._sequence, turn, self.tokenizer, stats)
             stats.swapped_bytes = swapped_bytes()
         finally:
             turn.end()
@@ -221,7 +219,7 @@ class Engine:
         """What cuts repeats for DRY; made once for each choice of breakers."""
         breakers = params.dry_sequence_breakers
         if params.dry_multiplier > 0 and breakers not in self._breakers:
-            self._breakers[breakers] = breaker_mask(self._tokenizer, breakers)
+            self._breakers[breakers] = breaker_mask(self.tokenizer, breakers)
         return self._breakers.get(breakers)
 
     def _check_ids(self, token_ids: Sequence[int]) -> np.ndarray:

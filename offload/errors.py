@@ -7,10 +7,40 @@
     +-- DeviceError         a device is missing or failed
     +-- RequestError        a bad prompt, message list or sampling value
 
-Every message says what is wrong, with the numbers, and the way out.
+Every message says what is wrong, with the numbers, and the way out. Names that come from files
+and paths go into messages through `shown`.
 """
 
 from __future__ import annotations
+
+from typing import Final
+
+# Letters and marks that have no picture, so that two names could look alike; Python prints them.
+_INVISIBLE: Final = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+) | frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+
+
+def shown(text: object, limit: int = 120) -> str:
+    """`text` fit for one line of a message: what a reader cannot see is written as an escape.
+
+    Control characters, newlines, direction marks, characters without width, private and unassigned
+    ones become \\x1b, \\n, \\u202e. Beyond `limit` characters the middle is left out.
+    """
+    whole = str(text)
+    if len(whole) > limit:
+        tail = limit // 3
+        return f"{_escaped(whole[: limit - tail])} ... {_escaped(whole[-tail:])}"
+    return _escaped(whole)
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable() and _INVISIBLE.isdisjoint(text):
+        return text
+    return "".join(
+        c if c.isprintable() and c not in _INVISIBLE else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
 
 
 class OffloadError(Exception):

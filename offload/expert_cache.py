@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from offload.arguments import check_callable, check_type, integer, shown
+from offload.arguments import check_callable, check_type, integer, quoted
 from offload.errors import OffloadError, PlanError, RequestError
 from offload.policies import CachePolicy, ExpertKey
 
@@ -72,7 +72,7 @@ class ExpertCache:
     ) -> None:
         number = integer(slots)
         if number is None or not 0 <= number <= MOST:
-            raise PlanError(f"an expert cache needs 0 slots or more, not {shown(slots)}")
+            raise PlanError(f"an expert cache needs 0 slots or more, not {quoted(slots)}")
         for method in ("touch", "admit", "remove", "victim"):
             check_callable(f"{method} of the policy", getattr(policy, method, None))
         check_callable("load", load)
@@ -156,7 +156,7 @@ class ExpertCache:
 
 def _listed(keys: object) -> Iterable[object]:
     if not isinstance(keys, Iterable) or isinstance(keys, (str, bytes)):
-        raise RequestError(f"experts are asked for by a list of keys, not {shown(keys)}")
+        raise RequestError(f"experts are asked for by a list of keys, not {quoted(keys)}")
     return keys
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from offload.arguments import is_number, path_argument, shown, whole
+from offload.arguments import is_number, path_argument, quoted, whole
 from offload.config import ModelConfig
 from offload.errors import PlanError
 from offload.memory import GIB, amount
@@ -35,9 +35,9 @@ class LayoutOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.layout, str) or self.layout not in get_args(Layout):
-            raise PlanError(f"--experts-layout {shown(self.layout)}: native, packed or auto")
+            raise PlanError(f"--experts-layout {quoted(self.layout)}: native, packed or auto")
         if self.budget is not None and (whole(self.budget) is None or self.budget < 0):
-            raise PlanError(f"--pack-budget {shown(self.budget)}: bytes, at least 0")
+            raise PlanError(f"--pack-budget {quoted(self.budget)}: bytes, at least 0")
         if self.cache is not None:
             object.__setattr__(self, "cache", path_argument("--packed-cache", self.cache))
 
@@ -47,9 +47,9 @@ def budget_bytes(gib: object) -> int | None:
     if gib is None:
         return None
     if is_number(gib) and gib < 0:  # type: ignore[operator]
-        raise PlanError(f"--pack-budget {shown(gib)}: it cannot be negative")
+        raise PlanError(f"--pack-budget {quoted(gib)}: it cannot be negative")
     if not is_number(gib) or not 0 <= gib <= MOST_GIB:  # type: ignore[operator]
-        raise PlanError(f"--pack-budget {shown(gib)}: GiB, a number in [0, {MOST_GIB:,}]")
+        raise PlanError(f"--pack-budget {quoted(gib)}: GiB, a number in [0, {MOST_GIB:,}]")
     return round(float(gib) * GIB)  # type: ignore[arg-type]
 
 

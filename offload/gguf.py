@@ -6,7 +6,7 @@ one tensor's bytes; it keeps its part mapped, also after `close()`, until it is 
 
 from __future__ import annotations
 
-import mmap
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,16 +17,22 @@ import numpy as np
 import numpy.typing as npt
 
 from offload import shards
-from offload.arguments import path_argument, shown
-from offload.errors import GGUFError, RequestError
+from offload.arguments import path_argument, quoted
+from offload.errors import GGUFError, RequestError, shown
 from offload.gguf_cursor import StringArray
-from offload.gguf_header import Header, TensorInfo, parse_header
+from offload.gguf_header import Header, parse_header
+from offload.gguf_tensors import ForeignTensor, TensorInfo
+from offload.mapped_file import MappedFile
+from offload.metadata import integer
 from quant.ggml import BLOCK
 
-__all__ = ["GGUFFile", "StringArray", "TensorInfo"]
+__all__ = ["ForeignTensor", "GGUFFile", "StringArray", "TensorInfo"]
+
+log = logging.getLogger(__name__)
 
 U8 = npt.NDArray[np.uint8]
 MAX_PARTS: Final = 99_999  # five digits in a shard's name
+MAX_PADDING: Final = 65_536  # bytes behind the tensors in which another header is looked for
 
 
 class GGUFFile:
@@ -34,29 +40,44 @@ class GGUFFile:
 
     metadata: keys of the first part; numbers, bools and strings as Python values, number arrays as
         read-only numpy views, string arrays as StringArray (decoded item by item).
-    tensors: name -> TensorInfo over all parts, in file order.
+    tensors: name -> TensorInfo over all parts, in file order. foreign: likewise, those of types
+        that this program does not know; no model can be run from a file that has any.
     version, alignment: of the first part. paths: the parts in order. file_bytes: their total.
+    mapped: the parts as long as they are open.
     """
 
-    def __init__(self, paths: list[Path], parts: list[U8], headers: list[Header]) -> None:
+    def __init__(self, paths: list[Path], parts: list[MappedFile], headers: list[Header]) -> None:
         self.paths: tuple[Path, ...] = tuple(paths)
         self.version: int = headers[0].version
         self.alignment: int = headers[0].alignment
-        self.file_bytes: int = sum(len(part) for part in parts)
+        self.file_bytes: int = sum(part.size for part in parts)
         self.metadata: Mapping[str, Any] = MappingProxyType(headers[0].metadata)
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_merge_tensors(paths, headers))
-        self._parts: list[U8] = parts
+        _check_names(paths, headers)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
+            {info.name: info for header in headers for info in header.tensors}
+        )
+        self.foreign: Mapping[str, ForeignTensor] = MappingProxyType(
+            {info.name: info for header in headers for info in header.foreign}
+        )
+        self.mapped: tuple[MappedFile, ...] = tuple(parts)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUFFile:
         """Map the file, or every shard of the set that it belongs to, and parse the headers.
 
         path: the file or any one shard, NAME-00002-of-00005.gguf.
-        Raises GGUFError (missing, damaged, not a GGUF) or UnsupportedError (version, tensor type).
+        Raises GGUFError (missing, damaged, not a GGUF) or UnsupportedError (version).
         """
         given = path_argument("the path of the model", path, GGUFError)
         part, header = _open_part(given, 0)
         count = _split_value(header, "split.count", given) or 1
+        if count > 1 and shards.parse_shard_name(given) is None and _is_whole(header, given):
+            log.warning(
+                "%s says that it is one of %d parts (split.count), but holds all tensors",
+                shards.label(given.name),
+                count,
+            )
+            count = 1
         if count == 1:
             opened = cls([given], [part], [header])
         else:
@@ -68,7 +89,7 @@ class GGUFFile:
     def raw(self, name: str) -> U8:
         """Exactly the bytes of a tensor: (n_bytes,) uint8, read-only, no copy."""
         info = self._info(name)
-        return self._parts[info.part][info.offset : info.offset + info.n_bytes]
+        return self.mapped[info.part].data[info.offset : info.offset + info.n_bytes]
 
     def blocks(self, name: str) -> U8:
         """The same bytes as (*shape[:-1], n_blocks, block_bytes) uint8."""
@@ -84,15 +105,15 @@ class GGUFFile:
         tensors to such kernels copies those whose tail is too short.
         """
         info = self._info(name)
-        return len(self._parts[info.part]) - (info.offset + info.n_bytes)
+        return self.mapped[info.part].size - (info.offset + info.n_bytes)
 
     def _info(self, name: str) -> TensorInfo:
         """Where a tensor is; RequestError if it is not in the file, or the file is closed."""
         info = self.tensors.get(name) if isinstance(name, str) else None
         if info is None:
-            raise RequestError(f"{self.paths[0].name}: there is no tensor {shown(name)}")
-        if not self._parts:
-            raise RequestError(f"{name}: the GGUFFile is closed")
+            raise RequestError(f"{shown(self.paths[0].name)}: there is no tensor {quoted(name)}")
+        if not self.mapped:
+            raise RequestError(f"{shown(name)}: the GGUFFile is closed")
         return info
 
     def close(self) -> None:
@@ -100,7 +121,7 @@ class GGUFFile:
 
         `tensors`, `paths` and the numbers stay readable; calling it twice is fine.
         """
-        self._parts = []
+        self.mapped = ()
         self.metadata = MappingProxyType({})
 
     def __enter__(self) -> GGUFFile:
@@ -116,68 +137,108 @@ class GGUFFile:
 
     def __repr__(self) -> str:
         return (
-            f"<GGUFFile {self.paths[0].name}: {len(self.paths)} parts, {len(self.tensors)} tensors>"
+            f"<GGUFFile {shards.label(self.paths[0].name)}: {len(self.paths)} parts, "
+            f"{len(self.tensors) + len(self.foreign)} tensors>"
         )
 
 
-def _open_part(path: Path, part: int) -> tuple[U8, Header]:
-    """Map one file and parse its header. The array keeps the map open."""
+def _open_part(path: Path, part: int) -> tuple[MappedFile, Header]:
+    """Map one file and parse its header."""
     shards.check_is_file(path)
     try:
         with path.open("rb") as file:
             shards.check_magic(file.read(64), path)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = MappedFile(path)
     except OSError as exc:
         raise shards.unreadable(path, exc) from exc
-    return np.frombuffer(mapped, np.uint8), parse_header(memoryview(mapped), part, str(path))
+    try:
+        header = parse_header(mapped.data.data, part, str(path))
+    except GGUFError as exc:
+        if hint := shards.piece_hint(path):
+            raise GGUFError(f"{exc}{hint}") from exc
+        raise
+    _check_what_follows(mapped, header, path)
+    return mapped, header
+
+
+def _check_what_follows(mapped: MappedFile, header: Header, path: Path) -> None:
+    """Recognise parts that were joined with `cat`: behind the tensors another GGUF begins."""
+    window = min(header.alignment, MAX_PADDING) + 8
+    behind = mapped.data[header.end : header.end + window + 4].tobytes()
+    found = behind.find(b"GGUF")
+    if found < 0 or behind[found + 4 : found + 8] not in (b"\2\0\0\0", b"\3\0\0\0"):
+        return
+    at = header.end + found
+    count = _split_value(header, "split.count", path) or 1
+    if count > 1:
+        number = (_split_value(header, "split.no", path) or 0) + 1
+        raise GGUFError(
+            f"{shards.label(path)} is several parts joined with cat: part {number} of {count} ends "
+            f"at byte {header.end:,} and another GGUF file follows, which cannot be read in there; "
+            "give the first of the original parts, or join those with `llama-gguf-split --merge "
+            "FIRST-PART OUTPUT`"
+        )
+    log.warning(
+        "%s: another GGUF file begins at byte %s, behind this one's tensors; it is not read",
+        shards.label(path),
+        f"{at:,}",
+    )
 
 
 def _split_value(header: Header, key: str, path: Path) -> int | None:
     """A split.* key: None if absent, otherwise a small non-negative int."""
-    value = header.metadata.get(key)
     limit = MAX_PARTS if key != "split.tensors.count" else 2**31
-    if value is not None and (type(value) is not int or not 0 <= value <= limit):
-        raise GGUFError(f"{path.name}: {key} is {value!r}; 0 to {limit:,} is allowed")
-    return value
+    try:
+        return integer(header.metadata, key, 0, limit)
+    except GGUFError as exc:
+        raise GGUFError(f"{shards.label(path)}: {exc}") from exc
 
 
-def _merge_tensors(paths: list[Path], headers: list[Header]) -> dict[str, TensorInfo]:
-    """All tensors by name, after checking that the parts belong together."""
-    merged: dict[str, TensorInfo] = {}
-    first = {key: _split_value(headers[0], key, paths[0]) for key in _SPLIT_KEYS}
+def _is_whole(header: Header, path: Path) -> bool:
+    """Whether a part holds all tensors of its set: tools that join parts leave the keys behind."""
+    held = len(header.tensors) + len(header.foreign)
+    return held > 0 and held == _split_value(header, "split.tensors.count", path)
+
+
+def _check_names(paths: list[Path], headers: list[Header]) -> None:
+    """Do the parts belong together? No tensor twice; what they say of the set must agree."""
+    seen: dict[str, Path] = {}
+    first = _split_value(headers[0], "split.count", paths[0])
     for i, (path, header) in enumerate(zip(paths, headers, strict=True)):
         if len(paths) > 1:
             _check_split_keys(i, path, header, first)
-        for info in header.tensors:
-            if info.name in merged:
+        for name in (*(t.name for t in header.tensors), *(t.name for t in header.foreign)):
+            if name in seen:
                 raise GGUFError(
-                    f"the tensor {info.name} is in two parts, {paths[merged[info.name].part].name} "
-                    f"and {path.name}; these files do not belong together"
+                    f"the tensor {shown(name)} is in two parts, "
+                    f"{shards.label(seen[name].name)} and {shards.label(path.name)}; these "
+                    "files do not belong together"
                 )
-            merged[info.name] = info
-    expected = first["split.tensors.count"]
-    if expected is not None and expected != len(merged):
-        raise GGUFError(
-            f"{paths[0].name}: the {len(paths)} parts hold {len(merged):,} tensors, but "
-            f"split.tensors.count says {expected:,}; a part is from another download"
-        )
-    return merged
+            seen[name] = path
+    for path, header in zip(paths, headers, strict=True):
+        stated = _split_value(header, "split.tensors.count", path)
+        if stated is not None and stated != len(seen):
+            # Tools that add or drop tensors leave the count behind: what the model needs decides.
+            log.warning(
+                "%s says that the model has %s tensors (split.tensors.count), but %s are there; if "
+                "answers are odd, a part is from another download",
+                shards.label(path.name),
+                f"{stated:,}",
+                f"{len(seen):,}",
+            )
+            return
 
 
-_SPLIT_KEYS: Final = ("split.count", "split.tensors.count")
-
-
-def _check_split_keys(i: int, path: Path, header: Header, first: dict[str, int | None]) -> None:
+def _check_split_keys(i: int, path: Path, header: Header, count: int | None) -> None:
     number = _split_value(header, "split.no", path)
     if number != i:
         raise GGUFError(
-            f"{path.name}: split.no is {number}, but the name says part {i + 1} (split.no {i}); "
-            "the file was renamed or belongs to another download"
+            f"{shards.label(path.name)}: split.no is {number}, but the name says part {i + 1} "
+            f"(split.no {i}); the file was renamed or belongs to another download"
         )
-    for key in _SPLIT_KEYS:
-        value = _split_value(header, key, path)
-        if value != first[key]:
-            raise GGUFError(
-                f"{path.name}: {key} is {value}, but the first part says {first[key]}; the parts "
-                "are from different downloads"
-            )
+    stated = _split_value(header, "split.count", path)
+    if stated != count:
+        raise GGUFError(
+            f"{shards.label(path.name)}: split.count is {stated}, but the first part says "
+            f"{count}; the parts are from different downloads"
+        )

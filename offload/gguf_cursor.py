@@ -124,7 +124,7 @@ class Cursor:
 
         One pass over the lengths: this loop is most of the time it takes to open a file.
         """
-        n = self.count(f"strings in {key!r}", 8)
+        n = self.count(f"strings in '{key}'", 8)
         data, size, pos, unpack = self.data, self.size, self.pos, _U64.unpack_from
         bounds = array("q", [pos])
         append = bounds.append
@@ -137,7 +137,7 @@ class Cursor:
         if pos > size:
             bad = len(bounds) - (2 if bounds[-1] > size else 1)
             raise GGUFError(
-                f"{self.label}: string {bad:,} of the {n:,} in {key!r} runs past the end of the "
+                f"{self.label}: string {bad:,} of the {n:,} in '{key}' runs past the end of the "
                 f"file ({size:,} bytes); it is damaged or cut short: download it again"
             )
         self.pos = pos

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from offload.arguments import integer, shown
+from offload.arguments import integer, quoted
 from offload.cgroups import Limits, read_limits
 from offload.errors import PlanError
 from offload.memory import amount, free_hugetlb, thp_mode
@@ -71,7 +71,7 @@ class HardwareProfile:
         """
         cpu, cores = self.cpu, self.cpu.topology.cores
         if integer(threads) is None:
-            raise PlanError(f"threads must be a whole number, not {shown(threads)}")
+            raise PlanError(f"threads must be a whole number, not {quoted(threads)}")
         if wish is False:
             return None, "not pinned, as asked"
         if threads == 1:

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offload.errors import GGUFError, UnsupportedError
-from offload.tokenizer import (
+from offload.literals import Literals
+from offload.metadata import described
+from offload.tokenizer import Part, checked_id, checked_ids, clean_text, encode_parts
+from offload.vocabulary import (
     CONTROL,
     NORMAL,
     USER_DEFINED,
-    Part,
-    clean_text,
-    encode_parts,
-    literal_pattern,
-    metadata_id,
-    vocabulary,
+    duplicate,
+    missing_bytes,
+    quoted,
+    read_vocabulary,
 )
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class KimiTokenizer:
         """
         self._bytes = token_bytes
         self._specials = dict(specials)
-        self._pattern = literal_pattern(self._specials)
+        self._literals = Literals(self._specials)
         self._text_of = {i: text.encode() for text, i in specials.items() if i in user_defined}
         self._eog_ids = eog_ids
         self._bos_id = bos_id
@@ -144,15 +145,15 @@ class KimiTokenizer:
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> KimiTokenizer:
         """Read and check the vocabulary; raises GGUFError naming a fault."""
-        model = metadata.get("tokenizer.ggml.model")
-        if model != "gpt2":
+        vocabulary = read_vocabulary(metadata)
+        if vocabulary.model != "gpt2":
             raise UnsupportedError(
-                f"tokenizer.ggml.pre is kimi-k2 but tokenizer.ggml.model is {model!r}; "
-                "only gpt2 (byte-level BPE) is known with it, convert the model again."
+                "tokenizer.ggml.pre is kimi-k2 but tokenizer.ggml.model is "
+                f"{described(vocabulary.model)}; only gpt2 (byte-level BPE) is known with it, "
+                "convert the model again."
             )
-        texts, types = vocabulary(metadata)
-        n_vocab = len(texts)
-        kinds = np.array(types)
+        texts = vocabulary.texts
+        kinds = np.array(vocabulary.types)
         known = [i for i, text in enumerate(texts) if text in SPECIAL_TEXTS]
         is_special = np.isin(kinds, (CONTROL, USER_DEFINED))
         is_special[known] = True
@@ -160,20 +161,19 @@ class KimiTokenizer:
         for token_id in np.flatnonzero(is_special).tolist():
             first = specials.setdefault(texts[token_id], token_id)
             if first != token_id:
-                raise GGUFError(_duplicate(texts[token_id], first, token_id))
+                raise GGUFError(duplicate(texts, first, token_id))
         user_defined = set(np.flatnonzero(kinds == USER_DEFINED).tolist()) - set(known)
         ordinary = np.flatnonzero((kinds == NORMAL) & ~is_special).tolist()
         token_bytes = _ordinary_bytes(texts, ordinary)
-        ends = [metadata_id(metadata, name, n_vocab) for name in ("eos", "eot")]
-        ends += [specials.get(text) for text in EOG_TEXTS]
+        known_ends = {specials[text] for text in EOG_TEXTS if text in specials}
         return cls(
             token_bytes=token_bytes,
             specials=specials,
             user_defined=frozenset(user_defined),
-            eog_ids=frozenset(end for end in ends if end is not None),
-            bos_id=metadata_id(metadata, "bos", n_vocab),
-            add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
-            chat_template=metadata.get("tokenizer.chat_template"),
+            eog_ids=vocabulary.end_ids | known_ends,
+            bos_id=vocabulary.bos_id,
+            add_bos=bool(vocabulary.add_bos),
+            chat_template=vocabulary.chat_template,
         )
 
     @property
@@ -224,29 +224,29 @@ class KimiTokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of `text`; see `Tokenizer.encode`."""
         text = clean_text(text)
-        if not special or self._pattern is None:
+        if not special:
             return self._encode_ordinary(text)
         ids: list[int] = []
         place = 0
-        for match in self._pattern.finditer(text):
-            ids += self._encode_ordinary(text[place : match.start()])
-            ids.append(self._specials[match.group()])
-            place = match.end()
+        for start, end in self._literals.spans(text):
+            ids += self._encode_ordinary(text[place:start])
+            ids.append(self._specials[text[start:end]])
+            place = end
         return ids + self._encode_ordinary(text[place:])
 
     def encode_parts(self, parts: Iterable[Part]) -> list[int]:
         """Token ids of a prompt; see `offload.tokenizer.encode_parts`."""
-        return encode_parts(self, self._pattern, parts)
+        return encode_parts(self, self._literals, parts)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The raw bytes of one token; b"" for a control or unused one."""
-        if not 0 <= token_id < len(self._bytes):
-            raise ValueError(f"token id {token_id} is outside 0..{len(self._bytes) - 1}")
+        token_id = checked_id(token_id, len(self._bytes))
         return self._bytes[token_id] or self._text_of.get(token_id, b"")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, control tokens left out."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+        checked = checked_ids(ids, self.n_vocab)
+        return b"".join(map(self.token_bytes, checked)).decode("utf-8", "replace")
 
     def is_control(self, token_id: int) -> bool:
         """Whether the token stands for something other than text (holes included)."""
@@ -254,7 +254,7 @@ class KimiTokenizer:
 
     def special_id(self, text: str) -> int | None:
         """The id of the special token written exactly like `text`, or None."""
-        return self._specials.get(text)
+        return self._specials.get(clean_text(text))
 
 
 def _ordinary_bytes(texts: Sequence[str], ordinary: Sequence[int]) -> list[bytes]:
@@ -264,29 +264,18 @@ def _ordinary_bytes(texts: Sequence[str], ordinary: Sequence[int]) -> list[bytes
     if None in distinct or b"" in distinct:
         token_id = next(i for i, raw in zip(ordinary, raw_tokens, strict=True) if not raw)
         raise GGUFError(
-            f"token {token_id} ({texts[token_id]!r}) is ordinary (type {NORMAL}) but not "
+            f"token {token_id} ({quoted(texts[token_id])}) is ordinary (type {NORMAL}) but not "
             "written in the byte alphabet of GPT-2; convert the model again."
         )
     if len(distinct) != len(ordinary):
         seen: dict[bytes | None, int] = {}
         for token_id, raw in zip(ordinary, raw_tokens, strict=True):
             if (first := seen.setdefault(raw, token_id)) != token_id:
-                raise GGUFError(_duplicate(texts[token_id], first, token_id))
+                raise GGUFError(duplicate(texts, first, token_id))
     missing = [byte for byte in range(256) if bytes([byte]) not in distinct]
     if missing:
-        raise GGUFError(
-            f"{len(missing)} of the 256 single bytes are no tokens (the first: "
-            f"0x{missing[0]:02X}), so some text could not be encoded; the file is damaged "
-            "or was converted wrongly, download or convert it again."
-        )
+        raise GGUFError(missing_bytes(missing))
     token_bytes = [b""] * len(texts)
     for token_id, raw in zip(ordinary, raw_tokens, strict=True):
         token_bytes[token_id] = raw or b""
     return token_bytes
-
-
-def _duplicate(text: str, first: int, second: int) -> str:
-    return (
-        f"token {second} ({text!r}) repeats token {first}, so ids and text would not match; "
-        "the file is damaged or was converted wrongly, download or convert it again."
-    )

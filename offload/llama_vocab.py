@@ -1,126 +1,170 @@
-"""Every vocabulary but Kimi's: llama.cpp's own tokenizer, loaded without the model.
+"""Every vocabulary but Kimi's: llama.cpp's own tokenizer, in a process of its own.
 
-The only run-time user of llama-cpp-python. `vocab_only` reads the header of the file: no weights,
-no device, no context.
+What a token is (bytes, control, end of generation) is fetched once; texts to encode go to the
+process. If it dies or does not finish, that is one error and this program goes on.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import threading
-import weakref
+from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import llama_cpp
-
-from offload.errors import GGUFError, UnsupportedError
-from offload.tokenizer import (
+from offload.child import Child, ChildError
+from offload.child_frames import Frame
+from offload.errors import GGUFError, RequestError, UnsupportedError, shown
+from offload.literals import Literals
+from offload.tokenizer import Part, checked_id, checked_ids, clean_text, encode_parts
+from offload.vocab_child import EOG, IS_CONTROL
+from offload.vocabulary import (
     CONTROL,
+    REPAIR,
     UNKNOWN,
     USER_DEFINED,
-    Part,
-    clean_text,
-    encode_parts,
-    literal_pattern,
-    metadata_id,
-    vocabulary,
+    Vocabulary,
+    check_for_llama,
+    read_vocabulary,
 )
 
 # User-defined tokens that look like markup (`<think>`, `[INST]`) are special to us; the others
 # (runs of spaces, HTML fragments) are plain text. llama.cpp finds both in every text.
-_MARKUP = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+_MARKUP: Final = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 # Some of llama.cpp's splitters recurse once per character of a word. A run this long is no
 # word; cutting it keeps the C stack bounded.
-_RUN = 8_000
-_LONG_RUN = re.compile(rf"\s{{{_RUN}}}|\S{{{_RUN}}}")
+_RUN: Final = 8_000
+_RUNS: Final = re.compile(r"\s+|\S+")
 
-_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
+_OPEN_SECONDS: Final = 60.0
+_CALL_SECONDS: Final = 20.0
+_BYTES_PER_SECOND: Final = 100_000  # of a text, far below what a sound vocabulary does
+_TABLE_BYTES: Final = 1 << 30
 
-_load_lock = threading.Lock()
-_log_lines: list[str] = []
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _log_callback(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-    # llama.cpp keeps this pointer for good, hence a module attribute; it runs on any thread
-    del user_data
-    if level == _ERROR_LEVEL:
-        _log_lines.append(text.decode("utf-8", "replace"))
-        del _log_lines[:-20]
-
-
-def _open(path: Path, kind: str) -> Any:
-    """A llama_model that holds only the vocabulary of `path`."""
-    with _load_lock:
-        llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
-        _log_lines.clear()
-        params = llama_cpp.llama_model_default_params()
-        params.vocab_only = True
-        params.use_mmap = True
-        params.n_gpu_layers = 0
-        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-        said = " ".join("".join(_log_lines).split())
-    if not model:
-        raise UnsupportedError(
-            f"llama.cpp cannot read the vocabulary of {path} ({kind}): "
-            f"{said or 'no reason given'}. "
-            "A newer llama-cpp-python may know it: pip install -U llama-cpp-python."
-        )
-    return model
+# ChildError.how -> what to say
+_HOW: Final = {
+    "crashed": "crashed",
+    "late": "did not finish",
+    "memory": "needs more memory than it may take",
+}
 
 
 class LlamaVocab:
-    """`Tokenizer` over a vocabulary that llama.cpp loaded. Encoding is safe from any thread."""
+    """`Tokenizer` over a vocabulary that llama.cpp loaded. Safe from any thread."""
 
-    def __init__(self, model: Any, metadata: Mapping[str, Any]) -> None:
-        """Take over `model` (freed with this object); the tables come from `metadata`."""
-        self._free = weakref.finalize(self, llama_cpp.llama_model_free, model)
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
-        self._n_vocab = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
-        texts, kinds = vocabulary(metadata)
-        if len(texts) != self._n_vocab:
-            raise GGUFError(
-                f"the file lists {len(texts)} tokens but llama.cpp loaded {self._n_vocab}; "
-                "the metadata and the file do not belong together."
-            )
+    def __init__(self, vocabulary: Vocabulary, path: Path) -> None:
+        """Start the process for `vocabulary`, which `path` holds; errors: as `load`."""
+        self._name = shown(path.name)
+        self._kind = ", ".join(
+            f"tokenizer.ggml.{key} = {shown(value or 'missing', 40)}"
+            for key, value in (("model", vocabulary.model), ("pre", vocabulary.pre))
+        )
+        self._n_vocab = len(vocabulary.texts)
+        self._chat_template = vocabulary.chat_template
+        self._is_bpe = vocabulary.model == "gpt2"
         self._specials: dict[str, int] = {}
         markup: list[str] = []
-        for token_id, (text, kind) in enumerate(zip(texts, kinds, strict=True)):
+        for token_id, (text, kind) in enumerate(
+            zip(vocabulary.texts, vocabulary.types, strict=True)
+        ):
             is_markup = kind == USER_DEFINED and _MARKUP.fullmatch(text) is not None
             if text and (kind in (CONTROL, UNKNOWN) or is_markup):
                 self._specials.setdefault(text, token_id)
             if is_markup:
                 markup.append(text)
-        self._pattern = literal_pattern(self._specials)
-        self._markup = literal_pattern(markup)
-        self._is_bpe = metadata.get("tokenizer.ggml.model") == "gpt2"
-        ends = {i for i in range(self._n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, i)}
-        named = (metadata_id(metadata, name, self._n_vocab) for name in ("eos", "eot", "eom"))
-        self._eog_ids = frozenset(ends | {i for i in named if i is not None})
-        bos = int(llama_cpp.llama_vocab_bos(self._vocab))
-        self._bos_id = bos if 0 <= bos < self._n_vocab else None
-        self._add_bos = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
-        self._chat_template: str | None = metadata.get("tokenizer.chat_template")
+        self._literals = Literals(self._specials)
+        self._markup = Literals(markup)
+
+        self._pieces: list[bytes] = []
+        self._controls: frozenset[int] = frozenset()
+        location = os.fsencode(os.path.abspath(path))
+        again = Frame({"do": "open", "table": False}, location)
+        self._child = Child("offload.vocab_child", again, seconds=_OPEN_SECONDS)
+        opened = self._open(Frame({"do": "open", "table": True}, location))
+        ends = self._read_table(opened)
+        bos = opened.header.get("bos")
+        self._bos_id = bos if isinstance(bos, int) and 0 <= bos < self._n_vocab else None
+        self._add_bos = opened.header.get("add_bos") is True
+        self._eog_ids = frozenset(ends | vocabulary.end_ids)
 
     @classmethod
     def load(cls, metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> LlamaVocab:
         """Load the vocabulary of the GGUF at `path`, whose metadata is `metadata`.
 
         Raises:
-            GGUFError: there is no vocabulary, or it contradicts itself.
+            GGUFError: there is no vocabulary, it contradicts itself, or llama.cpp's code crashes
+                or does not finish on it.
             UnsupportedError: llama.cpp does not know it; the message quotes its reason.
         """
-        vocabulary(metadata)  # a clear error before llama.cpp's
-        kind = ", ".join(
-            f"tokenizer.ggml.{key} = {metadata.get(f'tokenizer.ggml.{key}', 'missing')}"
-            for key in ("model", "pre")
+        vocabulary = read_vocabulary(metadata)
+        check_for_llama(metadata, vocabulary)
+        return cls(vocabulary, Path(path))
+
+    def _open(self, request: Frame) -> Frame:
+        try:
+            reply = self._child.start(request, reply_bytes=_TABLE_BYTES)
+        except ChildError as exc:
+            raise GGUFError(
+                f"llama.cpp's vocabulary code {_HOW[exc.how]} on the vocabulary of {self._name} "
+                f"({self._kind}){_reason(exc.said)}; {REPAIR}"
+            ) from exc
+        header = reply.header
+        if "failed" in header:
+            reason = header.get("said") or "no reason given"
+            raise UnsupportedError(
+                f"llama.cpp cannot read the vocabulary of {self._name} ({self._kind})"
+                f"{_reason(shown(reason, 200))}. "
+                "A newer llama-cpp-python may know it: pip install -U llama-cpp-python."
+            )
+        if header.get("n_tokens") != self._n_vocab:
+            raise GGUFError(
+                f"the file lists {self._n_vocab} tokens but llama.cpp loaded "
+                f"{header.get('n_tokens')}; the metadata and the file do not belong together."
+            )
+        return reply
+
+    def _read_table(self, reply: Frame) -> set[int]:
+        """Keep what every token is; the ids that llama.cpp calls an end of generation."""
+        n, body = self._n_vocab, reply.body
+        lengths = array("I", body[: 4 * n] if len(body) >= 5 * n else b"")
+        flags = body[4 * n : 5 * n]
+        if len(lengths) != n or 5 * n + sum(lengths) != len(body):
+            raise self._unsound()
+        end = 5 * n
+        for length in lengths:
+            self._pieces.append(body[end : end + length])
+            end += length
+        self._controls = frozenset(i for i, flag in enumerate(flags) if flag & IS_CONTROL)
+        return {i for i, flag in enumerate(flags) if flag & EOG}
+
+    def _unsound(self) -> GGUFError:
+        return GGUFError(
+            f"llama.cpp's vocabulary code gave no sound answer for {self._name}; {REPAIR}"
         )
-        return cls(_open(Path(path), kind), metadata)
+
+    def _call(self, request: Frame, size: int) -> bytes:
+        """The body of an answer about a text, or tokens, of `size` bytes."""
+        seconds = _CALL_SECONDS + size / _BYTES_PER_SECOND
+        try:
+            reply = self._child.call(request, seconds=seconds, reply_bytes=64 * size + 1_000_000)
+        except ChildError as exc:
+            way_out = "" if exc.how == "crashed" else "give a shorter text, or "
+            raise RequestError(
+                f"llama.cpp's vocabulary code {_HOW[exc.how]} on this text of {size:,} bytes, with "
+                f"the vocabulary of {self._name} ({self._kind}){_reason(exc.said)}; {way_out}use a "
+                "file with a sound vocabulary."
+            ) from exc
+        if "failed" in reply.header:
+            reason = reply.header.get("said") or reply.header["failed"]
+            raise GGUFError(
+                f"llama.cpp's vocabulary code cannot read {self._name} ({self._kind}) again: "
+                f"{shown(reason, 200)}; the file has changed or is not there any more."
+            )
+        if request.header["do"] == "encode" and len(reply.body) % 4:
+            raise self._unsound()
+        return reply.body
 
     @property
     def n_vocab(self) -> int:
@@ -153,88 +197,72 @@ class LlamaVocab:
         return self._specials
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of `text`; see `Tokenizer.encode`."""
-        ids: list[int] = []
-        for piece in self._pieces(clean_text(text), special):
-            ids += self._tokenize(piece.encode("utf-8"), special)
-        return ids
+        """Token ids of `text`; see `Tokenizer.encode`.
 
-    def _pieces(self, text: str, special: bool) -> Iterable[str]:
+        RequestError if llama.cpp's code crashes or does not finish on it.
+        """
+        ids = array("i")
+        for piece in self._cut(clean_text(text), special):
+            if data := piece.encode("utf-8"):
+                ids.frombytes(
+                    self._call(Frame({"do": "encode", "special": special}, data), len(data))
+                )
+        if ids and not 0 <= min(ids) <= max(ids) < self._n_vocab:
+            raise self._unsound()
+        return ids.tolist()
+
+    def _cut(self, text: str, special: bool) -> Iterable[str]:
         cuts: set[int] = set()
-        if not special and self._markup is not None:
+        if not special and self._markup:
             # llama.cpp offers no way to leave a user-defined token alone: cut it after its bracket
-            cuts.update(match.start() + 1 for match in self._markup.finditer(text))
+            cuts.update(start + 1 for start in self._markup.lengths(text))
         if self._is_bpe and len(text) > _RUN:
-            cuts.update(match.end() for match in _LONG_RUN.finditer(text))
+            for run in _RUNS.finditer(text):
+                cuts.update(range(run.start() + _RUN, run.end() + 1, _RUN))
         start = 0
         for cut in sorted(cuts):
             yield text[start:cut]
             start = cut
         yield text[start:]
 
-    def _tokenize(self, data: bytes, special: bool) -> list[int]:
-        if not data:
-            return []
-        room = len(data) + 16  # one token per byte, and a space put in front
-        buffer = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, room, False, special)
-        if count < 0:
-            room = -count
-            buffer = (llama_cpp.llama_token * room)()
-            count = llama_cpp.llama_tokenize(
-                self._vocab, data, len(data), buffer, room, False, special
-            )
-        return list(buffer[:count])
-
     def encode_parts(self, parts: Iterable[Part]) -> list[int]:
         """Token ids of a prompt; see `offload.tokenizer.encode_parts`."""
-        return encode_parts(self, self._pattern, parts)
-
-    def _check(self, token_id: int) -> None:
-        if not 0 <= token_id < self._n_vocab:
-            raise ValueError(f"token id {token_id} is outside 0..{self._n_vocab - 1}")
+        return encode_parts(self, self._literals, parts)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The raw bytes of one token, a SentencePiece space included; b"" for a control token."""
-        self._check(token_id)
-        if token_id in self._eog_ids:
-            return b""
-        room = 64
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            size = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, room, 0, False)
-            if size >= 0:
-                return buffer.raw[:size]
-            room = -size
+        token_id = checked_id(token_id, self._n_vocab)
+        return b"" if token_id in self._eog_ids else self._pieces[token_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, control tokens left out.
 
         The space that a SentencePiece vocabulary puts before a text is taken off again.
         """
+        checked = checked_ids(ids, self._n_vocab)
         if self._is_bpe:  # llama_detokenize would also delete spaces before punctuation
-            return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
-        tokens = [i for i in ids if not self.is_control(i)]
+            return b"".join(map(self.token_bytes, checked)).decode("utf-8", "replace")
+        tokens = array("i", [i for i in checked if not self.is_control(i)])
         if not tokens:
             return ""
-        array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        room = 16 * len(tokens)
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            size = llama_cpp.llama_detokenize(
-                self._vocab, array, len(tokens), buffer, room, False, False
-            )
-            if size >= 0:
-                return buffer.raw[:size].decode("utf-8", "replace")
-            room = -size
+        size = sum(len(self._pieces[i]) for i in tokens) + len(tokens)
+        return self._call(Frame({"do": "decode"}, tokens.tobytes()), size).decode(
+            "utf-8", "replace"
+        )
 
     def is_control(self, token_id: int) -> bool:
         """Whether the token stands for something other than text."""
-        self._check(token_id)
-        return token_id in self._eog_ids or bool(
-            llama_cpp.llama_vocab_is_control(self._vocab, token_id)
-        )
+        token_id = checked_id(token_id, self._n_vocab)
+        return token_id in self._eog_ids or token_id in self._controls
 
     def special_id(self, text: str) -> int | None:
         """The id of the special token written exactly like `text`, or None."""
-        return self._specials.get(text)
+        return self._specials.get(clean_text(text))
+
+    def close(self) -> None:
+        """End the process; it starts again if a text is to be encoded."""
+        self._child.close()
+
+
+def _reason(said: str) -> str:
+    return f": {said}" if said else ""

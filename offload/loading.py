@@ -10,10 +10,11 @@ from os import PathLike
 
 import numpy as np
 
+from offload.checks import check_model
 from offload.config import ModelConfig
 from offload.data import embedded_model
 from offload.devices import open_ops
-from offload.errors import GGUFError, PlanError
+from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from offload.hardware import probe
 from offload.kv_cache import KVCache
@@ -24,7 +25,7 @@ from offload.plan import KVType, Plan
 from offload.planner import PlanOptions, make_plan, used_bytes
 from offload.stats import LoadProgress
 from offload.tensor_census import census
-from offload.tokenizer import Tokenizer, load_tokenizer
+from offload.tokenizer import Tokenizer
 from offload.topology import OtherWork
 from offload.weights import WeightStore
 
@@ -42,7 +43,7 @@ def open_model(
     neighbours = OtherWork()
     file = GGUFFile.open(embedded_model() if path is None else path)
     try:
-        config = ModelConfig.from_gguf(file)
+        config, tokenizer = check_model(file)
         hardware = probe()
         tensors = census(file, config)
         plan = make_plan(config, tensors, hardware, options)
@@ -52,8 +53,6 @@ def open_model(
                 plan.kv.context,
                 config.context_length,
             )
-        tokenizer = load_tokenizer(file.metadata, file.paths[0])
-        check_vocabulary(config, tokenizer)
         others = neighbours.share(hardware.cpu.cores)
         cpus, why = hardware.pinning(plan.threads, options.pin, others)
         plan = replace(plan, notes=(*plan.notes, f"threads: {why}"))
@@ -71,15 +70,6 @@ def open_model(
         file.close()
         raise
     return file, config, tokenizer, plan, model
-
-
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Tokens of the tokenizer must be rows of the embedding table."""
-    if tokenizer.n_vocab > config.vocab_size:
-        raise GGUFError(
-            f"the vocabulary has {tokenizer.n_vocab:,} tokens but the embedding table has "
-            f"{config.vocab_size:,} rows; the file was converted wrongly"
-        )
 
 
 def compile_kernels(model: DeepSeek2, context: int, kv_type: KVType, report: Report) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from offload.arguments import shown
+from offload.arguments import quoted
 from offload.errors import PlanError
 
 MemoryMode = Literal["mmap", "resident", "hugepages"]
@@ -47,7 +47,7 @@ def check_mode(mode: object) -> MemoryMode:
     for known in get_args(MemoryMode):
         if isinstance(mode, str) and mode == known:
             return known  # type: ignore[no-any-return]
-    raise PlanError(f"--memory {shown(mode)}: mmap, resident or hugepages")
+    raise PlanError(f"--memory {quoted(mode)}: mmap, resident or hugepages")
 
 
 class Memory:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from offload.arguments import shown
+from offload.arguments import quoted
 from offload.errors import RequestError
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -30,7 +30,7 @@ class ToolCall:
         for key in ("name", "arguments", "id"):
             value = getattr(self, key)
             if not isinstance(value, str) and (value is not None or key != "id"):
-                raise RequestError(f"a tool call's {key} must be a string, not {shown(value)}.")
+                raise RequestError(f"a tool call's {key} must be a string, not {quoted(value)}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +46,14 @@ class Message:
 
     def __post_init__(self) -> None:
         if not isinstance(self.role, str) or self.role not in ROLES:
-            raise RequestError(f"role {shown(self.role)} is none of {', '.join(ROLES)}.")
+            raise RequestError(f"role {quoted(self.role)} is none of {', '.join(ROLES)}.")
         for key in ("content", "name", "reasoning_content", "tool_call_id"):
             value = getattr(self, key)
             if not isinstance(value, str) and (value is not None or key == "content"):
                 raise RequestError(f"{key} must be a string, not {type(value).__name__}.")
         calls = self.tool_calls
         if not isinstance(calls, tuple) or not all(isinstance(call, ToolCall) for call in calls):
-            raise RequestError(f"tool_calls must be a tuple of ToolCall, not {shown(calls)}.")
+            raise RequestError(f"tool_calls must be a tuple of ToolCall, not {quoted(calls)}.")
         if self.tool_calls and self.role != "assistant":
             raise RequestError(f"only the assistant calls tools, not the {self.role}.")
 
@@ -88,7 +88,7 @@ def _read(message: Mapping[str, Any]) -> Message:
     # what clients echo without meaning it (refusal: null, annotations: []) is empty
     unknown = [key for key in message if key not in _KEYS and not _is_empty(message[key])]
     if unknown:
-        first = shown(min(unknown, key=shown))
+        first = quoted(min(unknown, key=quoted))
         raise RequestError(f"unknown field {first}; the fields are {', '.join(sorted(_KEYS))}.")
     if "role" not in message:
         raise RequestError(f"the role is missing; it is one of {', '.join(ROLES)}.")
@@ -123,7 +123,7 @@ def _content(content: object) -> str:
             text = part.get("text")
         if not isinstance(text, str):
             raise RequestError(
-                f"content part {shown(kind)} is not text; this version reads only text."
+                f"content part {quoted(kind)} is not text; this version reads only text."
             )
         texts.append(text)
     return "".join(texts)
@@ -133,7 +133,7 @@ def _tool_calls(calls: object) -> tuple[ToolCall, ...]:
     if calls is None:
         return ()
     if not isinstance(calls, (list, tuple)):
-        raise RequestError(f"tool_calls must be a list, not {shown(calls)}.")
+        raise RequestError(f"tool_calls must be a list, not {quoted(calls)}.")
     return tuple(_tool_call(call) for call in calls)
 
 

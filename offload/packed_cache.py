@@ -5,8 +5,9 @@ One file per layer, DIR/<key>/blk.<layer>.packed:
     line of JSON {"key", "tensors": [{"name", "at", "n_bytes", "sums"}], ...}, its sha256, padding
     tensors, each at a multiple of 4096 bytes
 
-The key digests what the model file was (size, time of change, header), where the layer's tensors
-lie in it, samples of their bytes, and the layout's version: anything else is made anew. `sums` are
+The key digests what the model file was (size, inode, times of change, header), where the layer's
+tensors lie in it, samples of their bytes, and the layout's version: anything else is made anew. A
+file that another user owns or may write, or that is none (a link, a pipe), is not used. `sums` are
 sha256 of pieces of 16 MiB; all are checked before a file is used, in parallel, while its pages come
 from disk (with the processor's own sha256 that keeps up with a good SSD). Files appear under their
 name only when they are whole (temporary file, fsync, rename).
@@ -17,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import mmap
 import os
 import shutil
 import tempfile
@@ -25,20 +25,22 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from offload.errors import PlanError
 from offload.expert_layout import Packable, packed_matrix_bytes, type_for
 from offload.gguf import GGUFFile
+from offload.mapped_file import MappedFile
 from offload.memory import amount
 from offload.weights import fused_name
+from quant.kernel_cache import distrust
 
 log = logging.getLogger(__name__)
 
 Array = np.ndarray
-FORMAT = 1
+FORMAT = 2
 ALIGN = 4096
 PIECE = 16 << 20  # bytes of one sum
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of a tensor, in the key
@@ -47,7 +49,7 @@ STALE_SECONDS = 24 * 3600.0
 
 
 class PackedCache:
-    """The packed layers of one model file in a folder. notes: what went wrong, a line each."""
+    """The packed layers of one model file in a folder."""
 
     def __init__(self, folder: Path, file: GGUFFile, threads: int) -> None:
         if folder.exists() and not folder.is_dir():
@@ -55,9 +57,13 @@ class PackedCache:
         self._file = file
         self._threads = threads
         self._identity = _identity(file)
-        self._folder = folder / f"{file.paths[0].stem}-{self._identity.hex()[:16]}"
+        # by the place of the model: what is made anew replaces what was there
+        place = hashlib.sha256(os.fsencode(os.path.realpath(file.paths[0]))).hexdigest()
+        self._folder = folder / f"{file.paths[0].stem}-{place[:16]}"
         self._is_broken = False  # writing failed; told once
-        self.notes: list[str] = []
+        self._refused: dict[str, list[Path]] = {}  # by reason
+        self._notes: list[str] = []
+        self.mapped: list[MappedFile] = []  # the files in use
         self.loaded = self.stored = 0
 
     def _path(self, layer: Packable) -> Path:
@@ -87,36 +93,38 @@ class PackedCache:
         """The packed tensors, mapped and checked; None where they must be made."""
         path = self._path(layer)
         try:
-            with path.open("rb") as f:
-                if os.fstat(f.fileno()).st_size < ALIGN:
-                    raise ValueError("it is cut off")
-                mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-            made = self._checked(np.frombuffer(mapped, np.uint8), layer)
+            file = MappedFile(path, follow_links=False)
+            if why := distrust(file.info):
+                raise ValueError(why)
+            made = self._checked(file.data, layer)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else exc
-            self._say(f"{path} is not used: {reason}; it is made again")
+        except (OSError, ValueError) as exc:
+            reason = str((exc.strerror if isinstance(exc, OSError) else None) or exc)
+            if reason not in self._refused:
+                log.warning("%s is not used: %s; it is made again", path, reason)
+            self._refused.setdefault(reason, []).append(path)
             return None
+        self.mapped.append(file)
         self.loaded += 1
         return made
 
     def _checked(self, data: Array, layer: Packable) -> list[Array]:
-        """The tensors in a file's bytes; ValueError, KeyError or TypeError if it is damaged."""
-        newline = data[:HEADER_LIMIT].tobytes().find(b"\n")
-        if newline < 0:
-            raise ValueError("its header is damaged")
-        line = data[:newline].tobytes()
-        if data[newline + 1 : newline + 33].tobytes() != hashlib.sha256(line).digest():
-            raise ValueError("its header is damaged")
-        header = json.loads(line)
+        """The tensors in a file's bytes; ValueError if it is damaged or of another model."""
+        header = _header(data)
         if header["key"] != self.key(layer):
             raise ValueError("the model or the layout has changed since")
+        entries = header["tensors"]
+        if len(entries) != len(layer.matrices):
+            raise ValueError("its header is damaged")
         made = []
-        for m, entry in zip(layer.matrices, header["tensors"], strict=True):
+        for m, entry in zip(layer.matrices, entries, strict=True):
             size = m.count * packed_matrix_bytes(m)
-            part = data[entry["at"] : entry["at"] + size]
-            if entry["name"] != m.name or entry["n_bytes"] != size or len(part) != size:
+            at = entry["at"]
+            if entry["name"] != m.name or entry["n_bytes"] != size or at % ALIGN:
+                raise ValueError("its header is damaged")
+            part = data[at : at + size]
+            if len(part) != size:
                 raise ValueError("it is cut off")
             if self._sums(part) != entry["sums"]:
                 raise ValueError(f"the checksum of {m.name} is wrong")
@@ -195,25 +203,57 @@ class PackedCache:
 
     def _say(self, line: str) -> None:
         log.warning("%s", line)
-        self.notes.append(line)
+        self._notes.append(line)
 
     def summary(self) -> list[str]:
-        """What came of it."""
+        """What came of it, and what went wrong, a line each."""
+        notes = list(self._notes)
+        for reason, paths in self._refused.items():
+            more = f" (so are {len(paths) - 1} more)" if len(paths) > 1 else ""
+            notes.append(f"{paths[0]} is not used: {reason}; it is made again{more}")
         if self.loaded or self.stored:
             what = f"packed cache {self._folder}: {self.loaded} layers mapped, {self.stored} stored"
-            return [what, *self.notes]
-        return self.notes
+            return [what, *notes]
+        return notes
+
+
+def _header(data: Array) -> dict[str, Any]:
+    """{"key", "tensors": [{"name", "at", "n_bytes", "sums"}, ...]}, typed; ValueError."""
+    damaged = ValueError("its header is damaged")
+    start = data[:HEADER_LIMIT].tobytes()
+    line, newline, rest = start.partition(b"\n")
+    if not newline or rest[:32] != hashlib.sha256(line).digest():
+        raise damaged
+    try:
+        header = json.loads(line)
+    except RecursionError as exc:
+        raise damaged from exc
+    if not isinstance(header, dict) or not isinstance(header.get("tensors"), list):
+        raise damaged
+    for entry in header["tensors"]:
+        if not isinstance(entry, dict):
+            raise damaged
+        sizes = entry.get("at"), entry.get("n_bytes")
+        if not all(type(n) is int and 0 <= n <= len(data) for n in sizes):
+            raise damaged
+        if not {"name", "sums"} <= entry.keys():
+            raise damaged
+    return {"key": header.get("key"), "tensors": header["tensors"]}
 
 
 def _identity(file: GGUFFile) -> bytes:
-    """Digest of what tells this version of a model file from any other."""
+    """Digest of what tells this version of a model file from any other.
+
+    The inode and the time of its last change tell a file that was replaced or written to with its
+    time put back, even if only bytes between the samples differ.
+    """
     digest = hashlib.sha256()
-    for i, path in enumerate(file.paths):
-        info = path.stat()
-        digest.update(f"{FORMAT} {i} {info.st_size} {info.st_mtime_ns} ".encode())
+    for i, part in enumerate(file.mapped):
+        info = part.info
+        facts = info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev
+        digest.update(f"{FORMAT} {i} {facts} ".encode())
         starts = [t.offset for t in file.tensors.values() if t.part == i]
-        with path.open("rb") as f:
-            digest.update(f.read(min(starts, default=info.st_size)))
+        digest.update(part.data[: min(starts, default=info.st_size)].data)
     return digest.digest()
 
 

@@ -91,6 +91,8 @@ class Weights:
         notes = self._memory.settle()
         if cache is not None:
             notes += cache.summary()
+        packed_files = () if cache is None else cache.mapped
+        self._store.watched = () if resident else (*self._file.mapped, *packed_files)
         return replace(plan, notes=(*plan.notes, *notes))
 
     def _rest(self, packed: tuple[Packable, ...]) -> _Pending:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
-from offload.arguments import check_type, integer, shown
+from offload.arguments import check_type, integer, quoted
 from offload.config import ModelConfig
 from offload.devices import resolve
 from offload.errors import DeviceError, PlanError
@@ -36,16 +36,16 @@ class PlanOptions:
     def __post_init__(self) -> None:
         """Check the kinds of values; ranges are `make_plan`'s. PlanError, DeviceError."""
         if not isinstance(self.device, str):
-            raise DeviceError(f"device {shown(self.device)} is no name; give 'auto' or 'cpu'")
+            raise DeviceError(f"device {quoted(self.device)} is no name; give 'auto' or 'cpu'")
         for name in ("context", "threads"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else _whole(name, value))
         if not isinstance(self.kv_type, str) or self.kv_type not in get_args(KVType):
-            raise PlanError(f"kv_type must be 'f16' or 'f32', not {shown(self.kv_type)}")
+            raise PlanError(f"kv_type must be 'f16' or 'f32', not {quoted(self.kv_type)}")
         check_mode(self.memory)
         check_type("layout", self.layout, LayoutOptions)
         if self.pin is not None and not isinstance(self.pin, bool):
-            raise PlanError(f"--pin: True, False or None, not {shown(self.pin)}")
+            raise PlanError(f"--pin: True, False or None, not {quoted(self.pin)}")
 
 
 def make_plan(
@@ -148,9 +148,9 @@ def _threads(hardware: HardwareProfile, options: PlanOptions) -> tuple[int, str]
 def _whole(name: str, value: object) -> int:
     number = integer(value)
     if number is None:
-        raise PlanError(f"--{name} {shown(value)}: a whole number is needed")
+        raise PlanError(f"--{name} {quoted(value)}: a whole number is needed")
     if number > MOST:
-        raise PlanError(f"--{name} {shown(value)}: at most {MOST:,}")
+        raise PlanError(f"--{name} {quoted(value)}: at most {MOST:,}")
     return number
 
 

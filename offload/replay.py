@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from offload.arguments import check_callable, check_type, integer, is_number, path_argument, shown
+from offload.arguments import check_callable, check_type, integer, is_number, path_argument, quoted
 from offload.errors import RequestError
 from offload.expert_cache import CacheStats, ExpertCache
 from offload.policies import POLICIES, ExpertKey, PolicyFactory, Profile
@@ -47,8 +47,8 @@ class RoutingTrace:
         """Record one layer's expert_ids (T, K)."""
         if integer(layer) is None or not _is_routing(expert_ids):
             raise RequestError(
-                f"a routing is a layer and whole numbers (T, K), not {shown(layer)} and "
-                f"{shown(expert_ids)}"
+                f"a routing is a layer and whole numbers (T, K), not {quoted(layer)} and "
+                f"{quoted(expert_ids)}"
             )
         distinct = dict.fromkeys(expert_ids.ravel().tolist())
         if not distinct:
@@ -193,15 +193,15 @@ def hit_rates(
     """
     check_type("trace", trace, RoutingTrace)
     if not isinstance(slots, (list, tuple)) or any(integer(n) is None for n in slots):
-        raise RequestError(f"slots must be a list of whole numbers, not {shown(slots)}")
+        raise RequestError(f"slots must be a list of whole numbers, not {quoted(slots)}")
     if not isinstance(policies, Mapping) or not isinstance(profile, Mapping | None):
         raise RequestError(
-            f"policies and profile must be mappings, not {shown(policies)} and {shown(profile)}"
+            f"policies and profile must be mappings, not {quoted(policies)} and {quoted(profile)}"
         )
     if not all(isinstance(k, ExpertKey) and is_number(n) for k, n in (profile or {}).items()):
         raise RequestError("a profile maps expert keys to counts; RoutingTrace.profile makes one")
     for name, policy in policies.items():
-        check_callable(f"the policy {shown(name)}", policy)
+        check_callable(f"the policy {quoted(name)}", policy)
     hits: dict[str, list[float]] = {}
     loads: dict[str, list[float]] = {}
     for name, policy in policies.items():

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from offload.arguments import check_type, is_number, shown, whole
+from offload.arguments import check_type, is_number, quoted, whole
 from offload.errors import RequestError
 
 SAMPLERS = ("penalties", "dry", "min_p", "temperature", "top_k", "top_p")
@@ -102,12 +102,12 @@ class SamplingParams:
     def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:
         """Parameters by name; an unknown name is a RequestError that lists the known ones."""
         if not isinstance(options, Mapping):
-            raise RequestError(f"sampling parameters must be a mapping, not {shown(options)}.")
+            raise RequestError(f"sampling parameters must be a mapping, not {quoted(options)}.")
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(options) - set(known), key=shown)
+        unknown = sorted(set(options) - set(known), key=quoted)
         if unknown:
             raise RequestError(
-                f"unknown sampling parameter {shown(unknown[0])}; known are {', '.join(known)}."
+                f"unknown sampling parameter {quoted(unknown[0])}; known are {', '.join(known)}."
             )
         return cls(**options)
 
@@ -134,7 +134,7 @@ def _in_interval(name: str, value: Any) -> float:
     fits = is_number(value) and low <= value <= high and (closed or value > low)
     if not fits:  # NaN fails every comparison
         interval = f"{'[' if closed else '('}{low:g}, {high:g}]"
-        raise RequestError(f"{name} must be a number in {interval}, not {shown(value)}.")
+        raise RequestError(f"{name} must be a number in {interval}, not {quoted(value)}.")
     return float(value)
 
 
@@ -144,17 +144,15 @@ def _count(name: str, value: Any) -> int | None:
     if number == -1 and name in _MINUS_ONE:
         return _MINUS_ONE[name]
     if number is None or not lowest <= number <= highest:
-        or_unset = ", or -1" if name in _MINUS_ONE else ""
-        raise RequestError(
-            f"{name} must be a whole number in [{lowest}, {highest}]{or_unset}, not {shown(value)}."
-        )
+        allowed = f"[{lowest}, {highest}]" + (", or -1" if name in _MINUS_ONE else "")
+        raise RequestError(f"{name} must be a whole number in {allowed}, not {quoted(value)}.")
     return number
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(s, str) and s for s in texts):
-        raise RequestError(f"{name} must be strings that are not empty, not {shown(value)}.")
+        raise RequestError(f"{name} must be strings that are not empty, not {quoted(value)}.")
     return tuple(texts)
 
 
@@ -162,7 +160,7 @@ def _sampler_names(value: Any) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not all(isinstance(s, str) for s in names):
         raise RequestError(
-            f"samplers must be names such as {','.join(SAMPLERS)}, not {shown(value)}."
+            f"samplers must be names such as {','.join(SAMPLERS)}, not {quoted(value)}."
         )
     names = tuple(s.strip() for s in names)
     unknown = [s for s in names if s not in SAMPLERS]

@@ -8,10 +8,17 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from offload.errors import GGUFError
+from offload.errors import GGUFError, shown
 
-_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<no>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
+# Pieces of one large file, cut anywhere by `split` and the like: model.gguf.part1of2.
+_PIECE: Final = re.compile(r"(part[-_.]?[0-9]+(of[0-9]+)?|split-[a-z]+|[0-9]{3})", re.IGNORECASE)
 _LISTED: Final = 8  # file names in one message
+
+
+def label(path: Path | str) -> str:
+    """A path or file name for messages."""
+    return shown(path, 1_000)
 
 
 def parse_shard_name(path: Path) -> tuple[str, int, int] | None:
@@ -29,21 +36,21 @@ def shard_paths(path: Path, count: int) -> list[Path]:
     parsed = parse_shard_name(path)
     if parsed is None:
         raise GGUFError(
-            f"{path.name} is one of {count} parts (split.count), but its name does not end in "
-            f"-00001-of-{count:05}.gguf, so the others cannot be found; give the parts their "
+            f"{label(path.name)} is one of {count} parts (split.count), but its name does not end "
+            f"in -00001-of-{count:05}.gguf, so the others cannot be found; give the parts their "
             "original names"
         )
     stem, _, named_count = parsed
     if named_count != count:
         raise GGUFError(
-            f"{path.name}: the name says {named_count} parts, the file says {count} (split.count); "
-            "it was renamed or belongs to another download"
+            f"{label(path.name)}: the name says {named_count} parts, the file says {count} "
+            "(split.count); it was renamed or belongs to another download"
         )
     paths = [path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
-    missing = [p for p in paths if not p.exists()]
+    missing = [p for p in paths if not os.path.lexists(p)]
     if missing:
         raise GGUFError(
-            f"{len(missing)} of the {count} parts are missing in {path.parent}: "
+            f"{len(missing)} of the {count} parts are missing in {label(path.parent)}: "
             f"{_names([p.name for p in missing])}; download them into the same directory"
         )
     return paths
@@ -54,22 +61,27 @@ def check_is_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as exc:
+        if path.is_symlink():
+            raise GGUFError(
+                f"{label(path)} is a link to {label(path.readlink())}, which does not exist; "
+                "download the file again"
+            ) from exc
         near = _gguf_files(path.parent)
-        hint = f"; {path.parent} holds {_names(near)}" if near else ""
-        raise GGUFError(f"{path}: no such file{hint}") from exc
+        hint = f"; {label(path.parent)} holds {_names(near)}" if near else ""
+        raise GGUFError(f"{label(path)}: no such file{hint}") from exc
     except (OSError, ValueError) as exc:
-        raise GGUFError(f"{path}: cannot be opened: {_reason(exc)}") from exc
+        raise GGUFError(f"{label(path)}: cannot be opened: {_reason(exc)}") from exc
     if stat.S_ISDIR(mode):
         files = _gguf_files(path)
         hint = f"give one of its files: {_names(files)}" if files else "it holds no .gguf file"
-        raise GGUFError(f"{path} is a directory; {hint}")
+        raise GGUFError(f"{label(path)} is a directory; {hint}")
     if not stat.S_ISREG(mode):
-        raise GGUFError(f"{path} is not a regular file, so it cannot be memory-mapped")
+        raise GGUFError(f"{label(path)} is not a regular file, so it cannot be memory-mapped")
 
 
 def unreadable(path: Path, exc: OSError) -> GGUFError:
     """The error for a file that exists but cannot be opened or mapped."""
-    return GGUFError(f"{path}: cannot be opened: {_reason(exc)}")
+    return GGUFError(f"{label(path)}: cannot be opened: {_reason(exc)}")
 
 
 def check_magic(head: bytes, path: Path) -> None:
@@ -77,8 +89,16 @@ def check_magic(head: bytes, path: Path) -> None:
     if head[:4] == b"GGUF":
         return
     if not head:
-        raise GGUFError(f"{path} is empty (0 bytes); download it again")
-    raise GGUFError(f"{path} is not a GGUF file: {_looks_like(head)}")
+        raise GGUFError(f"{label(path)} is empty (0 bytes); download it again")
+    raise GGUFError(f"{label(path)} is not a GGUF file: {_looks_like(head)}{piece_hint(path)}")
+
+
+def piece_hint(path: Path) -> str:
+    """What to add to an error about a file whose name says that it is a piece of a larger one."""
+    ending = path.name.lower().rpartition(".gguf")[2].lstrip(".-_")
+    if ".gguf" not in path.name.lower() or not _PIECE.fullmatch(ending):
+        return ""
+    return "; by its name it is a piece of a file: join the pieces, in order, with cat"
 
 
 _MAGICS: Final[tuple[tuple[bytes, str], ...]] = (
@@ -132,7 +152,7 @@ def _gguf_files(folder: Path) -> list[str]:
 
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return ", ".join(map(label, names[:_LISTED])) + more
 
 
 def _reason(exc: Exception) -> str:

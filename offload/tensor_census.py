@@ -6,6 +6,7 @@ Works for any architecture: families come from the names that all converters use
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,7 +15,8 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 from offload.arguments import check_type
 from offload.config import ModelConfig
-from offload.gguf import GGUFFile, TensorInfo
+from offload.gguf import ForeignTensor, GGUFFile, TensorInfo
+from offload.metadata import positive
 from offload.models.deepseek2_tensors import expected_tensors
 from quant.ggml import GGMLType
 
@@ -39,7 +41,10 @@ _PATTERNS: Final[tuple[tuple[FamilyName, re.Pattern[str]], ...]] = (
     ("head", re.compile(r"output\.")),
     ("other", re.compile(r"")),
 )
-_LAYER: Final = re.compile(r"blk\.(\d+)\.")
+_LAYER: Final = re.compile(r"blk\.(0|[1-9][0-9]*)\.")
+
+
+AnyTensor = TensorInfo | ForeignTensor
 
 
 class TypeCount(NamedTuple):
@@ -54,6 +59,8 @@ class Family:
     """One row of the census.
 
     types: by bytes, largest first. bytes_per_token: read for one decoded token (see Census).
+    foreign: name of a type that this program does not know -> number of tensors. These count in
+    n_tensors and n_parameters; how many bytes they take is unknown, so n_bytes leaves them out.
     """
 
     name: FamilyName
@@ -62,11 +69,13 @@ class Family:
     n_parameters: int
     bytes_per_token: int
     types: Mapping[GGMLType, TypeCount]
+    foreign: Mapping[str, int]
+    foreign_parameters: int
 
     @property
     def bits_per_weight(self) -> float:
-        """Average storage per weight, scales included."""
-        return 8.0 * self.n_bytes / self.n_parameters
+        """Average storage per weight, scales included; 0.0 if nothing has a known size."""
+        return _bits(self.n_bytes, self.n_parameters - self.foreign_parameters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +86,13 @@ class Census:
     and padding. bytes_per_token: routed experts in the share that a token uses, one row of the
     embedding (all of it if it is the head, too), everything else whole; the multi-token-prediction
     tail and tensors that the forward pass leaves aside count nothing. active_parameters: likewise.
+    foreign, foreign_parameters: as in Family.
     """
 
     families: tuple[Family, ...]
     types: Mapping[GGMLType, TypeCount]
+    foreign: Mapping[str, int]
+    foreign_parameters: int
     n_tensors: int
     n_bytes: int
     n_parameters: int
@@ -89,8 +101,12 @@ class Census:
 
     @property
     def bits_per_weight(self) -> float:
-        """Average storage per weight over the file; 0.0 if it holds no tensors."""
-        return 8.0 * self.n_bytes / self.n_parameters if self.n_parameters else 0.0
+        """Average storage per weight over the file; 0.0 if nothing has a known size."""
+        return _bits(self.n_bytes, self.n_parameters - self.foreign_parameters)
+
+
+def _bits(n_bytes: int, n_parameters: int) -> float:
+    return 8.0 * n_bytes / n_parameters if n_parameters else 0.0
 
 
 def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
@@ -104,12 +120,13 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
         check_type("config", config, ModelConfig)
     trunk = config.num_layers if config else _trunk_layers(f.metadata)
     used = _expert_share(f.metadata, config)
-    read = frozenset(expected_tensors(config, f.tensors.keys()) if config else f.tensors)
-    tied = "output.weight" not in f.tensors
+    read = frozenset(expected_tensors(config, f.tensors.keys()) if config else _names(f))
+    tied = "output.weight" not in read
 
-    rows: dict[FamilyName, list[TensorInfo]] = {name: [] for name in get_args(FamilyName)}
+    rows: dict[FamilyName, list[AnyTensor]] = {name: [] for name in get_args(FamilyName)}
     shares: dict[str, Fraction] = {}
-    for info in f.tensors.values():
+    everything: list[AnyTensor] = [*f.tensors.values(), *f.foreign.values()]
+    for info in everything:
         family = family_of(info.name, trunk)
         rows[family].append(info)
         shares[info.name] = _share(info, family, used, tied) if info.name in read else Fraction(0)
@@ -118,23 +135,44 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
         Family(
             name=name,
             n_tensors=len(infos),
-            n_bytes=sum(i.n_bytes for i in infos),
+            n_bytes=sum(i.n_bytes for i in _known(infos)),
             n_parameters=sum(i.n_elements for i in infos),
-            bytes_per_token=round(sum(i.n_bytes * shares[i.name] for i in infos)),
-            types=_histogram(infos),
+            bytes_per_token=round(sum(i.n_bytes * shares[i.name] for i in _known(infos))),
+            types=_histogram(_known(infos)),
+            foreign=_foreign_types(infos),
+            foreign_parameters=_foreign_parameters(infos),
         )
         for name, infos in rows.items()
         if infos
     )
     return Census(
         families=families,
-        types=_histogram(list(f.tensors.values())),
-        n_tensors=len(f.tensors),
-        n_bytes=sum(i.n_bytes for i in f.tensors.values()),
-        n_parameters=sum(i.n_elements for i in f.tensors.values()),
-        active_parameters=round(sum(i.n_elements * shares[i.name] for i in f.tensors.values())),
+        types=_histogram(_known(everything)),
+        foreign=_foreign_types(everything),
+        foreign_parameters=_foreign_parameters(everything),
+        n_tensors=len(everything),
+        n_bytes=sum(i.n_bytes for i in _known(everything)),
+        n_parameters=sum(i.n_elements for i in everything),
+        active_parameters=round(sum(i.n_elements * shares[i.name] for i in everything)),
         bytes_per_token=sum(family.bytes_per_token for family in families),
     )
+
+
+def _names(f: GGUFFile) -> list[str]:
+    return [*f.tensors, *f.foreign]
+
+
+def _known(infos: list[AnyTensor]) -> list[TensorInfo]:
+    return [info for info in infos if isinstance(info, TensorInfo)]
+
+
+def _foreign_types(infos: list[AnyTensor]) -> Mapping[str, int]:
+    names = (info.type_name for info in infos if isinstance(info, ForeignTensor))
+    return MappingProxyType(dict(Counter(names).most_common()))
+
+
+def _foreign_parameters(infos: list[AnyTensor]) -> int:
+    return sum(info.n_elements for info in infos if isinstance(info, ForeignTensor))
 
 
 def family_of(name: str, trunk_layers: int | None = None) -> FamilyName:
@@ -146,7 +184,7 @@ def family_of(name: str, trunk_layers: int | None = None) -> FamilyName:
     return next(family for family, pattern in _PATTERNS if pattern.match(rest))
 
 
-def _share(info: TensorInfo, family: FamilyName, used: Fraction, tied: bool) -> Fraction:
+def _share(info: AnyTensor, family: FamilyName, used: Fraction, tied: bool) -> Fraction:
     """The part of a tensor that one decoded token reads."""
     if family == "mtp":
         return Fraction(0)
@@ -170,17 +208,17 @@ def _expert_share(metadata: Mapping[str, Any], config: ModelConfig | None) -> Fr
     if config:
         experts, used = config.n_routed_experts, config.num_experts_per_tok
     else:
-        experts = _positive(metadata, "expert_count")
-        used = _positive(metadata, "expert_used_count")
+        experts = positive(metadata, _key(metadata, "expert_count"))
+        used = positive(metadata, _key(metadata, "expert_used_count"))
     return Fraction(used, experts) if 0 < used <= experts else Fraction(1)
 
 
 def _trunk_layers(metadata: Mapping[str, Any]) -> int | None:
-    layers = _positive(metadata, "block_count")
-    tail = _positive(metadata, "nextn_predict_layers")
+    layers = positive(metadata, _key(metadata, "block_count"))
+    tail = positive(metadata, _key(metadata, "nextn_predict_layers"))
     return layers - tail if 0 < tail < layers else None
 
 
-def _positive(metadata: Mapping[str, Any], key: str) -> int:
-    value = metadata.get(f"{metadata.get('general.architecture')}.{key}")
-    return value if type(value) is int and value > 0 else 0
+def _key(metadata: Mapping[str, Any], name: str) -> str:
+    architecture = metadata.get("general.architecture")
+    return f"{architecture}.{name}" if isinstance(architecture, str) else name

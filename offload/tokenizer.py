@@ -9,18 +9,17 @@ the text: template text may (`special=True`), text from a user never does (`spec
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from os import PathLike
 from typing import Any, Protocol
 
 import numpy as np
 
-from offload.errors import GGUFError
-
-# tokenizer.ggml.token_type
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+from offload.errors import RequestError
+from offload.literals import Literals
+from offload.metadata import text as metadata_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +87,11 @@ class Tokenizer(Protocol):
 def clean_text(text: str) -> str:
     """`text` with every lone surrogate replaced by U+FFFD (a surrogate pair becomes its character).
 
-    Lone surrogates come from file names and stdin; no UTF-8 tokenizer can encode them.
+    Lone surrogates come from file names and stdin; no UTF-8 tokenizer can encode them. RequestError
+    if it is no string.
     """
+    if not isinstance(text, str):
+        raise RequestError(f"the text must be a string, not of type {type(text).__name__}.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -97,59 +99,74 @@ def clean_text(text: str) -> str:
     return text
 
 
-def literal_pattern(literals: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern that finds any of `literals`, the longest at each place; None if there are none."""
-    ordered = sorted((text for text in literals if text), key=lambda text: (-len(text), text))
-    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+def checked_id(token_id: object, n_vocab: int) -> int:
+    """A token id, numpy's too, as an int; RequestError if it is none of this vocabulary."""
+    if type(token_id) is not int:
+        if isinstance(token_id, (bool, np.bool_)) or not isinstance(token_id, Integral):
+            raise RequestError(
+                f"a token id must be a whole number, not of type {type(token_id).__name__}."
+            )
+        token_id = int(token_id)
+    if not 0 <= token_id < n_vocab:
+        number = token_id if abs(token_id) < 2**63 else "far"  # no more digits than one can read
+        raise RequestError(f"token id {number} is outside 0..{n_vocab - 1}.")
+    return token_id
 
 
-def encode_parts(
-    tokenizer: Tokenizer, pattern: re.Pattern[str] | None, parts: Iterable[Part]
-) -> list[int]:
+def checked_ids(ids: object, n_vocab: int) -> list[int]:
+    """Token ids as a list; RequestError if it is none, or if an id is none."""
+    if not isinstance(ids, Iterable) or isinstance(ids, (str, bytes, bytearray)):
+        raise RequestError(f"token ids must come in a list, not as {type(ids).__name__}.")
+    return [checked_id(token_id, n_vocab) for token_id in ids]
+
+
+def encode_parts(tokenizer: Tokenizer, specials: Literals, parts: Iterable[Part]) -> list[int]:
     """Token ids of `parts`; neighbouring texts are tokenised together, as one text.
 
     A special token counts only where it lies wholly inside texts marked `special`. So a prompt
     gets the ids that the whole string would get, except that nothing a user wrote, alone or
     together with its surroundings, becomes a special token.
-    pattern: `literal_pattern(tokenizer.specials)`.
+    specials: `Literals(tokenizer.specials)`.
     """
+    given: object = parts
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise RequestError(f"a prompt's parts must come in a list, not as {type(parts).__name__}.")
     ids: list[int] = []
     run: list[TextPart] = []
     for part in parts:
         if isinstance(part, TextPart):
             run.append(part)
             continue
-        ids += _encode_run(tokenizer, pattern, run)
+        ids += _encode_run(tokenizer, specials, run)
         run = []
-        if not 0 <= part < tokenizer.n_vocab:
-            raise ValueError(f"token id {part} is outside 0..{tokenizer.n_vocab - 1}")
-        ids.append(part)
-    return ids + _encode_run(tokenizer, pattern, run)
+        ids.append(checked_id(part, tokenizer.n_vocab))
+    return ids + _encode_run(tokenizer, specials, run)
 
 
-def _encode_run(
-    tokenizer: Tokenizer, pattern: re.Pattern[str] | None, run: Sequence[TextPart]
-) -> list[int]:
+def _encode_run(tokenizer: Tokenizer, specials: Literals, run: Sequence[TextPart]) -> list[int]:
     parts = [TextPart(clean_text(part.text), part.special) for part in run if part.text]
     text = "".join(part.text for part in parts)
     if not text:
         return []
-    if pattern is None or not any(part.special for part in parts):
+    if not any(part.special for part in parts):
         return tokenizer.encode(text, special=False)
     # plain[i]: character i came from a text that must stay text
     plain = bytearray()
     for part in parts:
         plain += (b"\0" if part.special else b"\1") * len(part.text)
+    lengths = specials.lengths(text)
     tokens: list[tuple[int, int]] = []
     smuggled = False
     place = 0
-    while (match := pattern.search(text, place)) is not None:
-        if any(plain[match.start() : match.end()]):
+    for start in reversed(lengths):
+        end = start + lengths[start]
+        if start < place:
+            continue
+        if plain.find(1, start, end) >= 0:
             smuggled = True
-            place = match.start() + 1
         else:
-            tokens.append(match.span())
-            place = match.end()
+            tokens.append((start, end))
+            place = end
     if not smuggled:
         return tokenizer.encode(text, special=True)
     ids: list[int] = []
@@ -161,54 +178,21 @@ def _encode_run(
     return ids + tokenizer.encode(text[place:], special=False)
 
 
-def metadata_id(metadata: Mapping[str, Any], name: str, n_vocab: int) -> int | None:
-    """`tokenizer.ggml.<name>_token_id`, None if absent; GGUFError if it is not a token id."""
-    key = f"tokenizer.ggml.{name}_token_id"
-    value = metadata.get(key)
-    if value is None:
-        return None
-    if not 0 <= int(value) < n_vocab:
-        raise GGUFError(
-            f"{key} is {value}, but the vocabulary has the ids 0..{n_vocab - 1}; "
-            "the file is damaged or was converted wrongly, download or convert it again."
-        )
-    return int(value)
-
-
-def vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
-    """The tokens and their types; a file without types has only NORMAL ones."""
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if tokens is None or isinstance(tokens, (str, bytes)) or len(tokens) == 0:
-        raise GGUFError(
-            "the file holds no vocabulary (tokenizer.ggml.tokens is missing or empty); "
-            "use a GGUF of the whole model, or its first shard."
-        )
-    texts = list(map(str, tokens))
-    types = metadata.get("tokenizer.ggml.token_type")
-    if types is None:
-        return texts, [NORMAL] * len(texts)
-    if len(types) != len(texts):
-        raise GGUFError(
-            f"the vocabulary has {len(texts)} tokens but {len(types)} token types; "
-            "the file is damaged or was converted wrongly, download or convert it again."
-        )
-    return texts, np.asarray(types).tolist()
-
-
 def load_tokenizer(metadata: Mapping[str, Any], path: str | PathLike[str]) -> Tokenizer:
     """The tokenizer of a GGUF: its metadata, and the path of its first shard.
 
-    Only vocabularies other than kimi-k2 read the path again, and only its header.
+    Only vocabularies other than kimi-k2 read the path again, and only its header, in a process of
+    their own.
 
     Raises:
-        GGUFError: the vocabulary contradicts itself.
+        GGUFError: the vocabulary contradicts itself, or llama.cpp's code does not survive it.
         UnsupportedError: llama.cpp does not know this kind of vocabulary.
     """
-    if metadata.get("tokenizer.ggml.pre") == "kimi-k2":
+    if metadata_text(metadata, "tokenizer.ggml.pre") == "kimi-k2":
         from offload.kimi_tokenizer import KimiTokenizer
 
         return KimiTokenizer.from_metadata(metadata)
-    # late: importing llama.cpp loads a shared library of 4 MB, and Kimi models do not need it
+    # late: Kimi models need neither this nor the process that it starts
     from offload.llama_vocab import LlamaVocab
 
     return LlamaVocab.load(metadata, path)

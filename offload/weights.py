@@ -8,6 +8,7 @@ half is transposed once. Every kernel reads whole blocks and not one byte outsid
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,10 @@ import numpy as np
 
 from offload.config import ModelConfig
 from offload.errors import UnsupportedError
+from offload.faults import check_vector, fault_behind_logits
 from offload.gguf import GGUFFile
+from offload.mapped_file import MappedFile
+from offload.models.deepseek2_tensors import expected_tensors
 from quant import products
 from quant.ggml import BLOCK, GGMLType, QuantError
 from quant.packed import PackedType
@@ -83,6 +87,7 @@ class WeightStore:
 
     copies: bytes of tensors that stand in memory of their own instead of the mapped file.
     packed: matrices that take the place of the file's.
+    watched: mapped files that products read from.
     """
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
@@ -90,6 +95,7 @@ class WeightStore:
         self._config = config
         self.copies: dict[str, np.ndarray] = {}
         self.packed: dict[str, Matrix] = {}
+        self.watched: Sequence[MappedFile] = file.mapped
 
     def __contains__(self, name: str) -> bool:
         return name in self._file.tensors
@@ -99,8 +105,22 @@ class WeightStore:
         return self.copies[name] if name in self.copies else self._file.raw(name)
 
     def vector(self, name: str) -> np.ndarray:
-        """A 1-D tensor as float32 (n,)."""
-        return self.dense(name).reshape(-1)
+        """A 1-D tensor as float32 (n,); GGUFError if an element is not finite."""
+        return check_vector(name, self.dense(name).reshape(-1))
+
+    def check_logits(self, logits: np.ndarray) -> np.ndarray:
+        """The logits, if they may be given away.
+
+        GGUFError that names the file, if it was changed under our map, or the damaged tensor, if
+        some are not finite.
+        """
+        for file in self.watched:
+            file.check_unchanged()
+        if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):
+            raise fault_behind_logits(
+                self._file, expected_tensors(self._config, self._file.tensors)
+            )
+        return logits
 
     def dense(self, name: str) -> np.ndarray:
         """A tensor dequantised to float32, in its own shape (copies)."""

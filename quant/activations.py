@@ -16,7 +16,8 @@ Q8 is finer than llama.cpp's one scale per 256 columns (Q8_K): the rounding erro
 about 0.73 of its. Q16 has 1/256 of the error of Q8 for one more dot product per weight. Routed
 experts, which are most of the work, take Q8; everything else takes Q16: what reaches the router
 decides which experts run, and that is where rounding hurts. 32 columns of zeros, or of values whose
-inverse float32 cannot hold (|x| < TINY), have scale 0.
+inverse float32 cannot hold (|x| < TINY), have scale 0. Where a column is infinite or not a number,
+the scale is not a number, and with it every product.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ def quantize_32(x: int, n: int, record: int, column: int, planes: int) -> None:
     at = record + planes * n + column // 8
     first = sum_f32(ha + hb)  # whole numbers below 2^24: exact in any order
     second = sum_f32(hc + hd)
+    scale = scale + ((first + second) - (first + second))  # + 0
     put_f32(at, scale)
     put_f32(at + n // 8, scale * (first + second))
     put_i32(at + n // 2, np.int64(first + second))

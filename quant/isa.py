@@ -1,9 +1,10 @@
 """What this processor offers, and the few operations that differ between instruction sets.
 
-`NAME` is chosen once, at import, from the CPU features that LLVM reports; KIMI_OFFLOAD_ISA=avx2 (or
-any of NAMES) forces a lesser one, for tests. Kernels compiled for one are never loaded for
-another: the name is part of the cache folder (`jit.py`). avx512vbmi is avx512vnni with more
-instructions for single types: `ISA` is avx512vnni for both, `VBMI` tells them apart.
+`NAME` is chosen once, at import, from the CPU features that Numba compiles for, so that features
+masked one by one (by a virtual machine, or NUMBA_CPU_FEATURES) lead to a variant that runs;
+KIMI_OFFLOAD_ISA=avx2 (or any of NAMES) forces a lesser one, for tests. Kernels compiled for one are
+never loaded for another (`kernel_cache.py`). avx512vbmi is avx512vnni with more instructions for
+single types: `ISA` is avx512vnni for both, `VBMI` tells them apart.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import platform
 from typing import Any
 
 from llvmlite import binding, ir
+from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 
 from quant.ggml import QuantError
 
+numba_settings: Any = config  # its values are set at run time, unknown to type checkers
 NAMES = ("avx512vbmi", "avx512vnni", "avx512", "avxvnni", "avx2", "generic")
 
 I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
@@ -24,39 +28,37 @@ V32I8, V16I16, V8I32 = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorT
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-def detect() -> str:
-    """Name of the best variant that this processor can execute."""
+# what code for a variant may contain; Numba compiles for no more than `target` says
+NEEDS: dict[str, tuple[str, ...]] = {
+    "avx2": ("avx2", "fma", "f16c"),
+    "avxvnni": ("avx2", "fma", "f16c", "avxvnni"),
+    "avx512": ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
+}
+NEEDS["avx512vnni"] = (*NEEDS["avx512"], "avx512vnni")
+NEEDS["avx512vbmi"] = (*NEEDS["avx512vnni"], "avx512vbmi", "gfni")
+
+
+def target() -> tuple[str, str]:
+    """(processor, features "+a,-b,...") that Numba compiles for: this one, unless it is told."""
+    name = numba_settings.CPU_NAME or binding.get_host_cpu_name()
+    features = numba_settings.CPU_FEATURES
+    return name, get_host_cpu_features() if features is None else features
+
+
+def able() -> tuple[str, ...]:
+    """The variants that this processor can execute, best first; "generic" is always there."""
     if not X86:
-        return "generic"
-    features = binding.get_host_cpu_features()
-    if features.get("avx512bw") and features.get("avx512vl"):
-        if not features.get("avx512vnni"):
-            return "avx512"
-        more = features.get("avx512vbmi") and features.get("gfni")
-        return "avx512vbmi" if more else "avx512vnni"
-    if features.get("avx2") and features.get("fma"):
-        return "avxvnni" if features.get("avxvnni") else "avx2"
-    return "generic"
+        return ("generic",)
+    there = {feature[1:] for feature in target()[1].split(",") if feature.startswith("+")}
+    return tuple(name for name in NAMES if there.issuperset(NEEDS.get(name, ())))
 
 
 def choose(wanted: str | None) -> str:
     """`wanted` if this processor can execute it, else QuantError naming what it can."""
-    best = detect()
-    if not wanted:
-        return best
-    able: tuple[str, ...] = {
-        "avx512vbmi": NAMES,
-        "avx512vnni": NAMES[1:],
-        "avx512": ("avx512", "avx2", "generic"),
-        "avxvnni": ("avxvnni", "avx2", "generic"),
-        "avx2": ("avx2", "generic"),
-        "generic": ("generic",),
-    }[best]
-    if best.startswith("avx512v") and not binding.get_host_cpu_features().get("avxvnni"):
-        able = tuple(name for name in able if name != "avxvnni")
-    if wanted not in able:
-        raise QuantError(f"KIMI_OFFLOAD_ISA={wanted}: this processor can run {', '.join(able)}")
-    return wanted
+    names = able()
+    if wanted and wanted not in names:
+        raise QuantError(f"KIMI_OFFLOAD_ISA={wanted}: this processor can run {', '.join(names)}")
+    return wanted or names[0]
 
 
 def chosen() -> str:
@@ -65,18 +67,18 @@ def chosen() -> str:
     KIMI_OFFLOAD_COMPILE_FOR is for tests that compile kernels and never run them; they set Numba's
     target processor besides (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES).
     """
-    target = os.environ.get("KIMI_OFFLOAD_COMPILE_FOR")
-    if target is None:
+    variant = os.environ.get("KIMI_OFFLOAD_COMPILE_FOR")
+    if variant is None:
         return choose(os.environ.get("KIMI_OFFLOAD_ISA"))
-    if target not in NAMES:
-        raise QuantError(f"KIMI_OFFLOAD_COMPILE_FOR={target}: not one of {', '.join(NAMES)}")
-    return target
+    if variant not in NAMES:
+        raise QuantError(f"KIMI_OFFLOAD_COMPILE_FOR={variant}: not one of {', '.join(NAMES)}")
+    return variant
 
 
 NAME = chosen()
 VBMI = NAME == "avx512vbmi"  # with VBMI and GFNI
 ISA = "avx512vnni" if VBMI else NAME
-CPU = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()  # what code is made for
+CPU = target()[0]  # what code is made for
 # A look-up in 128 bytes (`vpermi2b`) is one step on Zen, three on Intel's processors, where tests
 # into masks (`vptestmb`), too, wait for the one port that shuffles; unknown ones: as Intel's.
 # Numba's own index of compiled kernels tells processors of the same NAME apart.

@@ -7,77 +7,31 @@ quant types through addresses.
 
 Options and why: `error_model="numpy"` (no division checks), `nogil` (drivers of two engines may
 overlap), no fastmath (a result must not depend on the vectoriser; fused multiply-adds are written
-out). Compiled code is kept in `$KIMI_OFFLOAD_CACHE` or the user's cache folder, keyed by a digest
-of all sources in quant/, the Numba version and the instruction set: no stale kernel is ever loaded.
+out). Compiled code is kept by kernel_cache.py and never by Numba's own caches, which know neither
+the instruction set nor the sources that a kernel inlines.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
 import types as pytypes
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import CacheImpl, _CacheLocator
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 from quant import isa
+from quant.ggml import QuantError
+from quant.kernel_cache import KernelCache, is_kept
 
+if isa.numba_settings.DISABLE_JIT:
+    raise QuantError(
+        "NUMBA_DISABLE_JIT is set, but kernels run only when compiled: unset NUMBA_DISABLE_JIT"
+    )
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: one folder per source digest, Numba and instruction set."""
-    base = os.environ.get("KIMI_OFFLOAD_CACHE")
-    if not base:
-        if sys.platform == "darwin":
-            base = str(Path.home() / "Library" / "Caches" / "kimi-offload")
-        elif os.name == "nt":
-            base = str(Path(os.environ.get("LOCALAPPDATA", Path.home())) / "kimi-offload" / "cache")
-        else:
-            xdg = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-            base = str(Path(xdg) / "kimi-offload")
-    return Path(base) / "kernels" / f"{numba.__version__}-{isa.NAME}-{_source_digest()}"
+C_SIGNATURE = normalize_signature("void(intp, intp, intp)")
 
-
-@cache
-def _source_digest() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-class _QuantCacheLocator(_CacheLocator):
-    """Numba's hook for choosing the cache folder; used for functions of this package only."""
-
-    def __init__(self, py_func: Callable[..., Any], py_file: str) -> None:
-        self._line = py_func.__code__.co_firstlineno
-
-    def get_cache_path(self) -> str:
-        return str(cache_folder())
-
-    def get_source_stamp(self) -> str:
-        return _source_digest()
-
-    def get_disambiguator(self) -> str:
-        return str(self._line)
-
-    @classmethod
-    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _QuantCacheLocator | None:
-        if not (py_func.__module__ or "").startswith("quant."):
-            return None
-        locator = cls(py_func, py_file)
-        try:
-            locator.ensure_cache_path()
-        except OSError:  # read-only home: compile every time rather than fail
-            return None
-        return locator
-
-
-CacheImpl._locator_classes.insert(0, _QuantCacheLocator)
 
 # Inlined before LLVM sees it: linking a helper that was compiled on its own is not safe here. Code
 # generation has by then rewritten its address arithmetic as offsets from a null pointer, and LLVM
@@ -87,7 +41,14 @@ inline = numba.njit(inline="always", error_model="numpy", nogil=True)
 
 def kernel() -> Callable[[Callable[..., Any]], Any]:
     """Compiled (or loaded from the cache) at the first call; addresses and counts are all int64."""
-    return numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
+
+    def compiled_when_called(fn: Callable[..., Any]) -> Any:
+        dispatcher: Any = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(fn)
+        if is_kept(fn):
+            dispatcher._cache = KernelCache(fn)
+        return dispatcher
+
+    return compiled_when_called
 
 
 def bind(template: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
@@ -100,7 +61,11 @@ def bind(template: Callable[..., Any], name: str, **names: Any) -> Callable[...,
 
 def c_kernel(fn: Callable[..., Any]) -> Any:
     """A C function `void fn(intp, intp, intp)`; keep it referenced while `.address` is used."""
-    return numba.cfunc("void(intp, intp, intp)", cache=True, error_model="numpy")(fn)
+    compiled: Any = CFunc(fn, C_SIGNATURE, locals={}, options={"error_model": "numpy"})
+    if is_kept(fn):
+        compiled._cache = KernelCache(fn)
+    compiled.compile()
+    return compiled
 
 
 class Task:

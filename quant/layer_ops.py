@@ -25,7 +25,10 @@ MIN_WEIGHT_SUM = np.float32(6.103515625e-5)  # the smallest normal half: llama.c
 
 @inline
 def norm_row(row: int, weights: int, n: int, eps: float, into: int) -> None:
-    """into = x / sqrt(mean(x^2) + eps) * weights, for the n floats x at `row`."""
+    """into = x / sqrt(mean(x^2) + eps) * weights, for the n floats x at `row`.
+
+    All of it is not a number if one of them is none, or if their squares exceed float32.
+    """
     step = 4 * LANES
     whole = n // step * step
     a = zero_v()
@@ -44,7 +47,7 @@ def norm_row(row: int, weights: int, n: int, eps: float, into: int) -> None:
     total = np.float64(sum_v((a + b) + (c + d)))
     for i in range(4 * whole, 4 * n, 4):
         total += np.float64(f32(row + i)) * np.float64(f32(row + i))
-    scale = np.float32(1.0 / np.sqrt(total / n + eps))
+    scale = np.float32(1.0 / np.sqrt(total / n + eps) + (total - total))  # + 0, or not a number
     for i in range(0, 4 * whole, V_BYTES):
         store_v(into + i, load_v(row + i) * scale * load_v(weights + i))
     for i in range(4 * whole, 4 * n, 4):
@@ -96,7 +99,8 @@ def route(
     """Choose K experts per token.
 
     logits (T, E); bias (E,) or (0,); ids (T, K) int64 and weights (T, K) are written. The bias
-    decides which experts are chosen and nothing else; ties go to the lower index.
+    decides which experts are chosen and nothing else; ties go to the lower index. Where a logit or
+    a bias is infinite or not a number, all weights are not a number.
     """
     n_tokens, n_experts = logits.shape
     top_k = ids.shape[1]
@@ -118,8 +122,10 @@ def route(
                 total += scores[e]
             for e in range(n_experts):
                 scores[e] /= total
+        fault = np.float32(0)
         for e in range(n_experts):
             choice[e] = scores[e] + (bias[e] if bias.size else np.float32(0))
+            fault += (logits[t, e] - logits[t, e]) + (choice[e] - choice[e])
         if n_group > 1:
             for g in range(n_group):  # a group is as good as its two best experts
                 first = np.float32(-np.inf)
@@ -154,7 +160,7 @@ def route(
             w = weights[t, k]
             if normalise:
                 w /= max(total, MIN_WEIGHT_SUM)
-            weights[t, k] = w * np.float32(scale)
+            weights[t, k] = w * np.float32(scale) + fault  # + 0
 
 
 @inline

@@ -34,7 +34,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from quant import isa
+from quant import isa, stack
 from quant.jit import inline, kernel
 from quant.simd import I32, I64, P, _op, _pointer, call, call_kernel, i64, put_i64
 
@@ -238,14 +238,15 @@ class Pool:
             for i in range(1, threads)
         ]
         self._finalizer = weakref.finalize(self, _stop, control)
-        for thread in self._workers:
-            thread.start()
+        with stack.roomy_threads():
+            for thread in self._workers:
+                thread.start()
 
     def run(self, fn: int, context: int, n: int) -> None:
         """fn(context, i, thread) for i in 0 .. n - 1; fn: address of a C kernel."""
         if n > MAX_TASKS:
             raise ValueError(f"{n} tasks in one region, at most {MAX_TASKS}")
-        run_tasks(self.address, fn, context, n)
+        stack.call(run_tasks, self.address, fn, context, n)
 
     def settle(self) -> None:
         """Move the caller off the pinned workers' cores; about 1 us. It may go anywhere later."""

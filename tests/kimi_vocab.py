@@ -35,6 +35,26 @@ for (int i = 0; i < 100; ++i) { printf("%d\\n", i); }   // HTMLParser, XMLHttpRe
 You are Kimi, an AI assistant created by Moonshot AI. You are a helpful assistant. user system
 """
 
+# what tokenizers get wrong
+TEXTS = (
+    "",
+    " ",
+    "\n",
+    "Hello world",
+    "helloWorld HTMLParser iPhone JavaScript getURLOf userName",
+    "It's they've WE'LL don'T I'd",
+    "1 12 123 1234 12345 1234567890 ٣٤٥ ½",
+    "def f(x):\n    return {'a': [1, 2]}  # comment\n\n\n",
+    "世界上最大的海洋是太平洋。人工智能々〇⺀",
+    " 世界 mixed世界text かなカナ 한국어",
+    "الذكاء الاصطناعي يغير العالم",
+    "👩‍👩‍👧‍👦 🎉🎉 🇩🇪 e\u0301 n\u0303a",
+    "naïve café ÀÉÎÕÜ ǅ Ελληνικά русский",
+    "  two   three\t\ttabs \r\n crlf \u3000wide\u00a0nbsp",
+    "<|im_end|><|im_user|>user<|im_middle|>[EOS]<think></think>",
+    "\x00\x7f\ufeff\ufffd",
+)
+
 
 def byte_order() -> list[int]:
     """The 256 bytes as GPT-2 numbers them: printable ones first."""
@@ -125,3 +145,11 @@ def write_gguf(path: Path, data: dict[str, Any], *, with_tensor: bool = False) -
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def tokens_with(change: dict[int, str]) -> list[str]:
+    """The tokens of `metadata()`, some of them replaced."""
+    tokens = list(metadata()["tokenizer.ggml.tokens"])
+    for index, text in change.items():
+        tokens[index] = text
+    return tokens

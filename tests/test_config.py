@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import family
+import gguf_bytes as gb
 import numpy as np
 import pytest
 from family import LITE, Sizes, Tensors
@@ -13,7 +14,11 @@ from gguf_bytes import write_model
 from offload.config import ModelConfig, RopeConfig
 from offload.errors import GGUFError, OffloadError, UnsupportedError
 from offload.gguf import GGUFFile
-from offload.models.deepseek2_tensors import expected_tensors, has_legacy_kv_b
+from offload.models.deepseek2_tensors import _NOT_WEIGHTS, expected_tensors, has_legacy_kv_b
+from offload.models.rope import inverse_frequencies, magnitudes
+from offload.tensor_census import census
+from quant.ggml import BLOCK
+from quant.registry import QUANT_TYPES
 
 TOY = Sizes()
 
@@ -167,9 +172,13 @@ def test_without_shared_experts_and_without_experts(tmp_path: Path) -> None:
     config = config_of(tmp_path, family.metadata(dense), family.tensors(dense))
     assert config.num_moe_layers == 0
     assert config.n_routed_experts == 0
+    keys = {k: v for k, v in family.metadata(dense).items() if "expert" not in k}
+    assert config_of(tmp_path, keys, family.tensors(dense)).num_moe_layers == 0
 
 
-def test_prediction_layers_are_not_counted(tmp_path: Path) -> None:
+def test_prediction_layers_are_not_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = Sizes(layers=4)
     tensors = family.tensors(whole) | {"blk.3.nextn.eh_proj.weight": ((256, 512), 0)}
     meta = family.metadata(whole, nextn_predict_layers=1)
@@ -178,6 +187,17 @@ def test_prediction_layers_are_not_counted(tmp_path: Path) -> None:
     assert set(expected_tensors(config, tensors)) == set(family.tensors(TOY))
     # also when a tool has stripped them
     assert config_of(tmp_path, meta, family.tensors(TOY)).num_layers == 3
+    # whatever they hold
+    more = tensors | {"blk.3.nextn.new.weight": ((4,), 0), "blk.3.indexer.k.scale": ((4,), 0)}
+    assert config_of(tmp_path, meta, more).num_layers == 3
+    # but a layer of the trunk is not taken for one without a word
+    with caplog.at_level(logging.WARNING, logger="offload"):
+        assert not caplog.records
+        config_of(tmp_path, meta | {"deepseek2.nextn_predict_layers": 2}, tensors)
+    assert "blk.2 is left out, as nextn_predict_layers is 2, but" in caplog.text
+    without = {k: v for k, v in meta.items() if "nextn" not in k}
+    with pytest.raises(UnsupportedError, match="does not know what blk.3.nextn.eh_proj.weight is"):
+        config_of(tmp_path, without, tensors)
     with pytest.raises(GGUFError, match="block_count counts 4 layers, but 4"):
         config_of(tmp_path, meta | {"deepseek2.nextn_predict_layers": 4}, tensors)
 
@@ -250,10 +270,18 @@ def test_vocabulary_size(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], type[OffloadError], str]] = {
     "no layers": ({"block_count": None}, GGUFError, "deepseek2.block_count is missing"),
     "zero layers": ({"block_count": 0}, GGUFError, "block_count is 0; 1 to 10,000"),
-    "float layers": ({"block_count": 3.0}, GGUFError, "block_count is 3.0; int expected"),
-    "bool layers": ({"block_count": True}, GGUFError, "is True; int expected"),
-    "text layers": ({"block_count": "many"}, GGUFError, "is 'many'; int expected"),
-    "array layers": ({"block_count": np.ones(3, np.int32)}, GGUFError, "int expected"),
+    "float layers": (
+        {"block_count": 3.0},
+        GGUFError,
+        "block_count is 3.0; a whole number is expected",
+    ),
+    "bool layers": ({"block_count": True}, GGUFError, "is True; a whole number is expected"),
+    "text layers": ({"block_count": "many"}, GGUFError, "is 'many'; a whole number is"),
+    "array layers": (
+        {"block_count": np.ones(3, np.int32)},
+        GGUFError,
+        "is an array of 3 numbers; a whole",
+    ),
     "more layers": ({"block_count": 4}, GGUFError, r"missing: blk.3.attn_norm.weight"),
     "fewer layers": ({"block_count": 2}, UnsupportedError, "does not know what blk.2.attn_norm"),
     "no hidden": ({"embedding_length": None}, GGUFError, "embedding_length is missing"),
@@ -288,10 +316,10 @@ REFUSED: dict[str, tuple[dict[str, Any], type[OffloadError], str]] = {
     "eps inf": (
         {"attention__layer_norm_rms_epsilon": float("inf")},
         GGUFError,
-        "epsilon is inf; 0 to 1",
+        "epsilon is inf; 1e-13 to 1",
     ),
     "scaling": ({"rope__scaling__type": "longrope"}, UnsupportedError, "'longrope'; none, linear"),
-    "scaling type": ({"rope__scaling__type": 3}, UnsupportedError, "is 3; none, linear"),
+    "scaling type": ({"rope__scaling__type": 3}, GGUFError, "is 3; a text is expected"),
     "top-k": ({"expert_used_count": 9}, GGUFError, "expert_used_count is 9 of expert_count 8"),
     "top-0": ({"expert_used_count": None}, GGUFError, "expert_used_count is 0"),
     "experts": ({"expert_count": 16}, GGUFError, r"has shape \(8, 256\).* \(16, 256\)"),
@@ -328,7 +356,131 @@ REFUSED: dict[str, tuple[dict[str, Any], type[OffloadError], str]] = {
     "window": ({"attention__sliding_window": 512}, UnsupportedError, "sliding-window"),
     "vocabulary": ({"vocab_size": 300}, GGUFError, r"token_embd.weight has shape \(320, 256\)"),
     "context": ({"context_length": 0}, GGUFError, "context_length is 0"),
+    # no value is taken for another
+    "flag as number": ({"expert_weights_norm": 1}, GGUFError, "is 1; true or false is expected"),
+    "flag as text": ({"expert_weights_norm": "no"}, GGUFError, "is 'no'; true or false"),
+    "real as text": ({"rope__freq_base": "50000"}, GGUFError, "'50000'; a number is expected"),
+    "real as flag": ({"expert_weights_scale": True}, GGUFError, "True; a number is expected"),
+    "width as reals": (
+        {"expert_feed_forward_length": np.array([256.0] * 3, np.float32)},
+        GGUFError,
+        "is 256.0; a whole number is expected",
+    ),
+    "heads as flags": (
+        {"attention__head_count": np.array([True] * 3)},
+        GGUFError,
+        "is True; a whole number is expected",
+    ),
+    "nan heads": (
+        {"attention__head_count": np.array([np.nan] * 3, np.float32)},
+        GGUFError,
+        "is nan; a whole number is expected",
+    ),
+    "heads of too few layers": (
+        {"attention__head_count": np.array([4, 4], np.int32)},
+        GGUFError,
+        "has 2 entries for 3 layers",
+    ),
+    "no heads at all": (
+        {"attention__head_count": np.array([], np.int32)},
+        GGUFError,
+        "has 0 entries for 3 layers",
+    ),
+    "words": ({"block_count": ["3"]}, GGUFError, "is an array of 1 strings; a whole number"),
+    # nor where this file does not need the key
+    "unused length": ({"attention__value_length": "wide"}, GGUFError, "'wide'; a whole number"),
+    "unused factor": (
+        {"rope__scaling__factor": 4.0, "rope__scale_linear": float("nan")},
+        GGUFError,
+        "scale_linear is nan; 0 to 1",
+    ),
+    "finetuned": ({"rope__scaling__finetuned": "yes"}, GGUFError, "'yes'; true or false"),
+    # numbers that no rotation or norm can be computed with
+    "theta 1 with YaRN": (
+        {"rope__freq_base": 1.0, "rope__scaling__type": "yarn", "rope__scaling__factor": 4.0},
+        GGUFError,
+        "freq_base is 1.0; YaRN divides by its logarithm and needs more than 1",
+    ),
+    "theta below 1 with YaRN": (
+        {"rope__freq_base": 0.5, "rope__scaling__type": "yarn", "rope__scaling__factor": 4.0},
+        GGUFError,
+        "needs more than 1",
+    ),
+    "eps 0": ({"attention__layer_norm_rms_epsilon": 0.0}, GGUFError, "epsilon is 0.0; 1e-13 to 1"),
+    "beta": ({"rope__scaling__yarn_beta_fast": 0.0}, GGUFError, "beta_fast is 0.0; 0.001 to"),
+    # a newer model under this name
+    "two-sided": ({"attention__causal": False}, UnsupportedError, "causal is False: tokens that"),
+    "indexer": (
+        {"attention__indexer__key_length": 128},
+        UnsupportedError,
+        "indexer.key_length is 128: sparse attention with an indexer",
+    ),
+    "latent experts": ({"moe_latent_size": 1024}, UnsupportedError, "experts on a latent vector"),
+    "clamped": (
+        {"swiglu_clamp_exp": np.array([0, 7, 7], np.float32)},
+        UnsupportedError,
+        "swiglu_clamp_exp is an array of 3 numbers: clamped",
+    ),
+    "second factor": (
+        {"rope__scaling__yarn_attn_factor": 1.25},
+        UnsupportedError,
+        "a second YaRN attention factor",
+    ),
 }
+
+
+def test_names_and_token_lists_of_a_wrong_type_are_refused(tmp_path: Path) -> None:
+    sound = family.metadata(TOY)
+    for key, value, message in (
+        ("general.architecture", 5, "general.architecture is 5; a text is expected"),
+        ("general.type", ["model"], "general.type is an array of 1 strings; a text"),
+        ("general.name", np.zeros(9, np.int32), "general.name is an array of 9 numbers; a text"),
+        ("tokenizer.ggml.tokens", "abc", "tokens is 'abc'; an array of strings is expected"),
+        ("tokenizer.ggml.tokens", np.zeros(320, np.int32), "an array of 320 numbers; an array of"),
+    ):
+        with pytest.raises(GGUFError, match=message):
+            config_of(tmp_path, sound | {key: value})
+
+
+def test_factors_of_one_and_empty_lists_change_nothing(tmp_path: Path) -> None:
+    toy(
+        tmp_path,
+        residual_scale=1.0,
+        logit_scale=1,
+        rope__scaling__yarn_attn_factor=1.0,
+        swiglu_clamp_exp=np.zeros(3, np.float32),
+        attention__indexer__top_k=0,
+    )
+
+
+def test_names_from_the_file_are_shown_escaped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = "\x1b[31m\n\u202e"
+    meta = family.metadata(TOY) | {"general.name": f"toy{bad}", f"deepseek2.new{bad}": bad}
+    with caplog.at_level(logging.WARNING, logger="offload"):
+        assert config_of(tmp_path, meta).name == r"toy\x1b[31m\n\u202e"
+    (record,) = caplog.records
+    assert record.getMessage().isprintable()
+    for changes, tensors in (
+        ({"general.architecture": bad * 50}, {}),
+        ({"deepseek2.rope.scaling.type": bad}, {}),
+        ({}, {f"blk.0.{bad}": ((4,), 0)}),
+    ):
+        with pytest.raises(OffloadError) as caught:
+            config_of(tmp_path, meta | changes, family.tensors(TOY) | tensors)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 400
+
+
+def test_many_unknown_keys_are_a_few_lines_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    meta = family.metadata(TOY) | {f"deepseek2.k{i}": i for i in range(1000)}
+    with caplog.at_level(logging.WARNING, logger="offload"):
+        config_of(tmp_path, meta)
+    assert len(caplog.records) == 9
+    assert caplog.records[-1].getMessage() == "ignoring 992 more metadata keys"
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -369,12 +521,56 @@ TENSORS_REFUSED: dict[str, tuple[Tensors, type[OffloadError], str]] = {
         UnsupportedError,
         "ffn_up_exps.scale",
     ),
+    "scale of an input": (
+        family.tensors(TOY) | {"blk.1.attn_output.input_scale": ((1,), 0)},
+        UnsupportedError,
+        "attn_output.input_scale",
+    ),
+    "indexer": (
+        family.tensors(TOY) | {"blk.0.indexer.attn_k.weight": ((32, 256), 0)},
+        UnsupportedError,
+        "blk.0.indexer.attn_k.weight",
+    ),
+    "sinks": (
+        family.tensors(TOY) | {"blk.2.attn_sinks.weight": ((4,), 0)},
+        UnsupportedError,
+        "blk.2.attn_sinks.weight",
+    ),
+    "bias of the head": (
+        family.tensors(TOY) | {"output.bias": ((320,), 0)},
+        UnsupportedError,
+        "output.bias",
+    ),
+    "outside of layers": (
+        family.tensors(TOY) | {"rope_freqs.weight": ((8,), 0), "hc_head.weight": ((4,), 0)},
+        UnsupportedError,
+        "does not know what rope_freqs.weight, hc_head.weight is for",
+    ),
+    "number with a zero": (
+        family.tensors(TOY) | {"blk.01.attn_kv_b.weight": ((256, 128), 0)},
+        UnsupportedError,
+        "blk.01.attn_kv_b.weight",
+    ),
+    "kv_b outside": (
+        family.tensors(TOY) | {"blk.9.attn_kv_b.weight": ((256, 128), 0)},
+        UnsupportedError,
+        "blk.9.attn_kv_b.weight",
+    ),
+    "no weights": (
+        family.tensors(TOY) | {"extra": ((4,), 0)},
+        UnsupportedError,
+        "does not know what extra is for",
+    ),
     "layer outside": (
         family.tensors(TOY) | {"blk.7.attn_norm.weight": ((256,), 0)},
         UnsupportedError,
         "blk.7.attn_norm.weight",
     ),
 }
+
+
+def test_types_without_kernels_are_refused_before_anything_runs() -> None:
+    assert set(BLOCK) - set(QUANT_TYPES) == _NOT_WEIGHTS
 
 
 @pytest.mark.parametrize("case", TENSORS_REFUSED)
@@ -434,41 +630,69 @@ ODD: tuple[Any, ...] = (
     0,
     -1,
     1,
+    2**31,
     2**32 - 1,
+    gb.u32(gb.U64) + gb.u64(2**64 - 1),
+    gb.u32(gb.I64) + gb.scalar(gb.I64, -(2**63)),
     0.0,
+    1.0,
     -1.5,
+    1e-30,
     float("nan"),
     float("inf"),
+    gb.u32(gb.F64) + gb.scalar(gb.F64, 1e300),
     True,
     "",
+    "no",
     "yarn",
+    "\x1b[31m\u202e" * 1000,
     ["a", "b"],
     np.array([], np.int32),
     np.array([1, 2, 3], np.int32),
+    np.array([2, 2, 2], np.float32),
     np.array([np.nan, np.nan, np.nan], np.float32),
     np.array([True, False], np.bool_),
+    gb.u32(gb.ARRAY) + gb.u32(gb.ARRAY) + gb.u64(1) + gb.array(gb.U8, [1]),
 )
 
 
 def test_no_value_of_any_key_escapes(tmp_path: Path) -> None:
-    """Whatever a key holds: a configuration, or an error in words."""
+    """Whatever a key holds: a configuration with a finite rotation, or one line of words."""
     sound = family.metadata(
         TOY,
         rope__scaling__type="yarn",
         rope__scaling__factor=4.0,
         rope__scaling__original_context_length=64,
         rope__scaling__yarn_log_multiplier=0.1,
+        rope__scaling__attn_factor=1.0,
+        rope__scaling__yarn_beta_fast=32.0,
+        rope__scaling__yarn_beta_slow=1.0,
+        rope__scaling__yarn_ext_factor=1.0,
+        rope__scaling__finetuned=True,
         expert_group_count=2,
         expert_group_used_count=1,
         nextn_predict_layers=0,
         attention__temperature_scale=0.0,
     )
-    sound |= {"general.type": "model", "tokenizer.ggml.tokens": ["t"] * 320}
-    refused = 0
+    sound |= {"general.type": "model", "tokenizer.ggml.tokens": ["t"] * 320, "split.count": 1}
+    rows, size = gb.layout(family.tensors(TOY))
+    path = tmp_path / "m.gguf"
+    refused = []
     for key in sound:
+        others = [gb.auto_kv(k, v) for k, v in sound.items() if k != key]
         for value in ODD:
+            odd = gb.string(key) + value if isinstance(value, bytes) else gb.auto_kv(key, value)
+            with path.open("wb") as file:
+                file.write(gb.gguf([odd, *others], rows))
+                file.truncate(file.tell() + size)
             try:
-                config_of(tmp_path, sound | {key: value})
-            except (GGUFError, UnsupportedError):
-                refused += 1
-    assert refused > len(sound) * len(ODD) // 2
+                with GGUFFile.open(path) as f:
+                    census(f)
+                    config = ModelConfig.from_gguf(f)
+                    census(f, config)
+                assert np.isfinite(inverse_frequencies(config.rope)).all()
+                assert np.isfinite(magnitudes(config)).all()
+            except (GGUFError, UnsupportedError) as exc:
+                refused.append(str(exc))
+    assert len(refused) > len(sound) * len(ODD) // 2
+    assert all(message.isprintable() and len(message) < 600 for message in refused)

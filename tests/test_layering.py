@@ -28,8 +28,7 @@ DEVICE_FREE = (
 )  # fmt: skip
 LLAMA_CPP_USERS = (
     "offload/bench/llama_cpp.py",
-    "offload/llama_vocab.py",
-    "offload/tokenizer.py",
+    "offload/vocab_child.py",
 )
 HEAVY = ("numpy", "numba", "rich", "prompt_toolkit", "psutil", "offload")
 

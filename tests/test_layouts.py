@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from offload import bench, packed_cache
 from offload.bench import shape_bench, shapes
 from offload.bench.layout import choose_layout
 from offload.config import ModelConfig
-from offload.errors import PlanError
+from offload.errors import GGUFError, PlanError
 from offload.expert_layout import (
     Choice,
     LayoutOptions,
@@ -28,6 +32,7 @@ from offload.expert_layout import (
     Speeds,
     choose,
     packable_layers,
+    packed_matrix_bytes,
 )
 from offload.gguf import GGUFFile
 from offload.weights import WeightStore
@@ -246,8 +251,8 @@ def test_second_start_maps_what_the_first_kept(tiny: Path, tmp_path: Path) -> No
     ("damage", "what"),
     [
         (lambda data: data[:-5000], "it is cut off"),
-        (lambda data: data[:100], "it is cut off"),
-        (lambda data: b"", "it is cut off"),
+        (lambda data: data[:100], "its header is damaged"),
+        (lambda data: b"", "it is empty"),
         (lambda data: data[:20_000] + bytes([data[20_000] ^ 1]) + data[20_001:], "checksum of blk"),
         (lambda data: b"x" + data[1:], "its header is damaged"),
         (lambda data: bytes(len(data)), "its header is damaged"),
@@ -268,25 +273,146 @@ def test_damaged_files_are_made_again(
     assert victim.read_bytes() == good
 
 
+def with_header(data: bytes, change: Callable[[Any], Any]) -> bytes:
+    """The file with another header, whose checksum is right."""
+    line, _, rest = data.partition(b"\n")
+    new = change(json.loads(line))
+    new = new if isinstance(new, bytes) else json.dumps(new).encode()
+    new = new.ljust(len(line)) if len(new) < len(line) else new
+    return new + b"\n" + hashlib.sha256(new).digest() + rest[32 + len(new) - len(line) :]
+
+
+def with_entry(**changes: Any) -> Callable[[Any], Any]:
+    def change(header: Any) -> Any:
+        header["tensors"][0] |= changes
+        return header
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: b"[" * 100_000,
+        lambda header: b'{"key": ' * 20_000,
+        lambda header: b"1",
+        lambda header: b"null",
+        lambda header: [header],
+        lambda header: header["key"],
+        lambda header: header | {"tensors": None},
+        lambda header: header | {"tensors": [1, 2, 3]},
+        lambda header: header | {"tensors": header["tensors"][:1]},
+        lambda header: header | {"tensors": [{}] * 3},
+        with_entry(at=-4096),
+        with_entry(at="0"),
+        with_entry(at=None),
+        with_entry(at=10**30),
+        with_entry(at=1),
+        with_entry(at=True),
+        with_entry(at=1e9),
+        with_entry(n_bytes=[]),
+        with_entry(sums=5),
+        with_entry(name={}),
+    ],
+)
+def test_odd_headers_are_one_clean_line(
+    tiny: Path, tmp_path: Path, change: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with GGUFFile.open(tiny) as file:
+        config = ModelConfig.from_gguf(file)
+        layers = packable_layers(WeightStore(file, config), config)[:1]
+        made = [np.zeros(m.count * packed_matrix_bytes(m), np.uint8) for m in layers[0].matrices]
+        packed_cache.PackedCache(tmp_path, file, 1).store(layers[0], made)
+        (victim,) = tmp_path.rglob("*.packed")
+        victim.write_bytes(with_header(victim.read_bytes(), change))
+        cache = packed_cache.PackedCache(tmp_path, file, 1)
+        assert cache.load(layers[0]) is None
+        (note,) = cache.summary()
+    assert re.search("header is damaged|has changed|checksum", note)
+    assert len(caplog.records) == 1
+
+
+def make_unreadable(path: Path, how: str) -> None:
+    if how == "others may write":
+        path.chmod(0o666)
+        return
+    if how == "another owner":
+        os.chown(path, 12_345, -1)
+        return
+    data = path.read_bytes()
+    path.unlink()
+    if how == "a pipe":
+        os.mkfifo(path)
+    elif how == "a folder":
+        path.mkdir()
+    else:
+        twin = path.with_name("twin")
+        twin.write_bytes(data)
+        path.symlink_to(twin)
+
+
+@pytest.mark.parametrize(
+    "how", ["others may write", "another owner", "a pipe", "a link", "a folder"]
+)
+def test_files_that_are_not_ours_are_not_used(tiny: Path, tmp_path: Path, how: str) -> None:
+    if how == "another owner" and os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    native = cached(tiny, tmp_path)[0]
+    make_unreadable(sorted(tmp_path.rglob("*.packed"))[0], how)
+    logits, notes = cached(tiny, tmp_path)
+    np.testing.assert_array_equal(logits, native)
+    assert "1 layers mapped" in notes[0]
+    assert any("is not used" in note for note in notes)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed file", "model"])
+def test_file_changed_under_its_map_ends_the_answer(
+    tiny: Path, tmp_path: Path, packed: bool
+) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(tiny.read_bytes())
+    options: dict[str, Any] = {"experts_layout": "packed", "packed_cache": tmp_path / "kept"}
+    cached(model, tmp_path / "kept")
+    with offload.load(model, context=64, **options) as engine:
+        list(engine.generate([1, 2, 3], max_tokens=2))
+        victim = next(tmp_path.rglob("*.packed")) if packed else model
+        with victim.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x01")
+        with pytest.raises(GGUFError, match=rf"{victim.name} was changed while it was in use"):
+            list(engine.generate([1, 2, 3], max_tokens=2))
+
+
+def test_copied_weights_need_the_file_no_longer(tiny: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(tiny.read_bytes())
+    with offload.load(model, context=64, memory="resident") as engine:
+        first = [token.id for token in engine.generate([1, 2, 3], max_tokens=4, seed=1)]
+        model.write_bytes(b"")
+        second = [token.id for token in engine.generate([1, 2, 3], max_tokens=4, seed=1)]
+    assert first == second
+
+
 def test_a_changed_model_is_never_served_from_the_cache(tiny: Path, tmp_path: Path) -> None:
-    """Same size, same time, same header: one changed byte of a sampled place; then a new time."""
+    """Same size, time and header, and a byte between the samples: then its inode's time tells."""
     model = tmp_path / "model.gguf"
     model.write_bytes(tiny.read_bytes())
     folder = tmp_path / "cache"
     cached(model, folder)
     stat = model.stat()
     with GGUFFile.open(model) as file:
-        offset = file.tensors["blk.1.ffn_up_exps.weight"].offset
-    data = bytearray(model.read_bytes())
-    data[offset] ^= 1
-    model.write_bytes(data)
+        info = file.tensors["blk.1.ffn_up_exps.weight"]
+    with model.open("r+b") as writer:
+        writer.seek(info.offset + info.n_bytes - packed_cache.SAMPLE_BYTES // 2 - 1)
+        writer.write(b"\x2a")
     os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     logits, notes = cached(model, folder)
-    assert "1 layers mapped, 1 stored" in notes[0]
+    assert "0 layers mapped, 2 stored" in notes[0]
     assert "the model or the layout has changed" in notes[1]
+    assert "1 more" in notes[1]
     np.testing.assert_array_equal(logits, outputs(model, experts_layout="native")[0])
-    os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert "0 layers mapped, 2 stored" in cached(model, folder)[1][0]
+    assert len(list(folder.rglob("*.packed"))) == 2
+    assert "2 layers mapped, 0 stored" in cached(model, folder)[1][0]
 
 
 def test_a_folder_that_cannot_be_written_is_said_once(

@@ -56,6 +56,26 @@ FLOATS = {
     "odd sizes": ODD,
     "odd sizes, legacy, fused": replace(ODD, legacy_kv_b=True, fused_gate_up=True, shared=2),
 }
+# The shapes of models that people run, at small sizes, with what is peculiar to each.
+PUBLISHED = {
+    # 20 heads of 192 + 64 and values of 256: a value is wider than the part without rotation; by
+    # size of vocabulary and number of layers, sigmoid where the key is missing
+    "GLM-4.7-Flash": replace(
+        SMALL, layers=47, hidden=32, q_lora=32, kv_lora=32, nope=12, rope=4, v=16, experts=6,
+        width=32, dense_width=32, scale=1.8, tied=True, gating_key=False, fillers=154_612,
+        theta=1e6,
+    ),
+    # 26 layers without q_lora, values of 192
+    "GigaChat3-10B": replace(
+        SMALL, layers=26, q_lora=None, nope=32, v=48, theta=100_000.0, yarn=(40.0, 4096, 0.1)
+    ),
+    # no experts at all, and the head is the embedding
+    "Youtu-LLM-2B": replace(
+        SMALL, dense=3, experts=0, top_k=0, shared=0, gating_key=False, tied=True, theta=1.6e6
+    ),
+    "Moonlight-16B": replace(SMALL, layers=27, q_lora=None, shared=2, scale=2.446),
+}  # fmt: skip
+PUBLISHED["GLM-4.7-Flash with MTP"] = replace(PUBLISHED["GLM-4.7-Flash"], mtp=1, tied=False)
 NO_SHARED = replace(SMALL, shared=0)  # llama.cpp wants a shared expert
 
 MIXED = {
@@ -138,6 +158,19 @@ def error(x: np.ndarray, exact: np.ndarray) -> float:
 def test_float_model_agrees_with_llama_cpp(name: str, write: Write) -> None:
     path = write(FLOATS[name])
     assert error(ours(path, IDS), llama_logits.logits(path, IDS)) < 1e-5
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes_agree_with_llama_cpp(name: str, write: Write) -> None:
+    m = PUBLISHED[name]
+    path, ids = write(m), IDS[:20]
+    with opened(path) as model:
+        got = run(model, ids)
+        assert (model.config.num_layers, model.config.num_mtp_layers) == (m.layers, m.mtp)
+        if m.experts:
+            assert model.config.scoring_func == "sigmoid"
+        np.testing.assert_array_equal(run(model, ids, 7), got)
+    assert error(got, llama_logits.logits(path, ids)) < 1e-5
 
 
 @pytest.mark.parametrize("m", [*FLOATS.values(), NO_SHARED], ids=[*FLOATS, "no shared expert"])
@@ -274,6 +307,27 @@ def test_quantised_error_is_at_most_llama_cpps(write: Write) -> None:
     for kv, list_ in ratios.items():
         assert np.median(list_) <= 0.8, (kv, list_)
         assert max(list_) <= 1.05, (kv, list_)
+
+
+NARROW = {  # rows here are too short for blocks of 256
+    "attn_k_b": G.F32,
+    "attn": G.Q8_0,
+    "_exps": G.Q4_0,
+    "ffn": G.Q8_0,
+    "embd": G.Q8_0,
+    "output": G.Q8_0,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if "MTP" not in name])
+def test_quantised_published_shapes_are_within_the_bar(name: str, write: Write) -> None:
+    """All experts work on every token: dozens of layers would amplify a single flipped one."""
+    m = PUBLISHED[name]
+    m = replace(m, types=NARROW, top_k=m.experts, fillers=0, gating_key=bool(m.experts))
+    ids = IDS[:32]
+    exact = llama_logits.logits(write(m, dequantized=True), ids)
+    path = write(m)
+    assert error(ours(path, ids), exact) <= 0.8 * error(llama_logits.logits(path, ids), exact)
 
 
 # --- how tensors lie in the file --------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from quant.jit import task
 from quant.pool import MAX_TASKS, Pool
-from quant.simd import i64, put_i64
+from quant.simd import alloca, i64, put_i64
 
 
 @task
@@ -212,3 +213,30 @@ def test_cores_that_do_not_exist_are_no_obstacle() -> None:
     job.run(pool)
     job.check()
     pool.close()
+
+
+@task
+def touch_task(context: int, index: int, thread: int) -> None:
+    room = alloca(1_500_000)
+    for i in range(0, 1_500_000, 4096):
+        put_i64(room + i, index)
+    put_i64(context + 8 * index, i64(room + 4096 * 300) + 1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_small_stacks_are_left_alone(threads: int) -> None:
+    """A tile on a stack of 256 KiB was a segmentation fault."""
+    out = np.zeros(40, np.int64)
+
+    def run() -> None:
+        with contextlib.closing(Pool(threads)) as pool:
+            pool.run(touch_task.address, out.ctypes.data, len(out))
+
+    before = threading.stack_size(256 << 10)
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    assert out.tolist() == list(range(1, 41))

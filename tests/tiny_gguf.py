@@ -42,6 +42,7 @@ class TinyModel:
     width: int = 256
     dense_width: int = 512
     sigmoid: bool = True
+    gating_key: bool = True  # False: the reader must know what the model does
     bias: bool = True
     groups: tuple[int, int] = (1, 1)
     normalise: bool = True
@@ -53,6 +54,7 @@ class TinyModel:
     mtp: int = 0
     context: int = 8192
     alignment: int = 32
+    fillers: int = 0  # unused tokens at the end
     eps: float = 1e-5
     theta: float = 50_000.0
     seed: int = 0
@@ -61,7 +63,7 @@ class TinyModel:
     @property
     def vocab(self) -> int:
         """Number of tokens."""
-        return 256 + len(SPECIALS)
+        return 256 + len(SPECIALS) + self.fillers
 
 
 def byte_tokens() -> list[str]:
@@ -206,23 +208,25 @@ def write(path: Path, m: TinyModel, *, dequantized: bool = False) -> Path:
         if multiplier is not None:
             g.add_rope_scaling_yarn_log_mul(multiplier)
     g.add_leading_dense_block_count(m.dense)
-    g.add_expert_count(m.experts)
-    g.add_expert_used_count(m.top_k)
+    if m.experts:
+        g.add_expert_count(m.experts)
+        g.add_expert_used_count(m.top_k)
     g.add_expert_shared_count(m.shared)
     g.add_expert_feed_forward_length(m.width)
     g.add_expert_weights_scale(m.scale)
     g.add_expert_weights_norm(m.normalise)
-    g.add_expert_gating_func(
-        gguf.ExpertGatingFuncType.SIGMOID if m.sigmoid else gguf.ExpertGatingFuncType.SOFTMAX
-    )
+    if m.gating_key:
+        g.add_expert_gating_func(
+            gguf.ExpertGatingFuncType.SIGMOID if m.sigmoid else gguf.ExpertGatingFuncType.SOFTMAX
+        )
     if m.groups[0] > 1:
         g.add_expert_group_count(m.groups[0])
         g.add_expert_group_used_count(m.groups[1])
     g.add_vocab_size(m.vocab)
     g.add_tokenizer_model("gpt2")
     g.add_tokenizer_pre("kimi-k2")
-    g.add_token_list([*byte_tokens(), *SPECIALS])
-    g.add_token_types([1] * 256 + [3] * len(SPECIALS))
+    g.add_token_list([*byte_tokens(), *SPECIALS, *(f"[PAD{i}]" for i in range(m.fillers))])
+    g.add_token_types([1] * 256 + [3] * len(SPECIALS) + [5] * m.fillers)
     g.add_token_merges([])
     g.add_eos_token_id(256 + SPECIALS.index("<|im_end|>"))
     plain = stored_values(m) if dequantized else tensors(m)

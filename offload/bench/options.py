@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from os import PathLike
 
-from offload.arguments import check_type, integer, is_number, shown
+from offload.arguments import check_type, integer, is_number, quoted
 from offload.errors import RequestError
 from offload.expert_layout import LayoutOptions
 from offload.memory import MemoryMode, check_mode
@@ -33,7 +33,7 @@ class ModelOptions:
         for name, least in (("prompts", 1), ("depths", 0)):
             given: object = getattr(self, name)
             if not isinstance(given, (list, tuple)):
-                raise RequestError(f"{name} must be a list of counts, not {shown(given)}")
+                raise RequestError(f"{name} must be a list of counts, not {quoted(given)}")
             object.__setattr__(self, name, tuple(_count(name, n, least) for n in given))
         _check_common(self.threads, self.seconds, self.compare, self.layout, self.pin)
         check_mode(self.memory)
@@ -67,7 +67,7 @@ class ShapeOptions:
 def _count(name: str, value: object, least: int) -> int:
     number = integer(value)
     if number is None or not least <= number <= MOST:
-        raise RequestError(f"{name}: a whole number from {least} on, not {shown(value)}")
+        raise RequestError(f"{name}: a whole number from {least} on, not {quoted(value)}")
     return number
 
 
@@ -77,7 +77,7 @@ def _check_common(
     if threads is not None:
         _count("threads", threads, 1)
     if not is_number(seconds) or not 0 <= seconds <= LONGEST:  # type: ignore[operator]
-        raise RequestError(f"seconds must be in [0, {LONGEST:g}], not {shown(seconds)}")
+        raise RequestError(f"seconds must be in [0, {LONGEST:g}], not {quoted(seconds)}")
     check_type("compare", compare, bool)
     check_type("layout", layout, LayoutOptions)
     if pin is not None:

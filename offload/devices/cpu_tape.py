@@ -14,6 +14,7 @@ import numpy as np
 from offload.devices.base import Stack
 from offload.devices.cpu_steps import TapeBuilder
 from offload.kv_cache import KVCache
+from quant import stack
 from quant.kernels import Job
 from quant.tape import State, run_tape
 
@@ -86,7 +87,7 @@ class CpuDecoder:
         for first, n, n_bytes in self._slices:
             check()
             self._ops.pool.settle()
-            run_tape(control, self._address + first * self._steps.strides[0], n)
+            stack.call(run_tape, control, self._address + first * self._steps.strides[0], n)
             self._ops.bytes_read += n_bytes
         kv.length += 1
         return logits

@@ -25,6 +25,7 @@ class DeepSeek2:
     def __init__(self, config: ModelConfig, weights: WeightStore, ops: Ops) -> None:
         self.config = config
         self.ops = ops
+        self._weights = weights
         self._rope = rope.Tables(config)
         self._embedding = weights.matrix("token_embd.weight")
         head = "token_embd.weight" if config.tie_word_embeddings else "output.weight"
@@ -45,13 +46,13 @@ class DeepSeek2:
         """Run tokens ids (T,) int64 at positions kv.length .. -> logits (1, V) of the last, or all.
 
         Appends T rows to the cache. `check` is called every few layers and before the head, and may
-        raise; the cache then still ends where it did.
+        raise; the cache then still ends where it did. GGUFError if the logits are not finite.
         """
         config, ops = self.config, self.ops
         first = kv.length
         cos, sin = self._rope.rows(first, len(ids))
         if len(ids) == 1 and self.on_routing is None and self.decoder is not None:
-            return self.decoder(int(ids[0]), kv, cos, sin, check)
+            return self._weights.check_logits(self.decoder(int(ids[0]), kv, cos, sin, check))
         x = ops.embed(self._embedding, ids)
         for i, layer in enumerate(self._layers):
             check()
@@ -79,7 +80,7 @@ class DeepSeek2:
         check()
         (logits,) = self._head(ops.rms_norm(x, self._output_norm, config.rms_norm_eps))
         kv.length = first + len(ids)
-        return logits
+        return self._weights.check_logits(logits)
 
     @cached_property
     def decoder(self) -> Decoder | None:

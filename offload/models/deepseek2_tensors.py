@@ -5,20 +5,24 @@ H hidden, A heads, V vocabulary, E experts, F expert width; shapes in numpy orde
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
-from offload.errors import GGUFError, UnsupportedError
+from offload.errors import GGUFError, UnsupportedError, shown
 from quant.ggml import GGMLType
 
 if TYPE_CHECKING:
     from offload.config import ModelConfig
     from offload.gguf import TensorInfo
 
+log = logging.getLogger(__name__)
+
 Shape = tuple[int, ...]
 
-_LAYER: Final = re.compile(r"blk\.(\d+)\.")
+_LAYER: Final = re.compile(r"blk\.(0|[1-9][0-9]*)\.")
+# Types without kernels.
 _NOT_WEIGHTS: Final = frozenset(
     {GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64, GGMLType.F64}
 )
@@ -121,7 +125,8 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Non
             )
         if info.ggml_type in _NOT_WEIGHTS:
             raise UnsupportedError(f"{name} is stored as {info.ggml_type.name}, not as weights")
-    unknown = [n for n in tensors if n not in expected and not _may_skip(n, config, expected)]
+    _warn_of_tail(config, tensors)
+    unknown = [n for n in tensors if n not in expected and not _may_skip(n, config)]
     if unknown:
         raise UnsupportedError(
             f"this version does not know what {_names(unknown)} is for, and leaving it out would "
@@ -129,17 +134,36 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> Non
         )
 
 
-def _may_skip(name: str, config: ModelConfig, expected: Mapping[str, Shape]) -> bool:
-    """MTP layers, and a kv_b beside its own split form."""
+def _warn_of_tail(config: ModelConfig, names: Collection[str]) -> None:
+    """Layers of the tail carry nextn tensors; one without them may be one of the trunk's."""
+    end = config.num_layers + config.num_mtp_layers
+    layers = {name: int(match[1]) for name in names if (match := _LAYER.match(name))}
+    tail = {n for n in layers.values() if config.num_layers <= n < end}
+    tail -= {n for name, n in layers.items() if name.startswith(f"blk.{n}.nextn.")}
+    if tail:
+        log.warning(
+            "blk.%d is left out, as nextn_predict_layers is %d, but it has no nextn tensors; if "
+            "answers are odd, the metadata and the tensors do not belong together",
+            min(tail),
+            config.num_mtp_layers,
+        )
+
+
+def _may_skip(name: str, config: ModelConfig) -> bool:
+    """What may be left out: all of the MTP layers, and a kv_b beside its own split form.
+
+    Nothing else, not even what other programs leave out (rope_freqs, attn_rot_embd): converters do
+    not write those for this family.
+    """
     layer = _LAYER.match(name)
     if layer is None:
         return False
     number = int(layer[1])
-    if config.num_layers <= number < config.num_layers + config.num_mtp_layers:
-        return True
-    return name.endswith(".attn_kv_b.weight") and name not in expected
+    if number >= config.num_layers:
+        return number < config.num_layers + config.num_mtp_layers
+    return name == f"blk.{number}.attn_kv_b.weight"
 
 
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return ", ".join(map(shown, names[:_LISTED])) + more

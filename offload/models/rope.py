@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from offload.config import ModelConfig, RopeConfig
+from offload.errors import GGUFError
 
 Array = np.ndarray
 
@@ -56,6 +57,23 @@ def magnitudes(config: ModelConfig) -> tuple[float, float]:
         return m, m * m * base
     m = rope.attn_factor * (1.0 + rope.log_multiplier * log)
     return rope.attn_factor, m * m * base
+
+
+def check_rope(config: ModelConfig) -> None:
+    """Raise GGUFError if these numbers give no rotation at all or none that is finite."""
+    rope = config.rope
+    if rope.scaling == "yarn" and rope.theta <= 1.0:
+        raise GGUFError(
+            f"rope.freq_base is {rope.theta}; YaRN divides by its logarithm and needs more than 1"
+        )
+    with np.errstate(all="ignore"):
+        last = inverse_frequencies(rope) * config.context_length
+        if np.isfinite(last).all() and np.isfinite(magnitudes(config)).all():
+            return
+    raise GGUFError(
+        f"rope.freq_base {rope.theta:g} and rope.scaling.factor {rope.factor:g} give angles beyond "
+        "all numbers; the file is damaged or was converted wrongly"
+    )
 
 
 def tables(config: ModelConfig, first: int, n_tokens: int) -> tuple[Array, Array]:
