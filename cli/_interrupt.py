@@ -41,7 +41,7 @@ class StopOnCtrlC:
 @contextmanager
 def no_echo() -> Iterator[None]:
     """Keep keys typed during an answer from appearing in it; they stay in the input queue."""
-    if sys.platform == "win32" or not sys.stdin.isatty():
+    if sys.platform == "win32" or sys.stdin is None or not sys.stdin.isatty():
         yield
         return
     import termios

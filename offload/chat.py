@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Final
 
+from offload.arguments import quoted
 from offload.chat_template import TemplateRenderer, has_switch
 from offload.errors import RequestError
 from offload.kimi_chat import (
@@ -53,7 +54,7 @@ def _refuse_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
 
 def _check_thinking(name: str, mode: ThinkingMode, thinking: bool | None) -> None:
     if not isinstance(thinking, bool | None):
-        raise RequestError(f"thinking must be True, False or None, not {thinking!r}")
+        raise RequestError(f"thinking must be True, False or None, not {quoted(thinking)}")
     if thinking is True and mode == "none":
         raise RequestError(f"a {name} has no thinking mode; leave `thinking` unset.")
     if thinking is False and mode == "always":

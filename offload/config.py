@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from offload.arguments import check_type
 from offload.config_keys import KEYS, Reader, check_keys, supported_architecture
 from offload.errors import GGUFError, UnsupportedError, shown
 from offload.gguf import GGUFFile
@@ -108,6 +109,7 @@ class ModelConfig:
         from offload.models.deepseek2_tensors import check_tensors
         from offload.models.rope import check_rope
 
+        check_type("the file", f, GGUFFile)
         architecture = supported_architecture(f.metadata)
         refuse_foreign(f.foreign.values(), shown(f.paths[0], 1_000))
         if not f.tensors:

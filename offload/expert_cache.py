@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from offload.errors import OffloadError, PlanError
+from offload.arguments import check_callable, check_type, integer, quoted
+from offload.errors import OffloadError, PlanError, RequestError
 from offload.policies import CachePolicy, ExpertKey
 
+MOST = 1 << 24  # slots; the largest models have some ten thousand experts
 Load = Callable[[ExpertKey, int], object]
 
 
@@ -68,8 +70,12 @@ class ExpertCache:
     def __init__(
         self, slots: int, policy: CachePolicy, load: Load = lambda key, slot: None
     ) -> None:
-        if slots < 0:
-            raise PlanError(f"an expert cache needs 0 slots or more, not {slots}")
+        number = integer(slots)
+        if number is None or not 0 <= number <= MOST:
+            raise PlanError(f"an expert cache needs 0 slots or more, not {quoted(slots)}")
+        for method in ("touch", "admit", "remove", "victim"):
+            check_callable(f"{method} of the policy", getattr(policy, method, None))
+        check_callable("load", load)
         self.slots = slots
         self.stats = CacheStats()
         self._policy = policy
@@ -92,7 +98,7 @@ class ExpertCache:
         At most `loads` of the missing ones are loaded, first ones first (None: as many as find a
         slot). A key outside the result has no slot: compute it where its weights are.
         """
-        wanted = list(dict.fromkeys(keys))
+        wanted = list(dict.fromkeys(_checked_key(key) for key in _listed(keys)))
         self._in_use.update(wanted)
         try:
             missing = []
@@ -115,7 +121,7 @@ class ExpertCache:
 
     def prefetch(self, key: ExpertKey) -> bool:
         """Load an expert that nobody asked for yet; is it resident now? Counts no hit or miss."""
-        if key not in self._slot:
+        if _checked_key(key) not in self._slot:
             self._bring(key)
         return key in self._slot
 
@@ -146,3 +152,13 @@ class ExpertCache:
         self._free.append(self._slot.pop(key))
         self._policy.remove(key)
         self.stats.of(key.layer).evictions += 1
+
+
+def _listed(keys: object) -> Iterable[object]:
+    if not isinstance(keys, Iterable) or isinstance(keys, (str, bytes)):
+        raise RequestError(f"experts are asked for by a list of keys, not {quoted(keys)}")
+    return keys
+
+
+def _checked_key(key: object) -> ExpertKey:
+    return check_type("an expert's key", key, ExpertKey)

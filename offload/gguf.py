@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offload import shards
-from offload.errors import GGUFError, shown
+from offload.arguments import path_argument, quoted
+from offload.errors import GGUFError, RequestError, shown
 from offload.gguf_cursor import StringArray
 from offload.gguf_header import Header, parse_header
 from offload.gguf_tensors import ForeignTensor, TensorInfo
@@ -67,7 +68,7 @@ class GGUFFile:
         path: the file or any one shard, NAME-00002-of-00005.gguf.
         Raises GGUFError (missing, damaged, not a GGUF) or UnsupportedError (version).
         """
-        given = Path(path)
+        given = path_argument("the path of the model", path, GGUFError)
         part, header = _open_part(given, 0)
         count = _split_value(header, "split.count", given) or 1
         if count > 1 and shards.parse_shard_name(given) is None and _is_whole(header, given):
@@ -87,14 +88,12 @@ class GGUFFile:
 
     def raw(self, name: str) -> U8:
         """Exactly the bytes of a tensor: (n_bytes,) uint8, read-only, no copy."""
-        info = self.tensors[name]
-        if not self.mapped:
-            raise ValueError(f"{name}: the GGUFFile is closed")
+        info = self._info(name)
         return self.mapped[info.part].data[info.offset : info.offset + info.n_bytes]
 
     def blocks(self, name: str) -> U8:
         """The same bytes as (*shape[:-1], n_blocks, block_bytes) uint8."""
-        info = self.tensors[name]
+        info = self._info(name)
         block = BLOCK[info.ggml_type]
         n_blocks = info.shape[-1] // block.size
         return self.raw(name).reshape(*info.shape[:-1], n_blocks, block.n_bytes)
@@ -105,10 +104,17 @@ class GGUFFile:
         A kernel that loads whole vectors may read at most this far past the end; whoever hands
         tensors to such kernels copies those whose tail is too short.
         """
-        info = self.tensors[name]
-        if not self.mapped:
-            raise ValueError(f"{name}: the GGUFFile is closed")
+        info = self._info(name)
         return self.mapped[info.part].size - (info.offset + info.n_bytes)
+
+    def _info(self, name: str) -> TensorInfo:
+        """Where a tensor is; RequestError if it is not in the file, or the file is closed."""
+        info = self.tensors.get(name) if isinstance(name, str) else None
+        if info is None:
+            raise RequestError(f"{shown(self.paths[0].name)}: there is no tensor {quoted(name)}")
+        if not self.mapped:
+            raise RequestError(f"{shown(name)}: the GGUFFile is closed")
+        return info
 
     def close(self) -> None:
         """Drop the maps and the metadata; views taken earlier stay valid and keep theirs mapped.

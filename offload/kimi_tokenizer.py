@@ -254,7 +254,7 @@ class KimiTokenizer:
 
     def special_id(self, text: str) -> int | None:
         """The id of the special token written exactly like `text`, or None."""
-        return self._specials.get(text)
+        return self._specials.get(clean_text(text))
 
 
 def _ordinary_bytes(texts: Sequence[str], ordinary: Sequence[int]) -> list[bytes]:

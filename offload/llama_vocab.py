@@ -257,7 +257,7 @@ class LlamaVocab:
 
     def special_id(self, text: str) -> int | None:
         """The id of the special token written exactly like `text`, or None."""
-        return self._specials.get(text)
+        return self._specials.get(clean_text(text))
 
     def close(self) -> None:
         """End the process; it starts again if a text is to be encoded."""

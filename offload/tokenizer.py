@@ -128,6 +128,9 @@ def encode_parts(tokenizer: Tokenizer, specials: Literals, parts: Iterable[Part]
     together with its surroundings, becomes a special token.
     specials: `Literals(tokenizer.specials)`.
     """
+    given: object = parts
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise RequestError(f"a prompt's parts must come in a list, not as {type(parts).__name__}.")
     ids: list[int] = []
     run: list[TextPart] = []
     for part in parts:
