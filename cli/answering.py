@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cli._interrupt import StopOnCtrlC
-from cli._render import AnswerWriter, say
+from cli._render import say
+from cli.answer_writer import AnswerWriter
 
 if TYPE_CHECKING:
     from offload import Engine

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli._options import layout_options, model_argument
-from cli._render import LoadDisplay, say, show_table
+from cli._render import say, show_table
+from cli.progress import LoadDisplay
 
 if TYPE_CHECKING:
     from offload import LayoutOptions, bench

@@ -109,7 +109,7 @@ def _read_prompt() -> str:
 
 def _load(model: Path | None, values: dict[str, Any]) -> Engine:
     import offload
-    from cli._render import LoadDisplay
+    from cli.progress import LoadDisplay
 
     with LoadDisplay() as display, no_echo():
         return offload.load(

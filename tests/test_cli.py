@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 from fake_engine import FakeEngine, FakeStats, loader
 
 import offload
-from cli import _options, _paths, _render, chat_ui, kimi_offload
+from cli import _options, _paths, _render, chat_ui, kimi_offload, progress
 from cli._interrupt import StopOnCtrlC
 from cli.answering import Settings
 from offload.errors import RequestError
@@ -374,10 +374,10 @@ def test_amounts_and_clock() -> None:
 
 
 def test_progress_shows_rate_and_time_left() -> None:
-    text = _render.progress_text("read", 10 * 10**9, 40 * 10**9, 10.0)
+    text = progress.progress_text("read", 10 * 10**9, 40 * 10**9, 10.0)
     assert text == "10.0 GB / 40.0 GB  1.0 GB/s  ETA 0:30"
-    assert _render.progress_text("compile", 10, 40, 5.0) == "10 / 40 kernels  ETA 0:15"
-    assert _render.progress_text("read", 0, 0, 0.0) == "0 B / 0 B"
+    assert progress.progress_text("compile", 10, 40, 5.0) == "10 / 40 kernels  ETA 0:15"
+    assert progress.progress_text("read", 0, 0, 0.0) == "0 B / 0 B"
 
 
 # the chat, without a terminal
