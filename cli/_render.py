@@ -48,6 +48,14 @@ def has_style(stream: TextIO | None) -> bool:
     return is_terminal(stream) and not dumb and not os.environ.get("NO_COLOR")
 
 
+def columns(stream: TextIO | None) -> int:
+    """Columns of the terminal behind `stream`, now; 80 where it does not tell."""
+    try:
+        return os.get_terminal_size(stream.fileno() if stream is not None else 1).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 def say(text: str, *, err: bool = False, dim: bool = False) -> None:
     """Write one message of our own and a newline; `dim` only where the terminal can."""
     stream = sys.stderr if err else sys.stdout

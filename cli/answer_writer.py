@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from functools import partial
+from typing import Literal, TextIO
 
-from cli._render import CLEAR_LINE, DIM, PLAIN, has_style, is_terminal, neutralise, write
+from cli._render import (
+    CLEAR_LINE,
+    DIM,
+    PLAIN,
+    columns,
+    has_style,
+    is_terminal,
+    neutralise,
+    say,
+    write,
+)
+from cli.wrapping import WordWrap
+
+Channel = Literal["thinking", "content"]
 
 
 class AnswerWriter:
     """Streams one answer: content to standard output, thinking dimmed before it.
 
-    On a terminal both appear on standard output. Where standard output is piped, it gets the
-    content only, unchanged, and thinking goes to standard error.
+    On a terminal both appear on standard output, wrapped at words. Where standard output is piped,
+    it gets the content only, unchanged, and thinking goes to standard error.
     """
 
     def __init__(self, *, show_thinking: bool = True) -> None:
         self._show_thinking = show_thinking
         self._on_terminal = is_terminal(sys.stdout)
         self._aside = sys.stdout if self._on_terminal else sys.stderr
-        self._channel: Literal["none", "thinking", "content"] = "none"
+        self._channel: Literal["none"] | Channel = "none"
         self._styled = has_style(self._aside)
         self._line_is_open = False
         self._wrote_content = False
+        self._wrap: WordWrap | None = None
 
-    def write(self, text: str, channel: Literal["thinking", "content"] = "content") -> None:
+    def write(self, text: str, channel: Channel = "content") -> None:
         """Write the next piece of the answer, as it came from the model."""
         if not text:
             return
@@ -36,6 +51,21 @@ class AnswerWriter:
         else:
             self._write_content(text)
 
+    def note(self, message: str) -> None:
+        """Say something on standard error while the answer runs, on a line of its own."""
+        shares_terminal = is_terminal(sys.stderr) and is_terminal(
+            sys.stdout if self._channel == "content" else self._aside
+        )
+        if shares_terminal and self._wrap is not None:
+            write(self._stream, self._wrap.flush())
+            self._wrap.interrupt()
+        if shares_terminal and self._line_is_open:
+            write(self._stream, "\n")
+            self._line_is_open = False
+        say(message, err=True, dim=True)
+        if shares_terminal and self._channel == "thinking" and self._styled:
+            write(self._stream, DIM)
+
     def finish(self) -> None:
         """End the answer: style off, and a newline where the text did not end with one."""
         self._leave()
@@ -43,9 +73,15 @@ class AnswerWriter:
             write(sys.stdout, "\n")
         self._channel = "none"
 
-    def _enter(self, channel: Literal["thinking", "content"]) -> None:
+    @property
+    def _stream(self) -> TextIO | None:
+        return self._aside if self._channel == "thinking" else sys.stdout
+
+    def _enter(self, channel: Channel) -> None:
         self._channel = channel
         self._line_is_open = False
+        if is_terminal(self._stream):
+            self._wrap = WordWrap(partial(columns, self._stream))
         if channel != "thinking" or not (self._show_thinking or self._on_terminal):
             return
         if self._show_thinking:
@@ -54,6 +90,9 @@ class AnswerWriter:
             write(self._aside, f"{DIM}thinking ...{PLAIN}")
 
     def _leave(self) -> None:
+        if self._wrap is not None:
+            write(self._stream, self._wrap.flush())
+            self._wrap = None
         if self._channel != "thinking":
             return
         if self._show_thinking:
@@ -67,15 +106,17 @@ class AnswerWriter:
     def _write_thinking(self, text: str) -> None:
         if not self._show_thinking:
             return
-        write(self._aside, neutralise(text) if is_terminal(self._aside) else text)
-        self._line_is_open = not text.endswith("\n")
+        self._put(text)
 
     def _write_content(self, text: str) -> None:
-        if self._on_terminal:
-            if not self._wrote_content:
-                text = text.lstrip("\n")
-            text = neutralise(text)
+        if self._on_terminal and not self._wrote_content:
+            text = text.lstrip("\n")
         if text:
-            write(sys.stdout, text)
+            self._put(text)
             self._wrote_content = True
-            self._line_is_open = not text.endswith("\n")
+
+    def _put(self, text: str) -> None:
+        self._line_is_open = not text.endswith("\n")
+        if self._wrap is not None:
+            text = self._wrap.feed(neutralise(text))
+        write(self._stream, text)
