@@ -72,14 +72,23 @@ def error_line(message: str) -> None:
 
 
 def write(stream: TextIO | None, text: str) -> None:
-    if stream is None:  # standard output closed by the caller (>&-)
+    """Write and flush; what the stream's encoding lacks becomes `?`.
+
+    What cannot be said on standard error is dropped: the answer does not depend on it. Raises
+    OSError when standard output fails: its reader went away, the disk is full.
+    """
+    if stream is None:  # closed by the caller (>&-)
         return
     try:
-        stream.write(text)
-    except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
-        stream.write(text.encode(encoding, "replace").decode(encoding))
-    stream.flush()
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.flush()
+    except OSError:
+        if stream is not sys.stderr:
+            raise
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._interrupt import no_echo
+from cli._interrupt import EXIT_INTERRUPTED, ends_at_once, no_echo
 from cli._options import (
     LAYOUT_NAMES,
     Text,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from offload import Engine
 
 EMBEDDED = "kimi-mini (embedded)"
-EXIT_INTERRUPTED = 130
 
 
 @click.command("run")
@@ -108,11 +107,14 @@ def _read_prompt() -> str:
 
 
 def _load(model: Path | None, values: dict[str, Any]) -> Engine:
-    import offload
     from cli.progress import LoadDisplay
 
+    with ends_at_once():
+        import offload
+
+        load = offload.load
     with LoadDisplay() as display, no_echo():
-        return offload.load(
+        return load(
             model,
             device=values["device"],
             context=values["context"],

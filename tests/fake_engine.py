@@ -6,6 +6,7 @@ pipes and pseudo-terminals can be tried on it.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ class FakeEngine:
         self.config = SimpleNamespace(name="fake-model")
         self.error: Exception | None = None
         self.is_closed = False
+        self.load_seconds = 0.0
         self._is_cancelled = False
 
     def __enter__(self) -> FakeEngine:
@@ -111,6 +113,7 @@ def loader(engine: FakeEngine) -> Callable[..., FakeEngine]:
         if progress is not None:
             for done in range(0, 101, 25):
                 progress(FakeProgress("read", done * 10**6, 10**8))
+                time.sleep(engine.load_seconds / 5)
             progress(FakeProgress("compile", 1, 4))
         return engine
 
@@ -122,8 +125,11 @@ def main() -> None:
     import offload
     from cli import kimi_offload
 
-    words = [("thinking", "let me see"), *(("content", f"word{i} ") for i in range(200))]
-    offload.load = loader(FakeEngine(words, delay=0.02))  # type: ignore[assignment]
+    n_words = int(os.environ.get("FAKE_WORDS", "200"))
+    words = [("thinking", "let me see"), *(("content", f"word{i} ") for i in range(n_words))]
+    engine = FakeEngine(words, delay=0.02)
+    engine.load_seconds = float(os.environ.get("FAKE_LOAD_SECONDS", "0"))
+    offload.load = loader(engine)  # type: ignore[assignment]
     sys.argv[0] = "kimi-offload"
     kimi_offload.main()
 

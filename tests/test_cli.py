@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
@@ -21,6 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fake_engine import FakeEngine, FakeStats, loader
+from terminal import FAKE_PROGRAM, Terminal, environment
 
 import offload
 from cli import _options, _paths, _render, chat_ui, kimi_offload, progress
@@ -31,7 +30,6 @@ from offload.sampler import SamplingParams
 from offload.version import __version__
 
 ROOT = Path(__file__).parents[1]
-FAKE_PROGRAM = [sys.executable, str(ROOT / "tests" / "fake_engine.py")]
 
 
 @pytest.fixture
@@ -49,11 +47,6 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def call(*arguments: str, stdin: str | bytes | None = None) -> Result:
     return CliRunner().invoke(kimi_offload.kimi_offload, arguments, input=stdin)
-
-
-def environment() -> dict[str, str]:
-    search = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return {**os.environ, "PYTHONPATH": search, "TERM": "xterm", "NO_COLOR": ""}
 
 
 # help and version
@@ -501,6 +494,7 @@ def test_ctrl_c_ends_a_piped_answer_with_130() -> None:
     run = subprocess.Popen(
         [*FAKE_PROGRAM, "run", "-p", "Hi"],
         env=environment(),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -520,6 +514,7 @@ def test_a_closed_pipe_is_silent() -> None:
     run = subprocess.Popen(
         [*FAKE_PROGRAM, "run", "-p", "Hi", "--hide-thinking"],
         env=environment(),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -530,70 +525,6 @@ def test_a_closed_pipe_is_silent() -> None:
     assert run.wait(timeout=20) == 141
     assert run.stderr.read() == b""
     run.stderr.close()
-
-
-class Terminal:
-    """The fake program under a pseudo-terminal; `screen` is everything that it wrote."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._leader, follower = pty.openpty()
-        self.screen = ""
-        self._seen = 0
-        self.program = subprocess.Popen(
-            [*FAKE_PROGRAM, *arguments],
-            env=environment(),
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            start_new_session=True,
-            preexec_fn=_take_terminal,
-        )
-        os.close(follower)
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        if self.program.poll() is None:
-            self.program.kill()
-            self.program.wait()
-        os.close(self._leader)
-
-    def wait_for(self, text: str, seconds: float = 20.0) -> None:
-        """Read until `text` came after what was waited for before."""
-        deadline = time.monotonic() + seconds
-        while (found := self.screen.find(text, self._seen)) < 0:
-            assert time.monotonic() < deadline, f"{text!r} did not come: {self.screen!r}"
-            self._read(0.1)
-        self._seen = found + len(text)
-
-    def type(self, keys: str) -> None:
-        os.write(self._leader, keys.encode())
-
-    def exit_code(self) -> int:
-        """Read until the program ends."""
-        deadline = time.monotonic() + 20
-        while self.program.poll() is None and time.monotonic() < deadline:
-            self._read(0.05)
-        self._read(0.1)
-        return self.program.wait(timeout=1)
-
-    def _read(self, seconds: float) -> None:
-        if select.select([self._leader], [], [], seconds)[0]:
-            try:
-                data = os.read(self._leader, 65536)
-            except OSError:  # Linux: the other end is closed
-                return
-            self.screen += data.decode("utf-8", "replace")
-            if "\x1b[6n" in data.decode("utf-8", "replace"):  # prompt_toolkit asks where it is
-                self.type("\x1b[1;1R")
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def test_terminal_chat_stops_an_answer_then_leaves_on_ctrl_c() -> None:
