@@ -134,7 +134,7 @@ def clock(seconds: float) -> str:
 
 
 def stats_text(stats: RunStats) -> str:
-    """The measured figures of the last answer, two lines."""
+    """The measured figures of the last answer and its seed, two lines."""
     reused = f" ({stats.reused_tokens} of them kept)" if stats.reused_tokens else ""
     prompt = (
         f"prompt {stats.prompt_tokens} tokens{reused} in {stats.prompt_seconds:.2f} s"
@@ -146,4 +146,7 @@ def stats_text(stats: RunStats) -> str:
     )
     first = f"first token after {stats.time_to_first_token:.2f} s"
     read = f"{amount(stats.bytes_read_per_token)} read per token, {stats.gbps:.2f} GB/s"
-    return f"{prompt} · {decode}\n{first} · {read}"
+    rest = [first, read, f"seed {stats.seed}"]
+    if stats.swapped_bytes > 0:
+        rest.append(f"{amount(stats.swapped_bytes)} of this process are swapped out")
+    return f"{prompt} · {decode}\n{' · '.join(rest)}"

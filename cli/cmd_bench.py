@@ -99,7 +99,7 @@ def command(
         if path is not None and not path.absolute().parent.is_dir():
             raise RequestError(f"{path}: there is no folder {path.absolute().parent}")
     with LoadDisplay() as display:
-        report = display.callback or (lambda progress: None)
+        report = display.callback
         if shape is None:
             result = bench.bench_model(_model_options(model, values), report)
         else:

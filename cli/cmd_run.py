@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,21 @@ from cli.answering import (
     stream_chat,
     stream_completion,
 )
+from cli.prompt_input import read_prompt
 
 if TYPE_CHECKING:
     from offload import Engine
+
+
+class FileName(click.Path):
+    """A path that is not empty."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty name, which would be the current folder."""
+        if not os.fspath(value):
+            self.fail("the name of the file is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 EMBEDDED = "kimi-mini (embedded)"
 
@@ -37,7 +49,17 @@ EMBEDDED = "kimi-mini (embedded)"
     "-p",
     "--prompt",
     type=Text(what="the prompt", advice="; leave -p out for a chat"),
-    help="Answer this once and exit. Without it: standard input when that is piped, else a chat.",
+    help="Answer this once and exit; piped standard input comes after it. Without -p, -f and a"
+    " pipe: a chat.",
+)
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    type=FileName(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Take the prompt from a file, after the text of -p; - is standard input. May be repeated.",
 )
 @click.option("--system", type=Text(what="the system text"), help="System text of the chat.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands: no chat template.")
@@ -49,6 +71,12 @@ EMBEDDED = "kimi-mini (embedded)"
 @click.option("--hide-thinking", is_flag=True, help="Let it think, but show only the answer.")
 @sampling_options
 @load_options
+@click.option(
+    "--json",
+    is_flag=True,
+    help="One JSON object on standard output, when the answer is complete: text, thinking, finish"
+    " reason, seed, usage and speeds.",
+)
 @click.option("--stats", is_flag=True, help="Show speeds after each answer (standard error).")
 @click.option(
     "--plan", is_flag=True, help="Show where everything is placed and why (standard error)."
@@ -69,41 +97,25 @@ def command(model: Path | None, **values: Any) -> None:
         thinking=values["thinking"],
         show_thinking=not values["hide_thinking"],
         raw=values["raw"],
+        json=values["json"],
         show_stats=values["stats"],
         sampling=take_sampling(values),
     )
-    prompt = values["prompt"]
-    is_chat = prompt is None and sys.stdin is not None and sys.stdin.isatty()
-    if prompt is None and not is_chat:
-        prompt = _read_prompt()
+    prompt = read_prompt(values["prompt"], values["files"])
+    if prompt is None and settings.json:
+        raise click.UsageError("--json is for one answer: give -p TEXT, -f FILE or a pipe")
     with _load(model, values) as engine:
         if values["plan"]:
             from cli._render import say
 
             say(str(engine.plan), err=True)
+        name = model.name if model else EMBEDDED
         if prompt is None:
             from cli.chat_ui import run_chat
 
-            run_chat(engine, settings, name=model.name if model else EMBEDDED)
-            return
-        _answer_once(engine, settings, prompt)
-
-
-def _read_prompt() -> str:
-    """The whole of standard input, as the prompt."""
-    from offload.errors import RequestError
-
-    if sys.stdin is None:
-        raise RequestError("there is no prompt: standard input is closed; give -p TEXT")
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise RequestError(
-            f"standard input is not UTF-8 text: byte {exc.object[exc.start]:#04x} at {exc.start}"
-        ) from exc
-    if not text.strip():
-        raise RequestError("there is no prompt: standard input is empty; give -p TEXT")
-    return text.removesuffix("\n")
+            run_chat(engine, settings, name=name)
+        else:
+            _answer_once(engine, settings, prompt, name)
 
 
 def _load(model: Path | None, values: dict[str, Any]) -> Engine:
@@ -125,16 +137,21 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
         )
 
 
-def _answer_once(engine: Engine, settings: Settings, prompt: str) -> None:
-    if settings.raw:
-        answer = stream_completion(engine, settings, prompt)
-    else:
-        messages = [*first_messages(settings), {"role": "user", "content": prompt}]
-        answer = stream_chat(engine, settings, messages)
+def _answer_once(engine: Engine, settings: Settings, prompt: str, name: str) -> None:
+    from cli._render import say, stats_text
+
+    with no_echo():
+        if settings.raw:
+            answer = stream_completion(engine, settings, prompt)
+        else:
+            messages = [*first_messages(settings), {"role": "user", "content": prompt}]
+            answer = stream_chat(engine, settings, messages)
+    if settings.json:
+        from cli.json_answer import answer_json
+
+        say(answer_json(engine, settings, answer, model=engine.config.name or name))
     note_full_context(engine, settings)
     if settings.show_stats:
-        from cli._render import say, stats_text
-
         say(stats_text(engine.stats), err=True, dim=True)
     if answer.was_stopped:
         click.get_current_context().exit(EXIT_INTERRUPTED)
