@@ -145,10 +145,10 @@ class FakeEngine:
         progress: Callable[[FakeProgress], None] | None,
         n_prompt: int,
     ) -> Iterator[FakeToken]:
-        for step in range(5):
+        for step in range(21):
             if progress is not None:
-                progress(FakeProgress("prompt", n_prompt * step // 4, n_prompt))
-            time.sleep(self.prompt_seconds / 5)
+                progress(FakeProgress("prompt", n_prompt * step // 20, n_prompt))
+            time.sleep(self.prompt_seconds / 20)
         for number, (channel, text) in enumerate(script):
             if self.delay:
                 time.sleep(self.delay)
@@ -185,6 +185,7 @@ def main() -> None:
 
     FAKE_WORDS: how many words, or "echo", or what it says as it stands. FAKE_LOAD_SECONDS,
     FAKE_PROMPT_SECONDS: how long loading and reading the prompt take. FAKE_CONTEXT: tokens.
+    FAKE_REPEATS: the word at which it goes in circles.
     """
     import offload
     from cli import kimi_offload
@@ -199,6 +200,8 @@ def main() -> None:
     engine.load_seconds = float(os.environ.get("FAKE_LOAD_SECONDS", "0"))
     engine.prompt_seconds = float(os.environ.get("FAKE_PROMPT_SECONDS", "0"))
     engine.plan.kv.context = int(os.environ.get("FAKE_CONTEXT", "2048"))
+    if "FAKE_REPEATS" in os.environ:
+        engine.repeats_after = int(os.environ["FAKE_REPEATS"]) + 1
     offload.load = loader(engine)  # type: ignore[assignment]
     sys.argv[0] = "kimi-offload"
     kimi_offload.main()

@@ -98,20 +98,25 @@ class Terminal:
         deadline = time.monotonic() + 20
         while self.program.poll() is None and time.monotonic() < deadline:
             self._read(0.05)
-        self._read(0.1)
+        while self._read(0.1):
+            pass
         return self.program.wait(timeout=1)
 
-    def _read(self, seconds: float) -> None:
+    def _read(self, seconds: float) -> bool:
+        """Whether there was something to read."""
         if self._leader < 0:
             time.sleep(seconds)
-        elif select.select([self._leader], [], [], seconds)[0]:
-            try:
-                data = os.read(self._leader, 65536)
-            except OSError:  # Linux: the other end is closed
-                return
-            self.screen += data.decode("utf-8", "replace")
-            if "\x1b[6n" in data.decode("utf-8", "replace"):  # prompt_toolkit asks where it is
-                self.type("\x1b[1;1R")
+            return False
+        if not select.select([self._leader], [], [], seconds)[0]:
+            return False
+        try:
+            data = os.read(self._leader, 65536)
+        except OSError:  # Linux: the other end is closed
+            return False
+        self.screen += data.decode("utf-8", "replace")
+        if b"\x1b[6n" in data:  # prompt_toolkit asks where it is
+            self.type("\x1b[1;1R")
+        return True
 
 
 def _take_terminal(ignore: Iterable[int]) -> None:
