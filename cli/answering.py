@@ -153,6 +153,17 @@ def completion_tokens(stats: RunStats) -> int:
     return stats.decode_tokens + 1 if stats.time_to_first_token > 0 else 0
 
 
+def check_thinking(engine: Engine, settings: Settings) -> None:
+    """Raise RequestError if the model cannot do as --thinking or --no-thinking asks."""
+    from offload.errors import RequestError
+
+    mode = engine.format.thinking_mode
+    if settings.thinking is True and mode == "none":
+        raise RequestError("this model has no thinking mode; leave --thinking out")
+    if settings.thinking is False and mode == "always":
+        raise RequestError("this model always thinks; leave --no-thinking out")
+
+
 def first_messages(settings: Settings) -> list[Message]:
     """The start of a conversation: the system message, where one was given."""
     return [{"role": "system", "content": settings.system}] if settings.system else []

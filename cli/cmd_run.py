@@ -19,6 +19,7 @@ from cli._options import (
 )
 from cli.answering import (
     Settings,
+    check_thinking,
     first_messages,
     note_full_context,
     stream_chat,
@@ -109,6 +110,7 @@ def command(model: Path | None, **values: Any) -> None:
             from cli._render import say
 
             say(str(engine.plan), err=True)
+        check_thinking(engine, settings)
         name = model.name if model else EMBEDDED
         if prompt is None:
             from cli.chat_ui import run_chat

@@ -22,7 +22,7 @@ from fake_engine import FakeEngine, FakeStats, loader
 from terminal import FAKE_PROGRAM, Terminal, environment
 
 import offload
-from cli import _options, _paths, _render, chat_ui, kimi_offload, progress
+from cli import _options, _paths, _render, chat_ui, input_line, kimi_offload, progress
 from cli._interrupt import StopOnCtrlC
 from cli.answering import Settings
 from offload.errors import RequestError
@@ -475,7 +475,7 @@ def type_keys(keys: str) -> str:
 
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text(keys)
-        session = chat_ui.make_session()
+        session = input_line.make_session()
         session.app.output = DummyOutput()
         return session.prompt(">>> ")
 
