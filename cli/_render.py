@@ -67,8 +67,8 @@ def say(text: str, *, err: bool = False, dim: bool = False) -> None:
 
 
 def error_line(message: str) -> None:
-    """Write `error: message` to standard error, on one line."""
-    say(f"error: {' '.join(message.split())}", err=True)
+    """Write `error: message` to standard error, on one line, control characters made visible."""
+    say(neutralise_line(f"error: {' '.join(message.split())}"), err=True)
 
 
 def write(stream: TextIO | None, text: str) -> None:

@@ -132,15 +132,17 @@ def _show_warnings() -> None:
     """Warnings of the runtime as lines of ours on standard error."""
     import logging
 
-    from cli._render import say
+    from cli._render import neutralise_line, say
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            say(f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}", err=True)
+            text = " ".join(record.getMessage().split())
+            say(neutralise_line(f"{record.levelname.lower()}: {text}"), err=True)
 
-    log = logging.getLogger("offload")
-    if not any(type(handler).__name__ == Lines.__name__ for handler in log.handlers):
-        log.addHandler(Lines(logging.WARNING))
+    for name in ("offload", "quant"):
+        log = logging.getLogger(name)
+        if not any(type(handler).__name__ == Lines.__name__ for handler in log.handlers):
+            log.addHandler(Lines(logging.WARNING))
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

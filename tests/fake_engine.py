@@ -185,10 +185,10 @@ def main() -> None:
 
     FAKE_WORDS: how many words, or "echo", or what it says as it stands. FAKE_LOAD_SECONDS,
     FAKE_PROMPT_SECONDS: how long loading and reading the prompt take. FAKE_CONTEXT: tokens.
-    FAKE_REPEATS: the word at which it goes in circles.
+    FAKE_REPEATS: the word at which it goes in circles. FAKE_PATIENCE: seconds until notices come.
     """
     import offload
-    from cli import kimi_offload
+    from cli import kimi_offload, progress, prompt_input
 
     said = os.environ.get("FAKE_WORDS", "200")
     words = [("thinking", "let me see")]
@@ -203,6 +203,9 @@ def main() -> None:
     if "FAKE_REPEATS" in os.environ:
         engine.repeats_after = int(os.environ["FAKE_REPEATS"]) + 1
     offload.load = loader(engine)  # type: ignore[assignment]
+    if "FAKE_PATIENCE" in os.environ:
+        prompt_input.WAIT_NOTICE = float(os.environ["FAKE_PATIENCE"])
+        progress.PROMPT_SHOWN_AFTER = prompt_input.WAIT_NOTICE
     sys.argv[0] = "kimi-offload"
     kimi_offload.main()
 

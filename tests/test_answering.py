@@ -199,7 +199,12 @@ def test_a_long_prompt_is_told_in_a_log(
 
 
 def test_a_prompts_progress_comes_late_and_goes_before_the_answer() -> None:
-    with Terminal("run", "-p", "Hi", env={"FAKE_PROMPT_SECONDS": "1.4", "FAKE_WORDS": "2"}) as slow:
+    with Terminal(
+        "run",
+        "-p",
+        "Hi",
+        env={"FAKE_PROMPT_SECONDS": "0.4", "FAKE_PATIENCE": "0.1", "FAKE_WORDS": "2"},
+    ) as slow:
         assert slow.exit_code() == 0
     line = slow.screen.rfind("reading the prompt")
     answer = slow.screen.find("let me see")
@@ -214,7 +219,7 @@ def test_a_prompts_progress_comes_late_and_goes_before_the_answer() -> None:
 def test_a_pipe_gets_the_answer_only_whatever_the_progress() -> None:
     run = subprocess.run(
         [*FAKE_PROGRAM, "run", "-p", "Hi"],
-        env=environment(FAKE_PROMPT_SECONDS="1.2", FAKE_WORDS="2"),
+        env=environment(FAKE_PROMPT_SECONDS="0.2", FAKE_PATIENCE="0.05", FAKE_WORDS="2"),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -282,6 +283,30 @@ def test_a_bug_log_without_a_home_goes_elsewhere(
     assert "ValueError: x" in log.read_text()
     log.unlink()
     log.parent.rmdir()
+
+
+def test_a_bug_is_told_where_no_log_can_be_written(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_paths, "write_bug_log", fail)
+    engine.error = ZeroDivisionError("division\nby zero")
+    result = call("run", "-p", "Hi")
+    assert result.exit_code == 3
+    assert result.stderr.count("\n") == 1
+    assert "ZeroDivisionError: division by zero; its log could not be written" in result.stderr
+
+
+def test_messages_and_warnings_are_one_harmless_line(engine: FakeEngine) -> None:
+    odd = "a\x1b[31mb\nc\x9bd"
+    engine.error = RequestError(odd)
+    result = call("run", "-p", "Hi")
+    assert result.stderr == "error: a␛[31mb c\\x9bd\n"
+    with CliRunner().isolation() as (_, err, _):
+        logging.getLogger("offload.gguf").warning("%s", odd)
+        assert err.getvalue() == "warning: a␛[31mb c\\x9bd\n".encode()
 
 
 # inspect and doctor

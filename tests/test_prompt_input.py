@@ -116,11 +116,11 @@ def test_a_closed_input_is_nothing_or_an_error() -> None:
         assert ("standard input is closed" in run.stderr) == bool(code)
 
 
-def test_a_pipe_that_nobody_closes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_nobody_closes_is_told() -> None:
     reader, writer = os.pipe()
     with subprocess.Popen(
         [*FAKE_PROGRAM, "run", "-p", "Hi"],
-        env=environment(FAKE_WORDS="3"),
+        env=environment(FAKE_WORDS="3", FAKE_PATIENCE="0.2"),
         stdin=reader,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -163,7 +163,7 @@ def test_a_terminal_is_not_read_beside_a_text() -> None:
 
 
 def test_the_prompt_can_be_typed() -> None:
-    with Terminal("run", "-f", "-", env={"FAKE_WORDS": "3"}) as terminal:
+    with Terminal("run", "-f", "-", env={"FAKE_WORDS": "3", "FAKE_PATIENCE": "0.1"}) as terminal:
         terminal.wait_for("Ctrl-D ends it")
         terminal.type("Hi\n\x04")
         terminal.wait_for("word2")
