@@ -1,57 +1,21 @@
-"""Options that several commands share: number ranges and the sampling flags."""
+"""Options that several commands share: the model, sampling, loading."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from cli._values import CountRange, FiniteRange, GivenPath, Samplers
+from cli._values import Text as Text
+
 F = TypeVar("F", bound=Callable[..., object])
-
-
-class FiniteRange(click.FloatRange):
-    """A float range that refuses nan and infinity too."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Parse and check; click's own message names the allowed interval."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(
-                f"{value} is not in the range {self._describe_range()}; a finite number is needed.",
-                param,
-                ctx,
-            )
-        return number
-
-
-class Text(click.types.StringParamType):
-    """Text in UTF-8 that is not empty."""
-
-    name = "text"
-
-    def __init__(self, *, what: str, advice: str = "") -> None:
-        self._what = what
-        self._advice = advice
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refuse an empty value and bytes that are not UTF-8."""
-        text = str(super().convert(value, param, ctx))
-        if not text.strip():
-            self.fail(f"{self._what} is empty{self._advice}", param, ctx)
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            self.fail(f"{self._what} is not valid UTF-8", param, ctx)
-        return text
+MOST = 2**31 - 1  # of a count of tokens
 
 
 model_argument = click.argument(
-    "model", required=False, type=click.Path(path_type=Path), metavar="[MODEL]"
+    "model", required=False, type=GivenPath(what="path of the model"), metavar="[MODEL]"
 )
 
 # Each flag is a field of offload.SamplingParams; flags that are not given are not passed on.
@@ -65,9 +29,9 @@ SAMPLING_OPTIONS = (
     ),
     click.option(
         "--top-k",
-        type=click.IntRange(min=0),
+        type=CountRange(min=0, max=MOST),
         metavar="N",
-        help="Choose among the K likeliest tokens; 0: no limit.",
+        help="Choose among the K likeliest tokens; 0 or -1: no limit.",
     ),
     click.option(
         "--top-p",
@@ -101,28 +65,68 @@ SAMPLING_OPTIONS = (
     ),
     click.option(
         "--penalty-window",
-        type=click.IntRange(min=0),
+        type=CountRange(min=0, max=MOST),
         metavar="N",
-        help="How many of the latest tokens the penalties look at.",
+        help="How many of the latest tokens the penalties look at; -1: all.",
+    ),
+    click.option(
+        "--dry-multiplier",
+        type=FiniteRange(min=0, max=100),
+        metavar="X",
+        help="Above 0, tokens that would go on repeating the text so far lose X times"
+        " base^(length - allowed length).",
+    ),
+    click.option(
+        "--dry-base",
+        type=FiniteRange(min=1, max=10),
+        metavar="X",
+        help="How fast that grows with the length of the repeat.",
+    ),
+    click.option(
+        "--dry-allowed-length",
+        type=click.IntRange(min=1, max=MOST),
+        metavar="N",
+        help="The longest repeat, in tokens, that costs next to nothing.",
+    ),
+    click.option(
+        "--dry-sequence-breaker",
+        "dry_sequence_breakers",
+        type=Text(what="the sequence breaker", blank=True),
+        metavar="TEXT",
+        multiple=True,
+        help="No repeat reaches across it; may be repeated, 'none' is none."
+        '  [default: newline : " *]',
+    ),
+    click.option(
+        "--dry-window",
+        type=CountRange(min=0, max=MOST),
+        metavar="N",
+        help="How many of the latest tokens are searched for repeats; -1: all.",
+    ),
+    click.option(
+        "--samplers",
+        type=Samplers(),
+        metavar="NAMES",
+        help="What applies, in this order.  [default: penalties,dry,min_p,temperature,top_k,top_p]",
     ),
     click.option(
         "--max-tokens",
-        type=click.IntRange(min=1),
+        type=CountRange(min=1, max=MOST),
         metavar="N",
-        help="The longest answer, in tokens.  [default: what the context holds]",
+        help="The longest answer, in tokens.  [default, and -1: what the context holds]",
     ),
     click.option(
         "--stop",
-        type=Text(what="the stop string"),
+        type=Text(what="the stop string", blank=True),
         metavar="TEXT",
         multiple=True,
         help="End the answer where this text would come; may be repeated.",
     ),
     click.option(
         "--seed",
-        type=click.IntRange(min=0),
+        type=CountRange(min=0, max=2**64 - 1),
         metavar="N",
-        help="The same seed and prompt give the same text.",
+        help="The same seed and prompt give the same text; -1: another one each time.",
     ),
 )
 SAMPLING_NAMES = (
@@ -134,6 +138,12 @@ SAMPLING_NAMES = (
     "presence_penalty",
     "frequency_penalty",
     "penalty_window",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_sequence_breakers",
+    "dry_window",
+    "samplers",
     "max_tokens",
     "stop",
     "seed",
@@ -150,7 +160,10 @@ def sampling_options(command: F) -> F:
 def take_sampling(values: dict[str, Any]) -> dict[str, Any]:
     """Remove the sampling flags from a command's values; those that the user gave, by name."""
     given = {name: values.pop(name) for name in SAMPLING_NAMES}
-    return {name: value for name, value in given.items() if value not in (None, ())}
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    if given.get("dry_sequence_breakers") == ("none",):
+        given["dry_sequence_breakers"] = ()
+    return given
 
 
 # How weights lie in memory; `bench --shape` takes the first and the last.
@@ -165,13 +178,13 @@ LAYOUT_OPTIONS = (
     ),
     click.option(
         "--pack-budget",
-        type=FiniteRange(min=0),
+        type=FiniteRange(min=0, max=10**9),
         metavar="GIB",
         help="RAM for packed experts; layers that do not fit stay native.  [default: what is free]",
     ),
     click.option(
         "--packed-cache",
-        type=click.Path(path_type=Path),
+        type=GivenPath(what="path of the packed cache"),
         metavar="DIR",
         help="Keep packed experts in this folder, so that the next start maps them.",
     ),

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cli._options import layout_options, model_argument
 from cli._render import say, show_table
+from cli._values import FiniteRange, GivenPath
 from cli.progress import LoadDisplay
 
 if TYPE_CHECKING:
     from offload import LayoutOptions, bench
+
+OF_SHAPES = ("experts", "attention", "shared", "layers")
+OF_MODELS = ("pack_budget", "packed_cache", "memory")
 
 
 @click.command("bench")
@@ -53,7 +58,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, max=3600),
+    type=FiniteRange(min=0, max=3600),
     default=40.0,
     show_default=True,
     metavar="S",
@@ -68,13 +73,13 @@ if TYPE_CHECKING:
 @click.option(
     "--json",
     "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=GivenPath(what="path of the JSON file", dir_okay=False),
     metavar="FILE",
     help="Write the result to FILE.",
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=GivenPath(what="path of the picture", dir_okay=False),
     metavar="FILE.png",
     help="Draw the roofline (needs matplotlib).",
 )
@@ -91,6 +96,7 @@ def command(
 
     if model is not None and shape is not None:
         raise click.UsageError("give MODEL or --shape, not both")
+    _refuse_ignored(OF_SHAPES if shape is None else OF_MODELS, shape)
     if plot is not None:
         if shape is None:
             raise RequestError("--plot draws a layer's parts: give --shape as well")
@@ -116,11 +122,18 @@ def command(
         bench.write_plot(result, plot)
 
 
+def _refuse_ignored(names: tuple[str, ...], shape: str | None) -> None:
+    """Usage error if one of these options was given, which this kind of measurement ignores."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            where = "to --shape" if shape is None else "to a MODEL, not to --shape"
+            raise click.UsageError(f"--{name.replace('_', '-')} belongs {where}")
+
+
 def _model_options(model: Path | None, values: dict[str, Any]) -> bench.ModelOptions:
     from offload import bench
 
-    if values["layers"] is not None:
-        raise click.UsageError("--layers belongs to --shape")
     return bench.ModelOptions(
         path=model,
         threads=values["threads"],
@@ -150,11 +163,6 @@ def _shape_options(shape: str, values: dict[str, Any]) -> bench.ShapeOptions:
     depths = values.pop("depth") or (512,)
     if len(depths) > 1:
         raise click.UsageError("with --shape, give one --depth")
-    for name in ("pack_budget", "packed_cache"):
-        if values[name] is not None:
-            raise click.UsageError(f"--{name.replace('_', '-')} belongs to a MODEL, not to --shape")
-    if values["memory"] != "mmap":
-        raise click.UsageError("--memory belongs to a MODEL, not to --shape")
     values["compare"] = values["compare"] is not None
     values |= {"layout": _layout(values), "pin": values["pin"]}
     for name in ("experts_layout", "pack_budget", "packed_cache", "memory"):

@@ -47,6 +47,7 @@ def _machine_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
         ("NUMA", profile.numa()),
         ("huge pages", profile.huge_pages()),
         ("memory", f"{amount(cpu.ram_free)} free of {amount(cpu.ram_total)}"),
+        ("container", profile.container()),
         ("GPUs", ", ".join(profile.gpus) or "none used: this version computes on the CPU"),
     ]
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from offload.version import __version__
 
 if TYPE_CHECKING:
+    from offload.answer import Token
     from offload.config import ModelConfig
     from offload.data import embedded_model
-    from offload.engine import Engine, Token, load
+    from offload.engine import Engine, load
     from offload.errors import (
         DeviceError,
         GGUFError,
@@ -45,15 +46,15 @@ if TYPE_CHECKING:
         PinnedHot,
     )
     from offload.replay import RoutingTrace, hit_rates
-    from offload.sampler import SamplingParams
-    from offload.stats import LoadProgress, RunStats
+    from offload.sampling_params import SamplingParams
+    from offload.stats import LoadProgress, Repetition, RunStats
     from offload.tensor_census import census
 
 _HOMES = {
     "census": "offload.tensor_census",
     "ModelConfig": "offload.config",
     "Engine": "offload.engine",
-    "Token": "offload.engine",
+    "Token": "offload.answer",
     "load": "offload.engine",
     "embedded_model": "offload.data",
     "DeviceError": "offload.errors",
@@ -81,8 +82,9 @@ _HOMES = {
     "PinnedHot": "offload.policies",
     "RoutingTrace": "offload.replay",
     "hit_rates": "offload.replay",
-    "SamplingParams": "offload.sampler",
+    "SamplingParams": "offload.sampling_params",
     "LoadProgress": "offload.stats",
+    "Repetition": "offload.stats",
     "RunStats": "offload.stats",
 }
 
@@ -109,6 +111,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "PlanOptions",
+    "Repetition",
     "RequestError",
     "RoutingTrace",
     "RunStats",

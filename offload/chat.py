@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from offload.arguments import shown
 from offload.chat_template import TemplateRenderer
 from offload.errors import RequestError
 from offload.kimi_chat import (
@@ -119,7 +120,7 @@ def _refuse_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
 
 def _check_thinking(name: str, mode: ThinkingMode, thinking: bool | None) -> None:
     if not isinstance(thinking, bool | None):
-        raise RequestError(f"thinking must be True, False or None, not {thinking!r}")
+        raise RequestError(f"thinking must be True, False or None, not {shown(thinking)}")
     if thinking is True and mode == "none":
         raise RequestError(f"a {name} has no thinking mode; leave `thinking` unset.")
     if thinking is False and mode == "always":

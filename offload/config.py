@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from offload.arguments import check_type
 from offload.config_keys import KEYS, Reader, check_other_keys, short, supported_architecture
 from offload.errors import GGUFError, UnsupportedError
 from offload.gguf import GGUFFile
@@ -105,6 +106,7 @@ class ModelConfig:
         # Here, not at the top: the models package may itself import this module.
         from offload.models.deepseek2_tensors import check_tensors
 
+        check_type("the file", f, GGUFFile)
         architecture = supported_architecture(f.metadata)
         if not f.tensors:
             raise UnsupportedError(

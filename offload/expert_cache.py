@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from offload.arguments import check_callable, integer, shown
 from offload.errors import OffloadError, PlanError
 from offload.policies import CachePolicy, ExpertKey
 
+MOST = 1 << 24  # slots; the largest models have some ten thousand experts
 Load = Callable[[ExpertKey, int], object]
 
 
@@ -68,8 +70,12 @@ class ExpertCache:
     def __init__(
         self, slots: int, policy: CachePolicy, load: Load = lambda key, slot: None
     ) -> None:
-        if slots < 0:
-            raise PlanError(f"an expert cache needs 0 slots or more, not {slots}")
+        number = integer(slots)
+        if number is None or not 0 <= number <= MOST:
+            raise PlanError(f"an expert cache needs 0 slots or more, not {shown(slots)}")
+        for method in ("touch", "admit", "remove", "victim"):
+            check_callable(f"{method} of the policy", getattr(policy, method, None))
+        check_callable("load", load)
         self.slots = slots
         self.stats = CacheStats()
         self._policy = policy

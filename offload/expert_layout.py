@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from offload.arguments import is_number, path_argument, shown, whole
 from offload.config import ModelConfig
 from offload.errors import PlanError
-from offload.memory import amount
+from offload.memory import GIB, amount
 from offload.weights import Matrix
 from quant.packed import PackedType, packed_type
 
@@ -21,6 +22,7 @@ Layout = Literal["native", "packed", "auto"]
 SMALL = 256 << 20  # bytes of routed experts that caches and start-up time outweigh
 GAIN = 1.05  # predicted, below which nothing is re-arranged
 NAMES = ("gate", "up", "down")
+MOST_GIB = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +34,21 @@ class LayoutOptions:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.layout not in get_args(Layout):
-            raise PlanError(f"--experts-layout {self.layout!r}: native, packed or auto")
-        if self.budget is not None and self.budget < 0:
-            raise PlanError(f"--pack-budget {self.budget}: it cannot be negative")
+        if not isinstance(self.layout, str) or self.layout not in get_args(Layout):
+            raise PlanError(f"--experts-layout {shown(self.layout)}: native, packed or auto")
+        if self.budget is not None and (whole(self.budget) is None or self.budget < 0):
+            raise PlanError(f"--pack-budget {shown(self.budget)}: bytes, at least 0")
+        if self.cache is not None:
+            object.__setattr__(self, "cache", path_argument("--packed-cache", self.cache))
+
+
+def budget_bytes(gib: object) -> int | None:
+    """The budget for packed experts in bytes, from GiB; None stays None. PlanError."""
+    if gib is None:
+        return None
+    if not is_number(gib) or not 0 <= gib <= MOST_GIB:  # type: ignore[operator]
+        raise PlanError(f"--pack-budget {shown(gib)}: GiB, a number in [0, {MOST_GIB:,}]")
+    return round(float(gib) * GIB)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

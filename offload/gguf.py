@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offload import shards
-from offload.errors import GGUFError
+from offload.arguments import path_argument, shown
+from offload.errors import GGUFError, RequestError
 from offload.gguf_cursor import StringArray
 from offload.gguf_header import Header, TensorInfo, parse_header
 from quant.ggml import BLOCK
@@ -53,7 +54,7 @@ class GGUFFile:
         path: the file or any one shard, NAME-00002-of-00005.gguf.
         Raises GGUFError (missing, damaged, not a GGUF) or UnsupportedError (version, tensor type).
         """
-        given = Path(path)
+        given = path_argument("the path of the model", path, GGUFError)
         part, header = _open_part(given, 0)
         count = _split_value(header, "split.count", given) or 1
         if count == 1:
@@ -66,14 +67,12 @@ class GGUFFile:
 
     def raw(self, name: str) -> U8:
         """Exactly the bytes of a tensor: (n_bytes,) uint8, read-only, no copy."""
-        info = self.tensors[name]
-        if not self._parts:
-            raise ValueError(f"{name}: the GGUFFile is closed")
+        info = self._info(name)
         return self._parts[info.part][info.offset : info.offset + info.n_bytes]
 
     def blocks(self, name: str) -> U8:
         """The same bytes as (*shape[:-1], n_blocks, block_bytes) uint8."""
-        info = self.tensors[name]
+        info = self._info(name)
         block = BLOCK[info.ggml_type]
         n_blocks = info.shape[-1] // block.size
         return self.raw(name).reshape(*info.shape[:-1], n_blocks, block.n_bytes)
@@ -84,10 +83,17 @@ class GGUFFile:
         A kernel that loads whole vectors may read at most this far past the end; whoever hands
         tensors to such kernels copies those whose tail is too short.
         """
-        info = self.tensors[name]
-        if not self._parts:
-            raise ValueError(f"{name}: the GGUFFile is closed")
+        info = self._info(name)
         return len(self._parts[info.part]) - (info.offset + info.n_bytes)
+
+    def _info(self, name: str) -> TensorInfo:
+        """Where a tensor is; RequestError if it is not in the file, or the file is closed."""
+        info = self.tensors.get(name) if isinstance(name, str) else None
+        if info is None:
+            raise RequestError(f"{self.paths[0].name}: there is no tensor {shown(name)}")
+        if not self._parts:
+            raise RequestError(f"{name}: the GGUFFile is closed")
+        return info
 
     def close(self) -> None:
         """Drop the maps and the metadata; views taken earlier stay valid and keep theirs mapped.

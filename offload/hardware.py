@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from offload.cgroups import Limits, read_limits
 from offload.memory import amount, free_hugetlb, thp_mode
 from offload.topology import Topology, read_topology
 from quant import isa
@@ -18,7 +19,10 @@ BUSY = 0.2  # share of the cores that others may use before pinning would hurt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuInfo:
-    """The processor and its memory. ram_*: bytes; usable: logical cores open to this process."""
+    """The processor and its memory. ram_*: bytes; usable: logical cores open to this process.
+
+    usable and ram_* are within the limits of containers already.
+    """
 
     name: str
     cores: int
@@ -28,6 +32,7 @@ class CpuInfo:
     ram_free: int
     simd: str
     topology: Topology = Topology()
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +45,10 @@ class HardwareProfile:
     def default_threads(self) -> tuple[int, str]:
         """Number of threads and the reason."""
         cpu = self.cpu
+        if cpu.usable < cpu.cores and cpu.usable == cpu.limits.whole_cpus:
+            return cpu.usable, (
+                f"the container has {cpu.limits.cpus:g} processors' time ({cpu.limits.cpus_from})"
+            )
         if cpu.usable < cpu.cores:
             return cpu.usable, f"the {cpu.usable} of {cpu.cores} cores this process may use"
         slow = len(cpu.topology.cores) - len(cpu.topology.fast)
@@ -92,6 +101,17 @@ class HardwareProfile:
         }
         return kinds.get(mode, str(mode)) + (f"; {amount(reserved)} set aside" if reserved else "")
 
+    def container(self) -> str:
+        """What control groups leave to this process."""
+        limits, parts = self.cpu.limits, []
+        if limits.cpus is not None:
+            parts.append(f"{limits.cpus:g} processors ({limits.cpus_from})")
+        if limits.memory is not None:
+            parts.append(f"{amount(limits.memory)} of memory ({limits.memory_from})")
+        if limits.swap is not None:
+            parts.append(f"{amount(limits.swap)} of swap" if limits.swap else "no swap")
+        return ", ".join(parts) or "no limits"
+
     def numa(self) -> str:
         """What was found, and what follows."""
         nodes = len(self.cpu.topology.nodes)
@@ -108,14 +128,13 @@ def probe() -> HardwareProfile:
     threads = psutil.cpu_count(logical=True) or 1
     cores = psutil.cpu_count(logical=False) or threads
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
-    quota = _cgroup_cpus()
-    if quota is not None:
-        usable = max(1, min(usable, quota))
+    limits = read_limits()
+    if limits.whole_cpus is not None:
+        usable = min(usable, limits.whole_cpus)
     memory = psutil.virtual_memory()
     free, total = memory.available, memory.total
-    limit = _cgroup_memory()
-    if limit is not None:
-        free, total = min(free, limit[1]), min(total, limit[0])
+    if limits.memory is not None and limits.memory_free is not None:
+        free, total = min(free, limits.memory_free), min(total, limits.memory)
     return HardwareProfile(
         cpu=CpuInfo(
             name=_cpu_name(),
@@ -126,6 +145,7 @@ def probe() -> HardwareProfile:
             ram_free=free,
             simd=isa.NAME,
             topology=read_topology(),
+            limits=limits,
         )
     )
 
@@ -138,27 +158,3 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _cgroup_cpus() -> int | None:
-    """Whole CPUs of a container's quota (cgroup v2); None without one."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else max(1, int(quota) // int(period))
-
-
-def _cgroup_memory() -> tuple[int, int] | None:
-    """(limit, free) bytes of a container (cgroup v2); page cache counts as free."""
-    base = Path("/sys/fs/cgroup")
-    try:
-        limit = (base / "memory.max").read_text().strip()
-        used = int((base / "memory.current").read_text())
-        stat = dict(x.split() for x in (base / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return None
-    if limit == "max":
-        return None
-    cached = int(stat.get("file", 0))
-    return int(limit), max(0, int(limit) - used + cached)

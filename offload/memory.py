@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from offload.arguments import shown
 from offload.errors import PlanError
 
 MemoryMode = Literal["mmap", "resident", "hugepages"]
@@ -32,6 +33,7 @@ LINUX = sys.platform.startswith("linux")
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SMAPS = Path("/proc/self/smaps")
 MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
 MAP_HUGETLB = 0x40000
 MPOL_INTERLEAVE = 3
 MBIND = {"x86_64": 237, "aarch64": 235, "riscv64": 235, "ppc64le": 259, "s390x": 268}
@@ -43,9 +45,9 @@ Bind = Callable[[int, int, int], bool]
 def check_mode(mode: object) -> MemoryMode:
     """The mode, if it is one; PlanError."""
     for known in get_args(MemoryMode):
-        if mode == known:
+        if isinstance(mode, str) and mode == known:
             return known  # type: ignore[no-any-return]
-    raise PlanError(f"--memory {mode!r}: mmap, resident or hugepages")
+    raise PlanError(f"--memory {shown(mode)}: mmap, resident or hugepages")
 
 
 class Memory:
@@ -120,7 +122,7 @@ class Memory:
         allowed = "it" if limit is None else f"{amount(limit)} at most"
         return (
             f"resident: {total} copied into RAM but not locked there: the system allows "
-            f"{allowed} (raise `ulimit -l`)"
+            f"{allowed} (raise `ulimit -l`); pages may be swapped out while they are not used"
         )
 
     def _huge(self) -> str:
@@ -199,6 +201,16 @@ def huge_bytes(blocks: list[tuple[int, int]], path: Path | None = None) -> int |
         elif counts and first in ("AnonHugePages:", "Private_Hugetlb:"):
             total += int(rest.split()[0]) << 10
     return min(total, sum(size for _, size in blocks))
+
+
+def swapped_bytes(path: Path | None = None) -> int:
+    """Bytes of this process that lie in swap space; 0 where the system does not say."""
+    try:
+        text = (path or STATUS).read_text()
+    except OSError:
+        return 0
+    fields = text.partition("VmSwap:")[2].split(maxsplit=1)[:1]
+    return int(fields[0]) << 10 if fields and fields[0].isdecimal() else 0
 
 
 def _libc() -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from offload.arguments import shown
 from offload.errors import RequestError
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -25,6 +26,12 @@ class ToolCall:
     arguments: str = "{}"
     id: str | None = None
 
+    def __post_init__(self) -> None:
+        for key in ("name", "arguments", "id"):
+            value = getattr(self, key)
+            if not isinstance(value, str) and (value is not None or key != "id"):
+                raise RequestError(f"a tool call's {key} must be a string, not {shown(value)}.")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
@@ -38,12 +45,15 @@ class Message:
     tool_call_id: str | None = None
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise RequestError(f"role {self.role!r} is none of {', '.join(ROLES)}.")
+        if not isinstance(self.role, str) or self.role not in ROLES:
+            raise RequestError(f"role {shown(self.role)} is none of {', '.join(ROLES)}.")
         for key in ("content", "name", "reasoning_content", "tool_call_id"):
             value = getattr(self, key)
             if not isinstance(value, str) and (value is not None or key == "content"):
                 raise RequestError(f"{key} must be a string, not {type(value).__name__}.")
+        calls = self.tool_calls
+        if not isinstance(calls, tuple) or not all(isinstance(call, ToolCall) for call in calls):
+            raise RequestError(f"tool_calls must be a tuple of ToolCall, not {shown(calls)}.")
         if self.tool_calls and self.role != "assistant":
             raise RequestError(f"only the assistant calls tools, not the {self.role}.")
 
@@ -76,23 +86,26 @@ def read_messages(messages: Iterable[Message | Mapping[str, Any]]) -> list[Messa
 
 def _read(message: Mapping[str, Any]) -> Message:
     # what clients echo without meaning it (refusal: null, annotations: []) is empty
-    unknown = sorted(key for key in message if key not in _KEYS and message[key])
+    unknown = [key for key in message if key not in _KEYS and not _is_empty(message[key])]
     if unknown:
-        raise RequestError(
-            f"unknown field {unknown[0]!r}; the fields are {', '.join(sorted(_KEYS))}."
-        )
+        first = shown(min(unknown, key=str))
+        raise RequestError(f"unknown field {first}; the fields are {', '.join(sorted(_KEYS))}.")
     if "role" not in message:
         raise RequestError(f"the role is missing; it is one of {', '.join(ROLES)}.")
     role = message["role"]
     reasoning = message.get("reasoning_content")
     return Message(
-        role=cast(Role, "system" if role == "developer" else role),
+        role=cast(Role, "system" if isinstance(role, str) and role == "developer" else role),
         content=_content(message.get("content")),
         name=message.get("name"),
         reasoning_content=message.get("reasoning") if reasoning is None else reasoning,
-        tool_calls=tuple(_tool_call(call) for call in message.get("tool_calls") or ()),
+        tool_calls=_tool_calls(message.get("tool_calls")),
         tool_call_id=message.get("tool_call_id"),
     )
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value is False or (isinstance(value, Sized) and len(value) == 0)
 
 
 def _content(content: object) -> str:
@@ -106,24 +119,36 @@ def _content(content: object) -> str:
     for part in content:
         kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
         text = part if isinstance(part, str) else None
-        if isinstance(part, Mapping) and kind == "text":
+        if isinstance(part, Mapping) and isinstance(kind, str) and kind == "text":
             text = part.get("text")
         if not isinstance(text, str):
-            raise RequestError(f"content part {kind!r} is not text; this version reads only text.")
+            raise RequestError(
+                f"content part {shown(kind)} is not text; this version reads only text."
+            )
         texts.append(text)
     return "".join(texts)
+
+
+def _tool_calls(calls: object) -> tuple[ToolCall, ...]:
+    if calls is None:
+        return ()
+    if not isinstance(calls, (list, tuple)):
+        raise RequestError(f"tool_calls must be a list, not {shown(calls)}.")
+    return tuple(_tool_call(call) for call in calls)
 
 
 def _tool_call(call: object) -> ToolCall:
     function = call.get("function") if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not name:
+    if not isinstance(call, Mapping) or not isinstance(name, str) or not name:
         raise RequestError(
             "a tool call must look like {'id': ..., 'function': {'name': ..., 'arguments': ...}}."
         )
+    assert isinstance(function, Mapping)
     arguments = function.get("arguments")
-    if arguments is None or arguments == "":
-        arguments = "{}"
     if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(name=str(name), arguments=arguments, id=call.get("id"))
+        try:
+            arguments = "{}" if arguments is None else json.dumps(arguments, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise RequestError(f"a tool call's arguments cannot be written as JSON: {exc}") from exc
+    return ToolCall(name=name, arguments=arguments or "{}", id=call.get("id"))

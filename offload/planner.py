@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from typing import get_args
 
+from offload.arguments import check_type, integer, shown
 from offload.config import ModelConfig
 from offload.devices import resolve
-from offload.errors import PlanError
+from offload.errors import DeviceError, PlanError
 from offload.expert_layout import Choice, LayoutOptions
 from offload.hardware import HardwareProfile
 from offload.kv_cache import cache_bytes
@@ -16,6 +17,7 @@ from offload.plan import KVSpec, KVType, Placement, Plan, Prediction
 from offload.tensor_census import Census
 
 DEFAULT_CONTEXT = 32_768
+MOST = 2**53  # of any count; floats still hold it
 RESERVE = 512 << 20  # bytes left to the system and to scratch buffers
 
 
@@ -31,11 +33,29 @@ class PlanOptions:
     layout: LayoutOptions = field(default_factory=LayoutOptions)
     pin: bool | None = None
 
+    def __post_init__(self) -> None:
+        """Check the kinds of values; ranges are `make_plan`'s. PlanError, DeviceError."""
+        if not isinstance(self.device, str):
+            raise DeviceError(f"device {shown(self.device)} is no name; give 'auto' or 'cpu'")
+        for name in ("context", "threads"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else _whole(name, value))
+        if not isinstance(self.kv_type, str) or self.kv_type not in get_args(KVType):
+            raise PlanError(f"kv_type must be 'f16' or 'f32', not {shown(self.kv_type)}")
+        check_mode(self.memory)
+        check_type("layout", self.layout, LayoutOptions)
+        if self.pin is not None and not isinstance(self.pin, bool):
+            raise PlanError(f"--pin: True, False or None, not {shown(self.pin)}")
+
 
 def make_plan(
     config: ModelConfig, tensors: Census, hardware: HardwareProfile, options: PlanOptions
 ) -> Plan:
     """A plan that fits this machine, every choice with its reason; PlanError if there is none."""
+    check_type("config", config, ModelConfig)
+    check_type("tensors", tensors, Census)
+    check_type("hardware", hardware, HardwareProfile)
+    check_type("options", options, PlanOptions)
     device, why = resolve(options.device)
     notes = [f"device {device}: {why}"]
     threads, reason = _threads(hardware, options)
@@ -119,16 +139,19 @@ def _threads(hardware: HardwareProfile, options: PlanOptions) -> tuple[int, str]
     if options.threads is None:
         return hardware.default_threads()
     usable = hardware.cpu.usable
-    threads = _whole("threads", options.threads)
+    threads = options.threads
     if not 1 <= threads <= usable:
         raise PlanError(f"--threads {threads}: this process may use 1 to {usable} logical cores")
     return threads, "as asked"
 
 
 def _whole(name: str, value: object) -> int:
-    if type(value) is bool or not isinstance(value, Integral):
-        raise PlanError(f"--{name} {value}: a whole number is needed")
-    return int(value)
+    number = integer(value)
+    if number is None:
+        raise PlanError(f"--{name} {shown(value)}: a whole number is needed")
+    if number > MOST:
+        raise PlanError(f"--{name} {shown(value)}: at most {MOST:,}")
+    return number
 
 
 def _kv(
@@ -143,7 +166,7 @@ def _kv(
             "programs"
         )
     if options.context is not None:
-        context, reason = _whole("context", options.context), "as asked"
+        context, reason = options.context, "as asked"
         if context < 1:
             raise PlanError(f"--context {context}: at least 1 token is needed")
         if context > fits:

@@ -15,6 +15,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
+from offload.arguments import check_callable, is_number, shown
+from offload.errors import RequestError
+
 
 class ExpertKey(NamedTuple):
     """One routed expert of one layer (numbered as in the file, dense layers included)."""
@@ -75,6 +78,8 @@ class LFU:
     """
 
     def __init__(self, half_life: float = 16.0) -> None:
+        if not is_number(half_life) or not 0 < half_life <= 1e12:
+            raise RequestError(f"half_life must be a number in (0, 1e12], not {shown(half_life)}")
         self._half_life = half_life
         self._now = 0.0  # log2 of what a use weighs now
         self._score: dict[ExpertKey, float] = {}
@@ -134,6 +139,9 @@ class PinnedHot(LRU):
 
     def __init__(self, pins: Iterable[ExpertKey]) -> None:
         super().__init__()
+        given: object = pins
+        if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+            raise RequestError(f"pins must be expert keys, not {shown(pins)}")
         self.pins = frozenset(pins)
 
     def admit(self, key: ExpertKey) -> None:
@@ -155,6 +163,7 @@ class PerLayer:
     """
 
     def __init__(self, make: Callable[[], CachePolicy]) -> None:
+        check_callable("make", make)
         self._make = make
         self._policies: dict[int, CachePolicy] = {}
         self._held: Counter[int] = Counter()

@@ -22,6 +22,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from offload.arguments import check_callable, check_type, integer, path_argument, shown
 from offload.errors import RequestError
 from offload.expert_cache import CacheStats, ExpertCache
 from offload.policies import POLICIES, ExpertKey, PolicyFactory, Profile
@@ -44,6 +45,11 @@ class RoutingTrace:
 
     def __call__(self, layer: int, expert_ids: Array) -> None:
         """Record one layer's expert_ids (T, K)."""
+        if integer(layer) is None or not _is_routing(expert_ids):
+            raise RequestError(
+                f"a routing is a layer and whole numbers (T, K), not {shown(layer)} and "
+                f"{shown(expert_ids)}"
+            )
         distinct = dict.fromkeys(expert_ids.ravel().tolist())
         if not distinct:
             return
@@ -58,7 +64,7 @@ class RoutingTrace:
     def save(self, path: str | PathLike[str]) -> None:
         """Write an .npz (numpy adds the suffix if it is missing)."""
         np.savez_compressed(
-            path,
+            path_argument("the path of the trace", path),
             layers=np.array([r[0].layer for r in self.requests], np.int32),
             sizes=np.array([len(r) for r in self.requests], np.int32),
             experts=np.array([key.expert for r in self.requests for key in r], np.int32),
@@ -69,6 +75,7 @@ class RoutingTrace:
     def load(cls, path: str | PathLike[str]) -> RoutingTrace:
         """Read what `save` wrote. Raises RequestError for anything else."""
         trace = cls()
+        path = path_argument("the path of the trace", path)
         try:
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 layers, sizes = file["layers"].tolist(), file["sizes"].tolist()
@@ -85,6 +92,10 @@ class RoutingTrace:
         trace._per_layer = per_layer
         trace.token_cycle = sum(per_layer.values())
         return trace
+
+
+def _is_routing(ids: object) -> bool:
+    return isinstance(ids, np.ndarray) and ids.ndim == 2 and np.issubdtype(ids.dtype, np.integer)
 
 
 def replay(
@@ -180,6 +191,15 @@ def hit_rates(
 
     profile: of another trace; without one `pinned` pins nothing and is LRU.
     """
+    check_type("trace", trace, RoutingTrace)
+    if not isinstance(slots, (list, tuple)) or any(integer(n) is None for n in slots):
+        raise RequestError(f"slots must be a list of whole numbers, not {shown(slots)}")
+    if not isinstance(policies, Mapping) or not isinstance(profile, Mapping | None):
+        raise RequestError(
+            f"policies and profile must be mappings, not {shown(policies)} and {shown(profile)}"
+        )
+    for name, policy in policies.items():
+        check_callable(f"the policy {shown(name)}", policy)
     hits: dict[str, list[float]] = {}
     loads: dict[str, list[float]] = {}
     for name, policy in policies.items():

@@ -1,242 +1,161 @@
-"""From logits to the next token: parameters, pure filters, and a seeded sampler.
+"""From logits to the next token: a seeded sampler that applies its steps in the order asked for.
 
-Order, as in HF transformers: repetition, presence and frequency penalty, then temperature, then
-top_k, top_p and min_p on what is left. (llama.cpp applies the temperature last.)
+The default order: penalties, dry, min_p, temperature, top_k, top_p; each works on what the one
+before left. So min_p looks at the model's own probabilities, whatever the temperature, and top_k
+and top_p at tempered ones.
 
-Every `apply_*` takes logits (V,) float32 and returns logits (V,) float32 in which a removed token
-is -inf; the argument is never written to. A -inf in the model's logits is a token that must not
-come; NaN and +inf are errors.
+A -inf in the model's logits is a token that must not come; NaN and +inf are errors.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from offload.errors import OffloadError, RequestError
+from offload.dry import MASK, dry_penalties
+from offload.errors import OffloadError
+from offload.filters import (
+    F32,
+    IDS,
+    LARGEST,
+    apply_min_p,
+    apply_penalties,
+    apply_temperature,
+    apply_top_k,
+    apply_top_p,
+)
+from offload.sampling_params import SamplingParams
 
-F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-IDS = npt.NDArray[np.int64]
-
-# field: lowest, highest value, whether the lowest itself is allowed
-_INTERVALS: Mapping[str, tuple[float, float, bool]] = MappingProxyType(
-    {
-        "temperature": (0.0, 10.0, True),
-        "top_p": (0.0, 1.0, False),
-        "min_p": (0.0, 1.0, True),
-        "repetition_penalty": (0.0, 10.0, False),
-        "presence_penalty": (-2.0, 2.0, True),
-        "frequency_penalty": (-2.0, 2.0, True),
-    }
-)
-_COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {
-        "top_k": (0, 2**31 - 1),
-        "penalty_window": (0, 2**31 - 1),
-        "max_tokens": (1, 2**31 - 1),
-        "seed": (0, 2**64 - 1),
-    }
-)
-_OPTIONAL = frozenset({"temperature", "top_p", "min_p", "max_tokens", "seed"})
+Recent = Sequence[int] | IDS
+State = tuple[IDS | None, F32]  # the ids that may come (None: all), ascending, and their logits
+MANY = 4096  # logits that are worth a look before they are sorted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How to choose tokens and when to stop. None means the default of the model and its mode.
-
-    temperature: 0 is greedy (the most likely token, the lowest id on ties).
-    top_k: keep the k most likely tokens; 0 keeps all.
-    top_p: keep the fewest tokens, most likely first, whose probabilities reach top_p.
-    min_p: keep tokens at least min_p times as likely as the most likely one.
-    repetition_penalty: divides positive and multiplies negative logits of recent tokens.
-    presence_penalty, frequency_penalty: subtracted once per recent token, and per occurrence.
-    penalty_window: how many of the latest ids count as recent; 0 switches the penalties off.
-    max_tokens: the most tokens to generate; None is as many as the context holds.
-    stop: strings that end the answer; they are not part of it. One string is taken as such.
-    seed: None draws a fresh one, which `Sampler.seed` tells.
-    """
-
-    temperature: float | None = None
-    top_k: int = 0
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    penalty_window: int = 1024
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, (low, high, closed) in _INTERVALS.items():
-            value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
-                continue
-            fits = _is_number(value) and low <= value <= high and (closed or value > low)
-            if not fits:  # NaN fails every comparison
-                interval = f"{'[' if closed else '('}{low:g}, {high:g}]"
-                raise RequestError(f"{name} must be a number in {interval}, not {value!r}.")
-            object.__setattr__(self, name, float(value))
-        for name, (lowest, highest) in _COUNTS.items():
-            value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
-                continue
-            whole = _is_number(value) and math.isfinite(value) and int(value) == value
-            if not whole or not lowest <= value <= highest:
-                raise RequestError(
-                    f"{name} must be a whole number in [{lowest}, {highest}], not {value!r}."
-                )
-            object.__setattr__(self, name, int(value))
-        stop: Any = self.stop
-        stop = () if stop is None else (stop,) if isinstance(stop, str) else stop
-        if not isinstance(stop, (list, tuple)) or not all(isinstance(s, str) and s for s in stop):
-            raise RequestError(f"stop must be strings that are not empty, not {self.stop!r}.")
-        object.__setattr__(self, "stop", tuple(stop))
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:
-        """Parameters by name; an unknown name is a RequestError that lists the known ones."""
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise RequestError(
-                f"unknown sampling parameter {unknown[0]!r}; known are {', '.join(known)}."
-            )
-        return cls(**options)
-
-    def with_defaults(self, defaults: SamplingParams) -> SamplingParams:
-        """The same with every None taken from `defaults`."""
-        missing = {
-            name: getattr(defaults, name) for name in _OPTIONAL if getattr(self, name) is None
-        }
-        return replace(self, **missing)
+def _penalties(params: SamplingParams, mask: MASK | None, state: State, recent: Recent) -> State:
+    ids, logits = state
+    window = np.asarray(recent[max(0, len(recent) - params.penalty_window) :], np.int64)
+    places, _ = _places(ids, window)
+    return ids, apply_penalties(
+        logits,
+        places,
+        params.repetition_penalty,
+        params.presence_penalty,
+        params.frequency_penalty,
+    )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-
-
-# What the makers recommend, (temperature, top_p) by (format, thinking). They name no min_p; 0.01
-# trims the tail of unlikely tokens that low-bit quantisation raises.
-_DEFAULTS: Mapping[tuple[str, bool], tuple[float, float]] = MappingProxyType(
-    {
-        ("kimi-k2.5", True): (1.0, 0.95),
-        ("kimi-k2.5", False): (0.6, 0.95),
-        ("kimi-k2.7-code", True): (1.0, 0.95),
-        ("kimi-k2.7-code", False): (0.6, 0.95),
-        ("kimi-k2-thinking", True): (1.0, 1.0),
-        ("kimi-k2", False): (0.6, 1.0),
-        ("kimi-k2-first", False): (0.6, 1.0),
-    }
-)
-_GENERIC = (0.7, 0.95)
-_MIN_P = 0.01
-
-
-def defaults_for(format_name: str, thinking: bool) -> SamplingParams:
-    """What None means for a chat format (`ChatFormat.name`) in its mode.
-
-    Models without a published recommendation get temperature 0.7 and top_p 0.95. max_tokens and
-    seed stay None.
-    """
-    temperature, top_p = _DEFAULTS.get((format_name, thinking), _GENERIC)
-    return SamplingParams(temperature=temperature, top_p=top_p, min_p=_MIN_P)
-
-
-def apply_penalties(
-    logits: F32, recent: Sequence[int] | IDS, repetition: float, presence: float, frequency: float
-) -> F32:
-    """Lower the logits of recent tokens; see `SamplingParams` for the three rules."""
-    ids, counts = np.unique(np.asarray(recent, dtype=np.int64), return_counts=True)
+def _dry(params: SamplingParams, mask: MASK | None, state: State, recent: Recent) -> State:
+    ids, logits = state
+    latest = np.asarray(recent[max(0, len(recent) - params.dry_window) :], np.int64)
+    repeating, losses = dry_penalties(latest, mask, params)
+    if not len(repeating):
+        return state
+    places, found = _places(ids, repeating)
     result = logits.copy()
-    if len(ids) == 0:
-        return result
-    if ids[0] < 0 or ids[-1] >= len(logits):
-        raise ValueError(f"recent ids must be in 0..{len(logits) - 1}")
-    values = result[ids]
-    values = np.where(values > 0, values / np.float32(repetition), values * np.float32(repetition))
-    result[ids] = values - (presence + frequency * counts).astype(np.float32)
-    return result
+    before = logits[places].astype(np.float64)
+    lowered = np.maximum(before - losses[found], -LARGEST)
+    result[places] = np.where(before == -np.inf, before, lowered)
+    return ids, result
 
 
-def apply_temperature(logits: F32, temperature: float) -> F32:
-    """Logits over the temperature, shifted so that the largest is 0 (no overflow near 0)."""
-    shifted: F32 = logits - logits.max()
-    with np.errstate(over="ignore"):  # -inf is what a logit below the range means
-        shifted /= np.float32(max(temperature, 1e-30))
-    return shifted
+def _min_p(params: SamplingParams, mask: MASK | None, state: State, recent: Recent) -> State:
+    assert params.min_p is not None
+    return _without_removed(state[0], apply_min_p(state[1], params.min_p))
 
 
-def apply_top_k(logits: F32, k: int) -> F32:
-    """Keep the k largest; of equal logits at the border, those with the lowest ids."""
-    if k == 0 or k >= len(logits):
-        return logits
-    border = np.partition(logits, len(logits) - k)[len(logits) - k]
-    return _keep(logits, logits, border, k)
+def _temperature(params: SamplingParams, mask: MASK | None, state: State, recent: Recent) -> State:
+    assert params.temperature is not None
+    ids, logits = state
+    if params.temperature == 0:
+        best = np.argmax(logits, keepdims=True)
+        return best if ids is None else ids[best], logits[best]
+    return ids, apply_temperature(logits, params.temperature)
 
 
-def apply_top_p(logits: F32, p: float, total: float | None = None) -> F32:
-    """Keep the fewest tokens, largest first, whose probabilities sum to at least p; never none.
-
-    total: the sum of exp(logits - max) that probabilities refer to, where `logits` is what a
-    later filter left of it; so both orders of the two filters give the same tokens.
-    """
-    if p >= 1.0:
-        return logits
-    weights = np.exp(logits - logits.max())
-    if total is None:
-        total = float(weights.sum(dtype=np.float64))
-    # Positive floats order like their bits. The upper 16 bits make at most 16,257 classes; only
-    # the class in which the sum passes p is sorted.
-    classes = weights.view(np.int32) >> 16
-    reached = np.cumsum(np.bincount(classes, weights=weights)[::-1])
-    passing = int(np.searchsorted(reached, p * total))
-    if passing == len(reached):  # all together do not reach p: a later filter took the rest
-        return logits
-    border_class = len(reached) - 1 - passing
-    before = reached[passing - 1] if passing else 0.0
-    members = np.sort(weights[classes == border_class])[::-1]
-    inside = int(np.searchsorted(before + np.cumsum(members, dtype=np.float64), p * total))
-    inside = min(inside, len(members) - 1)
-    count = int(np.count_nonzero(classes > border_class)) + inside + 1
-    return _keep(logits, weights, members[inside], count)
+def _top_k(params: SamplingParams, mask: MASK | None, state: State, recent: Recent) -> State:
+    return _without_removed(state[0], apply_top_k(state[1], params.top_k))
 
 
-def apply_min_p(logits: F32, p: float) -> F32:
-    """Keep tokens at least p times as likely as the most likely one."""
-    if p == 0.0:
-        return logits
-    lowest = logits.max() + np.float32(math.log(p))
-    return np.where(logits >= lowest, logits, np.float32(-np.inf))
+def _top_p(params: SamplingParams, mask: MASK | None, state: State, recent: Recent) -> State:
+    assert params.top_p is not None
+    ids, logits = state
+    total = None
+    if len(logits) >= MANY and params.top_p < 1:
+        # Tokens of probability (1-top_p)/V or less weigh at most 1-top_p together, so top_p needs
+        # none of them: far fewer are left to sort, and the same ones are kept.
+        total = float(np.exp(logits - logits.max()).sum(dtype=np.float64))
+        lowest = (1 - params.top_p) * total / len(logits)
+        ids, logits = _without_removed(ids, apply_min_p(logits, min(1.0, lowest)))
+    return _without_removed(ids, apply_top_p(logits, params.top_p, total))
 
 
-def _keep(logits: F32, by: F32, border: np.float32, count: int) -> F32:
-    """The `count` tokens whose `by` is largest; `border` is the smallest `by` among them."""
-    above = np.flatnonzero(by > border)
-    equal = np.flatnonzero(by == border)[: count - len(above)]
-    result = np.full_like(logits, -np.inf)
-    result[above] = logits[above]
-    result[equal] = logits[equal]
-    return result
+Step = Callable[[SamplingParams, MASK | None, State, Recent], State]
+STEPS: Mapping[str, Step] = MappingProxyType(
+    {
+        "penalties": _penalties,
+        "dry": _dry,
+        "min_p": _min_p,
+        "temperature": _temperature,
+        "top_k": _top_k,
+        "top_p": _top_p,
+    }
+)
+
+
+def _without_removed(ids: IDS | None, logits: F32) -> State:
+    kept = np.flatnonzero(logits > -np.inf)
+    return kept if ids is None else ids[kept], logits[kept]
+
+
+def _places(ids: IDS | None, wanted: IDS) -> tuple[IDS, IDS]:
+    """(where in `ids` they are, which of `wanted` these are): removed ids are in neither."""
+    if ids is None:
+        return wanted, np.arange(len(wanted))
+    places = np.searchsorted(ids, wanted)
+    places[places == len(ids)] = 0
+    found = np.flatnonzero(ids[places] == wanted)
+    return places[found], found
+
+
+def _active(params: SamplingParams) -> tuple[str, ...]:
+    """The steps that can change anything, in order."""
+    p = params
+    penalised = p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
+    acts = {
+        "penalties": penalised and p.penalty_window > 0,
+        "dry": p.dry_multiplier > 0 and p.dry_window > 0,
+        "min_p": p.min_p != 0,
+        "temperature": p.temperature != 1,
+        "top_k": p.top_k > 0,
+        "top_p": p.top_p != 1,
+    }
+    names = tuple(name for name in p.samplers if acts[name])
+    if p.temperature == 0 and "temperature" in names:
+        # only the likeliest is left, and no filter before it would have taken that one
+        before = names[: names.index("temperature")]
+        names = (*(name for name in before if name in ("penalties", "dry")), "temperature")
+    return names
 
 
 class Sampler:
     """Draws tokens by one set of parameters and its own random stream. Not thread-safe."""
 
-    def __init__(self, params: SamplingParams) -> None:
-        """params: parameters still None count as 1 (temperature, top_p) and 0 (min_p)."""
+    def __init__(self, params: SamplingParams, breakers: MASK | None = None) -> None:
+        """params: parameters still None count as 1 (temperature, top_p) and 0 (min_p).
+
+        breakers: (V,) true for tokens that no repeat reaches across (`offload.dry.breaker_mask`).
+        """
         neutral = SamplingParams(temperature=1.0, top_p=1.0, min_p=0.0)
         self.params = params.with_defaults(neutral)
+        self._breakers = breakers
+        self._steps = _active(self.params)
+        self._is_greedy = self._steps[-1:] == ("temperature",) and self.params.temperature == 0
         self._seed = secrets.randbits(63) if params.seed is None else params.seed
         self._rng = np.random.Generator(np.random.PCG64(self._seed))
 
@@ -245,65 +164,41 @@ class Sampler:
         """The seed in use; the same seed, parameters and logits give the same ids."""
         return self._seed
 
-    def _penalised(self, logits: F32, recent: Sequence[int]) -> F32:
+    def _candidates(self, logits: F32, recent: Recent) -> State:
+        """The ids that may come (None: all), ascending, and their logits."""
         if logits.ndim != 1 or len(logits) == 0:
             raise ValueError(f"logits must have the shape (V,), not {logits.shape}")
         _check_finite(logits)
-        p = self.params
-        neutral = p.repetition_penalty == 1 and p.presence_penalty == p.frequency_penalty == 0
-        window = min(p.penalty_window, len(recent))
-        if neutral or window == 0:
-            return logits
-        return apply_penalties(
-            logits,
-            recent[len(recent) - window :],
-            p.repetition_penalty,
-            p.presence_penalty,
-            p.frequency_penalty,
-        )
+        state: State = None, logits
+        for name in self._steps:
+            state = STEPS[name](self.params, self._breakers, state, recent)
+        return state
 
-    def _weights(self, logits: F32, recent: Sequence[int]) -> tuple[IDS | None, F32]:
-        """The ids that may come (None: all), ascending, and exp(logit - largest logit) of each."""
-        logits = self._penalised(logits, recent)
-        p = self.params
-        if p.temperature == 0:
-            return np.array([np.argmax(logits)]), np.ones(1, dtype=np.float32)
-        assert p.temperature is not None
-        assert p.top_p is not None
-        assert p.min_p is not None
-        logits = apply_temperature(logits, p.temperature)
-        if p.top_k == 0 and p.top_p == 1 and p.min_p == 0:
-            return None, np.exp(logits)
-        logits = apply_top_k(logits, p.top_k)
-        # min_p goes before top_p, which then counts against the sum before min_p: the same tokens
-        # as in the other order, far fewer to sort. Tokens of probability (1-top_p)/V or less weigh
-        # at most 1-top_p together, so top_p needs none of them: min_p takes them along.
-        total, lowest = 1.0, p.min_p
-        if p.top_p < 1:
-            total = float(np.exp(logits).sum(dtype=np.float64))
-            lowest = max(lowest, (1 - p.top_p) * total / len(logits))
-        logits = apply_min_p(logits, lowest)
-        ids = np.flatnonzero(logits > -np.inf)
-        kept = apply_top_p(logits[ids], p.top_p, total)
-        final = np.flatnonzero(kept > -np.inf)
-        return ids[final], np.exp(kept[final])
+    def _weights(self, logits: F32, recent: Recent) -> tuple[IDS | None, F32]:
+        """The ids that may come, and exp(logit - largest logit) of each."""
+        ids, logits = self._candidates(logits, recent)
+        if len(logits) == 1:
+            return ids, np.ones(1, np.float32)
+        top = logits.max()
+        with np.errstate(over="ignore"):  # -inf - top, and logits near the end of the range
+            return ids, np.exp(logits - top if top else logits)
 
-    def distribution(self, logits: F32, recent: Sequence[int] = ()) -> tuple[IDS, F64]:
+    def distribution(self, logits: F32, recent: Recent = ()) -> tuple[IDS, F64]:
         """The ids that may come, ascending, and their probabilities (float64, sum 1).
 
-        logits: (V,) float32. recent: the ids so far, oldest first; only the penalties read it.
+        logits: (V,) float32. recent: the ids so far, oldest first; only penalties and dry read it.
         """
         ids, weights = self._weights(logits, recent)
         probabilities = weights.astype(np.float64)
         probabilities /= probabilities.sum()
         return np.arange(len(weights)) if ids is None else ids, probabilities
 
-    def sample(self, logits: F32, recent: Sequence[int] = ()) -> int:
+    def sample(self, logits: F32, recent: Recent = ()) -> int:
         """The next token; arguments as for `distribution`. Greedy draws no random number."""
         ids, weights = self._weights(logits, recent)
         if len(weights) == 1:
             place = 0
-            if self.params.temperature != 0:
+            if not self._is_greedy:
                 self._rng.random()  # one draw per token, so that streams stay comparable
         else:
             place = _place(weights, self._rng.random())
@@ -331,9 +226,9 @@ def _place(weights: F32, u: float) -> int:
     return block * _BLOCK + place
 
 
-def make_sampler(params: SamplingParams) -> Sampler:
-    """A sampler with a fresh random stream."""
-    return Sampler(params)
+def make_sampler(params: SamplingParams, breakers: MASK | None = None) -> Sampler:
+    """A sampler with a fresh random stream; see `Sampler`."""
+    return Sampler(params, breakers)
 
 
 def _check_finite(logits: F32) -> None:

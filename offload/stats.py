@@ -1,4 +1,4 @@
-"""RunStats: what one answer cost. LoadProgress: how far loading is."""
+"""RunStats: what one answer cost. LoadProgress: how far loading is, or reading a prompt."""
 
 from __future__ import annotations
 
@@ -10,19 +10,30 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """One step of loading. done, total: kernels in phase "compile", bytes in all others."""
+    """One step. done, total: kernels in phase "compile", tokens in "prompt", else bytes."""
 
-    phase: Literal["read", "copy", "pack", "compile", "lay out"]
+    phase: Literal["read", "copy", "pack", "compile", "lay out", "prompt"]
     done_bytes: int
     total_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repetition:
+    """A loop in an answer: the same n_tokens came `times` times in a row, last in this channel."""
+
+    n_tokens: int
+    times: int
+    channel: Literal["thinking", "content"]
+
+
 @dataclass(slots=True, kw_only=True)
 class RunStats:
-    """Counts and seconds of the latest answer (zero before the first).
+    """Counts and seconds of the answer that was begun last (zero before the first).
 
     reused_tokens: of the prompt, found in the KV cache and not computed again.
     bytes_read_per_token: weights that went through the kernels per decoded token.
+    repetition: set as soon as the answer goes round in circles, and counted on.
+    swapped_bytes: of this process in swap space, at the end of the answer.
     """
 
     prompt_tokens: int = 0
@@ -34,6 +45,8 @@ class RunStats:
     decode_bytes: int = 0
     seed: int = 0
     finish_reason: FinishReason | None = None
+    repetition: Repetition | None = None
+    swapped_bytes: int = 0
 
     @property
     def prompt_tps(self) -> float:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, get_args
 
+from offload.arguments import check_type
 from offload.config import ModelConfig
 from offload.gguf import GGUFFile, TensorInfo
 from offload.models.deepseek2_tensors import expected_tensors
@@ -98,6 +99,9 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
     config: of the same file if this program runs its architecture; without it, expert counts and
     the prediction tail are taken from the metadata as far as they are there.
     """
+    check_type("the file", f, GGUFFile)
+    if config is not None:
+        check_type("config", config, ModelConfig)
     trunk = config.num_layers if config else _trunk_layers(f.metadata)
     used = _expert_share(f.metadata, config)
     read = frozenset(expected_tensors(config, f.tensors.keys()) if config else f.tensors)

@@ -23,7 +23,7 @@ from offload.bench.layout import Layout, choose_layout
 from offload.bench.llama_cpp import LlamaContext, LlamaModel, model_params
 from offload.bench.synthetic import RandomSource, SyntheticStore, random_blocks
 from offload.config import ModelConfig
-from offload.errors import PlanError, RequestError, UnsupportedError
+from offload.errors import OffloadError, PlanError, RequestError, UnsupportedError
 from offload.gguf import GGUFFile
 from offload.kv_cache import KVCache
 from offload.read_bandwidth import ReadBandwidth
@@ -445,6 +445,17 @@ def test_command_writes_json(tmp_path: Path) -> None:
         (["--shape", "tiny", "model.gguf"], 2, "not both"),
         (["--shape", "tiny", "--depth", "1", "--depth", "2"], 2, "give one --depth"),
         (["--layers", "3"], 2, "--layers belongs to --shape"),
+        (["--experts", "Q4_K"], 2, "--experts belongs to --shape"),
+        (["--experts", "TQ1_0"], 2, "--experts belongs to --shape"),
+        (["model.gguf", "--attention", "Q8_0"], 2, "--attention belongs to --shape"),
+        (["--shared", "Q8_0"], 2, "--shared belongs to --shape"),
+        (["--shape", "tiny", "--pack-budget", "1"], 2, "--pack-budget belongs to a MODEL"),
+        (["--shape", "tiny", "--packed-cache", "x"], 2, "--packed-cache belongs to a MODEL"),
+        (["--shape", "tiny", "--memory", "mmap"], 2, "--memory belongs to a MODEL"),
+        (["--seconds", "nan"], 2, "0<=x<=3600"),
+        (["--seconds", "inf"], 2, "0<=x<=3600"),
+        (["--json", ""], 2, "the path of the JSON file is empty"),
+        (["--shape", "tiny", "--plot", ""], 2, "the path of the picture is empty"),
         (["--shape", "tiny", "--threads", "4096"], 1, "--threads 4096: this process may use 1 to"),
         (["--shape", "none"], 1, "unknown shape 'none'"),
         (["--plot", "x.png"], 1, "give --shape as well"),
@@ -455,6 +466,27 @@ def test_command_refuses(arguments: list[str], code: int, message: str) -> None:
     done = call(*arguments)
     assert done.exit_code == code
     assert message in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (bench.ModelOptions, {"seconds": float("nan")}, r"seconds must be in \[0, 3600\], not nan"),
+        (bench.ModelOptions, {"seconds": "1"}, "seconds must be"),
+        (bench.ModelOptions, {"depths": 5}, "depths must be a list"),
+        (bench.ModelOptions, {"depths": [1.5]}, "depths: a whole number from 0 on, not 1.5"),
+        (bench.ModelOptions, {"prompts": [0]}, "prompts: a whole number from 1 on, not 0"),
+        (bench.ModelOptions, {"memory": 5}, "--memory 5"),
+        (bench.ShapeOptions, {"shape": 5}, "shape must be a str, not 5"),
+        (bench.ShapeOptions, {"shape": "tiny", "experts": None}, "experts must be a str"),
+        (bench.ShapeOptions, {"shape": "tiny", "layers": "2"}, "layers: a whole number"),
+        (bench.ShapeOptions, {"shape": "tiny", "threads": 0}, "threads: a whole number from 1"),
+        (bench.ShapeOptions, {"shape": "tiny", "layout": "packed"}, "layout must be a Layout"),
+    ],
+)
+def test_odd_options_are_refused(kind: type, options: dict[str, object], message: str) -> None:
+    with pytest.raises(OffloadError, match=message):
+        kind(**options)
 
 
 def test_plot_without_matplotlib_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

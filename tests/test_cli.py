@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from terminal import FAKE_PROGRAM, Terminal, environment
 import offload
 from cli import _options, _paths, _render, chat_ui, input_line, kimi_offload, progress
 from cli._interrupt import StopOnCtrlC
+from cli._values import CountRange
 from cli.answering import Settings
 from offload.errors import RequestError
-from offload.sampler import SamplingParams
+from offload.sampling_params import SamplingParams
 from offload.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -157,7 +159,8 @@ def test_sampling_flags_are_the_fields_of_sampling_params() -> None:
     for parameter in click.Command("x", params=command.__click_params__).params:  # type: ignore[attr-defined]
         if isinstance(parameter.type, (click.IntRange, click.FloatRange)):
             ranges[parameter.name] = parameter.type
-    assert set(ranges) == set(_options.SAMPLING_NAMES) - {"stop"}
+    texts = {"stop", "samplers", "dry_sequence_breakers"}
+    assert set(ranges) == set(_options.SAMPLING_NAMES) - texts
     for name, interval in ranges.items():
         for edge, is_open, outside in (
             (interval.min, interval.min_open, -1),
@@ -166,8 +169,27 @@ def test_sampling_flags_are_the_fields_of_sampling_params() -> None:
             if edge is None:
                 continue
             SamplingParams(**{name: edge + 1e-9 if is_open else edge})
-            with pytest.raises(RequestError):
+            is_unset = edge + outside == -1 and isinstance(interval, CountRange)
+            with nullcontext() if is_unset else pytest.raises(RequestError):
                 SamplingParams(**{name: edge + outside})
+
+
+def test_flags_of_white_space_and_minus_one_reach_the_engine(engine: FakeEngine) -> None:
+    flags = "--top-k -1 --max-tokens -1 --seed -1 --penalty-window -1 --dry-window -1"
+    flags += " --dry-multiplier 0.8 --dry-base 2 --dry-allowed-length 3 --samplers dry,temperature"
+    assert call("run", "-p", "Hi", *flags.split(), "--stop", "\n", "--stop", " ").exit_code == 0
+    given = engine.calls[0][1]
+    assert given["stop"] == ("\n", " ")
+    for name in ("top_k", "max_tokens", "seed", "penalty_window", "dry_window"):
+        assert given[name] == -1
+    given.pop("thinking")
+    params = SamplingParams(**given)
+    assert (params.dry_multiplier, params.dry_base, params.dry_allowed_length) == (0.8, 2, 3)
+    assert params.samplers == ("dry", "temperature")
+    call("run", "-p", "Hi", "--dry-sequence-breaker", "\n", "--dry-sequence-breaker", ";")
+    assert engine.calls[1][1]["dry_sequence_breakers"] == ("\n", ";")
+    call("run", "-p", "Hi", "--dry-sequence-breaker", "none")
+    assert engine.calls[2][1]["dry_sequence_breakers"] == ()
 
 
 def test_load_flags_reach_the_engine(engine: FakeEngine) -> None:
@@ -208,8 +230,18 @@ def test_a_full_context_is_noted(engine: FakeEngine) -> None:
         (["--temperature", "inf"], "0<=x<=10"),
         (["--top-p", "1.5"], "0<x<=1"),
         (["--top-p", "0"], "0<x<=1"),
-        (["--top-k", "-1"], "x>=0"),
-        (["--max-tokens", "0"], "x>=1"),
+        (["--top-k", "-2"], "0<=x<=2147483647, or -1"),
+        (["--max-tokens", "0"], "1<=x<=2147483647, or -1"),
+        (["--seed", str(2**64)], f"0<=x<={2**64 - 1}, or -1"),
+        (["--samplers", "top_k,typical"], "unknown sampler 'typical'; known are penalties, dry"),
+        (["--samplers", "top_k,top_k"], "'top_k' is named twice"),
+        (["--dry-base", "0.5"], "1<=x<=10"),
+        (["--dry-sequence-breaker", ""], "the sequence breaker is empty"),
+        (["--pack-budget", "1e300"], "0<=x<=1000000000"),
+        (["--pack-budget", "inf"], "0<=x<=1000000000"),
+        (["--pack-budget", "nan"], "0<=x<=1000000000"),
+        (["--packed-cache", ""], "the path of the packed cache is empty"),
+        ([""], "the path of the model is empty"),
         (["--presence-penalty", "3"], "-2<=x<=2"),
         (["--context", "0"], "x>=1"),
         (["--threads", "0"], "x>=1"),

@@ -15,7 +15,8 @@ from tiny_gguf import SPECIALS, TinyModel
 
 import offload
 from offload import DeviceError, GGUFError, OffloadError, PlanError, RequestError, UnsupportedError
-from offload.engine import Engine, Token
+from offload.answer import Token
+from offload.engine import Engine
 from quant.ggml import GGMLType
 
 MODEL = TinyModel(
@@ -82,7 +83,7 @@ def test_logits_of_more_tokens_than_one_pass_takes(
 ) -> None:
     prompt = engine.tokenizer.encode(PROMPT)
     whole = engine.logits(prompt)
-    monkeypatch.setattr("offload.engine.PREFILL_TOKENS", 7)
+    monkeypatch.setattr("offload.sequence.PREFILL_TOKENS", 7)
     np.testing.assert_array_equal(engine.logits(prompt), whole)
 
 
@@ -150,7 +151,7 @@ def test_greedy_is_the_argmax_of_the_logits(path: Path) -> None:
 
 def test_statistics_of_an_answer(engine: Engine) -> None:
     prompt = engine.tokenizer.encode("statistics, please")
-    engine._kv.truncate(0)  # nothing to reuse
+    engine._sequence.kv.truncate(0)  # nothing to reuse
     list(engine.generate(prompt, temperature=0, max_tokens=6))
     stats = engine.stats
     assert (stats.prompt_tokens, stats.reused_tokens) == (len(prompt), 0)
@@ -279,7 +280,7 @@ def test_special_tokens_in_a_users_text_stay_text(engine: Engine) -> None:
 def test_reused_prefix_changes_nothing(engine: Engine) -> None:
     options = {"temperature": 0, "max_tokens": 8}
     prompt = engine.tokenizer.encode(PROMPT)
-    engine._kv.truncate(0)
+    engine._sequence.kv.truncate(0)
     fresh = ids(engine.generate(prompt, **options))
     assert engine.stats.reused_tokens == 0
     assert ids(engine.generate(prompt, **options)) == fresh
@@ -295,7 +296,7 @@ def test_reused_prefix_changes_nothing(engine: Engine) -> None:
     short = ids(engine.generate(prompt[:5], **options))
     assert engine.stats.reused_tokens == 4
     for given, got in ((longer, grown), (changed, other), (prompt[:5], short)):
-        engine._kv.truncate(0)
+        engine._sequence.kv.truncate(0)
         assert ids(engine.generate(given, **options)) == got
         assert engine.stats.reused_tokens == 0
 
@@ -316,25 +317,6 @@ def test_logits_do_not_disturb_a_later_answer(engine: Engine) -> None:
 
 
 # --- one answer at a time ---------------------------------------------------------------------
-
-
-def test_second_answer_ends_the_first(engine: Engine) -> None:
-    first = engine.generate(PROMPT, temperature=0, max_tokens=5)
-    next(first)
-    second = engine.generate("Something else", temperature=0, max_tokens=5)
-    expected = [next(second).id]
-    with pytest.raises(RequestError, match="another answer was started"):
-        next(first)
-    expected += ids(second)
-    assert ids(engine.generate("Something else", temperature=0, max_tokens=5)) == expected
-
-
-def test_answer_not_begun_is_ended_by_another(engine: Engine) -> None:
-    first = engine.generate(PROMPT, max_tokens=5)
-    second = engine.generate("Something else", temperature=0, max_tokens=5)
-    with pytest.raises(RequestError, match="another answer was started"):
-        next(first)
-    assert len(ids(second)) == 5
 
 
 def test_refused_prompt_does_not_end_the_running_answer(engine: Engine) -> None:
@@ -383,30 +365,12 @@ def test_two_engines_in_two_threads_at_once(engine: Engine, other: Engine) -> No
     assert tuple(results[0] for _, results in started) == alone
 
 
-def test_one_engine_used_by_two_threads_answers_one(engine: Engine) -> None:
-    """Not meant to be done, but it must end in an error, not in a crash or a wrong answer."""
-
-    def answer() -> list[int]:
-        return ids(engine.generate(PROMPT, temperature=0, max_tokens=25))
-
-    alone = answer()
-    for _ in range(10):
-        threads = [in_thread(answer) for _ in range(3)]
-        for thread, _ in threads:
-            thread.join()
-        outcomes = [results[0] for _, results in threads]
-        answered = [x for x in outcomes if isinstance(x, list)]
-        assert answered
-        assert all(x == alone for x in answered), outcomes
-        assert all(isinstance(x, RequestError) for x in outcomes if not isinstance(x, list))
-
-
 # --- cancel -----------------------------------------------------------------------------------
 
 
 def test_cancel_ends_a_prompt_before_the_next_layer(engine: Engine) -> None:
     expected = text(engine.generate(PROMPT, temperature=0, max_tokens=5))
-    engine._kv.truncate(0)
+    engine._sequence.kv.truncate(0)
     seen = []
 
     def cancel(layer: int, _: np.ndarray) -> None:
@@ -567,7 +531,7 @@ def test_error_in_the_progress_callback_comes_through(path: Path) -> None:
         ({"context": -5}, PlanError, "context -5"),
         ({"context": 10**12}, PlanError, r"1,000,000,000,000 tokens needs .* GiB.*--context"),
         ({"context": 1.5}, PlanError, "context 1.5"),
-        ({"threads": "two"}, PlanError, "threads two"),
+        ({"threads": "two"}, PlanError, "threads 'two'"),
     ],
 )
 def test_wrong_options_of_load(path: Path, options: dict, kind: type, message: str) -> None:
@@ -614,8 +578,104 @@ def test_f32_cache_is_nearer_to_the_truth(path: Path) -> None:
     prompt = np.random.default_rng(3).integers(0, 256, 60)
     with offload.load(path, kv_type="f32", context=64, threads=1) as engine:
         assert "f32" in str(engine.plan)
-        single = engine._model.forward(prompt, engine._kv, all_logits=True)
+        single = engine._sequence.model.forward(prompt, engine._sequence.kv, all_logits=True)
     with offload.load(path, context=64, threads=1) as engine:
-        half = engine._model.forward(prompt, engine._kv, all_logits=True)
+        half = engine._sequence.model.forward(prompt, engine._sequence.kv, all_logits=True)
     distance = np.linalg.norm(half - single) / np.linalg.norm(single)
     assert 0 < distance < 0.05
+
+
+# --- what an answer tells while it comes ------------------------------------------------------
+
+
+def test_progress_of_a_prompt_is_told_before_each_layer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offload.sequence.PREFILL_TOKENS", 20)
+    engine._sequence.kv.truncate(0)
+    for call in (
+        lambda report: engine.generate(PROMPT, progress=report, max_tokens=1),
+        lambda report: engine.chat(QUESTION, progress=report, max_tokens=1),
+    ):
+        reports: list[offload.LoadProgress] = []
+        list(call(reports.append))
+        new = engine.stats.prompt_tokens - engine.stats.reused_tokens
+        done = [report.done_bytes for report in reports]
+        assert {(report.phase, report.total_bytes) for report in reports} == {("prompt", new)}
+        assert done == sorted(done)
+        assert (done[0], done[-1]) == (0, new)
+        assert len(done) == -(-new // 20) * (MODEL.layers + 1) + 1
+    reports.clear()
+    list(engine.chat(QUESTION, progress=reports.append, max_tokens=1))  # all but a token is kept
+    assert (reports[0].done_bytes, reports[-1].done_bytes) == (0, 1)
+
+
+def test_error_in_the_progress_of_a_prompt_comes_through(engine: Engine) -> None:
+    expected = ids(engine.generate(PROMPT, temperature=0, max_tokens=3))
+
+    def stop(_: offload.LoadProgress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.generate("something else", progress=stop))
+    assert ids(engine.generate(PROMPT, temperature=0, max_tokens=3)) == expected
+
+
+def test_prompt_tokens_are_those_of_the_answer(engine: Engine) -> None:
+    for thinking in (None, True, False):
+        list(engine.chat(QUESTION, thinking=thinking, max_tokens=1))
+        assert engine.prompt_tokens(QUESTION, thinking=thinking) == engine.stats.prompt_tokens
+    with pytest.raises(RequestError, match="messages must be a list"):
+        engine.prompt_tokens(5)
+
+
+@pytest.mark.parametrize("channel", ["thinking", "content"])
+def test_a_loop_is_told_while_the_answer_runs(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, channel: str
+) -> None:
+    unit = engine.tokenizer.encode("and so on, ")
+    script = iter([*unit * 30, min(engine.tokenizer.eog_ids)])
+    monkeypatch.setattr("offload.sampler.Sampler.sample", lambda *_: next(script))
+    seen = []
+    for _ in engine.chat(QUESTION, thinking=channel == "thinking"):
+        seen.append(engine.stats.repetition)
+    assert seen[100] is None
+    assert seen[200] is not None
+    assert seen[200].times < 30
+    expected = offload.Repetition(n_tokens=len(unit), times=30, channel=channel)  # type: ignore[arg-type]
+    assert engine.stats.repetition == expected
+    script = iter([*engine.tokenizer.encode("no loop"), min(engine.tokenizer.eog_ids)])
+    list(engine.chat(QUESTION))
+    assert engine.stats.repetition is None
+
+
+def test_swapped_bytes_are_told_at_the_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offload.engine.swapped_bytes", lambda: 4096)
+    list(engine.generate(PROMPT, max_tokens=2))
+    assert engine.stats.swapped_bytes == 4096
+
+
+def test_dry_ends_a_loop_and_breakers_are_tokens_that_hold_them(engine: Engine) -> None:
+    prompt = "abcdefgh" * 4
+
+    def first(**options: Any) -> int:
+        return ids(engine.generate(prompt, temperature=0, max_tokens=1, **options))[0]
+
+    loop = engine.tokenizer.encode("a")[0]
+    dry = {"dry_multiplier": 100.0, "dry_base": 10.0}
+    prefill = engine._sequence.prefill
+
+    def prefer_the_loop(*arguments: Any) -> np.ndarray:
+        logits = prefill(*arguments).copy()
+        logits[loop] = logits.max() + 1
+        return logits
+
+    engine._sequence.prefill = prefer_the_loop  # type: ignore[method-assign]
+    try:
+        assert first() == loop
+        assert first(**dry) != loop
+        assert first(**dry, dry_sequence_breakers="h") == loop
+        assert first(**dry, dry_sequence_breakers=[]) != loop
+        assert first(**dry, samplers="temperature") == loop
+    finally:
+        del engine._sequence.prefill

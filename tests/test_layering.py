@@ -24,7 +24,7 @@ CLI_MAY_NAME = ("offload.errors", "offload.version")
 # modules of offload that know no device, no engine
 DEVICE_FREE = (
     "gguf", "config", "tensor_census", "plan", "policies", "expert_cache", "replay", "sampler",
-    "sequence",
+    "sampling_params", "filters", "dry", "repeats", "repetition",
 )  # fmt: skip
 LLAMA_CPP_USERS = (
     "offload/bench/llama_cpp.py",

@@ -49,12 +49,23 @@ def test_locks_say_what_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> No
     for allowed, limit, words in (
         (True, None, "locked in RAM"),
         (False, 8 * MIB, "not locked there: the system allows 8.0 MiB at most"),
+        (False, None, "pages may be swapped out"),
     ):
         monkeypatch.setattr(module, "lock", lambda address, size, allowed=allowed: allowed)
         monkeypatch.setattr(module, "lock_limit", lambda limit=limit: limit)
         memory = Memory("resident")
         memory.allocate(100)
         assert words in memory.settle()[0]
+
+
+def test_swapped_bytes_are_the_kernels_figure(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    assert module.swapped_bytes(status) == 0
+    status.write_text("VmRSS:\t  5 kB\nVmSwap:\t  2048 kB\nThreads:\t1\n")
+    assert module.swapped_bytes(status) == 2 * MIB
+    status.write_text("VmSwap:\n")
+    assert module.swapped_bytes(status) == 0
+    assert module.swapped_bytes() >= 0
 
 
 def test_huge_pages_say_how_much_is_in_them(

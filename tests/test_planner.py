@@ -141,7 +141,7 @@ def test_context_below_one_is_refused(toy: Model, context: int) -> None:
 @pytest.mark.parametrize("value", [1.5, "8", True])
 def test_numbers_must_be_whole(toy: Model, value: object) -> None:
     for name in ("context", "threads"):
-        with pytest.raises(PlanError, match=f"--{name} {value}: a whole number"):
+        with pytest.raises(PlanError, match=f"--{name} {value!r}: a whole number"):
             plan(toy, **{name: value})
         assert plan(toy, **{name: np.int64(3)})
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload.errors import OffloadError, RequestError
-from offload.sampler import (
+from offload import filters
+from offload.errors import OffloadError
+from offload.filters import (
     F32,
-    SamplingParams,
     apply_min_p,
     apply_penalties,
     apply_temperature,
     apply_top_k,
     apply_top_p,
-    defaults_for,
-    make_sampler,
 )
+from offload.sampler import make_sampler
+from offload.sampling_params import SAMPLERS, SamplingParams
 
 
 def sampler(**options: Any) -> Any:
@@ -33,69 +34,6 @@ def logits_of(*probabilities: float) -> F32:
 
 def kept(logits: F32) -> list[int]:
     return np.flatnonzero(logits > -np.inf).tolist()
-
-
-# --- parameters
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"temperature": -0.1}, r"temperature must be a number in \[0, 10\], not -0.1"),
-        ({"temperature": float("nan")}, "not nan"),
-        ({"temperature": "1"}, "not '1'"),
-        ({"temperature": True}, "not True"),
-        ({"top_p": 0}, r"top_p must be a number in \(0, 1\], not 0"),
-        ({"top_p": 1.01}, "not 1.01"),
-        ({"min_p": 1.5}, r"min_p must be a number in \[0, 1\]"),
-        ({"top_k": -1}, r"top_k must be a whole number in \[0, "),
-        ({"top_k": 1.5}, "whole number"),
-        ({"top_k": None}, "whole number"),
-        ({"repetition_penalty": 0}, r"\(0, 10\]"),
-        ({"presence_penalty": 3}, r"\[-2, 2\]"),
-        ({"frequency_penalty": None}, r"\[-2, 2\]"),
-        ({"max_tokens": 0}, r"\[1, "),
-        ({"seed": -1}, r"seed must be a whole number in \[0, "),
-        ({"seed": float("inf")}, "seed"),
-        ({"stop": [""]}, "not empty"),
-        ({"stop": [1]}, "not empty"),
-        ({"stop": 5}, "not empty"),
-    ],
-)
-def test_bad_parameters_name_the_interval_and_the_value(
-    options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(RequestError, match=message):
-        SamplingParams(**options)
-
-
-def test_parameters_are_normalised() -> None:
-    params = SamplingParams(temperature=1, top_k=np.int64(3), stop="x", seed=2**64 - 1)
-    assert isinstance(params.temperature, float)
-    assert type(params.top_k) is int
-    assert params.stop == ("x",)
-    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
-    assert SamplingParams.from_options({"top_p": 0.5}).top_p == 0.5
-    with pytest.raises(RequestError, match=r"'topp'; known are temperature"):
-        SamplingParams.from_options({"topp": 0.5})
-
-
-@pytest.mark.parametrize(
-    ("name", "thinking", "temperature", "top_p"),
-    [
-        ("kimi-k2.5", True, 1.0, 0.95),
-        ("kimi-k2.5", False, 0.6, 0.95),
-        ("kimi-k2-thinking", True, 1.0, 1.0),
-        ("kimi-k2", False, 0.6, 1.0),
-        ("moonlight", False, 0.7, 0.95),
-        ("template", True, 0.7, 0.95),
-    ],
-)
-def test_defaults(name: str, thinking: bool, temperature: float, top_p: float) -> None:
-    defaults = defaults_for(name, thinking)
-    assert (defaults.temperature, defaults.top_p) == (temperature, top_p)
-    own = SamplingParams(temperature=0, max_tokens=5).with_defaults(defaults)
-    assert (own.temperature, own.top_p, own.min_p, own.max_tokens) == (0, top_p, 0.01, 5)
 
 
 # --- filters
@@ -128,7 +66,11 @@ def test_top_p_equals_sorting(values: list[float], p: float) -> None:
     sums = np.cumsum(weights[order])
     if np.any(np.abs(sums - p) < 1e-5):
         return  # float32 may round either way
-    assert kept(apply_top_p(logits, p)) == sorted(order[: int(np.searchsorted(sums, p)) + 1])
+    for few in (0, 1024):  # by classes of floats, and by sorting all
+        with patch.object(filters, "FEW", few):
+            assert kept(apply_top_p(logits, p)) == sorted(
+                order[: int(np.searchsorted(sums, p)) + 1]
+            )
 
 
 @given(LOGITS, st.floats(0.011, 1.0))
@@ -189,23 +131,98 @@ def test_greedy_takes_the_lowest_id_of_equals() -> None:
     assert probabilities.tolist() == [1]
 
 
-@settings(max_examples=200)
+FILTERS = {
+    "penalties": lambda logits, p, recent: apply_penalties(
+        logits, recent, p.repetition_penalty, p.presence_penalty, p.frequency_penalty
+    ),
+    "dry": lambda logits, p, recent: logits,
+    "min_p": lambda logits, p, recent: apply_min_p(logits, p.min_p),
+    "temperature": lambda logits, p, recent: apply_temperature(logits, p.temperature),
+    "top_k": lambda logits, p, recent: apply_top_k(logits, p.top_k),
+    "top_p": lambda logits, p, recent: apply_top_p(logits, p.top_p),
+}
+
+
+@settings(max_examples=300)
 @given(
     st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=60),
     st.sampled_from([0, 1, 5, 40]),
     st.sampled_from([0.1, 0.5, 0.9, 0.99, 1.0]),
     st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    st.sampled_from([1.0, 1.3]),
+    st.permutations(SAMPLERS) | st.just(SAMPLERS),
+    st.integers(0, 6),
 )
-def test_distribution_equals_the_filters_one_after_another(
-    values: list[float], k: int, p: float, m: float
+def test_distribution_equals_the_steps_one_after_another(
+    values: list[float], k: int, p: float, m: float, penalty: float, order: list[str], n: int
 ) -> None:
     logits = np.array(values, dtype=np.float32)
-    ids, probabilities = sampler(temperature=0.7, top_k=k, top_p=p, min_p=m).distribution(logits)
-    expected = apply_temperature(logits, 0.7)
-    expected = apply_min_p(apply_top_p(apply_top_k(expected, k), p), m)
+    options = {"temperature": 0.7, "top_k": k, "top_p": p, "min_p": m}
+    params = SamplingParams(
+        **options, repetition_penalty=penalty, presence_penalty=0.5, samplers=order[:n]
+    )
+    recent = [0, 1, 1]
+    ids, probabilities = make_sampler(params).distribution(logits, recent)
+    expected = logits
+    for name in order[:n]:
+        expected = FILTERS[name](expected, params, recent)
     assert ids.tolist() == kept(expected)
-    weights = np.exp(expected[ids].astype(np.float64))
+    weights = np.exp((expected[ids] - expected.max()).astype(np.float64))
     np.testing.assert_allclose(probabilities, weights / weights.sum(), rtol=1e-5)
+
+
+def test_order_by_default() -> None:
+    """min_p is measured before the temperature, top_p after it."""
+    logits = logits_of(0.5, 0.25, 0.15, 0.1)
+    for temperature in (0.25, 4.0):
+        ids, _ = sampler(temperature=temperature, min_p=0.26).distribution(logits)
+        assert ids.tolist() == [0, 1, 2]
+    assert sampler(temperature=0.25, top_p=0.9).distribution(logits)[0].tolist() == [0]
+    late = {"samplers": "temperature,min_p", "min_p": 0.26, "temperature": 0.25}
+    assert sampler(**late).distribution(logits)[0].tolist() == [0]
+
+
+def test_what_is_left_out_does_not_apply() -> None:
+    logits = logits_of(0.6, 0.3, 0.1)
+    for options in ({"top_k": 1}, {"temperature": 0}, {"min_p": 1}, {"top_p": 0.1}):
+        assert sampler(**options).distribution(logits)[0].tolist() == [0]
+        _, probabilities = sampler(**options, samplers=[]).distribution(logits)
+        np.testing.assert_allclose(probabilities, [0.6, 0.3, 0.1], rtol=1e-5)
+    assert (
+        sampler(presence_penalty=2, temperature=0, samplers="temperature").sample(logits, [0]) == 0
+    )
+
+
+@pytest.mark.parametrize("tiny", [1e-300, 1e-38, 5e-324])
+def test_tiny_values_mean_by_far(tiny: float) -> None:
+    logits = np.array([3.0, -2.0, 1.0, 0.0, -np.inf], dtype=np.float32)
+    recent = [2, 1, 4]
+    penalised = apply_penalties(logits, recent, tiny, 0.0, 0.0)
+    assert penalised[4] == -np.inf
+    assert np.isfinite(penalised[:4]).all()
+    for options in (
+        {"repetition_penalty": tiny, "temperature": 0.5},
+        {"repetition_penalty": tiny, "temperature": tiny},
+        {"repetition_penalty": tiny, "temperature": 0, "presence_penalty": 2},
+    ):
+        assert sampler(**options, seed=1).sample(logits, recent) == 2
+    for name in ("temperature", "top_p"):
+        assert sampler(**{name: tiny}).distribution(logits)[0][0] == 0
+        assert sampler(**{name: tiny}, seed=1).sample(logits) == 0
+    assert len(sampler(min_p=tiny).distribution(logits)[0]) == 4
+    assert sampler(repetition_penalty=10, temperature=tiny, seed=0).sample(logits, [0, 1]) == 2
+
+
+def test_the_largest_logits_do_not_overflow() -> None:
+    logits = np.array([3e38, -3e38, 3e38], dtype=np.float32)
+    for options in (
+        {"repetition_penalty": 1e-3},
+        {"presence_penalty": -2},
+        {"dry_multiplier": 100, "dry_base": 10, "dry_allowed_length": 1},
+        {"temperature": 0.01},
+        {"top_p": 0.5, "min_p": 0.5},
+    ):
+        assert sampler(**options, seed=1).sample(logits, [1, 0] * 400) in (0, 2)
 
 
 @pytest.mark.parametrize("size", [4, 2_000])

@@ -8,10 +8,11 @@ Both run the engine's own code on the engine's own objects, and measure the mach
 in the same run. Results are plain dictionaries, ready for JSON.
 """
 
-from offload.bench.model_bench import DEPTHS, ModelOptions, bench_model
+from offload.bench.model_bench import bench_model
+from offload.bench.options import DEPTHS, ModelOptions, ShapeOptions
 from offload.bench.plot import check_matplotlib, write_plot
 from offload.bench.report import tables
-from offload.bench.shape_bench import ShapeOptions, bench_shape
+from offload.bench.shape_bench import bench_shape
 
 __all__ = [
     "DEPTHS",

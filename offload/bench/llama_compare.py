@@ -15,7 +15,8 @@ from offload.bench.gguf_writer import write_model
 from offload.bench.layer_bench import PARTS, BenchOps, LayerModel
 from offload.bench.layout import Layout
 from offload.bench.llama_cpp import LlamaContext, LlamaModel
-from offload.bench.shape_bench import PROMPT, Ours, Report, ShapeOptions, Side, run
+from offload.bench.options import ShapeOptions
+from offload.bench.shape_bench import PROMPT, Ours, Report, Side, run
 from offload.config import ModelConfig
 from offload.errors import DeviceError, PlanError
 from offload.gguf import GGUFFile

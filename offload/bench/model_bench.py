@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from os import PathLike
 from typing import Any, Protocol
 
 import numpy as np
 
 from offload.bench import machine
 from offload.bench.layer_bench import filled_cache
-from offload.engine import PREFILL_TOKENS
+from offload.bench.options import ModelOptions
 from offload.errors import RequestError
-from offload.expert_layout import LayoutOptions
 from offload.hardware import probe
 from offload.kv_cache import KVCache
 from offload.loading import open_model
-from offload.memory import MemoryMode
 from offload.models.deepseek2 import DeepSeek2
 from offload.planner import PlanOptions
 from offload.read_bandwidth import ReadBandwidth
+from offload.sequence import PREFILL_TOKENS
 from offload.stats import LoadProgress
 from offload.timing import Timing, seconds_of
 from offload.version import __version__
@@ -32,22 +29,6 @@ Report = Callable[[LoadProgress], None]
 STEPS = 8  # decoded tokens per turn
 LEAST_ROUNDS = 3
 PAUSE = 0.02  # seconds between two programs' turns
-DEPTHS = (0, 512, 1024)  # tokens before the decoded one
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
-    """What to measure. path None: the embedded kimi-mini. prompts, depths: in tokens."""
-
-    path: str | PathLike[str] | None = None
-    prompts: tuple[int, ...] = (128, 512)
-    depths: tuple[int, ...] = DEPTHS
-    threads: int | None = None
-    seconds: float = 40.0
-    compare: bool = False
-    memory: MemoryMode = "mmap"
-    layout: LayoutOptions = field(default_factory=LayoutOptions)
-    pin: bool | None = None
 
 
 class Program(Protocol):

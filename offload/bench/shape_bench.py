@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,11 +12,11 @@ from offload.bench import machine
 from offload.bench.arrange import arrange
 from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
 from offload.bench.layout import Layout, choose_layout
+from offload.bench.options import ShapeOptions
 from offload.bench.shapes import shape_named, types_named
 from offload.bench.summary import side, summarise
 from offload.bench.synthetic import SyntheticStore
 from offload.errors import PlanError
-from offload.expert_layout import LayoutOptions
 from offload.hardware import probe
 from offload.kv_cache import KVCache
 from offload.loading import compile_kernels
@@ -34,23 +33,6 @@ LOOK = 0.25  # seconds: are other programs busy?
 PAUSE = 0.02  # seconds: lets the other program's threads go to sleep
 LEAST_ROUNDS = 3
 LEAST_PREFILLS = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShapeOptions:
-    """What to measure; see `kimi-offload bench --help`."""
-
-    shape: str
-    experts: str = "TQ1_0"
-    attention: str = "Q4_K"
-    shared: str = "Q4_K"
-    layers: int | None = None
-    threads: int | None = None
-    seconds: float = 40.0
-    depth: int = 512
-    compare: bool = False
-    layout: LayoutOptions = field(default_factory=LayoutOptions)
-    pin: bool | None = None
 
 
 class Side(Protocol):

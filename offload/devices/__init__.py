@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from offload.arguments import shown
 from offload.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ def resolve(device: str) -> tuple[str, str]:
     if device in DEVICES:
         return device, "as asked"
     raise DeviceError(
-        f"device {device!r}: this version runs on {', '.join(DEVICES)} only (no GPU backend yet); "
-        "leave --device out or give --device cpu"
+        f"device {shown(device)}: this version runs on {', '.join(DEVICES)} only (no GPU backend "
+        "yet); leave --device out or give --device cpu"
     )
 
 

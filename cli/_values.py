@@ -1,0 +1,92 @@
+"""Kinds of values that options take, each with its one rule."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class FiniteRange(click.FloatRange):
+    """A float range that refuses nan and infinity too."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse and check; click's own message names the allowed interval."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(
+                f"{value} is not in the range {self._describe_range()}; a finite number is needed.",
+                param,
+                ctx,
+            )
+        return number
+
+
+class CountRange(click.IntRange):
+    """A whole number from `min` on, or -1 for "unset", as other programs have it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse and check; click's own message names the allowed interval."""
+        if click.INT.convert(value, param, ctx) == -1:
+            return -1
+        return int(super().convert(value, param, ctx))
+
+    def _describe_range(self) -> str:
+        return f"{super()._describe_range()}, or -1"
+
+
+class Text(click.types.StringParamType):
+    """Text in UTF-8 that is not empty. blank: white space alone is a text, too."""
+
+    name = "text"
+
+    def __init__(self, *, what: str, advice: str = "", blank: bool = False) -> None:
+        self._what = what
+        self._advice = advice
+        self._blank = blank
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse an empty value and bytes that are not UTF-8."""
+        text = str(super().convert(value, param, ctx))
+        if not (text if self._blank else text.strip()):
+            self.fail(f"{self._what} is empty{self._advice}", param, ctx)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail(f"{self._what} is not valid UTF-8", param, ctx)
+        return text
+
+
+class Samplers(click.types.StringParamType):
+    """Names of sampling steps with commas between, in the order in which they apply."""
+
+    name = "samplers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what `offload.SamplingParams` would refuse."""
+        import offload
+
+        text = str(super().convert(value, param, ctx))
+        try:
+            offload.SamplingParams(samplers=text)  # type: ignore[arg-type]
+        except offload.RequestError as exc:
+            self.fail(str(exc), param, ctx)
+        return text
+
+
+class GivenPath(click.Path):
+    """A path that is not empty: "" would be the current folder, which nobody asks for so."""
+
+    def __init__(self, *, what: str, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay)
+        self._what = what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse the empty path."""
+        if value == "":
+            self.fail(f"the {self._what} is empty", param, ctx)
+        return super().convert(value, param, ctx)

@@ -1,0 +1,84 @@
+"""What to measure: the options of both kinds of measurement, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from os import PathLike
+
+from offload.arguments import check_type, integer, is_number, shown
+from offload.errors import RequestError
+from offload.expert_layout import LayoutOptions
+from offload.memory import MemoryMode, check_mode
+
+DEPTHS = (0, 512, 1024)  # tokens before the decoded one
+LONGEST = 3600.0  # seconds
+MOST = 2**31 - 1  # of a count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """What to measure. path None: the embedded kimi-mini. prompts, depths: in tokens."""
+
+    path: str | PathLike[str] | None = None
+    prompts: tuple[int, ...] = (128, 512)
+    depths: tuple[int, ...] = DEPTHS
+    threads: int | None = None
+    seconds: float = 40.0
+    compare: bool = False
+    memory: MemoryMode = "mmap"
+    layout: LayoutOptions = field(default_factory=LayoutOptions)
+    pin: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompts", 1), ("depths", 0)):
+            given: object = getattr(self, name)
+            if not isinstance(given, (list, tuple)):
+                raise RequestError(f"{name} must be a list of counts, not {shown(given)}")
+            object.__setattr__(self, name, tuple(_count(name, n, least) for n in given))
+        _check_common(self.threads, self.seconds, self.compare, self.layout, self.pin)
+        check_mode(self.memory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeOptions:
+    """What to measure; see `kimi-offload bench --help`."""
+
+    shape: str
+    experts: str = "TQ1_0"
+    attention: str = "Q4_K"
+    shared: str = "Q4_K"
+    layers: int | None = None
+    threads: int | None = None
+    seconds: float = 40.0
+    depth: int = 512
+    compare: bool = False
+    layout: LayoutOptions = field(default_factory=LayoutOptions)
+    pin: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "experts", "attention", "shared"):
+            check_type(name, getattr(self, name), str)
+        if self.layers is not None:
+            _count("layers", self.layers, 1)
+        _count("depth", self.depth, 0)
+        _check_common(self.threads, self.seconds, self.compare, self.layout, self.pin)
+
+
+def _count(name: str, value: object, least: int) -> int:
+    number = integer(value)
+    if number is None or not least <= number <= MOST:
+        raise RequestError(f"{name}: a whole number from {least} on, not {shown(value)}")
+    return number
+
+
+def _check_common(
+    threads: object, seconds: object, compare: object, layout: object, pin: object
+) -> None:
+    if threads is not None:
+        _count("threads", threads, 1)
+    if not is_number(seconds) or not 0 <= seconds <= LONGEST:  # type: ignore[operator]
+        raise RequestError(f"seconds must be in [0, {LONGEST:g}], not {shown(seconds)}")
+    check_type("compare", compare, bool)
+    check_type("layout", layout, LayoutOptions)
+    if pin is not None:
+        check_type("pin", pin, bool)
