@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from cli._options import (
     sampling_options,
     take_sampling,
 )
+from cli._values import GivenPath
 from cli.answering import (
     Settings,
     check_thinking,
@@ -29,16 +29,6 @@ from cli.prompt_input import read_prompt
 
 if TYPE_CHECKING:
     from offload import Engine
-
-
-class FileName(click.Path):
-    """A path that is not empty."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuse an empty name, which would be the current folder."""
-        if not os.fspath(value):
-            self.fail("the name of the file is empty", param, ctx)
-        return super().convert(value, param, ctx)
 
 
 EMBEDDED = "kimi-mini (embedded)"
@@ -57,7 +47,7 @@ EMBEDDED = "kimi-mini (embedded)"
     "-f",
     "--file",
     "files",
-    type=FileName(path_type=Path),
+    type=GivenPath(what="name of the prompt's file"),
     multiple=True,
     metavar="FILE",
     help="Take the prompt from a file, after the text of -p; - is standard input. May be repeated.",
