@@ -92,7 +92,7 @@ class WordWrap:
 
     def interrupt(self) -> None:
         """Something else ended the line on the terminal: go on at its left edge."""
-        self._column, self._spaces = 0, ""
+        self._column = 0
 
     def _take(self, char: str) -> str:
         if char == "\n":
@@ -123,11 +123,14 @@ class WordWrap:
         was_cut, self._is_cut = self._is_cut, False
         if not word:
             return ""
-        if not self._is_begun:
+        is_first = not self._is_begun
+        if is_first:
             self._begin(word)
         width = self._width()
         if self._is_verbatim or was_cut or width < NARROWEST:
             return self._take_spaces(True) + self._write(word)
+        if self._column == 0 and not is_first:
+            self._spaces = ""
         gap = self._span(self._spaces)
         hanging = text_width(self._hanging)
         if self._column + gap + text_width(word) <= width or self._column <= hanging:

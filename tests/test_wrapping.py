@@ -112,3 +112,10 @@ def test_a_word_comes_out_when_the_next_character_came() -> None:
     assert wrapper.feed("lo ") == "Hello"
     assert wrapper.feed("you") == ""
     assert wrapper.flush() == " you"
+
+
+def test_after_an_interruption_the_line_goes_on_without_its_space() -> None:
+    wrapper = WordWrap(lambda: 20)
+    assert wrapper.feed("one two") + wrapper.flush() == "one two"
+    wrapper.interrupt()
+    assert wrapper.feed(" three four ") == "three four"
