@@ -8,6 +8,7 @@ waiting one line says what is waited for.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -86,7 +87,12 @@ def _read_input_part(size: int) -> bytes:
         return stream.read1(size)
     if sys.platform != "win32":
         select.select([descriptor], [], [])
-    return os.read(descriptor, size)
+    try:
+        return os.read(descriptor, size)
+    except OSError as exc:
+        if exc.errno != errno.EBADF:
+            raise
+        return b""  # open for writing only: what `nohup` puts in a terminal's place
 
 
 def _read_all(read: Callable[[int], bytes], name: str) -> bytes:

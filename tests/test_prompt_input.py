@@ -156,6 +156,20 @@ def test_a_pipe_that_does_not_block_is_read_to_its_end() -> None:
     assert out == b"Hi\n\nlate\n"
 
 
+def test_an_input_that_cannot_be_read_is_nothing() -> None:
+    """As `nohup` leaves it."""
+    with open(os.devnull, "wb") as unreadable:
+        run = subprocess.run(
+            [*FAKE_PROGRAM, "run", "-p", "Hi"],
+            env=environment(FAKE_WORDS="3"),
+            stdin=unreadable,
+            capture_output=True,
+            check=False,
+        )
+    assert run.returncode == 0
+    assert run.stdout == b"word0 word1 word2 \n"
+
+
 def test_a_terminal_is_not_read_beside_a_text() -> None:
     with Terminal("run", "-p", "Hi", env={"FAKE_WORDS": "3"}) as terminal:
         terminal.wait_for("word2")
