@@ -1,7 +1,8 @@
 """Signals and the terminal's state: who may end the program, and how the terminal is left.
 
-Ctrl-C while an answer runs asks it to stop; a second one ends the program. SIGTERM and SIGHUP end
-it at once, with 128 + their number as exit code. Whatever ends it, the terminal is as it was.
+Ctrl-C while an answer runs asks it to stop; a second one ends the program. SIGTERM, SIGHUP and
+SIGQUIT end it at once, with 128 + their number as exit code. Whatever ends it, the terminal is as
+it was.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def _is_foreground(descriptor: int) -> bool:
 
 
 def end_on_signals() -> None:
-    """SIGTERM and SIGHUP raise `Ended` from now on, unless whoever started us ignores them."""
+    """SIGTERM, SIGHUP and SIGQUIT raise `Ended` from now on, unless our starter ignores them."""
     for number in _ending_signals():
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _end)
@@ -120,7 +121,7 @@ def end_on_signals() -> None:
 def _ending_signals() -> tuple[signal.Signals, ...]:
     if sys.platform == "win32":
         return (signal.SIGTERM,)
-    return signal.SIGTERM, signal.SIGHUP
+    return signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -19,6 +19,7 @@ from cli._render import (
 )
 from cli.wrapping import WordWrap
 
+HIDDEN = f"{DIM}thinking ...{PLAIN}"
 Channel = Literal["thinking", "content"]
 
 
@@ -62,9 +63,12 @@ class AnswerWriter:
         if shares_terminal and self._line_is_open:
             write(self._stream, "\n")
             self._line_is_open = False
+        is_dimmed = shares_terminal and self._channel == "thinking" and self._styled
+        if is_dimmed and not self._show_thinking:
+            write(self._aside, CLEAR_LINE)
         say(message, err=True, dim=True)
-        if shares_terminal and self._channel == "thinking" and self._styled:
-            write(self._stream, DIM)
+        if is_dimmed:
+            write(self._aside, DIM if self._show_thinking else HIDDEN)
 
     def finish(self) -> None:
         """End the answer: style off, and a newline where the text did not end with one."""
@@ -87,7 +91,7 @@ class AnswerWriter:
         if self._show_thinking:
             write(self._aside, DIM if self._styled else "[thinking]\n")
         elif self._styled:
-            write(self._aside, f"{DIM}thinking ...{PLAIN}")
+            write(self._aside, HIDDEN)
 
     def _leave(self) -> None:
         if self._wrap is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from cli._paths import private_file, user_data_dir
@@ -31,10 +32,19 @@ def _history() -> History:
     """The history file in the user's data folder; in memory where it cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    class Kept(FileHistory):
+        def store_string(self, string: str) -> None:
+            """A full disk must not end the chat."""
+            with contextlib.suppress(OSError):
+                super().store_string(string)
+
     try:
-        return FileHistory(private_file(user_data_dir() / "history"))
+        path = private_file(user_data_dir() / "history")
+        if path.is_file():
+            return Kept(path)
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        return InMemoryHistory()
+        pass
+    return InMemoryHistory()
 
 
 def _key_bindings() -> KeyBindings:

@@ -6,6 +6,7 @@
     3    our bug: one line, the traceback in a log file
     129  SIGHUP, or the terminal is gone
     130  Ctrl-C
+    131  SIGQUIT
     141  the reader of our output went away (a closed pipe), silently
     143  SIGTERM
 
@@ -51,8 +52,8 @@ EXIT_BROKEN_PIPE = 141
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 your error, in one line; 2 wrong usage; 3 our bug, with a log; "
-    "129 SIGHUP, or the terminal is gone; 130 Ctrl-C; 141 the reader of the output is gone; "
-    "143 SIGTERM."
+    "129 SIGHUP, or the terminal is gone; 130 Ctrl-C; 131 SIGQUIT; 141 the reader of the "
+    "output is gone; 143 SIGTERM."
 )
 
 

@@ -151,6 +151,16 @@ def test_a_loop_is_said_on_a_line_of_its_own_on_a_terminal() -> None:
     assert lines[place + 1].split() == ["word4", "word5"]
 
 
+def test_a_loop_in_hidden_thinking_is_said_on_its_line() -> None:
+    env = {"FAKE_WORDS": "2", "FAKE_REPEATS": "-1"}
+    with Terminal("run", "-p", "Hi", "--hide-thinking", env=env) as terminal:
+        assert terminal.exit_code() == 0
+    hidden = "\x1b[2mthinking ...\x1b[0m"
+    note = terminal.screen.index("[the thinking repeats 12")
+    assert terminal.screen.count(hidden) == 2
+    assert terminal.screen[:note].endswith(f"{hidden}\r\x1b[K\x1b[2m")
+
+
 # signs of life
 
 

@@ -544,6 +544,22 @@ def test_history_is_kept_private(tmp_path: Path) -> None:
     assert history.stat().st_mode & 0o077 == 0
 
 
+def test_a_history_that_fails_does_not_end_the_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prompt_toolkit.history import FileHistory
+
+    def full(self: FileHistory, string: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FileHistory, "store_string", full)
+    assert type_keys("one\r") == "one"
+    history = tmp_path / "data" / "kimi-offload" / "history"
+    history.unlink()
+    os.mkfifo(history)
+    assert type_keys("two\r") == "two"
+
+
 # real processes: signals, pipes, terminals
 
 

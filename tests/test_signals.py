@@ -33,6 +33,7 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (signal.SIGTERM, "loading"),
         (signal.SIGHUP, "answer"),
         (signal.SIGTERM, "answer"),
+        (signal.SIGQUIT, "answer"),
         (signal.SIGTERM, "thinking"),
         (signal.SIGTERM, "input line"),
         (signal.SIGINT, "loading"),
