@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+_BOTH = "memory.memsw.limit_in_bytes"
 UNLIMITED = 1 << 60  # version 1 writes 2^63 less a page for "no limit"
 
 
@@ -54,9 +55,7 @@ def read_limits(root: Path = Path("/")) -> Limits:
             used = _number(group / "memory.current", group / "memory.usage_in_bytes")
             if used is not None:
                 free.append(max(0, limit - max(0, used - _droppable(group))))
-        allowed = _number(group / "memory.swap.max")
-        if allowed is not None:
-            swap.append(allowed)
+        swap += _swap(group)
     quota, quota_from = min(cpus, default=(None, ""))
     limit, limit_from = min(memory, default=(None, ""))
     return Limits(
@@ -78,12 +77,10 @@ def _groups(root: Path) -> Iterator[tuple[Path, str]]:
             continue
         top = root / mounted.lstrip("/")
         inside = _below(path, base)
-        folder = top / inside
-        if not folder.is_dir():  # the mount shows another part of the tree
-            folder, inside = top, PurePosixPath()
-        for _ in range(len(inside.parts) + 1):
-            yield folder, "/" + str(folder.relative_to(root))
-            folder = folder.parent
+        for group in (inside, *inside.parents):  # the last one is the mount's top
+            folder = top / group
+            if folder.is_dir():  # a group may be gone, or not shown here
+                yield folder, "/" + str(folder.relative_to(root))
 
 
 def _own_groups(text: str) -> dict[str, str]:
@@ -156,6 +153,14 @@ def _share(fields: list[str]) -> float | None:
         return None
     quota, period = map(int, fields)
     return quota / period if quota and period else None
+
+
+def _swap(group: Path) -> list[int]:
+    """Bytes of swap that a group allows; version 1 limits memory and swap together."""
+    allowed, both = _number(group / "memory.swap.max"), _number(group / _BOTH)
+    if allowed is None and both is not None and both < UNLIMITED:
+        allowed = max(0, both - (_number(group / "memory.limit_in_bytes") or 0))
+    return [] if allowed is None else [allowed]
 
 
 def _droppable(group: Path) -> int:

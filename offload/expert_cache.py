@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from offload.arguments import check_callable, integer, shown
-from offload.errors import OffloadError, PlanError
+from offload.arguments import check_callable, check_type, integer, shown
+from offload.errors import OffloadError, PlanError, RequestError
 from offload.policies import CachePolicy, ExpertKey
 
 MOST = 1 << 24  # slots; the largest models have some ten thousand experts
@@ -98,7 +98,7 @@ class ExpertCache:
         At most `loads` of the missing ones are loaded, first ones first (None: as many as find a
         slot). A key outside the result has no slot: compute it where its weights are.
         """
-        wanted = list(dict.fromkeys(keys))
+        wanted = list(dict.fromkeys(_checked_key(key) for key in _listed(keys)))
         self._in_use.update(wanted)
         try:
             missing = []
@@ -121,7 +121,7 @@ class ExpertCache:
 
     def prefetch(self, key: ExpertKey) -> bool:
         """Load an expert that nobody asked for yet; is it resident now? Counts no hit or miss."""
-        if key not in self._slot:
+        if _checked_key(key) not in self._slot:
             self._bring(key)
         return key in self._slot
 
@@ -152,3 +152,13 @@ class ExpertCache:
         self._free.append(self._slot.pop(key))
         self._policy.remove(key)
         self.stats.of(key.layer).evictions += 1
+
+
+def _listed(keys: object) -> Iterable[object]:
+    if not isinstance(keys, Iterable) or isinstance(keys, (str, bytes)):
+        raise RequestError(f"experts are asked for by a list of keys, not {shown(keys)}")
+    return keys
+
+
+def _checked_key(key: object) -> ExpertKey:
+    return check_type("an expert's key", key, ExpertKey)

@@ -46,6 +46,8 @@ def budget_bytes(gib: object) -> int | None:
     """The budget for packed experts in bytes, from GiB; None stays None. PlanError."""
     if gib is None:
         return None
+    if is_number(gib) and gib < 0:  # type: ignore[operator]
+        raise PlanError(f"--pack-budget {shown(gib)}: it cannot be negative")
     if not is_number(gib) or not 0 <= gib <= MOST_GIB:  # type: ignore[operator]
         raise PlanError(f"--pack-budget {shown(gib)}: GiB, a number in [0, {MOST_GIB:,}]")
     return round(float(gib) * GIB)  # type: ignore[arg-type]

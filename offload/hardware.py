@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 
+from offload.arguments import integer, shown
 from offload.cgroups import Limits, read_limits
+from offload.errors import PlanError
 from offload.memory import amount, free_hugetlb, thp_mode
 from offload.topology import Topology, read_topology
 from quant import isa
@@ -68,6 +70,8 @@ class HardwareProfile:
         wish: the user's, None leaves it to us. others: share of the cores that other programs use.
         """
         cpu, cores = self.cpu, self.cpu.topology.cores
+        if integer(threads) is None:
+            raise PlanError(f"threads must be a whole number, not {shown(threads)}")
         if wish is False:
             return None, "not pinned, as asked"
         if threads == 1:

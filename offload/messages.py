@@ -88,7 +88,7 @@ def _read(message: Mapping[str, Any]) -> Message:
     # what clients echo without meaning it (refusal: null, annotations: []) is empty
     unknown = [key for key in message if key not in _KEYS and not _is_empty(message[key])]
     if unknown:
-        first = shown(min(unknown, key=str))
+        first = shown(min(unknown, key=shown))
         raise RequestError(f"unknown field {first}; the fields are {', '.join(sorted(_KEYS))}.")
     if "role" not in message:
         raise RequestError(f"the role is missing; it is one of {', '.join(ROLES)}.")

@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from offload.arguments import check_callable, check_type, integer, path_argument, shown
+from offload.arguments import check_callable, check_type, integer, is_number, path_argument, shown
 from offload.errors import RequestError
 from offload.expert_cache import CacheStats, ExpertCache
 from offload.policies import POLICIES, ExpertKey, PolicyFactory, Profile
@@ -198,6 +198,8 @@ def hit_rates(
         raise RequestError(
             f"policies and profile must be mappings, not {shown(policies)} and {shown(profile)}"
         )
+    if not all(isinstance(k, ExpertKey) and is_number(n) for k, n in (profile or {}).items()):
+        raise RequestError("a profile maps expert keys to counts; RoutingTrace.profile makes one")
     for name, policy in policies.items():
         check_callable(f"the policy {shown(name)}", policy)
     hits: dict[str, list[float]] = {}

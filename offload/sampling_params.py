@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from offload.arguments import is_number, shown, whole
+from offload.arguments import check_type, is_number, shown, whole
 from offload.errors import RequestError
 
 SAMPLERS = ("penalties", "dry", "min_p", "temperature", "top_k", "top_p")
@@ -101,16 +101,19 @@ class SamplingParams:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:
         """Parameters by name; an unknown name is a RequestError that lists the known ones."""
+        if not isinstance(options, Mapping):
+            raise RequestError(f"sampling parameters must be a mapping, not {shown(options)}.")
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(options) - set(known))
+        unknown = sorted(set(options) - set(known), key=shown)
         if unknown:
             raise RequestError(
-                f"unknown sampling parameter {unknown[0]!r}; known are {', '.join(known)}."
+                f"unknown sampling parameter {shown(unknown[0])}; known are {', '.join(known)}."
             )
         return cls(**options)
 
     def with_defaults(self, defaults: SamplingParams) -> SamplingParams:
         """The same with every None taken from `defaults`."""
+        check_type("defaults", defaults, SamplingParams)
         missing = {
             name: getattr(defaults, name) for name in _OPTIONAL if getattr(self, name) is None
         }

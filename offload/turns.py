@@ -23,13 +23,13 @@ class Turn:
     def __init__(self, turns: Turns, cancels: int) -> None:
         self.is_cancelled = False
         self.thread: threading.Thread | None = None  # that used it last
+        self.cancels = cancels  # of the engine, when it was asked for
         self._turns = turns
-        self._cancels = cancels
 
     def begin(self) -> None:
         """Take the engine; waits or is refused while another turn has it (RequestError)."""
         self._turns.take(self)
-        self.is_cancelled |= self._cancels != self._turns.cancels
+        self.is_cancelled |= self.cancels != self._turns.cancels
 
     def end(self) -> None:
         """Give the engine back, from any thread; twice is fine."""
@@ -57,6 +57,7 @@ class Turns:
         self.cancels = 0  # calls of `cancel` that found no running turn
         self._wait = wait
         self._running: Turn | None = None
+        self._queue: list[Turn] = []  # those that wait
         self._changed = threading.Condition()
         self._is_closed = False
 
@@ -67,16 +68,21 @@ class Turns:
         return Turn(self, self.cancels)
 
     def take(self, turn: Turn) -> None:
-        """Let a turn run as soon as no other does."""
+        """Let a turn run as soon as no other does, first come, first served."""
         with self._changed:
             self.check_open()
-            while self._taken() is not None:
-                self._refuse_if_taken()
-                self._changed.wait(LOOK)
-                self.check_open()
-                turn._cancels = self.cancels  # a cancel was meant for those that ran meanwhile
-            turn.thread = threading.current_thread()
-            self._running = turn
+            self._queue.append(turn)
+            try:
+                while self._taken() is not None or self._queue[0] is not turn:
+                    self._refuse_if_taken()
+                    self._changed.wait(LOOK)
+                    self.check_open()
+                    turn.cancels = self.cancels  # a cancel was meant for those that ran meanwhile
+                turn.thread = threading.current_thread()
+                self._running = turn
+            finally:
+                self._queue.remove(turn)
+                self._changed.notify_all()
 
     def give(self, turn: Turn) -> None:
         """Let the next turn run."""

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cli import kimi_offload
 from offload import hardware
 from offload.cgroups import Limits, read_limits
 from offload.hardware import CpuInfo, HardwareProfile, probe
@@ -78,6 +80,8 @@ def test_trees_of_version_1(tmp_path: Path) -> None:
         "cpu,cpuacct/docker/1/cpu.cfs_period_us": 100000,
         "me mory/memory.limit_in_bytes": 4 * MIB,
         "me mory/memory.usage_in_bytes": 3 * MIB,
+        "me mory/memory.memsw.limit_in_bytes": 6 * MIB,
+        "me mory/inner/memory.memsw.limit_in_bytes": NO_LIMIT,
         "me mory/memory.stat": f"inactive_file 0\ntotal_inactive_file {MIB}\ntotal_active_file 0",
         "me mory/inner/memory.limit_in_bytes": NO_LIMIT,
     }
@@ -85,6 +89,13 @@ def test_trees_of_version_1(tmp_path: Path) -> None:
     assert (limits.cpus, limits.whole_cpus) == (3.5, 3)
     assert (limits.memory, limits.memory_free) == (4 * MIB, 2 * MIB)
     assert limits.memory_from == "/sys/fs/cgroup/me mory/memory.limit_in_bytes"
+    assert limits.swap == 2 * MIB
+
+
+def test_a_group_that_is_gone_leaves_the_limits_above_it(tmp_path: Path) -> None:
+    files = {"a/cpu.max": "200000 100000", "cpu.max": "300000 100000"}
+    own = "0::/a/b (deleted)\n"
+    assert read_limits(tree(tmp_path, own, V2.format(base="/"), files)).cpus == 2
 
 
 def test_the_soft_limit_counts_and_page_cache_is_free(tmp_path: Path) -> None:
@@ -140,6 +151,8 @@ def test_the_machine_is_no_larger_than_its_container(monkeypatch: pytest.MonkeyP
     said = found.container()
     for part in ("1.9 processors (/x/cpu.max)", "64.0 MiB of memory (/x/memory.max)", "no swap"):
         assert part in said
+    table = CliRunner().invoke(kimi_offload.kimi_offload, ["doctor"]).output
+    assert "1.9 processors (/x/cpu.max), 64.0 MiB of memory (/x/memory.max), no swap" in table
     monkeypatch.setattr(hardware, "read_limits", Limits)
     assert probe().container() == "no limits"
 

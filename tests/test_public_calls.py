@@ -231,6 +231,14 @@ def test_policies_and_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     trace = offload.RoutingTrace()
     trace(1, np.array([[1, 2], [2, 3]]))
     key = offload.ExpertKey(1, 2)
+
+    def leased(keys: Any) -> None:
+        with offload.ExpertCache(1, offload.LRU()).lease(keys):
+            pass
+
+    def with_profile(profile: Any) -> object:
+        return offload.hit_rates(trace, [1], profile=profile)
+
     wrong: list[Callable[[Any], object]] = [
         lambda v: offload.hit_rates(v, [1]),
         lambda v: v if v in ([], {}, ()) else offload.hit_rates(trace, v),
@@ -246,6 +254,15 @@ def test_policies_and_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         lambda v: v if v in (5, 1.5) else offload.LFU(v),
         lambda v: v if v in (5, 1.5) else offload.AdmitLFU(v),
         lambda v: offload.PerLayer(v),
+        lambda v: offload.ExpertCache(1, offload.LRU()).prefetch(v),
+        lambda v: v if v in ([], {}, ()) else leased(v),
+        lambda v: leased([v]),
+        lambda v: v if v == {} else offload.SamplingParams.from_options(v),
+        lambda v: offload.SamplingParams.from_options({v: 1} if v.__hash__ else [v]),
+        lambda v: offload.SamplingParams().with_defaults(v),
+        lambda v: (
+            v if isinstance(v, (int, float)) else offload.hit_rates(trace, [1], profile={key: v})
+        ),
         lambda v: v if v in ([], {}, ()) else offload.PinnedHot(v),
     ]
     for number, call in enumerate(wrong):

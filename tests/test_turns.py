@@ -156,6 +156,28 @@ def test_waiting_threads_all_get_their_right_answers(patient: Engine) -> None:
         assert (other.result() == logits).all()
 
 
+def test_first_come_first_served(patient: Engine) -> None:
+    order: list[str] = []
+
+    def answer(name: str) -> None:
+        for _ in patient.generate(PROMPT, **GREEDY):
+            if not order or order[-1] != name:
+                order.append(name)
+
+    running = patient.generate(PROMPT, **GREEDY)
+    next(running)
+    workers = []
+    for name in "bcd":
+        workers.append(Worker(lambda name=name: answer(name)))
+        while len(patient._turns._queue) < len(workers):
+            time.sleep(0.001)
+    running.close()
+    answer("a")  # at once, but behind those that have waited
+    for worker in workers:
+        worker.result()
+    assert order == ["b", "c", "d", "a"]
+
+
 def test_waiting_for_ones_own_answer_is_refused(patient: Engine) -> None:
     expected = ids(patient.generate(PROMPT, **GREEDY))
     early = patient.generate("else", **GREEDY)
