@@ -40,8 +40,8 @@ EMBEDDED = "kimi-mini (embedded)"
     "-p",
     "--prompt",
     type=Text(what="the prompt", advice="; leave -p out for a chat"),
-    help="Answer this once and exit; piped standard input comes after it. Without -p, -f and a"
-    " pipe: a chat.",
+    help="Answer this once and exit; piped standard input is read to its end and comes after it"
+    " (</dev/null: nothing). Without -p, -f and a pipe: a chat.",
 )
 @click.option(
     "-f",
