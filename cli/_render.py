@@ -9,15 +9,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TextIO
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from offload import LoadProgress, RunStats
+    from offload import RunStats
 
 DIM = "\x1b[2m"
 PLAIN = "\x1b[0m"
@@ -52,6 +48,14 @@ def has_style(stream: TextIO | None) -> bool:
     return is_terminal(stream) and not dumb and not os.environ.get("NO_COLOR")
 
 
+def columns(stream: TextIO | None) -> int:
+    """Columns of the terminal behind `stream`, now; 80 where it does not tell."""
+    try:
+        return os.get_terminal_size(stream.fileno() if stream is not None else 1).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 def say(text: str, *, err: bool = False, dim: bool = False) -> None:
     """Write one message of our own and a newline; `dim` only where the terminal can."""
     stream = sys.stderr if err else sys.stdout
@@ -59,23 +63,32 @@ def say(text: str, *, err: bool = False, dim: bool = False) -> None:
         text = neutralise(text)
     if dim and has_style(stream):
         text = f"{DIM}{text}{PLAIN}"
-    _write(stream, text + "\n")
+    write(stream, text + "\n")
 
 
 def error_line(message: str) -> None:
-    """Write `error: message` to standard error, on one line."""
-    say(f"error: {' '.join(message.split())}", err=True)
+    """Write `error: message` to standard error, on one line, control characters made visible."""
+    say(neutralise_line(f"error: {' '.join(message.split())}"), err=True)
 
 
-def _write(stream: TextIO | None, text: str) -> None:
-    if stream is None:  # standard output closed by the caller (>&-)
+def write(stream: TextIO | None, text: str) -> None:
+    """Write and flush; what the stream's encoding lacks becomes `?`.
+
+    What cannot be said on standard error is dropped: the answer does not depend on it. Raises
+    OSError when standard output fails: its reader went away, the disk is full.
+    """
+    if stream is None:  # closed by the caller (>&-)
         return
     try:
-        stream.write(text)
-    except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
-        stream.write(text.encode(encoding, "replace").decode(encoding))
-    stream.flush()
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.flush()
+    except OSError:
+        if stream is not sys.stderr:
+            raise
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -101,80 +114,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     width = None if is_terminal(sys.stdout) else 4096
     Console(file=text, width=width, force_terminal=styled, highlight=False).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    _write(sys.stdout, "\n".join([*lines, "", ""]))
-
-
-class AnswerWriter:
-    """Streams one answer: content to standard output, thinking dimmed before it.
-
-    On a terminal both appear on standard output. Where standard output is piped, it gets the
-    content only, unchanged, and thinking goes to standard error.
-    """
-
-    def __init__(self, *, show_thinking: bool = True) -> None:
-        self._show_thinking = show_thinking
-        self._on_terminal = is_terminal(sys.stdout)
-        self._aside = sys.stdout if self._on_terminal else sys.stderr
-        self._channel: Literal["none", "thinking", "content"] = "none"
-        self._styled = has_style(self._aside)
-        self._line_is_open = False
-        self._wrote_content = False
-
-    def write(self, text: str, channel: Literal["thinking", "content"] = "content") -> None:
-        """Write the next piece of the answer, as it came from the model."""
-        if not text:
-            return
-        if channel != self._channel:
-            self._leave()
-            self._enter(channel)
-        if channel == "thinking":
-            self._write_thinking(text)
-        else:
-            self._write_content(text)
-
-    def finish(self) -> None:
-        """End the answer: style off, and a newline where the text did not end with one."""
-        self._leave()
-        if self._channel == "content" and self._line_is_open:
-            _write(sys.stdout, "\n")
-        self._channel = "none"
-
-    def _enter(self, channel: Literal["thinking", "content"]) -> None:
-        self._channel = channel
-        self._line_is_open = False
-        if channel != "thinking" or not (self._show_thinking or self._on_terminal):
-            return
-        if self._show_thinking:
-            _write(self._aside, DIM if self._styled else "[thinking]\n")
-        elif self._styled:
-            _write(self._aside, f"{DIM}thinking ...{PLAIN}")
-
-    def _leave(self) -> None:
-        if self._channel != "thinking":
-            return
-        if self._show_thinking:
-            _write(self._aside, PLAIN if self._styled else "")
-            _write(self._aside, "\n" if self._line_is_open else "")
-            if self._on_terminal:  # set the answer off from it
-                _write(self._aside, "\n" if self._styled else "[answer]\n")
-        elif self._on_terminal and self._styled:
-            _write(self._aside, CLEAR_LINE)
-
-    def _write_thinking(self, text: str) -> None:
-        if not self._show_thinking:
-            return
-        _write(self._aside, neutralise(text) if is_terminal(self._aside) else text)
-        self._line_is_open = not text.endswith("\n")
-
-    def _write_content(self, text: str) -> None:
-        if self._on_terminal:
-            if not self._wrote_content:
-                text = text.lstrip("\n")
-            text = neutralise(text)
-        if text:
-            _write(sys.stdout, text)
-            self._wrote_content = True
-            self._line_is_open = not text.endswith("\n")
+    write(sys.stdout, "\n".join([*lines, "", ""]))
 
 
 def amount(n_bytes: float) -> str:
@@ -193,83 +133,8 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def progress_text(phase: str, done: int, total: int, seconds: float) -> str:
-    """Amount, rate and time left of one load phase, `seconds` after it began.
-
-    The phase "compile" counts kernels, every other phase bytes.
-    """
-    rate = done / seconds if seconds > 0 else 0.0
-    if phase == "compile":
-        parts = [f"{done} / {total} kernels"]
-    else:
-        parts = [f"{amount(done)} / {amount(total)}", f"{amount(rate)}/s" if rate else ""]
-    if rate and 0 < done < total:
-        parts.append(f"ETA {clock((total - done) / rate)}")
-    return "  ".join(part for part in parts if part)
-
-
-class LoadDisplay:
-    """The load progress as one line on standard error; silent where that is no terminal.
-
-    Use as a context manager, and give `callback` to `offload.load`.
-    """
-
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._phase = ""
-        self._began = 0.0
-
-    @property
-    def callback(self) -> Callable[[LoadProgress], None] | None:
-        """What to pass as `progress`; None when nobody would see it."""
-        return self._show if self._progress is not None else None
-
-    def __enter__(self) -> LoadDisplay:
-        if has_style(sys.stderr):
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-            columns = (
-                SpinnerColumn("line"),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[text]}"),
-            )
-            console = Console(stderr=True)
-            self._progress = Progress(*columns, console=console, transient=True)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def _show(self, update: LoadProgress) -> None:
-        assert self._progress is not None
-        now = time.monotonic()
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task("", total=None, text="")
-        if update.phase != self._phase:
-            self._phase, self._began = update.phase, now
-            self._progress.reset(self._task)
-        text = progress_text(update.phase, update.done_bytes, update.total_bytes, now - self._began)
-        self._progress.update(
-            self._task,
-            description=neutralise_line(update.phase),
-            completed=update.done_bytes,
-            total=update.total_bytes or None,
-            text=text,
-        )
-
-
 def stats_text(stats: RunStats) -> str:
-    """The measured figures of the last answer, two lines."""
+    """The measured figures of the last answer and its seed, two lines."""
     reused = f" ({stats.reused_tokens} of them kept)" if stats.reused_tokens else ""
     prompt = (
         f"prompt {stats.prompt_tokens} tokens{reused} in {stats.prompt_seconds:.2f} s"
@@ -281,4 +146,7 @@ def stats_text(stats: RunStats) -> str:
     )
     first = f"first token after {stats.time_to_first_token:.2f} s"
     read = f"{amount(stats.bytes_read_per_token)} read per token, {stats.gbps:.2f} GB/s"
-    return f"{prompt} · {decode}\n{first} · {read}"
+    rest = [first, read, f"seed {stats.seed}"]
+    if stats.swapped_bytes > 0:
+        rest.append(f"{amount(stats.swapped_bytes)} of this process are swapped out")
+    return f"{prompt} · {decode}\n{' · '.join(rest)}"

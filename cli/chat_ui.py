@@ -1,56 +1,67 @@
-"""The interactive chat: an input line with history, slash commands, one answer after the other."""
+"""The interactive chat: one question, one answer after the other, and commands between them."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cli._interrupt import no_echo
-from cli._paths import private_file, user_data_dir
+from cli._interrupt import StopOnCtrlC, no_echo
 from cli._render import error_line, neutralise_line, say, stats_text
 from cli.answering import (
-    Answer,
     Message,
     Settings,
-    first_messages,
     note_full_context,
     stream_chat,
     stream_completion,
 )
+from cli.chat_commands import obey
+from cli.conversation import Conversation, Window, is_nearly_full
 
 if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import History
-    from prompt_toolkit.key_binding import KeyBindings
-
     from offload import Engine
-
-HELP = """\
-/help             this list
-/clear            forget the conversation
-/stats            speeds of the last answer
-/think on|off     let the model think before it answers, or not
-/system TEXT      set the system text and start again; without TEXT: show it
-/exit             leave (also Ctrl-D)
-Enter sends; Alt-Enter, or \\ at the end of a line, goes to the next line.
-Ctrl-C stops an answer, and once more leaves. A space before / sends it as text."""
 
 
 class Chat:
-    """A conversation with one engine; `read_line` gives the user's next input."""
+    """A conversation with one engine; `read_line` gives the user's next input.
+
+    question: the last one; is_answered: it is the last turn of the conversation.
+    """
 
     def __init__(self, engine: Engine, settings: Settings, read_line: Callable[[], str]) -> None:
-        self._engine = engine
-        self._settings = settings
+        self.engine = engine
+        self.settings = settings
+        self.has_answered = False
+        self.is_done = False
         self._read_line = read_line
-        self._has_answered = False
         self._was_ctrl_c = False  # the last thing that the user did, here or during an answer
-        self.messages: list[Message] = first_messages(settings)
+        self.go_on_with(Conversation(system=settings.system))
+
+    def go_on_with(self, conversation: Conversation) -> None:
+        """Make `conversation` the one that is continued."""
+        self.conversation = conversation
+        last = conversation.turns[-1:]
+        self.question = last[0].question if last else None
+        self.is_answered = bool(last)
+        self._was_warned = False  # that the context is nearly full
+
+    @property
+    def messages(self) -> list[Message]:
+        """The whole conversation, with the system text."""
+        return self.conversation.messages()
+
+    @property
+    def context(self) -> int:
+        """Tokens that question, answer and what came before have together."""
+        return self.engine.plan.kv.context
+
+    def used_tokens(self) -> int:
+        """Tokens of what the model still sees of the conversation."""
+        messages = self.conversation.messages(self.conversation.n_forgotten)
+        return self._count(messages) if messages else 0
 
     def loop(self) -> None:
         """Serve the user until /exit, the end of input, or a second Ctrl-C in a row (raised)."""
-        while True:
+        while not self.is_done:
             try:
                 text = self._read_line()
             except EOFError:
@@ -62,136 +73,97 @@ class Chat:
                 say("[Ctrl-C once more leaves]", dim=True)
                 continue
             self._was_ctrl_c = False
-            if text.strip() in ("/exit", "/quit"):
-                return
-            if text.startswith("/"):
-                self.obey(text)
-            elif text.strip():
-                self.answer(text)
+            if any("\ud800" <= char <= "\udfff" for char in text):
+                error_line("this is not valid UTF-8; type it again")
+                continue
+            with StopOnCtrlC(lambda: None) as around:  # just before or after an answer: no end
+                if text.startswith("/"):
+                    obey(self, text)
+                elif text.strip():
+                    self.ask(text, self.conversation, self.settings)
+            self._was_ctrl_c |= around.was_requested
 
-    def answer(self, text: str) -> None:
-        """Stream the answer to `text` and remember both; an error leaves no trace of either."""
+    def ask(self, text: str, conversation: Conversation, settings: Settings) -> None:
+        """Answer `text` after `conversation`, which then becomes ours; an error changes nothing."""
         from offload.errors import OffloadError
 
+        if settings.raw or conversation is self.conversation:
+            self.question, self.is_answered = text, False
+        window = None
         try:
             with no_echo():
-                answer = self._stream(text)
+                if settings.raw:
+                    answer = stream_completion(self.engine, settings, text, in_chat=True)
+                else:
+                    window = self._window(text, conversation)
+                    answer = stream_chat(self.engine, settings, window.messages, in_chat=True)
         except OffloadError as exc:
             error_line(str(exc))
             return
-        self._has_answered = True
+        self.has_answered = True
         if answer.was_stopped:
             self._was_ctrl_c = True
             say("[stopped]", dim=True)
-        note_full_context(self._engine, self._settings)
-        if answer.text and not self._settings.raw:
-            self.messages.append({"role": "user", "content": text})
-            self.messages.append({"role": "assistant", "content": answer.text})
-        if self._settings.show_stats:
-            say(stats_text(self._engine.stats), err=True, dim=True)
+        note_full_context(self.engine, settings)
+        if answer.text and window is not None:
+            conversation.remember(window, text, answer.text)
+            self.conversation = conversation
+            self.question, self.is_answered = text, True
+            self._warn()
+        if settings.show_stats:
+            say(stats_text(self.engine.stats), err=True, dim=True)
         say("")
 
-    def _stream(self, text: str) -> Answer:
-        if self._settings.raw:
-            return stream_completion(self._engine, self._settings, text)
-        messages = [*self.messages, {"role": "user", "content": text}]
-        return stream_chat(self._engine, self._settings, messages)
+    def _window(self, text: str, conversation: Conversation) -> Window:
+        """What the model will see; says so when turns are forgotten."""
+        window = conversation.window(text, self._count, self.context, self._max_tokens)
+        n_new = window.n_forgotten - conversation.n_forgotten
+        if n_new > 0:
+            self._was_warned = False
+            turns = "the oldest turn is" if n_new == 1 else f"the {n_new} oldest turns are"
+            _note(
+                f"the context of {self.context:,} tokens is full: {turns} forgotten; "
+                "a larger --context holds more"
+            )
+        return window
 
-    def obey(self, line: str) -> None:
-        """Carry out one slash command."""
-        name, _, rest = line.strip().partition(" ")
-        argument = rest.strip()
-        if name == "/help":
-            say(HELP)
-        elif name == "/clear":
-            self.messages = first_messages(self._settings)
-            say("The conversation is forgotten.", dim=True)
-        elif name == "/stats":
-            say(stats_text(self._engine.stats) if self._has_answered else "No answer yet.")
-        elif name == "/think":
-            self._set_thinking(argument)
-        elif name == "/system":
-            self._set_system(argument)
-        else:
-            say(f"{name} is not a command; /help lists them.")
+    def _warn(self) -> None:
+        """Say once that turns will soon be forgotten."""
+        from offload.errors import OffloadError
 
-    def _set_thinking(self, argument: str) -> None:
-        if argument not in ("on", "off"):
-            say("Say /think on or /think off.")
+        if self._was_warned:
             return
-        self._settings = dataclasses.replace(self._settings, thinking=argument == "on")
-        say(f"Thinking is {argument}.", dim=True)
-
-    def _set_system(self, argument: str) -> None:
-        if not argument:
-            say(self._settings.system or "No system text was given: the model's own is used.")
+        try:
+            used = self.used_tokens()
+        except OffloadError:  # a template that wants a question at the end
             return
-        self._settings = dataclasses.replace(self._settings, system=argument)
-        self.messages = first_messages(self._settings)
-        say("The system text is set, and the conversation starts again.", dim=True)
+        if is_nearly_full(used, self.context, self._max_tokens):
+            self._was_warned = True
+            _note(
+                f"{used:,} of {self.context:,} tokens of the context are used; "
+                "soon the oldest turns will be forgotten"
+            )
+
+    @property
+    def _max_tokens(self) -> int | None:
+        limit: int = self.settings.sampling.get("max_tokens", -1)
+        return limit if limit > 0 else None  # -1: no limit
+
+    def _count(self, messages: list[Message]) -> int:
+        return self.engine.prompt_tokens(messages, thinking=self.settings.thinking)
+
+
+def _note(text: str) -> None:
+    say(f"[{text}]", err=True, dim=True)
 
 
 def run_chat(engine: Engine, settings: Settings, *, name: str) -> None:
     """Greet, then chat until the user leaves."""
+    from cli.input_line import make_session
+
     session = make_session()
     say(
         f"{neutralise_line(engine.config.name or name)}. /help lists the commands, Ctrl-D leaves.",
         dim=True,
     )
     Chat(engine, settings, lambda: session.prompt(">>> ")).loop()
-
-
-def make_session() -> PromptSession[str]:
-    """The input line: history on disk, Enter sends, Alt-Enter breaks the line."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.output import create_output
-
-    return PromptSession(
-        history=_history(),
-        key_bindings=_key_bindings(),
-        multiline=True,
-        prompt_continuation="... ",
-        # the prompt must be seen also where the answers go into a pipe
-        output=create_output(always_prefer_tty=True),
-    )
-
-
-def _history() -> History:
-    """The history file in the user's data folder; in memory where it cannot be written."""
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-
-    try:
-        return FileHistory(private_file(user_data_dir() / "history"))
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        return InMemoryHistory()
-
-
-def _key_bindings() -> KeyBindings:
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    bindings = KeyBindings()
-
-    @bindings.add("enter")
-    def _(event: KeyPressEvent) -> None:
-        """Send, unless the text ends with a backslash."""
-        buffer = event.current_buffer
-        if buffer.document.is_cursor_at_the_end and buffer.text.endswith("\\"):
-            buffer.delete_before_cursor()
-            buffer.newline(copy_margin=False)
-        else:
-            buffer.validate_and_handle()
-
-    @bindings.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        """Break the line."""
-        event.current_buffer.newline(copy_margin=False)
-
-    @bindings.add("c-c")
-    def _(event: KeyPressEvent) -> None:
-        """Empty the input; when it is empty, leave the program."""
-        if event.current_buffer.text:
-            event.current_buffer.reset()
-        else:
-            event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
-
-    return bindings

@@ -10,9 +10,10 @@ import click
 from click.core import ParameterSource
 
 from cli._options import layout_options
-from cli._render import LoadDisplay, say, show_table
+from cli._render import say, show_table
 from cli._values import FiniteRange, GivenPath
 from cli.model_argument import model_argument
+from cli.progress import LoadDisplay
 
 if TYPE_CHECKING:
     from offload import LayoutOptions, bench
@@ -105,7 +106,7 @@ def command(
         if path is not None and not path.absolute().parent.is_dir():
             raise RequestError(f"{path}: there is no folder {path.absolute().parent}")
     with LoadDisplay() as display:
-        report = display.callback or (lambda progress: None)
+        report = display.callback
         if shape is None:
             result = bench.bench_model(_model_options(model, values), report)
         else:

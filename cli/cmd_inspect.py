@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._render import LoadDisplay, amount, say, show_table
+from cli._render import amount, say, show_table
 from cli.model_argument import header_argument
+from cli.progress import LoadDisplay
 
 if TYPE_CHECKING:
     from offload import GGUFFile

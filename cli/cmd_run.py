@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._interrupt import no_echo
+from cli._interrupt import EXIT_INTERRUPTED, ends_at_once, no_echo
 from cli._options import (
     LAYOUT_NAMES,
     Text,
@@ -16,20 +15,23 @@ from cli._options import (
     sampling_options,
     take_sampling,
 )
+from cli._values import GivenPath
 from cli.answering import (
     Settings,
+    check_thinking,
     first_messages,
     note_full_context,
     stream_chat,
     stream_completion,
 )
 from cli.model_argument import model_argument
+from cli.prompt_input import read_prompt
 
 if TYPE_CHECKING:
     from offload import Engine
 
+
 EMBEDDED = "kimi-mini (embedded)"
-EXIT_INTERRUPTED = 130
 
 
 @click.command("run")
@@ -38,7 +40,17 @@ EXIT_INTERRUPTED = 130
     "-p",
     "--prompt",
     type=Text(what="the prompt", advice="; leave -p out for a chat"),
-    help="Answer this once and exit. Without it: standard input when that is piped, else a chat.",
+    help="Answer this once and exit; piped standard input is read to its end and comes after it"
+    " (</dev/null: nothing). Without -p, -f and a pipe: a chat.",
+)
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    type=GivenPath(what="name of the prompt's file"),
+    multiple=True,
+    metavar="FILE",
+    help="Take the prompt from a file, after the text of -p; - is standard input. May be repeated.",
 )
 @click.option("--system", type=Text(what="the system text"), help="System text of the chat.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands: no chat template.")
@@ -50,6 +62,12 @@ EXIT_INTERRUPTED = 130
 @click.option("--hide-thinking", is_flag=True, help="Let it think, but show only the answer.")
 @sampling_options
 @load_options
+@click.option(
+    "--json",
+    is_flag=True,
+    help="One JSON object on standard output, when the answer is complete: text, thinking, finish"
+    " reason, seed, usage and speeds.",
+)
 @click.option("--stats", is_flag=True, help="Show speeds after each answer (standard error).")
 @click.option(
     "--plan", is_flag=True, help="Show where everything is placed and why (standard error)."
@@ -70,49 +88,37 @@ def command(model: Path | None, **values: Any) -> None:
         thinking=values["thinking"],
         show_thinking=not values["hide_thinking"],
         raw=values["raw"],
+        json=values["json"],
         show_stats=values["stats"],
         sampling=take_sampling(values),
     )
-    prompt = values["prompt"]
-    is_chat = prompt is None and sys.stdin is not None and sys.stdin.isatty()
-    if prompt is None and not is_chat:
-        prompt = _read_prompt()
+    prompt = read_prompt(values["prompt"], values["files"])
+    if prompt is None and settings.json:
+        raise click.UsageError("--json is for one answer: give -p TEXT, -f FILE or a pipe")
     with _load(model, values) as engine:
         if values["plan"]:
             from cli._render import say
 
             say(str(engine.plan), err=True)
+        check_thinking(engine, settings)
+        name = model.name if model else EMBEDDED
         if prompt is None:
             from cli.chat_ui import run_chat
 
-            run_chat(engine, settings, name=model.name if model else EMBEDDED)
-            return
-        _answer_once(engine, settings, prompt)
-
-
-def _read_prompt() -> str:
-    """The whole of standard input, as the prompt."""
-    from offload.errors import RequestError
-
-    if sys.stdin is None:
-        raise RequestError("there is no prompt: standard input is closed; give -p TEXT")
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise RequestError(
-            f"standard input is not UTF-8 text: byte {exc.object[exc.start]:#04x} at {exc.start}"
-        ) from exc
-    if not text.strip():
-        raise RequestError("there is no prompt: standard input is empty; give -p TEXT")
-    return text.removesuffix("\n")
+            run_chat(engine, settings, name=name)
+        else:
+            _answer_once(engine, settings, prompt, name)
 
 
 def _load(model: Path | None, values: dict[str, Any]) -> Engine:
-    import offload
-    from cli._render import LoadDisplay
+    from cli.progress import LoadDisplay
 
+    with ends_at_once():
+        import offload
+
+        load = offload.load
     with LoadDisplay() as display, no_echo():
-        return offload.load(
+        return load(
             model,
             device=values["device"],
             context=values["context"],
@@ -123,16 +129,21 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
         )
 
 
-def _answer_once(engine: Engine, settings: Settings, prompt: str) -> None:
-    if settings.raw:
-        answer = stream_completion(engine, settings, prompt)
-    else:
-        messages = [*first_messages(settings), {"role": "user", "content": prompt}]
-        answer = stream_chat(engine, settings, messages)
+def _answer_once(engine: Engine, settings: Settings, prompt: str, name: str) -> None:
+    from cli._render import say, stats_text
+
+    with no_echo():
+        if settings.raw:
+            answer = stream_completion(engine, settings, prompt)
+        else:
+            messages = [*first_messages(settings), {"role": "user", "content": prompt}]
+            answer = stream_chat(engine, settings, messages)
+    if settings.json:
+        from cli.json_answer import answer_json
+
+        say(answer_json(engine, settings, answer, model=engine.config.name or name))
     note_full_context(engine, settings)
     if settings.show_stats:
-        from cli._render import say, stats_text
-
         say(stats_text(engine.stats), err=True, dim=True)
     if answer.was_stopped:
         click.get_current_context().exit(EXIT_INTERRUPTED)

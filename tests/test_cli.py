@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
@@ -22,9 +21,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fake_engine import FakeEngine, FakeStats, loader
+from terminal import FAKE_PROGRAM, Terminal, environment
 
 import offload
-from cli import _options, _paths, _render, chat_ui, kimi_offload
+from cli import _options, _paths, _render, chat_ui, input_line, kimi_offload, progress
 from cli._interrupt import StopOnCtrlC
 from cli._values import CountRange
 from cli.answering import Settings
@@ -33,7 +33,6 @@ from offload.sampling_params import SamplingParams
 from offload.version import __version__
 
 ROOT = Path(__file__).parents[1]
-FAKE_PROGRAM = [sys.executable, str(ROOT / "tests" / "fake_engine.py")]
 
 
 @pytest.fixture
@@ -51,11 +50,6 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def call(*arguments: str, stdin: str | bytes | None = None) -> Result:
     return CliRunner().invoke(kimi_offload.kimi_offload, arguments, input=stdin)
-
-
-def environment() -> dict[str, str]:
-    search = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return {**os.environ, "PYTHONPATH": search, "TERM": "xterm", "NO_COLOR": ""}
 
 
 # help and version
@@ -323,6 +317,30 @@ def test_a_bug_log_without_a_home_goes_elsewhere(
     log.parent.rmdir()
 
 
+def test_a_bug_is_told_where_no_log_can_be_written(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_paths, "write_bug_log", fail)
+    engine.error = ZeroDivisionError("division\nby zero")
+    result = call("run", "-p", "Hi")
+    assert result.exit_code == 3
+    assert result.stderr.count("\n") == 1
+    assert "ZeroDivisionError: division by zero; its log could not be written" in result.stderr
+
+
+def test_messages_and_warnings_are_one_harmless_line(engine: FakeEngine) -> None:
+    odd = "a\x1b[31mb\nc\x9bd"
+    engine.error = RequestError(odd)
+    result = call("run", "-p", "Hi")
+    assert result.stderr == "error: a␛[31mb c\\x9bd\n"
+    with CliRunner().isolation() as (_, err, _):
+        logging.getLogger("offload.gguf").warning("%s", odd)
+        assert err.getvalue() == "warning: a␛[31mb c\\x9bd\n".encode()
+
+
 # inspect and doctor
 
 
@@ -406,10 +424,10 @@ def test_amounts_and_clock() -> None:
 
 
 def test_progress_shows_rate_and_time_left() -> None:
-    text = _render.progress_text("read", 10 * 10**9, 40 * 10**9, 10.0)
+    text = progress.progress_text("read", 10 * 10**9, 40 * 10**9, 10.0)
     assert text == "10.0 GB / 40.0 GB  1.0 GB/s  ETA 0:30"
-    assert _render.progress_text("compile", 10, 40, 5.0) == "10 / 40 kernels  ETA 0:15"
-    assert _render.progress_text("read", 0, 0, 0.0) == "0 B / 0 B"
+    assert progress.progress_text("compile", 10, 40, 5.0) == "10 / 40 kernels  ETA 0:15"
+    assert progress.progress_text("read", 0, 0, 0.0) == "0 B / 0 B"
 
 
 # the chat, without a terminal
@@ -514,7 +532,7 @@ def type_keys(keys: str) -> str:
 
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text(keys)
-        session = chat_ui.make_session()
+        session = input_line.make_session()
         session.app.output = DummyOutput()
         return session.prompt(">>> ")
 
@@ -526,6 +544,22 @@ def test_history_is_kept_private(tmp_path: Path) -> None:
     assert history.stat().st_mode & 0o077 == 0
 
 
+def test_a_history_that_fails_does_not_end_the_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prompt_toolkit.history import FileHistory
+
+    def full(self: FileHistory, string: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FileHistory, "store_string", full)
+    assert type_keys("one\r") == "one"
+    history = tmp_path / "data" / "kimi-offload" / "history"
+    history.unlink()
+    os.mkfifo(history)
+    assert type_keys("two\r") == "two"
+
+
 # real processes: signals, pipes, terminals
 
 
@@ -533,6 +567,7 @@ def test_ctrl_c_ends_a_piped_answer_with_130() -> None:
     run = subprocess.Popen(
         [*FAKE_PROGRAM, "run", "-p", "Hi"],
         env=environment(),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -552,6 +587,7 @@ def test_a_closed_pipe_is_silent() -> None:
     run = subprocess.Popen(
         [*FAKE_PROGRAM, "run", "-p", "Hi", "--hide-thinking"],
         env=environment(),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -562,70 +598,6 @@ def test_a_closed_pipe_is_silent() -> None:
     assert run.wait(timeout=20) == 141
     assert run.stderr.read() == b""
     run.stderr.close()
-
-
-class Terminal:
-    """The fake program under a pseudo-terminal; `screen` is everything that it wrote."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._leader, follower = pty.openpty()
-        self.screen = ""
-        self._seen = 0
-        self.program = subprocess.Popen(
-            [*FAKE_PROGRAM, *arguments],
-            env=environment(),
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            start_new_session=True,
-            preexec_fn=_take_terminal,
-        )
-        os.close(follower)
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        if self.program.poll() is None:
-            self.program.kill()
-            self.program.wait()
-        os.close(self._leader)
-
-    def wait_for(self, text: str, seconds: float = 20.0) -> None:
-        """Read until `text` came after what was waited for before."""
-        deadline = time.monotonic() + seconds
-        while (found := self.screen.find(text, self._seen)) < 0:
-            assert time.monotonic() < deadline, f"{text!r} did not come: {self.screen!r}"
-            self._read(0.1)
-        self._seen = found + len(text)
-
-    def type(self, keys: str) -> None:
-        os.write(self._leader, keys.encode())
-
-    def exit_code(self) -> int:
-        """Read until the program ends."""
-        deadline = time.monotonic() + 20
-        while self.program.poll() is None and time.monotonic() < deadline:
-            self._read(0.05)
-        self._read(0.1)
-        return self.program.wait(timeout=1)
-
-    def _read(self, seconds: float) -> None:
-        if select.select([self._leader], [], [], seconds)[0]:
-            try:
-                data = os.read(self._leader, 65536)
-            except OSError:  # Linux: the other end is closed
-                return
-            self.screen += data.decode("utf-8", "replace")
-            if "\x1b[6n" in data.decode("utf-8", "replace"):  # prompt_toolkit asks where it is
-                self.type("\x1b[1;1R")
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def test_terminal_chat_stops_an_answer_then_leaves_on_ctrl_c() -> None:
