@@ -21,9 +21,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 if sys.platform != "win32":
-    import fcntl
     import termios
 
+EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 EXIT_HANGUP = 129  # also where the terminal is gone and no signal told
@@ -40,13 +40,11 @@ class Ended(SystemExit):
 class SavedTerminal:
     """The terminal as it was when the program started.
 
-    descriptor: of the terminal. attributes: for termios.tcsetattr. kernel_form: the same as the
-    bytes that ioctl(descriptor, TCSETS, ...) takes, for handlers that are not in Python.
+    descriptor: of the terminal. attributes: for termios.tcsetattr.
     """
 
     descriptor: int
     attributes: list[Any]
-    kernel_form: bytes
 
 
 _saved: SavedTerminal | None = None
@@ -61,18 +59,8 @@ def remember_terminal() -> None:
     for descriptor in (0, 1, 2):
         with contextlib.suppress(OSError, termios.error):
             attributes = termios.tcgetattr(descriptor)
-            kernel_form = b""
-            if sys.platform == "linux":  # elsewhere the request has another name
-                kernel_form = fcntl.ioctl(descriptor, termios.TCGETS, bytes(64))
-            _saved = SavedTerminal(
-                descriptor=descriptor, attributes=attributes, kernel_form=kernel_form
-            )
+            _saved = SavedTerminal(descriptor=descriptor, attributes=attributes)
             return
-
-
-def saved_terminal() -> SavedTerminal | None:
-    """What `remember_terminal` kept; None without a terminal."""
-    return _saved
 
 
 def restore_terminal() -> None:
@@ -89,6 +77,17 @@ def restore_terminal() -> None:
                 if os.isatty(descriptor):
                     os.write(descriptor, RESET)
                     return
+
+
+def guard_crashes() -> None:
+    """From now on the terminal is restored, and a line told, also when native code crashes."""
+    from offload.crashes import guard_terminal
+
+    def end() -> None:
+        restore_terminal()
+        os._exit(EXIT_USER_ERROR)
+
+    guard_terminal(None if _saved is None else _saved.descriptor, RESET, end)
 
 
 def is_hung_up(exc: Exception) -> bool:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 
 
+EMBEDDED = "kimi-mini (embedded)"  # the name of the model where none was given
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the flags of `run` ask of every answer. thinking None: as the model does by itself."""

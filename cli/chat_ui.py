@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cli._interrupt import StopOnCtrlC, no_echo
 from cli._render import error_line, neutralise_line, say, stats_text
 from cli.answering import (
+    EMBEDDED,
     Message,
     Settings,
     note_full_context,
@@ -166,4 +167,6 @@ def run_chat(engine: Engine, settings: Settings, *, name: str) -> None:
         f"{neutralise_line(engine.config.name or name)}. /help lists the commands, Ctrl-D leaves.",
         dim=True,
     )
+    if name == EMBEDDED:
+        say("A small demonstration. Where it speaks of a GPU, it means a later version.", dim=True)
     Chat(engine, settings, lambda: session.prompt(">>> ")).loop()

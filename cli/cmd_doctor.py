@@ -40,6 +40,7 @@ def _machine_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
         ("cores", f"{cpu.cores} physical, {cpu.threads} logical, {cpu.usable} usable here"),
         ("features", " ".join(_cpu_features()) or "none of interest"),
         ("kernel variant", cpu.simd),
+        ("kernel cache", profile.kernel_cache()),
         ("threads", f"{threads}: {reason}"),
         ("threading layer", _threading_layer()),
         ("pinning", profile.pinning(threads)[1]),
@@ -83,7 +84,7 @@ def _threading_layer() -> str:
     asked = " (NUMBA_THREADING_LAYER)" if os.environ.get("NUMBA_THREADING_LAYER") else ""
     try:
         touch(8)
+        layer: str = numba.threading_layer()  # type: ignore[attr-defined]
     except ValueError as exc:  # Numba's word for: none can be loaded
         return f"none works{asked}: {exc}"
-    layer: str = numba.threading_layer()  # type: ignore[attr-defined]
     return layer + asked

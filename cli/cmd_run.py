@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._interrupt import EXIT_INTERRUPTED, ends_at_once, no_echo
+from cli._interrupt import EXIT_INTERRUPTED, ends_at_once, guard_crashes, no_echo
 from cli._options import (
     LAYOUT_NAMES,
     Text,
@@ -17,6 +17,7 @@ from cli._options import (
 )
 from cli._values import GivenPath
 from cli.answering import (
+    EMBEDDED,
     Settings,
     check_thinking,
     first_messages,
@@ -29,9 +30,6 @@ from cli.prompt_input import read_prompt
 
 if TYPE_CHECKING:
     from offload import Engine
-
-
-EMBEDDED = "kimi-mini (embedded)"
 
 
 @click.command("run")
@@ -117,6 +115,7 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
         import offload
 
         load = offload.load
+        guard_crashes()
     with LoadDisplay() as display, no_echo():
         return load(
             model,

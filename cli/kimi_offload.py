@@ -108,8 +108,9 @@ def _report(exc: Exception) -> int:
     """Tell the user in one line what went wrong; the exit code."""
     from cli._render import error_line
     from offload.errors import OffloadError
+    from quant.ggml import SettingError
 
-    if isinstance(exc, OffloadError):
+    if isinstance(exc, OffloadError | SettingError):
         error_line(str(exc))
         return EXIT_USER_ERROR
     if isinstance(exc, MemoryError):

@@ -14,7 +14,7 @@ from offload.cgroups import Limits, read_limits
 from offload.errors import PlanError
 from offload.memory import amount, free_hugetlb, thp_mode
 from offload.topology import Topology, read_topology
-from quant import isa
+from quant import isa, kernel_cache
 
 BUSY = 0.2  # share of the cores that others may use before pinning would hurt
 
@@ -115,6 +115,10 @@ class HardwareProfile:
         if limits.swap is not None:
             parts.append(f"{amount(limits.swap)} of swap" if limits.swap else "no swap")
         return ", ".join(parts) or "no limits"
+
+    def kernel_cache(self) -> str:
+        """Where compiled kernels are kept, or why they are not."""
+        return kernel_cache.store().state
 
     def numa(self) -> str:
         """What was found, and what follows."""

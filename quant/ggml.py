@@ -15,6 +15,10 @@ class QuantError(ValueError):
     """A tensor type, row length or block layout that quant/ cannot work with."""
 
 
+class SettingError(QuantError):
+    """An environment variable asks for what this machine or program cannot do."""
+
+
 class GGMLType(IntEnum):
     """Type codes as a GGUF file's tensor table stores them (uint32)."""
 

@@ -17,7 +17,7 @@ from llvmlite import binding, ir
 from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 
-from quant.ggml import QuantError
+from quant.ggml import SettingError
 
 numba_settings: Any = config  # its values are set at run time, unknown to type checkers
 NAMES = ("avx512vbmi", "avx512vnni", "avx512", "avxvnni", "avx2", "generic")
@@ -54,10 +54,10 @@ def able() -> tuple[str, ...]:
 
 
 def choose(wanted: str | None) -> str:
-    """`wanted` if this processor can execute it, else QuantError naming what it can."""
+    """`wanted` if this processor can execute it, else SettingError naming what it can."""
     names = able()
     if wanted and wanted not in names:
-        raise QuantError(f"KIMI_OFFLOAD_ISA={wanted}: this processor can run {', '.join(names)}")
+        raise SettingError(f"KIMI_OFFLOAD_ISA={wanted}: this processor can run {', '.join(names)}")
     return wanted or names[0]
 
 
@@ -71,7 +71,7 @@ def chosen() -> str:
     if variant is None:
         return choose(os.environ.get("KIMI_OFFLOAD_ISA"))
     if variant not in NAMES:
-        raise QuantError(f"KIMI_OFFLOAD_COMPILE_FOR={variant}: not one of {', '.join(NAMES)}")
+        raise SettingError(f"KIMI_OFFLOAD_COMPILE_FOR={variant}: not one of {', '.join(NAMES)}")
     return variant
 
 

@@ -22,11 +22,11 @@ from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
 from quant import isa
-from quant.ggml import QuantError
+from quant.ggml import SettingError
 from quant.kernel_cache import KernelCache, is_kept
 
 if isa.numba_settings.DISABLE_JIT:
-    raise QuantError(
+    raise SettingError(
         "NUMBA_DISABLE_JIT is set, but kernels run only when compiled: unset NUMBA_DISABLE_JIT"
     )
 

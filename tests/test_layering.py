@@ -20,7 +20,7 @@ FORBIDDEN = {
     "cli": ("quant", "llama_cpp", "tiktoken", "jinja2"),
 }
 # of offload's modules the command line may name, beside the package itself
-CLI_MAY_NAME = ("offload.errors", "offload.version")
+CLI_MAY_NAME = ("offload.crashes", "offload.errors", "offload.version")
 # modules of offload that know no device, no engine
 DEVICE_FREE = (
     "gguf", "config", "tensor_census", "plan", "policies", "expert_cache", "replay", "sampler",

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
 import sys
-import termios
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from terminal import FAKE_PROGRAM, Terminal, environment
-
-from cli import _interrupt
 
 SLOW_LOAD = {"FAKE_LOAD_SECONDS": "20"}
 
@@ -214,23 +207,31 @@ def test_ctrl_c_in_a_callback_is_not_lost() -> None:
     assert run.stderr == b""
 
 
-def test_the_saved_terminal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    leader, follower = os.openpty()
-    monkeypatch.setattr(_interrupt, "_saved", None)
-    monkeypatch.setattr(termios, "tcgetattr", partial(_of, follower, termios.tcgetattr))
-    monkeypatch.setattr(fcntl, "ioctl", partial(_of, follower, fcntl.ioctl))
-    _interrupt.remember_terminal()
-    saved = _interrupt.saved_terminal()
-    assert saved is not None
-    assert saved.attributes == termios.tcgetattr(0)
-    assert len(saved.kernel_form) == 64
-    assert any(saved.kernel_form)
-    os.close(leader)
-    os.close(follower)
-
-
-def _of(descriptor: int, function: Callable[..., Any], _: int, *arguments: Any) -> Any:
-    return function(descriptor, *arguments)
+@pytest.mark.skipif(sys.platform != "linux", reason="the handler is Linux' own")
+@pytest.mark.parametrize(
+    ("number", "phase"),
+    [
+        (signal.SIGSEGV, "answer"),
+        (signal.SIGABRT, "input line"),
+        (signal.SIGBUS, "answer"),
+        (signal.SIGFPE, "loading"),
+    ],
+)
+def test_a_crash_leaves_the_terminal_as_it_was(number: int, phase: str) -> None:
+    env = {"FAKE_GUARD": "1"} | (SLOW_LOAD if phase == "loading" else {})
+    with Terminal("run", env=env) as terminal:
+        terminal.wait_for("read" if phase == "loading" else ">>>")
+        if phase == "answer":
+            terminal.type("tell me\r")
+            terminal.wait_for("word3 ")
+        assert terminal.attributes() != terminal.attributes_before
+        terminal.program.send_signal(number)
+        terminal.exit_code()
+        assert terminal.program.returncode == -number
+        assert terminal.attributes() == terminal.attributes_before
+        assert terminal.screen.count("error: kimi-offload crashed in native code") == 1
+        assert terminal.screen.rfind("\x1b[?25h") > terminal.screen.rfind("error:")
+        assert "Traceback" not in terminal.screen
 
 
 class piped(subprocess.Popen[str]):  # noqa: N801
