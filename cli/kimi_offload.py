@@ -107,8 +107,7 @@ def _exit_codes() -> Iterator[None]:
 def _report(exc: Exception) -> int:
     """Tell the user in one line what went wrong; the exit code."""
     from cli._render import error_line
-    from offload.errors import OffloadError
-    from quant.ggml import SettingError
+    from offload.errors import OffloadError, SettingError
 
     if isinstance(exc, OffloadError | SettingError):
         error_line(str(exc))

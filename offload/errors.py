@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from quant.ggml import SettingError as SettingError  # the user's error too, met on import
+
 # Letters and marks that have no picture, so that two names could look alike; Python prints them.
 _INVISIBLE: Final = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
