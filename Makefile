@@ -28,7 +28,7 @@ run: venv
 	  exec $(BIN)/kimi-offload run $(ARGS); \
 	else \
 	  echo "question: $(SAMPLE_QUESTION)" >&2; \
-	  exec $(BIN)/kimi-offload run --prompt "$(SAMPLE_QUESTION)" $(ARGS); \
+	  exec $(BIN)/kimi-offload run --prompt "$(SAMPLE_QUESTION)" $(ARGS) </dev/null; \
 	fi
 
 test: venv-dev

@@ -35,7 +35,8 @@ SHOWN_CHARACTERS = 90
 def command(model: Path | None, tensors: bool, check: bool, as_json: bool) -> None:
     """Show metadata, tensor types by family, and sizes.
 
-    MODEL is a GGUF file, or any one of its shards; without it, the embedded kimi-mini.
+    MODEL is a GGUF file, any one of its shards, or hf:OWNER/REPO[:QUANT] (see pull); without it,
+    the embedded kimi-mini.
     Only headers are read, unless --check asks for more; it exits with 1 if weights are damaged.
     """
     import offload

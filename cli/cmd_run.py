@@ -73,7 +73,8 @@ if TYPE_CHECKING:
 def command(model: Path | None, **values: Any) -> None:
     """Answer a prompt, or chat.
 
-    MODEL is a GGUF file, or any one of its shards; without it, the embedded kimi-mini.
+    MODEL is a GGUF file, any one of its shards, or hf:OWNER/REPO[:QUANT] (see pull); without it,
+    the embedded kimi-mini.
 
     Ctrl-C stops an answer, a second Ctrl-C the program.
     """

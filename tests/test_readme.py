@@ -18,7 +18,7 @@ def test_every_flag_and_command_it_names_exists() -> None:
     for command in re.findall(r"kimi-offload ([a-z]+)", text):
         assert command in COMMANDS
     context = kimi_offload.make_context("kimi-offload", [], resilient_parsing=True)
-    known = {"--version"}
+    known = {"--version", "--help"}
     for name in COMMANDS:
         command = kimi_offload.get_command(context, name)
         assert command is not None
