@@ -17,11 +17,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from quant import isa
+from quant import half, isa
 from quant.jit import inline
 from quant.simd import (
     F16,
-    F32,
     I8,
     I16,
     I32,
@@ -310,7 +309,7 @@ def store_f32_twice(s: int, x: Any) -> None:
 
 
 f16_from_bits = _op(  # low 16 bits read as a half
-    types.float32, (types.int64,), lambda b, m, v: b.fpext(b.bitcast(b.trunc(v[0], I16), F16), F32)
+    types.float32, (types.int64,), lambda b, m, v: half.widen(b, b.bitcast(b.trunc(v[0], I16), F16))
 )
 
 

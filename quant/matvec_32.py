@@ -17,7 +17,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from quant import isa
+from quant import half, isa
 from quant.jit import inline
 from quant.kernels import (
     _N_COLS,
@@ -239,7 +239,7 @@ def _of_16(element: Any, block_bytes: int, ret: Any, widen: Any) -> Any:
 def halves_of_16(block_bytes: int) -> Any:
     """An intrinsic: address -> f32x16 of the halves there, one every block_bytes."""
     halves = ir.VectorType(F16, 16)
-    return _of_16(I16, block_bytes, f32x16, lambda b, x: b.fpext(b.bitcast(x, halves), f32x16.llvm))
+    return _of_16(I16, block_bytes, f32x16, lambda b, x: half.widen(b, b.bitcast(x, halves)))
 
 
 def bytes_of_16(block_bytes: int) -> Any:

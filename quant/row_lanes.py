@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from quant import isa
+from quant import half, isa
 from quant.simd import (
     F16,
     F32,
@@ -98,7 +98,7 @@ def _tails_of_8(first: list[int]) -> Any:
 
 def _last_half(b: Any, m: Any, v: Any) -> Any:
     bits = _tails_of_8([3])(b, m, v)
-    return b.fpext(b.bitcast(bits, V16F16), f32x16.llvm)
+    return half.widen(b, b.bitcast(bits, V16F16))
 
 
 def _middle_word(b: Any, m: Any, v: Any) -> Any:

@@ -23,7 +23,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
-from quant import isa
+from quant import half, isa
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
@@ -163,7 +163,7 @@ s8 = _load_scalar(I8, types.int64, lambda b, x: b.sext(x, I64))
 u16 = _load_scalar(I16, types.int64, lambda b, x: b.zext(x, I64))
 u32 = _load_scalar(I32, types.int64, lambda b, x: b.zext(x, I64))
 i64 = _load_scalar(I64, types.int64, lambda b, x: x)
-f16 = _load_scalar(F16, types.float32, lambda b, x: b.fpext(x, F32))
+f16 = _load_scalar(F16, types.float32, half.widen)
 f32 = _load_scalar(F32, types.float32, lambda b, x: x)
 f64 = _load_scalar(ir.DoubleType(), types.float64, lambda b, x: x)
 
@@ -212,12 +212,12 @@ def _widening_load(element: Any, lanes: int, ret: Any, widen: Callable[[Any, Any
 
 
 # 8 halves, 8 bfloat16, 8 signed bytes -> f32x8;  16 bytes in both halves of a u8x32
-load_f16 = _widening_load(F16, 8, f32x8, lambda b, x: b.fpext(x, f32x8.llvm))
+load_f16 = _widening_load(F16, 8, f32x8, half.widen)
 splat_f16 = _op(  # the half at an address in every lane
     f32x8,
     (P,),
-    lambda b, m, v: b.fpext(
-        splat_value(b, b.load(_pointer(b, v[0], F16), align=1), ir.VectorType(F16, 8)), f32x8.llvm
+    lambda b, m, v: half.widen(
+        b, splat_value(b, b.load(_pointer(b, v[0], F16), align=1), ir.VectorType(F16, 8))
     ),
 )
 load_bf16 = _widening_load(
@@ -256,9 +256,7 @@ store_i32 = _op(types.int64, (P, i32x8), lambda b, m, v: _store(b, v[1], v[0]))
 store_f32 = _op(types.int64, (P, f32x8), lambda b, m, v: _store(b, v[1], v[0]))
 store_u8x64 = _op(types.int64, (P, u8x64), lambda b, m, v: _store(b, v[1], v[0]))
 store_f32x16 = _op(types.int64, (P, f32x16), lambda b, m, v: _store(b, v[1], v[0]))
-store_f16 = _op(
-    types.int64, (P, f32x8), lambda b, m, v: _store(b, b.fptrunc(v[1], ir.VectorType(F16, 8)), v[0])
-)
+store_f16 = _op(types.int64, (P, f32x8), lambda b, m, v: _store(b, half.narrow(b, v[1]), v[0]))
 store_i8x8 = _op(  # 8 float lanes of whole numbers within int8, as bytes
     types.int64,
     (P, f32x8),

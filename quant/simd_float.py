@@ -16,7 +16,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from quant import isa
+from quant import half, isa
 from quant.simd import (
     F16,
     F32,
@@ -76,7 +76,7 @@ def _from_i8(b: Any, x: Any) -> Any:
 
 
 load_v = _load(F32, LANES, lambda b, x: x)
-load_f16_v = _load(F16, LANES, lambda b, x: b.fpext(x, _V))
+load_f16_v = _load(F16, LANES, half.widen)
 load_bf16_v = _load(I16, LANES, _from_bf16)
 load_i8_v = _load(I8, LANES, _from_i8)
 store_v = _op(types.int64, (P, V), lambda b, m, v: _store(b, v[1], v[0]))

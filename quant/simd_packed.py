@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from quant import isa, simd
+from quant import half, isa, simd
 from quant.simd import F16, F32, I8, I16, I32, P, _op, _pointer, _store, call, splat_value
 
 WIDE = isa.ISA.startswith("avx512")
@@ -64,7 +64,7 @@ store_bytes, store_floats = (
 )
 four_columns = _splat(I32, Signed)  # the activations of 4 columns, for every row
 splat_int, splat_float = _splat(I32, Ints), _splat(F32, Floats)
-load_halves = simd._widening_load(F16, LANES, Floats, lambda b, x: b.fpext(x, FLOATS))
+load_halves = simd._widening_load(F16, LANES, Floats, half.widen)
 to_floats = _op(Floats, (Ints,), lambda b, m, v: b.sitofp(v[0], FLOATS))
 as_signed = _op(Signed, (Bytes,), lambda b, m, v: v[0])  # the same bits
 as_bytes = _op(Bytes, (Signed,), lambda b, m, v: v[0])
@@ -281,7 +281,7 @@ def _one_of_4(b: Any, m: Any, v: Any) -> Any:
 
 def _halves_from(b: Any, m: Any, v: Any) -> Any:
     bits = b.trunc(v[0], ir.VectorType(I16, LANES))
-    return b.fpext(b.bitcast(bits, ir.VectorType(F16, LANES)), FLOATS)
+    return half.widen(b, b.bitcast(bits, ir.VectorType(F16, LANES)))
 
 
 def _minus_or_zero(b: Any, m: Any, v: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from quant import half
 from quant.simd import (
     F16,
     I1,
@@ -76,7 +77,7 @@ def _first_trits(b: Any, m: Any, v: Any) -> Any:
 
 def _halves(b: Any, m: Any, v: Any) -> Any:
     bits = b.trunc(v[0], ir.VectorType(I16, 8))
-    return b.fpext(b.bitcast(bits, ir.VectorType(F16, 8)), f32x8.llvm)
+    return half.widen(b, b.bitcast(bits, ir.VectorType(F16, 8)))
 
 
 bit_mask = _op(u8x32, (P,), _bit_mask)  # 4 bytes, lowest bit first -> 0 or 255 per bit
