@@ -12,7 +12,9 @@ from llvmlite import ir
 
 from quant import isa
 
-IN_HARDWARE = not isa.X86 or "+f16c" in isa.target()[1].split(",")
+IN_HARDWARE = (
+    not isa.X86 or "f16c" in isa.NEEDS.get(isa.NAME, ()) or "+f16c" in isa.target()[1].split(",")
+)
 
 
 def _like(x: Any, element: Any) -> Any:
