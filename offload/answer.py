@@ -105,6 +105,8 @@ def decode(
                 stats.finish_reason = "stop"
             elif i + 1 == n + budget:
                 stats.finish_reason = "length"
+            if stats.finish_reason is not None:
+                sequence.check_weights()
             yield token_id
             if stats.finish_reason is not None:
                 return

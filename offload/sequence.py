@@ -77,6 +77,12 @@ class Sequence:
             stats.decode_bytes += self.model.ops.bytes_read - before
         return logits
 
+    def check_weights(self) -> None:
+        """Raise GGUFError if they were changed meanwhile; at the end of an answer."""
+        with self._lock:
+            if not self._is_closed:
+                self.model.check_files()
+
     def close(self) -> None:
         """Free everything, once no pass runs: at the end of this thread's own one, if there is."""
         with self._lock:

@@ -8,6 +8,7 @@ half is transposed once. Every kernel reads whole blocks and not one byte outsid
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,11 +23,13 @@ from offload.mapped_file import MappedFile
 from offload.models.deepseek2_tensors import expected_tensors
 from quant import products
 from quant.ggml import BLOCK, GGMLType, QuantError
+from quant.layer_ops import are_finite
 from quant.packed import PackedType
 from quant.quant_type import QuantType
 from quant.registry import quant_type
 
 F32 = np.dtype(np.float32)
+ASK_SECONDS = 0.02  # between two looks at mapped files: a look takes some microseconds a file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,6 +99,7 @@ class WeightStore:
         self.copies: dict[str, np.ndarray] = {}
         self.packed: dict[str, Matrix] = {}
         self.watched: Sequence[MappedFile] = file.mapped
+        self._asked = 0.0  # monotonic seconds of the latest `check_files`
 
     def __contains__(self, name: str) -> bool:
         return name in self._file.tensors
@@ -108,20 +112,6 @@ class WeightStore:
         """A 1-D tensor as float32 (n,); GGUFError if an element is not finite."""
         return check_vector(name, self.dense(name).reshape(-1))
 
-    def check_logits(self, logits: np.ndarray) -> np.ndarray:
-        """The logits, if they may be given away.
-
-        GGUFError that names the file, if it was changed under our map, or the damaged tensor, if
-        some are not finite.
-        """
-        for file in self.watched:
-            file.check_unchanged()
-        if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):
-            raise fault_behind_logits(
-                self._file, expected_tensors(self._config, self._file.tensors)
-            )
-        return logits
-
     def dense(self, name: str) -> np.ndarray:
         """A tensor dequantised to float32, in its own shape (copies)."""
         info = self._file.tensors[name]
@@ -131,6 +121,27 @@ class WeightStore:
         if kind.is_float and n_cols % 8:
             return _float_array(info.ggml_type, data).reshape(info.shape)
         return products.dequantize(info.ggml_type, data, n_cols).reshape(info.shape)
+
+    def check_logits(self, logits: np.ndarray) -> np.ndarray:
+        """The logits, if they may be given away.
+
+        GGUFError that names the file, if it was changed under our map, or the damaged tensor, if
+        some are not finite. Files are asked now and then: `check_files` at an answer's end.
+        """
+        now = time.monotonic()
+        if now - self._asked > ASK_SECONDS:
+            self.check_files()
+            self._asked = now
+        if not are_finite(logits):
+            raise fault_behind_logits(
+                self._file, expected_tensors(self._config, self._file.tensors)
+            )
+        return logits
+
+    def check_files(self) -> None:
+        """Raise GGUFError if a mapped file is not what it was."""
+        for file in self.watched:
+            file.check_unchanged()
 
     def matrix(self, name: str) -> Matrix:
         """A 2-D or 3-D tensor as it lies in the file, or padded if kernels need it so.

@@ -54,6 +54,22 @@ def norm_row(row: int, weights: int, n: int, eps: float, into: int) -> None:
         put_f32(into + i, f32(row + i) * scale * f32(weights + i))
 
 
+@kernel()
+def are_finite(x: np.ndarray) -> bool:
+    """Whether all of x, float32 in C order, are numbers and none is infinite."""
+    address = x.ctypes.data
+    n = x.size
+    whole = n // LANES * LANES
+    acc = zero_v()
+    for i in range(0, 4 * whole, V_BYTES):
+        v = load_v(address + i)
+        acc = acc + (v - v)  # + 0, or not a number
+    total = sum_v(acc)
+    for i in range(4 * whole, 4 * n, 4):
+        total += f32(address + i) - f32(address + i)
+    return bool(total == np.float32(0))
+
+
 @task
 def rms_norm_task(context: int, t: int, thread: int) -> None:
     """`norm_row` of row t. context: x, its row bytes, weight, n, eps (float64), out, row bytes."""

@@ -157,6 +157,9 @@ class SyntheticStore:
         """They are: no file can change or be damaged."""
         return logits
 
+    def check_files(self) -> None:
+        """There are none."""
+
     def matrix(self, name: str) -> Matrix:
         """A 2-D or 3-D tensor; float rows padded as WeightStore pads them."""
         if name in self.packed:

@@ -7,6 +7,7 @@ least SLICE_BYTES of weights, so that Ctrl-C and `Engine.cancel` are noticed soo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,10 +85,11 @@ class CpuDecoder:
             0 if self.forced is None else self.forced.ctypes.data,
         )
         control = self._ops.pool.address
+        play = run_tape if stack.is_roomy() else partial(stack.call, run_tape)
         for first, n, n_bytes in self._slices:
             check()
             self._ops.pool.settle()
-            stack.call(run_tape, control, self._address + first * self._steps.strides[0], n)
+            play(control, self._address + first * self._steps.strides[0], n)
             self._ops.bytes_read += n_bytes
         kv.length += 1
         return logits

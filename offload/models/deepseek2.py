@@ -82,6 +82,10 @@ class DeepSeek2:
         kv.length = first + len(ids)
         return self._weights.check_logits(logits)
 
+    def check_files(self) -> None:
+        """Raise GGUFError if weights have changed under their map since they were loaded."""
+        self._weights.check_files()
+
     @cached_property
     def decoder(self) -> Decoder | None:
         """What runs single tokens, where the device has more than its operations for them."""
