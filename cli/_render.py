@@ -1,4 +1,4 @@
-"""The only place that writes to the terminal: answers, errors, progress, amounts of bytes.
+"""The only place that writes to the terminal: answers, errors, progress.
 
 Text from a model or a file is not trusted: before it reaches a terminal, control characters are
 replaced by visible ones, so that no escape sequence from there can act on the terminal.
@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TextIO
+
+from offload.amounts import amount
 
 if TYPE_CHECKING:
     from offload import RunStats
@@ -115,15 +117,6 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     Console(file=text, width=width, force_terminal=styled, highlight=False).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     write(sys.stdout, "\n".join([*lines, "", ""]))
-
-
-def amount(n_bytes: float) -> str:
-    """Bytes for a person, in powers of 1000: `245.1 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(n_bytes) < 999.5:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
 
 
 def clock(seconds: float) -> str:

@@ -110,13 +110,13 @@ def _stats(chat: Chat, _: str) -> None:
 def _set(chat: Chat, text: str) -> None:
     sampling = chat.settings.sampling
     if not text:
-        say(chat_settings.shown(sampling))
+        say(chat_settings.in_lines(sampling))
         return
     name, value = chat_settings.split(text)
     if value:
         sampling = chat_settings.change(sampling, name, value)
         chat.settings = dataclasses.replace(chat.settings, sampling=sampling)
-    say(chat_settings.shown(sampling, (name,)), dim=bool(value))
+    say(chat_settings.in_lines(sampling, (name,)), dim=bool(value))
 
 
 def _think(chat: Chat, argument: str) -> None:

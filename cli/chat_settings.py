@@ -101,7 +101,7 @@ def _json(value: str) -> Any:
         return None
 
 
-def shown(sampling: Mapping[str, Any], names: tuple[str, ...] = SAMPLING_NAMES) -> str:
+def in_lines(sampling: Mapping[str, Any], names: tuple[str, ...] = SAMPLING_NAMES) -> str:
     """A line for each field: its value, or that it is the default."""
     width = max(map(len, names))
     lines = []

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cli._paths import package_versions, user_data_dir
-from cli._render import amount, show_table
+from cli._render import show_table
+from offload.amounts import amount
 
 if TYPE_CHECKING:
     from offload import HardwareProfile

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._render import amount, say, show_table
+from cli._render import say, show_table
 from cli.model_argument import header_argument
 from cli.progress import LoadDisplay
+from offload.amounts import amount
 
 if TYPE_CHECKING:
     from offload import GGUFFile

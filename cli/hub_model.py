@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli._render import amount, is_terminal, neutralise_line, say
+from cli._render import is_terminal, neutralise_line, say
 from cli.pull_display import PullDisplay
+from offload.amounts import amount
 
 if TYPE_CHECKING:
     from offload.hub_preview import Verdict

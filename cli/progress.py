@@ -12,7 +12,6 @@ from cli._render import (
     CLEAR_LINE,
     DIM,
     PLAIN,
-    amount,
     clock,
     columns,
     has_style,
@@ -20,6 +19,7 @@ from cli._render import (
     say,
     write,
 )
+from offload.amounts import amount
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

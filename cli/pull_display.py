@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli._render import CLEAR_LINE, amount, clock, has_style, neutralise_line, say
+from cli._render import CLEAR_LINE, clock, has_style, neutralise_line, say
+from offload.amounts import amount
 
 if TYPE_CHECKING:
     from offload import LoadProgress
@@ -47,7 +48,7 @@ class PullDisplay:
         if self._phase == "download" and self._done:
             seconds = max(1e-3, time.monotonic() - self._began)
             speed = f"{amount(self._done)} in {clock(seconds)}, {amount(self._done / seconds)}/s"
-            kept = "; what has come is kept: the same command goes on from there" if kind else ""
+            kept = "; the same command goes on from what is kept" if kind else ""
             say(f"downloaded {speed}{kept}", err=True)
 
     def callback(self, update: LoadProgress) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from offload.child_frames import HEAD, MAX_HEADER, Frame, pack, unpack
-from offload.errors import DeviceError, shown
+from offload.errors import DeviceError, reason, shown
 
 _BOOT: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; "
@@ -161,7 +161,7 @@ class _Process:
         except OSError as exc:
             self._socket.close()
             raise DeviceError(
-                f"cannot start a helper process ({sys.executable}): {exc.strerror or exc}; "
+                f"cannot start a helper process ({sys.executable}): {reason(exc)}; "
                 "it reads what a model file says about its text."
             ) from exc
         finally:

@@ -46,6 +46,12 @@ def _escaped(text: str) -> str:
     )
 
 
+def reason(exc: Exception) -> str:
+    """Why something failed, in the system's words, without number and path."""
+    words = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
+    return shown(words or type(exc).__name__, 300)
+
+
 class OffloadError(Exception):
     """Base of every error that a user can cause."""
 

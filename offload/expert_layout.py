@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from offload.amounts import GIB, binary_amount
 from offload.arguments import is_number, path_argument, quoted, whole
 from offload.config import ModelConfig
 from offload.errors import PlanError
-from offload.memory import GIB, amount
 from offload.weights import Matrix
 from quant.packed import PackedType, packed_type
 
@@ -143,7 +143,7 @@ def choose(
             )
         if total > room:
             return _native(
-                f"the weights ({amount(total)}) do not fit the {amount(room)} of RAM "
+                f"the weights ({binary_amount(total)}) do not fit the {binary_amount(room)} of RAM "
                 "free for them, so a second copy would push others out"
             )
         pays, why = _judge(speeds(), layers)
@@ -161,17 +161,17 @@ def choose(
         chosen.append(layer)
     packed = sum(layer.packed_bytes for layer in chosen)
     limit = (
-        f"the {amount(room)} of free RAM"
+        f"the {binary_amount(room)} of free RAM"
         if options.budget is None
-        else f"the budget of {amount(options.budget)}"
+        else f"the budget of {binary_amount(options.budget)}"
     )
     if not chosen:
         need = layers[0].packed_bytes
-        return _native(f"one packed layer takes {amount(need)}, more than {limit} allows")
+        return _native(f"one packed layer takes {binary_amount(need)}, more than {limit} allows")
     where = (
         f"of {len(chosen)} of {moe_layers} layers" if len(chosen) < moe_layers else "of all layers"
     )
-    note = f"experts {where} packed, {amount(packed)} in RAM: {why}"
+    note = f"experts {where} packed, {binary_amount(packed)} in RAM: {why}"
     if len(chosen) < len(layers):
         note += f"; the other {len(layers) - len(chosen)} do not fit {limit}"
     return Choice(layers=tuple(chosen), notes=(note,))

@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from offload.errors import GGUFError, OffloadError
+from offload.errors import GGUFError, OffloadError, shown
 from offload.gguf import GGUFFile, TensorInfo
 from offload.stats import LoadProgress
 from quant import products
@@ -37,7 +37,7 @@ class Fault:
         what = "a value that is not a number" if np.isnan(self.value) else "an infinite value"
         where = f", row {self.index[-1]:,}" if self.index else ""
         where += f" of matrix {self.index[0]:,}" if len(self.index) > 1 else ""
-        return f"{self.name}{where} holds {what}"
+        return f"{shown(self.name)}{where} holds {what}"
 
 
 def check_vector(name: str, x: Array) -> Array:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import psutil
 
+from offload.amounts import binary_amount
 from offload.arguments import integer, quoted
 from offload.cgroups import Limits, read_limits
 from offload.errors import PlanError
-from offload.memory import amount, free_hugetlb, thp_mode
+from offload.memory import free_hugetlb, thp_mode
 from offload.topology import Topology, read_topology
 from quant import isa, kernel_cache
 
@@ -103,7 +104,9 @@ class HardwareProfile:
             "never": "switched off (/sys/kernel/mm/transparent_hugepage/enabled: never)",
             None: "not available on this system",
         }
-        return kinds.get(mode, str(mode)) + (f"; {amount(reserved)} set aside" if reserved else "")
+        return kinds.get(mode, str(mode)) + (
+            f"; {binary_amount(reserved)} set aside" if reserved else ""
+        )
 
     def container(self) -> str:
         """What control groups leave to this process."""
@@ -111,9 +114,9 @@ class HardwareProfile:
         if limits.cpus is not None:
             parts.append(f"{limits.cpus:g} processors ({limits.cpus_from})")
         if limits.memory is not None:
-            parts.append(f"{amount(limits.memory)} of memory ({limits.memory_from})")
+            parts.append(f"{binary_amount(limits.memory)} of memory ({limits.memory_from})")
         if limits.swap is not None:
-            parts.append(f"{amount(limits.swap)} of swap" if limits.swap else "no swap")
+            parts.append(f"{binary_amount(limits.swap)} of swap" if limits.swap else "no swap")
         return ", ".join(parts) or "no limits"
 
     def kernel_cache(self) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
+from offload.arguments import check_callable
 from offload.errors import HubError, OffloadError, RequestError, UnsupportedError
 from offload.hub_cache import RepoCache, cache_trouble
 from offload.hub_client import Hub
@@ -57,6 +58,8 @@ def pull(
     """
     if type(parallel) is not int or not 1 <= parallel <= MOST_PARALLEL:
         raise RequestError(f"parallel is {parallel!r}; 1 to {MOST_PARALLEL} files at once")
+    for what, value in (("approve", approve), ("progress", progress), ("notice", notice)):
+        check_callable(what, value, optional=True)
     wanted, notice = _name(name, revision), notice or log.warning
     hub = Hub()
     with hub.quiet():
@@ -165,8 +168,8 @@ def _look_up(hub: Hub, name: HubName, notice: Notice) -> tuple[str, Choice]:
     """The commit and the model that the hub has under this name, sizes and etags known."""
     if hub.is_offline:
         raise HubError(
-            f"{name}: HF_HUB_OFFLINE is set, and nothing more than a complete copy in {hub.cache} "
-            "can be used; unset it to ask the hub"
+            f"{name}: HF_HUB_OFFLINE is set, so the hub cannot be asked, and without it only a "
+            f"complete copy in {hub.cache} can be used"
         )
     listing = persistently(lambda: hub.listing(name), notice)
     choice = choose(name, listing.files)

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from offload.errors import HubError
+from offload.errors import HubError, reason, shown
 from offload.hub_files import Choice, RemoteFile, sure_choice
 from offload.hub_name import HubName, is_safe_path
 
@@ -130,9 +130,9 @@ def disk_free(folder: Path) -> int | None:
 
 def cache_trouble(path: Path, exc: OSError) -> HubError:
     """The error for a cache that cannot be written."""
-    reason = os.strerror(exc.errno) if exc.errno else str(exc)
     return HubError(
-        f"{exc.filename or path}: {reason}; HF_HUB_CACHE names the folder where models are kept"
+        f"{shown(exc.filename or path, 1000)}: {reason(exc)}; HF_HUB_CACHE names the folder where "
+        "models are kept"
     )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from offload.hub_cache import RepoCache
 from offload.hub_client import Hub
 from offload.hub_files import RemoteFile
 from offload.hub_name import HubName
 from offload.hub_tally import Notice, Report, Tally, work_off
-from offload.hub_transfer import fetch
+from offload.hub_transfer import Transfer
 
 
 def download(
@@ -37,5 +36,5 @@ def download(
         here = cache.bytes_here(commit, file)
         tally.to_fetch += file.n_bytes - here
         tally.to_check += here
-    tasks = [partial(fetch, hub, name, commit, file, cache, tally, verify) for file in wanted]
+    tasks = [Transfer(hub, name, commit, file, cache, tally, verify).run for file in wanted]
     work_off(tasks, min(parallel, len(tasks)), tally, report)

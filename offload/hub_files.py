@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from offload.amounts import amount
 from offload.errors import HubError
 from offload.hub_name import HubName, is_safe_path
 from offload.shards import parse_shard_name
@@ -76,7 +77,7 @@ class Choice:
         return _stem(self.files[0].path)
 
     def __str__(self) -> str:
-        size = "" if self.n_bytes is None else f" {self.n_bytes / 1e9:.1f} GB"
+        size = "" if self.n_bytes is None else f" {amount(self.n_bytes)}"
         gap = f" ({self.missing})" if self.missing else ""
         return f"{self.label}{size}{gap}"
 

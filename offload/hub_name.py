@@ -8,6 +8,7 @@ from os import PathLike, fspath
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from offload.arguments import quoted
 from offload.errors import RequestError
 
 FORM: Final = "hf:OWNER/REPO[:QUANT], for instance hf:unsloth/Kimi-K2.5-GGUF:UD-TQ1_0"
@@ -54,7 +55,10 @@ def parse_hub_name(text: str | PathLike[str]) -> HubName:
 
     Accepted beside hf:OWNER/REPO...: a page's address, and (for `pull`) OWNER/REPO alone.
     """
-    given = fspath(text)
+    if not isinstance(text, str | PathLike) or not isinstance(given := fspath(text), str):
+        raise RequestError(
+            f"the name of a model must be a string, not {quoted(text)}; it is {FORM}"
+        )
     if len(given) > _MAX_TEXT or not given.isprintable():
         raise RequestError(f"this is no name of a model on the hub; the form is {FORM}")
     if re.match(r"https?:/", given):
@@ -110,6 +114,8 @@ def checked_revision(revision: str | None) -> str | None:
     """A branch, tag or commit that may become part of an address and of a path."""
     if revision is None:
         return None
+    if not isinstance(revision, str):
+        raise RequestError(f"the revision must be a string, not {quoted(revision)}")
     if not is_safe_path(revision) or len(revision) > 200 or not revision.isascii():
         raise RequestError(f"{revision!r} cannot be a revision; give a branch, a tag or a commit")
     return revision

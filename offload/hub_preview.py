@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from offload.amounts import amount
 from offload.errors import GGUFError, HubError, OffloadError, UnsupportedError
 from offload.gguf import GGUFFile
 from offload.gguf_header import parse_header
@@ -90,8 +91,8 @@ class Verdict:
             return f"{self.name} cannot run here: {self.obstacle}"
         if not self.fits_disk:
             return (
-                f"{self.name} needs {gigabytes(self.missing)} more on disk, but "
-                f"{gigabytes(self.disk_free or 0)} are free in {self.folder}: make room, or set "
+                f"{self.name} needs {amount(self.missing)} more on disk, but "
+                f"{amount(self.disk_free or 0)} are free in {self.folder}: make room, or set "
                 "HF_HUB_CACHE to a folder on a larger disk"
             )
         return None
@@ -112,33 +113,33 @@ class Verdict:
     def rows(self) -> list[tuple[str, str]]:
         """The verdict for people: (what, words)."""
         parts = f"{self.n_files} parts, " if self.n_files > 1 else ""
-        here = f", {gigabytes(self.bytes_here)} of them here already" if self.bytes_here else ""
-        free = "unknown" if self.disk_free is None else gigabytes(self.disk_free)
-        disk = f"{gigabytes(self.missing)} to download, {free} free in {self.folder}"
+        here = f", {amount(self.bytes_here)} of them here already" if self.bytes_here else ""
+        free = "unknown" if self.disk_free is None else amount(self.disk_free)
+        disk = f"{amount(self.missing)} to download, {free} free in {self.folder}"
         rows = [
-            ("files", f"{parts}{gigabytes(self.n_bytes)}{here}"),
+            ("files", f"{parts}{amount(self.n_bytes)}{here}"),
             ("runs here", f"no: {self.obstacle}" if self.obstacle else f"yes: {self.facts}"),
             ("disk", f"{disk}: {'fits' if self.fits_disk else 'does not fit'}"),
         ]
         if self.obstacle is None:
             ram = (
-                f"{gigabytes(self.weights)} of weights, {gigabytes(self.kv_cache)} of KV cache "
-                f"({self.context:,} tokens) and {gigabytes(RESERVE)} for the system, "
-                f"{gigabytes(self.ram_free)} free"
+                f"{amount(self.weights)} of weights, {amount(self.kv_cache)} of KV cache "
+                f"({self.context:,} tokens) and {amount(RESERVE)} for the system, "
+                f"{amount(self.ram_free)} free"
             )
             verdict = "fits" if self.fits_ram else "does not fit: parts come from disk every time"
             rows += [("RAM", f"{ram}: {verdict}"), ("speed", self._speed())]
         return rows
 
     def _speed(self) -> str:
-        read = f"a token reads {gigabytes(self.bytes_per_token)}"
+        read = f"a token reads {amount(self.bytes_per_token)}"
         if self.tokens_per_second is None:
             return f"{read}; memory could not be measured"
         low, high = (f"{rate:.2g}" if rate < 10 else f"{rate:.0f}"
                      for rate in self.tokens_per_second)  # fmt: skip
-        rate = f"memory here gives {gigabytes(self.bandwidth or 0)}/s"
+        rate = f"memory here gives {amount(self.bandwidth or 0)}/s"
         if not self.fits_ram:
-            slow, quick = (gigabytes(rate) for rate in DISKS)
+            slow, quick = (amount(rate) for rate in DISKS)
             rate = f"beyond memory, disks give {slow} to {quick}/s"
         return f"{read}, {rate}: about {low} to {high} tokens/s"
 
@@ -248,7 +249,7 @@ def _completed(base: Verdict, path: Path, hardware: HardwareProfile) -> Verdict:
         config, _ = check_model(file)
         tensors = census(file, config)
         plan = make_plan(config, tensors, hardware, PlanOptions())
-    types = ", ".join(f"{kind.name} {gigabytes(n.n_bytes)}" for kind, n in tensors.types.items())
+    types = ", ".join(f"{kind.name} {amount(n.n_bytes)}" for kind, n in tensors.types.items())
     experts = f", {config.n_routed_experts} experts" if config.n_routed_experts else ""
     return replace(
         base,
@@ -280,11 +281,3 @@ def memory_bandwidth(threads: int, ram_free: int) -> float | None:
     finally:
         if pool is not None:
             pool.close()
-
-
-def gigabytes(n_bytes: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= 0.9995 * size:
-            return f"{n_bytes / size:.1f} {unit}"
-    return f"{n_bytes / 1e3:.1f} kB"

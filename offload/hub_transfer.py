@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from offload.amounts import amount
 from offload.errors import HubError
 from offload.hub_cache import RepoCache, cache_trouble, disk_free
 from offload.hub_client import Hub
@@ -30,21 +31,8 @@ READ: Final = 4 << 20  # bytes hashed at once
 RESTARTS: Final = 3  # a server without ranges must be read from the start each time
 
 
-def fetch(
-    hub: Hub,
-    name: HubName,
-    commit: str,
-    file: RemoteFile,
-    cache: RepoCache,
-    tally: Tally,
-    verify: bool,
-) -> None:
-    """Bring one file into the cache; HubError if that fails. verify: check it if it is there."""
-    _Transfer(hub, name, commit, file, cache, tally, verify).run()
-
-
-class _Transfer:
-    """One file on its way, under the cache's lock for it."""
+class Transfer:
+    """One file on its way, under the cache's lock for it. verify: check it if it is there."""
 
     def __init__(
         self,
@@ -65,7 +53,7 @@ class _Transfer:
         self._descriptor = -1
 
     def run(self) -> None:
-        """Fetch what is missing, check, and move to its place."""
+        """Fetch what is missing, check, and move to its place; HubError if that fails."""
         blob, partial = self.cache.blob(self.file), self.cache.partial(self.file)
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
@@ -243,9 +231,9 @@ def _write_trouble(path: Path, missing: int, exc: OSError) -> HubError:
     """The error for a file that cannot be written."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         free = disk_free(path.parent)
-        has = "" if free is None else f", {free / 1e9:.2f} GB free"
+        has = "" if free is None else f", {amount(free)} free"
         return HubError(
-            f"the disk is full: {path.parent} needs {missing / 1e9:.2f} GB more for this file"
+            f"the disk is full: {path.parent} needs {amount(missing)} more for this file"
             f"{has}; what has come stays: make room, or set HF_HUB_CACHE to a larger disk, and run "
             "the same command again"
         )

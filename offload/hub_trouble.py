@@ -80,8 +80,10 @@ def refusal(
     if code == "GatedRepo" or (status == 403 and own and path is not None):
         way = "your token has no access to it (yet)" if has_token else "set HF_TOKEN to your token"
         return HubError(f"{name}: the model is gated: accept its terms at {where}; {way}")
-    if status == 403 and not own:
-        return HubError(f"{name}: the storage host {host} refuses {path} (403); try again later")
+    if status in (401, 403) and not own:
+        return HubError(
+            f"{name}: the storage host {host} refuses {path} ({status}); try again later"
+        )
     if code == "RevisionNotFound":
         return HubError(f"{name}: {name.repo} has no revision {name.revision or 'main'}; see "
                         f"{where}/refs")  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offload import bus_errors
-from offload.errors import GGUFError
+from offload.errors import GGUFError, shown
 
 U8 = npt.NDArray[np.uint8]
 
@@ -54,11 +54,11 @@ class MappedFile:
         now = os.fstat(self._descriptor)
         if now.st_size < self.size:
             return (
-                f"{self.path} shrank from {self.size:,} to {now.st_size:,} bytes while it was in "
-                "use; load it again when it is whole"
+                f"{shown(self.path, 1000)} shrank from {self.size:,} to {now.st_size:,} bytes "
+                "while it was in use; load it again when it is whole"
             )
         if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
-            return f"{self.path} was changed while it was in use; load it again"
+            return f"{shown(self.path, 1000)} was changed while it was in use; load it again"
         return None
 
     def check_unchanged(self) -> None:

@@ -21,12 +21,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from offload.amounts import GIB, binary_amount
 from offload.arguments import quoted
 from offload.errors import PlanError
 
 MemoryMode = Literal["mmap", "resident", "hugepages"]
 Array = np.ndarray
-GIB = 1 << 30
 HUGE = 2 << 20  # bytes of a huge page
 PAGE = mmap.PAGESIZE
 LINUX = sys.platform.startswith("linux")
@@ -107,7 +107,7 @@ class Memory:
             notes.append(self._huge())
         if len(self._nodes) > 1:
             notes.append(
-                f"NUMA: {amount(self.n_bytes)} interleaved over {len(self._nodes)} nodes"
+                f"NUMA: {binary_amount(self.n_bytes)} interleaved over {len(self._nodes)} nodes"
                 if self._is_interleaved
                 else f"NUMA: {len(self._nodes)} nodes, but the system does not allow to interleave "
                 "memory over them (mbind); start under `numactl --interleave=all`"
@@ -115,11 +115,11 @@ class Memory:
         return notes
 
     def _locked(self) -> str:
-        total = amount(self.n_bytes)
+        total = binary_amount(self.n_bytes)
         if all(lock(address, size) for address, size in self._blocks):
             return f"resident: {total} locked in RAM"
         limit = lock_limit()
-        allowed = "it" if limit is None else f"{amount(limit)} at most"
+        allowed = "it" if limit is None else f"{binary_amount(limit)} at most"
         return (
             f"resident: {total} copied into RAM but not locked there: the system allows "
             f"{allowed} (raise `ulimit -l`); pages may be swapped out while they are not used"
@@ -132,19 +132,15 @@ class Memory:
         elif thp_mode() in ("never", None):
             return (
                 f"huge pages: not available here ({THP}: {thp_mode() or 'missing'}); ordinary pages"
-                f" are used for {amount(self.n_bytes)}"
+                f" are used for {binary_amount(self.n_bytes)}"
             )
         else:
             kind = " (MADV_HUGEPAGE)"
         if huge is None:
-            return f"huge pages{kind}: asked for {amount(self.n_bytes)}"
+            return f"huge pages{kind}: asked for {binary_amount(self.n_bytes)}"
         short = "" if huge > 0.9 * self.n_bytes else "; memory is too fragmented for the rest"
-        return f"huge pages{kind}: {amount(huge)} of {amount(self.n_bytes)} are in them{short}"
-
-
-def amount(n_bytes: float) -> str:
-    """Bytes for notes."""
-    return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / 2**20:.1f} MiB"
+        shares = f"{binary_amount(huge)} of {binary_amount(self.n_bytes)}"
+        return f"huge pages{kind}: {shares} are in them{short}"
 
 
 def _map(n_bytes: int) -> Array:

@@ -29,11 +29,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from offload.errors import PlanError
+from offload.amounts import binary_amount
+from offload.errors import PlanError, reason, shown
 from offload.expert_layout import Packable, packed_matrix_bytes, type_for
 from offload.gguf import GGUFFile
 from offload.mapped_file import MappedFile
-from offload.memory import amount
 from offload.weights import fused_name
 from quant.kernel_cache import distrust
 
@@ -100,10 +100,10 @@ class PackedCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as exc:
-            reason = str((exc.strerror if isinstance(exc, OSError) else None) or exc)
-            if reason not in self._refused:
-                log.warning("%s is not used: %s; it is made again", path, reason)
-            self._refused.setdefault(reason, []).append(path)
+            why = reason(exc)
+            if why not in self._refused:
+                log.warning("%s is not used: %s; it is made again", shown(path, 1000), why)
+            self._refused.setdefault(why, []).append(path)
             return None
         self.mapped.append(file)
         self.loaded += 1
@@ -150,10 +150,10 @@ class PackedCache:
             self._write(layer, tensors)
         except OSError as exc:
             self._is_broken = True
-            size = amount(layer.packed_bytes)
+            size = binary_amount(layer.packed_bytes)
             self._say(
-                f"--packed-cache: {size} could not be written to {self._folder}: "
-                f"{exc.strerror or exc}; this run goes on without it"
+                f"--packed-cache: {size} could not be written to {shown(self._folder, 1000)}: "
+                f"{reason(exc)}; this run goes on without it"
             )
             return
         self.stored += 1
@@ -163,7 +163,7 @@ class PackedCache:
         self._sweep()
         free = shutil.disk_usage(self._folder).free
         if free < layer.packed_bytes + ALIGN:
-            raise OSError(None, f"{amount(free)} are free")
+            raise OSError(None, f"{binary_amount(free)} are free")
         entries, at = [], 0
         for m, data in zip(layer.matrices, tensors, strict=True):
             entries.append(
@@ -208,12 +208,12 @@ class PackedCache:
     def summary(self) -> list[str]:
         """What came of it, and what went wrong, a line each."""
         notes = list(self._notes)
-        for reason, paths in self._refused.items():
+        for why, paths in self._refused.items():
             more = f" (so are {len(paths) - 1} more)" if len(paths) > 1 else ""
-            notes.append(f"{paths[0]} is not used: {reason}; it is made again{more}")
+            notes.append(f"{shown(paths[0], 1000)} is not used: {why}; it is made again{more}")
         if self.loaded or self.stored:
-            what = f"packed cache {self._folder}: {self.loaded} layers mapped, {self.stored} stored"
-            return [what, *notes]
+            counts = f"{self.loaded} layers mapped, {self.stored} stored"
+            return [f"packed cache {shown(self._folder, 1000)}: {counts}", *notes]
         return notes
 
 

@@ -23,7 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from offload.arguments import check_callable, check_type, integer, is_number, path_argument, quoted
-from offload.errors import RequestError
+from offload.errors import RequestError, shown
 from offload.expert_cache import CacheStats, ExpertCache
 from offload.policies import POLICIES, ExpertKey, PolicyFactory, Profile
 
@@ -87,7 +87,8 @@ class RoutingTrace:
                 trace.requests.append([ExpertKey(int(layer), int(next(rest))) for _ in range(size)])
         except BAD_FILE as exc:
             raise RequestError(
-                f"{path}: not a routing trace ({exc}); make one with RoutingTrace.save"
+                f"{shown(path, 1000)}: not a routing trace ({shown(exc)}); "
+                "make one with RoutingTrace.save"
             ) from exc
         trace._per_layer = per_layer
         trace.token_cycle = sum(per_layer.values())

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from offload.errors import GGUFError, shown
+from offload.errors import GGUFError, reason, shown
 
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<no>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 # Pieces of one large file, cut anywhere by `split` and the like: model.gguf.part1of2.
@@ -70,7 +70,7 @@ def check_is_file(path: Path) -> None:
         hint = f"; {label(path.parent)} holds {_names(near)}" if near else ""
         raise GGUFError(f"{label(path)}: no such file{hint}") from exc
     except (OSError, ValueError) as exc:
-        raise GGUFError(f"{label(path)}: cannot be opened: {_reason(exc)}") from exc
+        raise GGUFError(f"{label(path)}: cannot be opened: {reason(exc)}") from exc
     if stat.S_ISDIR(mode):
         files = _gguf_files(path)
         hint = f"give one of its files: {_names(files)}" if files else "it holds no .gguf file"
@@ -81,7 +81,7 @@ def check_is_file(path: Path) -> None:
 
 def unreadable(path: Path, exc: OSError) -> GGUFError:
     """The error for a file that exists but cannot be opened or mapped."""
-    return GGUFError(f"{label(path)}: cannot be opened: {_reason(exc)}")
+    return GGUFError(f"{label(path)}: cannot be opened: {reason(exc)}")
 
 
 def check_magic(head: bytes, path: Path) -> None:
@@ -153,9 +153,3 @@ def _gguf_files(folder: Path) -> list[str]:
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(map(label, names[:_LISTED])) + more
-
-
-def _reason(exc: Exception) -> str:
-    if isinstance(exc, OSError) and exc.errno is not None:
-        return os.strerror(exc.errno)
-    return str(exc)

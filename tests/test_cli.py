@@ -28,6 +28,7 @@ from cli import _options, _paths, _render, chat_ui, input_line, kimi_offload, pr
 from cli._interrupt import StopOnCtrlC
 from cli._values import CountRange
 from cli.answering import Settings
+from offload.amounts import amount
 from offload.errors import RequestError
 from offload.sampling_params import SamplingParams
 from offload.version import __version__
@@ -414,7 +415,7 @@ def test_neutralise_leaves_no_control_character() -> None:
 
 
 def test_amounts_and_clock() -> None:
-    assert [_render.amount(n) for n in (0, 999, 1000, 245_100_000_000)] == [
+    assert [amount(n) for n in (0, 999, 1000, 245_100_000_000)] == [
         "0 B",
         "999 B",
         "1.0 kB",

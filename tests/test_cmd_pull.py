@@ -106,7 +106,7 @@ def test_more_than_ram_needs_a_yes_in_a_pipe(
         (("pull", NAME, "--revision", "../x"), 1, "cannot be a revision"),
         (("pull", "hf:o/r@a:F32", "--revision", "b"), 1, "names the revision a"),
         (("pull", "nonsense"), 1, "form is hf:OWNER/REPO[:QUANT]"),
-        (("pull", "hf:o/r:Q7"), 1, "it has F32 0.0 GB"),
+        (("pull", "hf:o/r:Q7"), 1, "it has F32 30.4 MB"),
         (("run", "hf:o/none", "-p", "x"), 1, "there is no repository o/none"),
         (("inspect", "hf:o/r:Q7"), 1, "nothing in o/r is called Q7"),
         (("bench", "hf:o"), 1, "form is"),
@@ -182,8 +182,7 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     assert lines[0] == "download 4%  10.0 GB / 240.0 GB  1.0 GB/s  ETA 3:50"
     assert lines[1].startswith("download 8%  20.0 GB / 240.0 GB  1.0 GB/s")
     assert lines[2] == (
-        "downloaded 25.0 GB in 0:25, 1.0 GB/s; what has come is kept: the same command goes on "
-        "from there"
+        "downloaded 25.0 GB in 0:25, 1.0 GB/s; the same command goes on from what is kept"
     )
     assert len(lines) == 3
 
@@ -255,7 +254,7 @@ def test_ctrl_c_keeps_what_has_come_and_the_next_pull_goes_on(
         out, err = process.communicate(timeout=20)
     go_on.set()
     assert (process.returncode, out) == (130, "")
-    assert "the same command goes on from there" in err
+    assert "the same command goes on from what is kept" in err
     assert "Traceback" not in err
     fake.storage_faults = [Answer(503)]
     done = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True, check=True)

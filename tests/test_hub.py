@@ -219,3 +219,8 @@ def test_a_part_of_a_repository_is_enough_only_beyond_doubt() -> None:
     assert sure_choice(HubName(repo="o/r", file="m-Q4_K_M.gguf"), cached) is not None
     assert sure_choice(HubName(repo="o/r", quant="Q4_K"), cached) is None, "the hub may have Q4_K"
     assert sure_choice(HubName(repo="o/r", quant="Q8_0"), cached) is None, "a part is missing"
+
+
+def test_small_models_have_a_size_in_a_list() -> None:
+    (choice,) = choices([RemoteFile(path="m-Q8_0.gguf", n_bytes=13_700_000)])
+    assert str(choice) == "Q8_0 13.7 MB"
