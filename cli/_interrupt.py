@@ -25,7 +25,6 @@ if sys.platform != "win32":
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
 EXIT_HANGUP = 129  # also where the terminal is gone and no signal told
 # style off, cursor shown, pasted text no longer bracketed
 RESET = b"\x1b[0m\x1b[?25h\x1b[?2004l"

@@ -52,7 +52,7 @@ class PackedCache:
     """The packed layers of one model file in a folder."""
 
     def __init__(self, folder: Path, file: GGUFFile, threads: int) -> None:
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):  # Path's own may raise
             raise PlanError(f"--packed-cache {folder}: this is a file; name a folder")
         self._file = file
         self._threads = threads

@@ -119,7 +119,7 @@ class Store:
         try:
             _make_folders(folder)
         except (OSError, ValueError) as exc:
-            if not folder.is_dir():
+            if not os.path.isdir(folder):  # unlike Path.is_dir it answers without raising
                 self._without(f"{folder} cannot be made: {_reason(exc)}")
                 return
         for place in (folder, folder.parent):

@@ -279,8 +279,8 @@ class _StorageHandler(_Handler):
             self.hub.half_sent.set()
             how.wait.wait(20)
             sent = sent[len(sent) // 2 :]
+        self.hub.served += len(sent)  # before the client can have it all and look
         self.wfile.write(sent)
-        self.hub.served += len(sent)
         if how.cut_after is not None:
             self.wfile.flush()
             self.close_connection = True

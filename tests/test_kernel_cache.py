@@ -230,6 +230,27 @@ def test_no_home_means_no_cache_in_one_line(
     assert "KIMI_OFFLOAD_CACHE" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "\ud800", "a\nb\x1b[31m"])
+def test_odd_folder_names_never_end_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(kernel_cache, "base_folder", lambda: tmp_path / name)
+    kernel_cache.Store()
+
+
+def test_folder_that_may_not_be_looked_at_means_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(kernel_cache, "base_folder", lambda: tmp_path / "locked")
+    monkeypatch.setattr(kernel_cache, "_make_folders", refuse)
+    monkeypatch.setattr(kernel_cache.Path, "is_dir", refuse)
+    assert kernel_cache.Store().folder is None
+    assert "Permission denied" in caplog.text
+
+
 CHANGES: dict[str, tuple[Any, str, Any]] = {
     "sources": (kernel_cache, "source_digest", lambda: "other"),
     "instruction set": (isa, "NAME", "other"),

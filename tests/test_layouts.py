@@ -433,6 +433,8 @@ def test_a_folder_that_cannot_be_written_is_said_once(
         cached(tiny, tmp_path / "file")
     notes = cached(tiny, Path("/proc/nothing"))[1]
     assert len(notes) == 1
+    notes = cached(tiny, tmp_path / ("a" * 300))[1]
+    assert "goes on without it" in notes[0]
 
 
 # --- memory, plan, bench ----------------------------------------------------------------------
