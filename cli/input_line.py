@@ -23,6 +23,7 @@ def make_session() -> PromptSession[str]:
         key_bindings=_key_bindings(),
         multiline=True,
         prompt_continuation="... ",
+        enable_suspend=True,  # Ctrl-Z
         # the prompt must be seen also where the answers go into a pipe
         output=create_output(always_prefer_tty=True),
     )

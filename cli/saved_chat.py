@@ -103,10 +103,11 @@ def _read(path: Path) -> str:
 
     # a FIFO must not block
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):  # before open: that takes no folder
+        os.close(descriptor)
+        raise RequestError("it is not a regular file")
     with open(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise RequestError("it is not a regular file")
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise RequestError(f"it has {about.st_size:,} bytes, at most {LARGEST:,} are read")

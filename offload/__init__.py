@@ -142,6 +142,15 @@ __all__ = [
 
 if not TYPE_CHECKING:  # for type checkers, unknown names are errors
 
+    def _is_numbas(exc: ValueError) -> bool:
+        """Whether Numba raised it while it was imported (NUMBA_NUM_THREADS=0, say)."""
+        trace = exc.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_globals.get("__name__") == "numba":
+                return True
+            trace = trace.tb_next
+        return False
+
     def __getattr__(name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(f"module 'offload' has no attribute {name!r}")
@@ -152,6 +161,12 @@ if not TYPE_CHECKING:  # for type checkers, unknown names are errors
             value = getattr(importlib.import_module(_HOMES[name]), name)
         except QuantError as exc:  # a wrong KIMI_OFFLOAD_ISA shows when kernels are imported
             raise OffloadError(str(exc)) from exc
+        except ValueError as exc:
+            if not _is_numbas(exc):
+                raise
+            raise OffloadError(
+                f"Numba refuses a NUMBA_... variable of the environment: {exc}"
+            ) from exc
         globals()[name] = value
         return value
 

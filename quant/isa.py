@@ -14,10 +14,14 @@ import platform
 from typing import Any
 
 from llvmlite import binding, ir
-from numba.core import config
-from numba.core.codegen import get_host_cpu_features
 
 from quant.ggml import SettingError
+
+try:
+    from numba.core import config
+    from numba.core.codegen import get_host_cpu_features
+except ValueError as exc:  # NUMBA_NUM_THREADS=0, say
+    raise SettingError(f"Numba refuses a NUMBA_... variable of the environment: {exc}") from exc
 
 numba_settings: Any = config  # its values are set at run time, unknown to type checkers
 NAMES = ("avx512vbmi", "avx512vnni", "avx512", "avxvnni", "avx2", "generic")

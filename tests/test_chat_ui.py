@@ -396,6 +396,13 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         load_chat(str(file))
 
 
+def test_a_folder_is_no_conversation(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="not a regular file"):
+        load_chat(str(tmp_path))
+    with pytest.raises(RequestError, match="not a regular file|left alone"):
+        save_chat(str(tmp_path), SavedChat(conversation=Conversation()))
+
+
 def test_a_failed_save_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

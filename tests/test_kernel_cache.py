@@ -230,7 +230,9 @@ def test_no_home_means_no_cache_in_one_line(
     assert "KIMI_OFFLOAD_CACHE" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "\ud800", "a\nb\x1b[31m"])
+@pytest.mark.parametrize(
+    "name", ["a" * 300, "a/" * 3000, "a\nb\x1b[31m"], ids=["long", "deep", "odd"]
+)
 def test_odd_folder_names_never_end_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -334,12 +336,19 @@ def test_masked_feature_leads_to_variants_that_do_not_need_it(
         isa.choose(refused)
 
 
-def test_disabled_compiler_is_one_clear_error() -> None:
-    environment = dict(os.environ, NUMBA_DISABLE_JIT="1")
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"NUMBA_DISABLE_JIT": "1"}, "OffloadError: NUMBA_DISABLE_JIT is set"),
+        ({"NUMBA_NUM_THREADS": "0"}, "OffloadError: Numba refuses a NUMBA_"),
+    ],
+)
+def test_setting_that_cannot_be_is_one_clear_error(setting: dict[str, str], words: str) -> None:
+    environment = dict(os.environ, **setting)
     done = subprocess.run(
         [sys.executable, "-c", "import offload; offload.load"],
         env=environment | {"PYTHONPATH": str(Path(kernel_cache.__file__).parent.parent)},
         capture_output=True,
         text=True,
     )
-    assert "OffloadError: NUMBA_DISABLE_JIT is set" in done.stderr
+    assert words in done.stderr
