@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from offload.chat import choose_format
+from offload.chat import check_tokenizer
 from offload.config import ModelConfig
 from offload.errors import GGUFError
 from offload.gguf import GGUFFile
-from offload.tokenizer import Tokenizer, load_tokenizer
+from offload.tokenizer import Tokenizer
 
 
 def check_model(file: GGUFFile, config: ModelConfig | None = None) -> tuple[ModelConfig, Tokenizer]:
@@ -17,9 +17,8 @@ def check_model(file: GGUFFile, config: ModelConfig | None = None) -> tuple[Mode
     Raises an OffloadError that names the first obstacle.
     """
     config = config or ModelConfig.from_gguf(file)
-    tokenizer = load_tokenizer(file.metadata, file.paths[0])
+    tokenizer, _ = check_tokenizer(file.metadata, file.paths[0])
     check_vocabulary(config, tokenizer)
-    choose_format(file.metadata, tokenizer)
     return config, tokenizer
 
 

@@ -17,7 +17,6 @@ from offload.errors import GGUFError, OffloadError, shown
 from offload.gguf import GGUFFile, TensorInfo
 from offload.stats import LoadProgress
 from quant import products
-from quant.ggml import BLOCK, GGMLType
 from quant.registry import QUANT_TYPES
 
 Array = np.ndarray
@@ -100,7 +99,7 @@ def scan(file: GGUFFile, info: TensorInfo) -> Iterator[tuple[Fault | None, int]]
     step = max(1, CHUNK // (4 * n_cols))
     for start in range(0, rows, step):
         part = data[start : start + step]
-        values = _float32(info.ggml_type, part, n_cols)
+        values = products.dequantize(info.ggml_type, part, n_cols)
         with np.errstate(invalid="ignore"):
             sums = values @ np.zeros(n_cols, np.float32)  # 0, or not a number
         bad = np.flatnonzero(np.isnan(sums))
@@ -111,15 +110,3 @@ def scan(file: GGUFFile, info: TensorInfo) -> Iterator[tuple[Fault | None, int]]
             yield Fault(name=info.name, index=tuple(map(int, index)), value=value), part.nbytes
             return
         yield None, part.nbytes
-
-
-def _float32(kind: GGMLType, data: Array, n_cols: int) -> Array:
-    """Rows of any type as float32 (rows, n_cols)."""
-    if BLOCK[kind].size > 1 or n_cols % 8 == 0:
-        return products.dequantize(kind, data, n_cols)
-    raw = np.ascontiguousarray(data)
-    if kind == GGMLType.F32:
-        return raw.view(np.float32)
-    if kind == GGMLType.F16:
-        return raw.view(np.float16).astype(np.float32)
-    return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -22,7 +22,7 @@ from offload.gguf import GGUFFile
 from offload.mapped_file import MappedFile
 from offload.models.deepseek2_tensors import expected_tensors
 from quant import products
-from quant.ggml import BLOCK, GGMLType, QuantError
+from quant.ggml import GGMLType, QuantError
 from quant.layer_ops import are_finite
 from quant.packed import PackedType
 from quant.quant_type import QuantType
@@ -116,10 +116,8 @@ class WeightStore:
         """A tensor dequantised to float32, in its own shape (copies)."""
         info = self._file.tensors[name]
         n_cols = info.shape[-1]
-        kind = self._quant(name)
+        self._quant(name)  # UnsupportedError where there is none
         data = self.raw(name).reshape(-1, info.n_bytes // max(1, _rows(info.shape)))
-        if kind.is_float and n_cols % 8:
-            return _float_array(info.ggml_type, data).reshape(info.shape)
         return products.dequantize(info.ggml_type, data, n_cols).reshape(info.shape)
 
     def check_logits(self, logits: np.ndarray) -> np.ndarray:
@@ -221,15 +219,3 @@ def _rows(shape: tuple[int, ...]) -> int:
     for size in shape[:-1]:
         n *= size
     return n
-
-
-def _float_array(ggml_type: GGMLType, data: np.ndarray) -> np.ndarray:
-    """F32, F16 or BF16 bytes -> float32, any length."""
-    if ggml_type == GGMLType.F32:
-        return np.frombuffer(data.tobytes(), np.float32)
-    if ggml_type == GGMLType.F16:
-        return np.frombuffer(data.tobytes(), np.float16).astype(np.float32)
-    if BLOCK[ggml_type].size != 1:
-        raise AssertionError(ggml_type)
-    bits = np.frombuffer(data.tobytes(), np.uint16).astype(np.uint32) << np.uint32(16)
-    return bits.view(np.float32)

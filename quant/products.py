@@ -12,7 +12,7 @@ import numpy as np
 
 from quant import driver
 from quant.activations import quantize
-from quant.ggml import GGMLType, QuantError, row_bytes
+from quant.ggml import BLOCK, GGMLType, QuantError, row_bytes
 from quant.kernels import Job
 from quant.panels import Panel
 from quant.pool import Pool
@@ -48,12 +48,23 @@ def _run(job: np.ndarray, chunk: int, threads: int) -> None:
 def dequantize(t: GGMLType, data: np.ndarray, n_cols: int, *, threads: int = 1) -> np.ndarray:
     """data (rows, row_bytes) uint8 -> (rows, n_cols) float32, bit-equal to libggml's."""
     data = _rows(t, data, n_cols)
+    if n_cols % 8 and BLOCK[t].size == 1:  # kernels go by vectors of 8
+        return _floats(t, data)
     out = np.empty((len(data), n_cols), np.float32)
     job = _job("dequantize", t, data, n_cols)
     job[0, Job.OUT] = out.ctypes.data
     job[0, Job.OUT_STRIDE] = 4 * n_cols
     _run(job, 16, threads)
     return out
+
+
+def _floats(t: GGMLType, data: np.ndarray) -> np.ndarray:
+    """F32, F16 or BF16 rows -> float32, of any length."""
+    if t == GGMLType.F32:
+        return data.view(np.float32)
+    if t == GGMLType.F16:
+        return data.view(np.float16).astype(np.float32)
+    return (data.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def matmul(
