@@ -14,7 +14,6 @@ from offload.checks import check_model
 from offload.config import ModelConfig
 from offload.data import embedded_model
 from offload.devices import open_ops
-from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from offload.hardware import probe
 from offload.hub import local_path
@@ -39,8 +38,6 @@ def open_model(
     path: str | PathLike[str] | None, options: PlanOptions, report: Report
 ) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, DeepSeek2]:
     """The parts of an Engine; the file is closed again if any of them cannot be made."""
-    if options.kv_type not in ("f16", "f32"):
-        raise PlanError(f"kv_type must be 'f16' or 'f32', not {options.kv_type!r}")
     neighbours = OtherWork()
     file = GGUFFile.open(embedded_model() if path is None else local_path(path, report))
     try:
