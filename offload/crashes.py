@@ -18,7 +18,7 @@ def guard_terminal(terminal: int | None, reset: bytes, ending: Callable[[], None
     terminal: its descriptor, if there is one; reset: written to it. ending: called, from Python,
     when a mapped file is gone (SIGBUS), after the line that names it; it restores and exits.
     """
-    from quant.crash import handle_crashes
+    from quant.compiler.crash import handle_crashes
 
     handle_crashes(LINE, terminal, reset)
     bus_errors.end_with(ending)

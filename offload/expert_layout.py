@@ -16,7 +16,7 @@ from offload.arguments import is_number, path_argument, quoted, whole
 from offload.config import ModelConfig
 from offload.errors import PlanError
 from offload.weights import Matrix
-from quant.packed import PackedType, packed_type
+from quant.packed.registry import PackedType, packed_type
 
 Layout = Literal["native", "packed", "auto"]
 SMALL = 256 << 20  # bytes of routed experts that caches and start-up time outweigh

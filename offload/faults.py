@@ -1,7 +1,7 @@
 """Weights that are infinite or not a number: a damaged file, told by tensor and row.
 
-Arithmetic carries such a value through to the logits (`quant/activations.py`), so nothing has to be
-searched until one shows there.
+Arithmetic carries such a value through to the logits (quant/run/activations.py), so nothing has to
+be searched until one shows there.
 """
 
 from __future__ import annotations

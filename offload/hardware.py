@@ -15,7 +15,7 @@ from offload.cgroups import Limits, read_limits
 from offload.errors import PlanError
 from offload.memory import free_hugetlb, thp_mode
 from offload.topology import Topology, read_topology
-from quant import isa, kernel_cache
+from quant.compiler import isa, kernel_cache
 
 BUSY = 0.2  # share of the cores that others may use before pinning would hurt
 

@@ -31,7 +31,7 @@ from offload.hub_trouble import Retry, persistently
 from offload.planner import RESERVE, PlanOptions, make_plan, used_bytes
 from offload.tensor_census import census
 from quant.ggml import QuantError
-from quant.pool import Pool
+from quant.run.pool import Pool
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from offload.expert_layout import Packable, packed_matrix_bytes, type_for
 from offload.gguf import GGUFFile
 from offload.mapped_file import MappedFile
 from offload.weights import fused_name
-from quant.kernel_cache import distrust
+from quant.compiler.kernel_cache import distrust
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from offload.read_bandwidth import CHUNK, read_rate
 from offload.stats import LoadProgress
 from offload.timing import seconds_of
 from offload.weights import Matrix
-from quant import driver
-from quant.activations import quantize_row, record_bytes
 from quant.kernels import Job
-from quant.packed import PackedType, run_pack
-from quant.pool import Pool
+from quant.packed.registry import PackedType, run_pack
 from quant.quant_type import Kind, QuantType
+from quant.run import driver
+from quant.run.activations import quantize_row, record_bytes
+from quant.run.pool import Pool
 
 Report = Callable[[LoadProgress], None]
 Array = np.ndarray

@@ -20,7 +20,7 @@ from offload.plan import Plan
 from offload.planner import PlanOptions, weight_room, with_layout
 from offload.stats import LoadProgress
 from offload.weights import WeightStore, fused_name
-from quant.pool import Pool
+from quant.run.pool import Pool
 
 log = logging.getLogger(__name__)
 

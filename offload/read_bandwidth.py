@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 
 from offload.timing import seconds_of
-from quant.jit import task
-from quant.pool import Pool
-from quant.simd import i64, load_i32, put_i64, sum_i32, zero_i32
+from quant.compiler.jit import task
+from quant.run.pool import Pool
+from quant.simd.vectors import i64, load_i32, put_i64, sum_i32, zero_i32
 
 CHUNK = 1 << 20  # bytes per task
 MINIMUM = 256 << 20  # bytes of the buffer

@@ -23,10 +23,10 @@ from offload.mapped_file import MappedFile
 from offload.models.deepseek2_tensors import expected_tensors
 from quant import products
 from quant.ggml import GGMLType, QuantError
-from quant.layer_ops import are_finite
-from quant.packed import PackedType
+from quant.packed.registry import PackedType
 from quant.quant_type import QuantType
 from quant.registry import quant_type
+from quant.run.layer_ops import are_finite
 
 F32 = np.dtype(np.float32)
 ASK_SECONDS = 0.02  # between two looks at mapped files: a look takes some microseconds a file

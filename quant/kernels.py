@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from quant.simd import (
+from quant.simd.vectors import (
     alloca,
     dot_i8x64,
     evens,

@@ -10,14 +10,14 @@ from typing import Literal
 
 import numpy as np
 
-from quant import driver
-from quant.activations import quantize
 from quant.ggml import BLOCK, GGMLType, QuantError, row_bytes
 from quant.kernels import Job
-from quant.panels import Panel
-from quant.pool import Pool
 from quant.quant_type import Kind, for_records
 from quant.registry import quant_type
+from quant.run import driver
+from quant.run.activations import quantize
+from quant.run.pool import Pool
+from quant.tile.panels import Panel
 
 
 def _rows(t: GGMLType, data: np.ndarray, n_cols: int) -> np.ndarray:

@@ -10,22 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from quant import (
-    float_products,
-    isa,
-    kernels,
-    matvec_32,
-    matvec_64,
-    matvec_book,
-    matvec_lanes,
-    matvec_pairs,
-    panels,
-    simd,
-    tile,
-)
+from quant import kernels
+from quant.compiler import isa
+from quant.compiler.jit import bind, c_kernel, inline
 from quant.ggml import BLOCK, GGMLType
-from quant.jit import bind, c_kernel, inline
-from quant.simd_pairs import doublings, reductions
+from quant.matvec import matvec_32, matvec_64, matvec_book, matvec_lanes, matvec_pairs
+from quant.simd import vectors as simd
+from quant.simd.pairs import doublings, reductions
+from quant.tile import float_products, panels, tile
 
 Kind = Literal[
     "dequantize", "matvec", "matmul", "matvec_q16", "matmul_q16", "matvec_f32", "matmul_f32"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from quant import (
+from quant.ggml import GGMLType, QuantError
+from quant.quant_type import QuantType
+from quant.types import (
     floats,
     iq1_m,
     iq1_s,
@@ -30,8 +32,6 @@ from quant import (
     tq1_0,
     tq2_0,
 )
-from quant.ggml import GGMLType, QuantError
-from quant.quant_type import QuantType
 
 QUANT_TYPES: dict[GGMLType, QuantType] = {
     q.ggml_type: q

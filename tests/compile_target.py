@@ -13,7 +13,7 @@ import numba
 from llvmlite import binding
 
 from quant.ggml import GGMLType
-from quant.packed import packed_type
+from quant.packed.registry import packed_type
 from quant.quant_type import TEMPLATES
 from quant.registry import quant_type
 

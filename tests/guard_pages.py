@@ -11,13 +11,13 @@ import sys
 
 import numpy as np
 
-from quant.activations import quantize
-from quant.driver import job_table, make_panels, run_jobs
 from quant.ggml import BLOCK, GGMLType, row_bytes
 from quant.kernels import Job
-from quant.pool import Pool
 from quant.quant_type import Kind
 from quant.registry import QUANT_TYPES
+from quant.run.activations import quantize
+from quant.run.driver import job_table, make_panels, run_jobs
+from quant.run.pool import Pool
 
 PAGE = mmap.PAGESIZE
 ROWS, TOKENS = 21, 4

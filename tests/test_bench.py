@@ -30,8 +30,8 @@ from offload.read_bandwidth import ReadBandwidth
 from offload.timing import Timing
 from offload.weights import WeightStore
 from quant.ggml import BLOCK, GGMLType
-from quant.pool import Pool
 from quant.registry import QUANT_TYPES
+from quant.run.pool import Pool
 
 GIB = 1 << 30
 TINY = replace(

@@ -14,13 +14,14 @@ import pytest
 from test_quant import moderate_blocks, normal
 from test_targets import instructions
 
-from quant import books, grids, isa
+from quant.compiler import isa
 from quant.ggml import BLOCK, GGMLType
-from quant.matvec_book import COLS
+from quant.matvec.matvec_book import COLS
 from quant.products import matmul, matvec
 from quant.registry import QUANT_TYPES
-from quant.simd import load_u8x64, put_i64, store_u8x64
-from quant.simd_vbmi import has_bit, has_bit_by_test, has_bit_by_top_bit, mask_bits
+from quant.simd.vbmi import has_bit, has_bit_by_test, has_bit_by_top_bit, mask_bits
+from quant.simd.vectors import load_u8x64, put_i64, store_u8x64
+from quant.types import books, grids
 
 TESTS = Path(__file__).parent
 TYPES = [t for t, q in QUANT_TYPES.items() if q.book is not None] + [GGMLType.IQ4_XS]

@@ -21,9 +21,9 @@ from offload.gguf import GGUFFile
 from offload.kv_cache import KVCache
 from offload.models.deepseek2 import DeepSeek2
 from offload.weights import WeightStore
-from quant.activations import quantize, record_values
 from quant.ggml import BLOCK
 from quant.ggml import GGMLType as G
+from quant.run.activations import quantize, record_values
 
 MODEL = TinyModel(
     heads=2, q_lora=256, kv_lora=256, experts=4, top_k=3, layers=2, dense_width=256, seed=5,

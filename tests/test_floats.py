@@ -15,11 +15,11 @@ import pytest
 import reference
 from test_targets import instructions, x86
 
-from quant import attention
 from quant.ggml import GGMLType
-from quant.pool import Pool
 from quant.products import dequantize, matmul_f32
-from quant.simd_float import LANES, WIDE, exp_v, load_v, silu_v, store_v, sum_v
+from quant.run import attention
+from quant.run.pool import Pool
+from quant.simd.floats import LANES, WIDE, exp_v, load_v, silu_v, store_v, sum_v
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant import half, jit, simd
+from quant.compiler import jit
+from quant.simd import half
+from quant.simd import vectors as simd
 
 
 def widened(p: int, out: int, n: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from quant import isa, jit, kernel_cache
+from quant.compiler import isa, jit, kernel_cache
 from quant.ggml import QuantError
 
 OTHER_USER = 12_345
@@ -33,7 +33,7 @@ def tripled(n: int) -> int:
     return 3 * n
 
 
-tripled.__module__ = "quant.jit"  # one that can be imported
+tripled.__module__ = "quant.compiler.jit"  # one that can be imported
 tripled.__qualname__ = "tripled"
 
 
@@ -278,8 +278,8 @@ def test_folder_depends_on_all_that_decides_the_code(
 
 KERNEL_RUN = """
 import numpy as np
-from quant import isa
-from quant.activations import quantize_row, record_bytes
+from quant.compiler import isa
+from quant.run.activations import quantize_row, record_bytes
 x = np.linspace(-3, 5, 256, dtype=np.float32)
 record = np.zeros(record_bytes(256, 1), np.uint8)
 quantize_row(x.ctypes.data, 256, record.ctypes.data, 1)
@@ -289,7 +289,7 @@ print(isa.NAME, record.tobytes().hex())
 
 def test_without_a_folder_no_cache_of_another_kind_takes_over() -> None:
     """The kernels of one instruction set were once found by a start with another."""
-    root = Path(kernel_cache.__file__).parent.parent
+    root = Path(kernel_cache.__file__).parents[2]
     outputs = []
     for name in ("generic", isa.able()[0]):
         environment = dict(
@@ -347,7 +347,7 @@ def test_setting_that_cannot_be_is_one_clear_error(setting: dict[str, str], word
     environment = dict(os.environ, **setting)
     done = subprocess.run(
         [sys.executable, "-c", "import offload; offload.load"],
-        env=environment | {"PYTHONPATH": str(Path(kernel_cache.__file__).parent.parent)},
+        env=environment | {"PYTHONPATH": str(Path(kernel_cache.__file__).parents[2])},
         capture_output=True,
         text=True,
     )

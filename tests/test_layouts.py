@@ -36,10 +36,11 @@ from offload.expert_layout import (
 )
 from offload.gguf import GGUFFile
 from offload.weights import WeightStore
-from quant import driver, packed
 from quant.ggml import GGMLType
 from quant.kernels import Job
-from quant.pool import Pool
+from quant.packed import registry as packed
+from quant.run import driver
+from quant.run.pool import Pool
 
 GIB = 1 << 30
 REAL = dict(packed.PACKED_TYPES)  # before the toys take their places

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from test_quant import moderate_blocks, normal
 
-from quant import activations, isa, matvec_lanes
+from quant.compiler import isa
 from quant.ggml import BLOCK, GGMLType
+from quant.matvec import matvec_lanes
 from quant.products import matmul, matvec
 from quant.quant_type import QuantType
 from quant.registry import QUANT_TYPES, quant_type
-from quant.tq1_0_matvec import trits_of
+from quant.run import activations
+from quant.types.tq1_0_matvec import trits_of
 
 TESTS = Path(__file__).parent
 OF_32 = [GGMLType[n] for n in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")]

@@ -14,10 +14,10 @@ from offload.devices.base import GatedMLP, Routing
 from offload.devices.cpu_mlp import group
 from offload.devices.cpu_ops import CpuOps
 from offload.weights import Matrix, matrix_from_array
-from quant import activations, attention, layer_ops
 from quant.ggml import GGMLType, row_bytes
-from quant.pool import Pool
 from quant.registry import quant_type
+from quant.run import activations, attention, layer_ops
+from quant.run.pool import Pool
 
 F32, Q4_K, Q8_0, TQ1_0 = GGMLType.F32, GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.TQ1_0
 

@@ -16,22 +16,31 @@ import numpy as np
 import pytest
 from test_quant import moderate_blocks, normal
 
-from quant import (
-    activations,
-    driver,
-    isa,
-    packed_iq1_m,
-    packed_iq1_s,
-    packed_q2_k,
-    packed_q3_k,
-    packed_tq1_0,
-    packed_tq2_0,
-)
+from quant.compiler import isa
 from quant.ggml import BLOCK, GGMLType
 from quant.kernels import Job
-from quant.packed import PACKED_TYPES, PackedType, packed_type, run_pack
-from quant.panels import Panel
-from quant.pool import Pool
+from quant.packed import (
+    iq1_m as packed_iq1_m,
+)
+from quant.packed import (
+    iq1_s as packed_iq1_s,
+)
+from quant.packed import (
+    q2_k as packed_q2_k,
+)
+from quant.packed import (
+    q3_k as packed_q3_k,
+)
+from quant.packed import (
+    tq1_0 as packed_tq1_0,
+)
+from quant.packed import (
+    tq2_0 as packed_tq2_0,
+)
+from quant.packed.registry import PACKED_TYPES, PackedType, packed_type, run_pack
+from quant.run import activations, driver
+from quant.run.pool import Pool
+from quant.tile.panels import Panel
 
 TESTS = Path(__file__).parent
 DEFINITIONS: dict[GGMLType, Callable[[np.ndarray], tuple[np.ndarray, ...]]] = {

@@ -12,8 +12,8 @@ from test_quant import moderate_blocks
 from quant.ggml import BLOCK, GGMLType
 from quant.quant_type import QuantType
 from quant.registry import QUANT_TYPES
-from quant.simd import load_i8, store_i8, store_u8
-from quant.simd_pairs import MOST_PAIR, doublings
+from quant.simd.pairs import MOST_PAIR, doublings
+from quant.simd.vectors import load_i8, store_i8, store_u8
 
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="x86's instructions"

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.jit import task
-from quant.pool import MAX_TASKS, Pool
-from quant.simd import alloca, i64, put_i64
+from quant.compiler.jit import task
+from quant.run.pool import MAX_TASKS, Pool
+from quant.simd.vectors import alloca, i64, put_i64
 
 
 @task

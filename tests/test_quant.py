@@ -13,12 +13,13 @@ import libggml
 import numpy as np
 import pytest
 
-from quant import activations, driver, isa
+from quant.compiler import isa
 from quant.ggml import BLOCK, GGMLType, QuantError, row_bytes
 from quant.kernels import Job
-from quant.pool import Pool
 from quant.products import dequantize, matmul, matmul_f32, matvec
 from quant.registry import QUANT_TYPES, quant_type
+from quant.run import activations, driver
+from quant.run.pool import Pool
 
 TESTS = Path(__file__).parent
 TYPES = list(QUANT_TYPES)

@@ -8,7 +8,9 @@ import numba
 import numpy as np
 import pytest
 
-from quant import pool, simd, tile
+from quant.run import pool
+from quant.simd import vectors as simd
+from quant.tile import tile
 
 VECTORS = {
     "i8": (np.int8, simd.load_i8, simd.store_i8),

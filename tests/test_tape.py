@@ -20,11 +20,11 @@ from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.models import rope
 from offload.models.deepseek2 import DeepSeek2
-from quant import attention, tape
+from quant.compiler.jit import task
 from quant.ggml import GGMLType as G
-from quant.jit import task
-from quant.pool import Pool
-from quant.simd import i64, put_i64
+from quant.run import attention, tape
+from quant.run.pool import Pool
+from quant.simd.vectors import i64, put_i64
 
 IDS = np.random.default_rng(11).integers(0, 256, 9)
 MIXES = {

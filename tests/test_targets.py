@@ -133,7 +133,7 @@ def test_generic_variant_compiles_to_neon() -> None:
 def test_unknown_target_is_named() -> None:
     env = dict(os.environ, KIMI_OFFLOAD_COMPILE_FOR="sse9")
     done = subprocess.run(
-        [sys.executable, "-c", "import quant.isa"],
+        [sys.executable, "-c", "import quant.compiler.isa"],
         env=env,
         cwd=TESTS.parent,
         capture_output=True,

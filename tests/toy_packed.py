@@ -14,12 +14,12 @@ import numba
 import numpy as np
 import pytest
 
-from quant import packed
-from quant.driver import JOB_FIELDS
 from quant.ggml import BLOCK, GGMLType
 from quant.kernels import Job
+from quant.packed import registry as packed
 from quant.registry import quant_type
-from quant.simd import alloca, call_kernel, i64, put_f32, put_i64
+from quant.run.driver import JOB_FIELDS
+from quant.simd.vectors import alloca, call_kernel, i64, put_f32, put_i64
 
 GROUP = 48
 FIELDS = int(JOB_FIELDS)

@@ -14,7 +14,7 @@ from offload.memory import Memory
 from offload.packing import measure, pack_layers
 from offload.stats import LoadProgress
 from offload.weights import WeightStore
-from quant.pool import Pool
+from quant.run.pool import Pool
 
 
 def arrange(

@@ -22,13 +22,14 @@ import numpy as np
 from offload.bench.shapes import type_named
 from offload.bench.synthetic import random_blocks
 from offload.errors import DeviceError, OffloadError
-from quant import activations, driver, isa
+from quant.compiler import isa
 from quant.ggml import BLOCK, GGMLType, row_bytes
 from quant.kernels import Job
-from quant.packed import packed_type, run_pack
-from quant.pool import Pool
+from quant.packed.registry import packed_type, run_pack
 from quant.registry import QUANT_TYPES
-from quant.simd import call_kernel
+from quant.run import activations, driver
+from quant.run.pool import Pool
+from quant.simd.vectors import call_kernel
 
 COLUMNS = 7168
 CACHE_BYTES = 150_000  # rows of this much stay in a core's L2

@@ -9,7 +9,7 @@ from typing import Literal
 from offload.bench.shapes import TensorSpec, TypeChoice, tensor_specs
 from offload.config import ModelConfig
 from offload.errors import PlanError
-from quant.packed import packed_type
+from quant.packed.registry import packed_type
 
 CACHE_FACTOR = 4  # bytes between two uses of a weight, in last-level caches
 BUDGET = 4 << 30  # bytes laid out at most, unless one layer needs more

@@ -23,7 +23,7 @@ from offload.sequence import PREFILL_TOKENS
 from offload.stats import LoadProgress
 from offload.timing import Timing, seconds_of
 from offload.version import __version__
-from quant.pool import Pool
+from quant.run.pool import Pool
 
 Report = Callable[[LoadProgress], None]
 STEPS = 8  # decoded tokens per turn

@@ -24,7 +24,7 @@ from offload.read_bandwidth import ReadBandwidth
 from offload.stats import LoadProgress
 from offload.timing import Timing
 from offload.topology import OtherWork
-from quant.pool import Pool
+from quant.run.pool import Pool
 
 Report = Callable[[LoadProgress], None]
 PROMPT = 512  # tokens of the prefill measurement

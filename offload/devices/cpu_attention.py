@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from offload.kv_cache import KVCache
-from quant import attention, attention_expanded
-from quant.pool import Pool
+from quant.run import attention, attention_expanded
+from quant.run.pool import Pool
 
 if TYPE_CHECKING:
     from offload.devices.base import PerHead

@@ -7,13 +7,14 @@ from math import lcm
 import numpy as np
 
 from offload.weights import Matrix
-from quant import driver, tile
-from quant.activations import empty_records, quantize_row, quantize_rows
 from quant.kernels import Job
-from quant.panels import Panel
-from quant.pool import Pool
 from quant.quant_type import Kind
-from quant.strips import ROWS
+from quant.run import driver
+from quant.run.activations import empty_records, quantize_row, quantize_rows
+from quant.run.pool import Pool
+from quant.tile import tile
+from quant.tile.panels import Panel
+from quant.tile.strips import ROWS
 
 Array = np.ndarray
 # Of weights per turn of a thread: big enough to stream, small enough to share.

@@ -22,11 +22,11 @@ from offload.devices.cpu_jobs import (
     whole_groups,
 )
 from offload.weights import Matrix
-from quant import driver, layer_ops
-from quant.activations import record_bytes
 from quant.kernels import Job
-from quant.pool import Pool
 from quant.quant_type import for_records
+from quant.run import driver, layer_ops
+from quant.run.activations import record_bytes
+from quant.run.pool import Pool
 
 if TYPE_CHECKING:
     from offload.devices.cpu_ops import CpuOps

@@ -4,7 +4,7 @@ One token goes through `matvec`, several through `matmul`; the two agree bit for
 decoding do, whatever the batch. (Anything less would not stay small: a difference of 1e-7 flips the
 int8 rounding of an activation here and there, which a few layers on is as large as the rounding.)
 
-Routed experts take Q8 activations, all else Q16: see quant/activations.py.
+Routed experts take Q8 activations, all else Q16: see quant/run/activations.py.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from offload.devices.cpu_mlp import CpuFeedForward
 from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.weights import Matrix
-from quant import attention_expanded, driver, layer_ops
 from quant.ggml import GGMLType
 from quant.kernels import Job
-from quant.packed import PackedType
-from quant.panels import Panel
-from quant.pool import Pool
+from quant.packed.registry import PackedType
 from quant.quant_type import Kind, QuantType
+from quant.run import attention_expanded, driver, layer_ops
+from quant.run.pool import Pool
+from quant.tile.panels import Panel
 
 Array = np.ndarray
 RECORDS_OF_MANY: dict[Kind, int] = {"matmul": 1, "matmul_q16": 2}  # planes

@@ -14,11 +14,11 @@ from offload.devices.base import Layer, Stack
 from offload.devices.cpu_jobs import fill_job, whole_groups
 from offload.kv_cache import row_layout
 from offload.weights import Matrix
-from quant import attention, driver, layer_ops
-from quant.activations import record_bytes
-from quant.attention import Attend
 from quant.kernels import Job
-from quant.tape import (
+from quant.run import attention, driver, layer_ops
+from quant.run.activations import record_bytes
+from quant.run.attention import Attend
+from quant.run.tape import (
     JOB_BYTES,
     Tape,
     embed_task,

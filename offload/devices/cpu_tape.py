@@ -1,4 +1,4 @@
-"""Decoding one token on the CPU without Python in between: the layers as a tape (quant/tape.py).
+"""Decoding one token on the CPU without Python in between: the layers as a tape (quant/run).
 
 All memory is laid out once; a token changes one `State` record. The tape is played in slices of at
 least SLICE_BYTES of weights, so that Ctrl-C and `Engine.cancel` are noticed soon.
@@ -15,9 +15,9 @@ import numpy as np
 from offload.devices.base import Stack
 from offload.devices.cpu_steps import TapeBuilder
 from offload.kv_cache import KVCache
-from quant import stack
+from quant.compiler import stack
 from quant.kernels import Job
-from quant.tape import State, run_tape
+from quant.run.tape import State, run_tape
 
 if TYPE_CHECKING:
     from offload.devices.cpu_ops import CpuOps

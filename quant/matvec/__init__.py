@@ -1,0 +1,1 @@
+"""Matrix-vector templates: one token."""

@@ -1,0 +1,1 @@
+"""Packed layouts of routed experts."""

@@ -1,0 +1,1 @@
+"""What runs kernels: pool, job tables, tape, attention, the small operations."""

@@ -1,0 +1,233 @@
+"""MLA attention over the latent cache, expanded form: keys and values of each head are made first.
+
+    key[s]   = [k_b . c[s] | k_rope[s]]     score = q . key[s]      192 values in Kimi K2.5
+    value[s] = v_b . c[s]                                           128 values
+
+Less arithmetic than the absorbed form where many tokens share an expansion. A task is one head and
+some tokens; for each block of BLOCK positions it
+
+    widens 64 rows of the cache to float32, expands them to keys and values      (96 + 32 + 48 KiB)
+    goes through its tokens 64 at a time: scores, exp(score - maximum so far), z += scores . values
+
+so memory is the same whatever the length of prompt and cache.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from quant.compiler.jit import inline, task
+from quant.run.attention import BLOCK, aligned, soften, widen_block
+from quant.run.pool import Pool
+from quant.simd.floats import (
+    LANES,
+    PART,
+    V_BYTES,
+    load_v,
+    splat_v,
+    store_part_0,
+    store_part_1,
+    store_part_2,
+    store_part_3,
+    store_v,
+    zero_v,
+)
+from quant.simd.vectors import alloca, f32, i64, put_f32
+from quant.tile.float_tiles import MIX_COLS, dots, mix, mix_one_vector
+
+TOKENS = 64  # whose scores are kept at a time
+
+
+class Expand(IntEnum):
+    """Fields of the context of `expanded_task` (int64 each); all arrays float32 but the cache."""
+
+    Q = 0  # (tokens, heads, nope + rope), scaled
+    Z = 1  # (tokens, heads, values), written
+    CACHE = 2  # position 0: rows [c: latent | k_rope: rope]
+    ROW_BYTES = 3
+    HALF = 4  # 1: rows are float16, 0: float32
+    FIRST = 5  # position of token 0
+    N_HEADS = 6
+    WIDTH = 7  # latent + rope; these and those below are multiples of 16
+    LATENT = 8
+    N_TOKENS = 9  # a multiple of 4
+    NOPE = 10
+    VALUES = 11
+    K_B = 12  # (heads, k_rows, nope)
+    K_ROWS = 13  # at most latent
+    V_B = 14  # (heads, values, v_cols)
+    V_COLS = 15  # at least latent
+    TASK_TOKENS = 16  # tokens of a task, a multiple of TOKENS
+    SCRATCH = 17
+    SCRATCH_BYTES = 18  # per thread
+    N_KEYS = 19  # positions of the cache
+
+
+(
+    _Q, _Z, _CACHE, _ROW_BYTES, _HALF, _FIRST, _N_HEADS, _WIDTH, _LATENT, _N_TOKENS, _NOPE,
+    _VALUES, _K_B, _K_ROWS, _V_B, _V_COLS, _TASK_TOKENS, _SCRATCH, _SCRATCH_BYTES,
+    _N_KEYS,
+) = (8 * int(f) for f in Expand)  # fmt: skip
+_P = 4 * BLOCK  # bytes of a row of scores
+
+
+@inline
+def mix_columns(z: int, dz: int, p: int, dp: int, v: int, dv: int, n: int, columns: int) -> None:
+    """`mix` over all columns of four rows."""
+    c = 0
+    while c + MIX_COLS <= columns:
+        mix(z + 4 * c, dz, p, dp, v + 4 * c, dv, n)
+        c += MIX_COLS
+    while c < columns:
+        mix_one_vector(z + 4 * c, dz, p, dp, v + 4 * c, dv, n)
+        c += LANES
+
+
+@inline
+def expand_block(
+    context: int, head: int, rows: int, block: int, keys: int, values: int, spare: int
+) -> None:
+    """(rows, width) at `block` -> keys (rows, nope + rope), values (rows, VALUES), by fours."""
+    width, latent = i64(context + _WIDTH), i64(context + _LATENT)
+    nope, n_values = i64(context + _NOPE), i64(context + _VALUES)
+    k_rows, v_cols = i64(context + _K_ROWS), i64(context + _V_COLS)
+    k_b = i64(context + _K_B) + 4 * k_rows * nope * head
+    v_b = i64(context + _V_B) + 4 * n_values * v_cols * head
+    dc = 4 * width
+    dk = 4 * (nope + width - latent)
+    dv = 4 * n_values
+    for s in range(0, rows, 4):
+        for j in range(4):
+            at = keys + (s + j) * dk
+            for i in range(0, 4 * nope, V_BYTES):
+                store_v(at + i, zero_v())
+            for i in range(0, 4 * (width - latent), V_BYTES):
+                store_v(at + 4 * nope + i, load_v(block + (s + j) * dc + 4 * latent + i))
+    c = 0
+    while c < nope:
+        many = c + MIX_COLS <= nope
+        for s in range(0, rows, 4):
+            at = keys + s * dk + 4 * c
+            if many:
+                mix(at, dk, block + s * dc, dc, k_b + 4 * c, 4 * nope, k_rows)
+            else:
+                mix_one_vector(at, dk, block + s * dc, dc, k_b + 4 * c, 4 * nope, k_rows)
+        c += MIX_COLS if many else LANES
+    for j in range(0, n_values, PART):
+        for s in range(0, rows, 4):
+            a = block + s * dc
+            b = v_b + 4 * v_cols * j
+            sums = dots(
+                a, a + dc, a + 2 * dc, a + 3 * dc, b, 4 * v_cols, 4 * latent, spare, True, True
+            )
+            at = values + s * dv + 4 * j
+            store_part_0(at, sums)
+            store_part_1(at + dv, sums)
+            store_part_2(at + 2 * dv, sums)
+            store_part_3(at + 3 * dv, sums)
+
+
+@task
+def expanded_task(context: int, index: int, thread: int) -> None:
+    """One head of some tokens. context: see `Expand`; index: (heads, tokens / TASK_TOKENS)."""
+    n_heads, n_tokens = i64(context + _N_HEADS), i64(context + _N_TOKENS)
+    width, n_values = i64(context + _WIDTH), i64(context + _VALUES)
+    key = i64(context + _NOPE) + width - i64(context + _LATENT)
+    first, row_bytes = i64(context + _FIRST), i64(context + _ROW_BYTES)
+    share = i64(context + _TASK_TOKENS)
+    turns = (n_tokens + share - 1) // share
+    head = index // turns
+    t0 = index % turns * share
+    t1 = min(t0 + share, n_tokens)
+    block = i64(context + _SCRATCH) + thread * i64(context + _SCRATCH_BYTES)
+    keys = block + 4 * BLOCK * width
+    values = keys + 4 * BLOCK * key
+    scores = values + 4 * BLOCK * n_values
+    state = scores + TOKENS * _P  # (share, 2): maximum, total
+    spare = alloca(64)
+    dq = 4 * key * n_heads  # from token to token
+    q = i64(context + _Q) + 4 * key * head
+    dz = 4 * n_values * n_heads
+    z = i64(context + _Z) + 4 * n_values * head
+    for t in range(t0, t1):
+        for i in range(0, 4 * n_values, V_BYTES):
+            store_v(z + t * dz + i, zero_v())
+        put_f32(state + 8 * (t - t0), np.float32(-np.inf))
+        put_f32(state + 8 * (t - t0) + 4, np.float32(0))
+    end = min(first + t1, i64(context + _N_KEYS))
+    for s0 in range(0, end, BLOCK):
+        rows = min(BLOCK, end - s0)
+        at = i64(context + _CACHE) + s0 * row_bytes
+        widen_block(at, row_bytes, i64(context + _HALF) == 1, rows, width, block)
+        expand_block(context, head, rows, block, keys, values, spare)
+        for tile in range(t0, t1, TOKENS):
+            last = min(t1, tile + TOKENS)
+            for s in range(0, rows, 2 * PART):
+                for t in range(tile, last, 4):
+                    a = q + t * dq
+                    p = scores + (t - tile) * _P
+                    for u in range(s, min(min(rows, first + t + 4 - s0), s + 2 * PART), PART):
+                        b = keys + 4 * key * u
+                        v = dots(
+                            a, a + dq, a + 2 * dq, a + 3 * dq, b, 4 * key, 4 * key, spare,
+                            True, True,
+                        )  # fmt: skip
+                        store_part_0(p + 4 * u, v)
+                        store_part_1(p + _P + 4 * u, v)
+                        store_part_2(p + 2 * _P + 4 * u, v)
+                        store_part_3(p + 3 * _P + 4 * u, v)
+            for t in range(tile, last):
+                count = min(rows, first + t + 1 - s0)
+                p = scores + (t - tile) * _P
+                if count > 0:
+                    soften(p, count, state + 8 * (t - t0), z + t * dz, n_values)
+                else:
+                    for i in range(0, _P, V_BYTES):
+                        store_v(p + i, zero_v())
+            for t in range(tile, last, 4):
+                count = min(rows, first + t + 4 - s0)
+                if count > 0:
+                    p = scores + (t - tile) * _P
+                    mix_columns(z + t * dz, dz, p, _P, values, 4 * n_values, count, n_values)
+    for t in range(t0, t1):
+        inverse = splat_v(np.float32(1) / f32(state + 8 * (t - t0) + 4))
+        for i in range(0, 4 * n_values, V_BYTES):
+            store_v(z + t * dz + i, load_v(z + t * dz + i) * inverse)
+
+
+def attend_expanded(
+    pool: Pool,
+    q: np.ndarray,
+    k_b: np.ndarray,
+    v_b: np.ndarray,
+    cache: np.ndarray,
+    latent: int,
+    first: int,
+    z: np.ndarray,
+) -> None:
+    """Causal attention of T new tokens at positions first .. first + T - 1.
+
+    q (T, A, nope + rope), scaled; k_b (A, at most latent, nope); v_b (A, v, at least latent);
+    cache (positions, latent + rope) float16 or float32; z (T, A, v), written. Widths are multiples
+    of 16; what pads them is zero. T is a multiple of 4; tokens beyond the last position of the
+    cache attend to all of it.
+    """
+    n_tokens, n_heads, key = q.shape
+    width, nope, n_values = cache.shape[1], k_b.shape[2], z.shape[2]
+    turns = max(1, min(-(-n_tokens // TOKENS), 2 * pool.threads // n_heads))
+    share = -(-n_tokens // (turns * TOKENS)) * TOKENS
+    size = 4 * (BLOCK * (width + key + n_values) + TOKENS * BLOCK + 2 * share)
+    scratch = aligned(pool.threads * size)
+    scratch[:] = 0  # rows beyond the last position are expanded by fours, to nothing
+    context = np.array(
+        (
+            q.ctypes.data, z.ctypes.data, cache.ctypes.data, cache.strides[0],
+            cache.dtype == np.float16, first, n_heads, width, latent, n_tokens, nope, n_values,
+            k_b.ctypes.data, k_b.shape[1], v_b.ctypes.data, v_b.shape[2], share,
+            scratch.ctypes.data, size, len(cache),
+        ),
+        np.int64,
+    )  # fmt: skip
+    pool.run(expanded_task.address, context.ctypes.data, n_heads * -(-n_tokens // share))

@@ -1,0 +1,246 @@
+"""The small per-token operations: norms, rotary embedding, router, weighted sum of experts.
+
+All arrays are float32 in C order unless said; shapes: T tokens, H hidden, E experts, K chosen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quant.compiler.jit import inline, kernel, task
+from quant.simd.floats import LANES, V_BYTES, fma_v, load_v, store_v, sum_v, zero_v
+from quant.simd.vectors import (
+    f32,
+    f64,
+    fma,
+    i64,
+    load_f32,
+    put_f32,
+    splat_f32,
+    store_f32,
+)
+
+MIN_WEIGHT_SUM = np.float32(6.103515625e-5)  # the smallest normal half: llama.cpp's guard
+
+
+@inline
+def norm_row(row: int, weights: int, n: int, eps: float, into: int) -> None:
+    """into = x / sqrt(mean(x^2) + eps) * weights, for the n floats x at `row`.
+
+    All of it is not a number if one of them is none, or if their squares exceed float32.
+    """
+    step = 4 * LANES
+    whole = n // step * step
+    a = zero_v()
+    b = zero_v()
+    c = zero_v()
+    d = zero_v()
+    for i in range(0, 4 * whole, 4 * step):
+        v = load_v(row + i)
+        a = fma_v(v, v, a)
+        v = load_v(row + i + V_BYTES)
+        b = fma_v(v, v, b)
+        v = load_v(row + i + 2 * V_BYTES)
+        c = fma_v(v, v, c)
+        v = load_v(row + i + 3 * V_BYTES)
+        d = fma_v(v, v, d)
+    total = np.float64(sum_v((a + b) + (c + d)))
+    for i in range(4 * whole, 4 * n, 4):
+        total += np.float64(f32(row + i)) * np.float64(f32(row + i))
+    scale = np.float32(1.0 / np.sqrt(total / n + eps) + (total - total))  # + 0, or not a number
+    for i in range(0, 4 * whole, V_BYTES):
+        store_v(into + i, load_v(row + i) * scale * load_v(weights + i))
+    for i in range(4 * whole, 4 * n, 4):
+        put_f32(into + i, f32(row + i) * scale * f32(weights + i))
+
+
+@kernel()
+def are_finite(x: np.ndarray) -> bool:
+    """Whether all of x, float32 in C order, are numbers and none is infinite."""
+    address = x.ctypes.data
+    n = x.size
+    whole = n // LANES * LANES
+    acc = zero_v()
+    for i in range(0, 4 * whole, V_BYTES):
+        v = load_v(address + i)
+        acc = acc + (v - v)  # + 0, or not a number
+    total = sum_v(acc)
+    for i in range(4 * whole, 4 * n, 4):
+        total += f32(address + i) - f32(address + i)
+    return bool(total == np.float32(0))
+
+
+@task
+def rms_norm_task(context: int, t: int, thread: int) -> None:
+    """`norm_row` of row t. context: x, its row bytes, weight, n, eps (float64), out, row bytes."""
+    row = i64(context) + t * i64(context + 8)
+    into = i64(context + 40) + t * i64(context + 48)
+    norm_row(row, i64(context + 16), i64(context + 24), f64(context + 32), into)
+
+
+@inline
+def rotate_heads(x: int, head_bytes: int, heads: int, cos: int, sin: int, pairs: int) -> None:
+    """Rotate adjacent pairs of every head in place, by the angles of one position."""
+    for h in range(heads):
+        for i in range(0, 4 * pairs, 4):
+            at = x + h * head_bytes + 2 * i
+            a = f32(at)
+            b = f32(at + 4)
+            put_f32(at, a * f32(cos + i) - b * f32(sin + i))
+            put_f32(at + 4, a * f32(sin + i) + b * f32(cos + i))
+
+
+@task
+def rope_task(context: int, t: int, thread: int) -> None:
+    """`rotate_heads` of token t. context: x, bytes of token and head, heads, cos, sin, pairs."""
+    pairs = i64(context + 48)
+    angles = 4 * pairs * t
+    x = i64(context) + t * i64(context + 8)
+    cos, sin = i64(context + 32) + angles, i64(context + 40) + angles
+    rotate_heads(x, i64(context + 16), i64(context + 24), cos, sin, pairs)
+
+
+@kernel()
+def route(
+    logits: np.ndarray,
+    bias: np.ndarray,
+    sigmoid: bool,
+    n_group: int,
+    topk_group: int,
+    normalise: bool,
+    scale: float,
+    ids: np.ndarray,
+    weights: np.ndarray,
+) -> None:
+    """Choose K experts per token.
+
+    logits (T, E); bias (E,) or (0,); ids (T, K) int64 and weights (T, K) are written. The bias
+    decides which experts are chosen and nothing else; ties go to the lower index. Where a logit or
+    a bias is infinite or not a number, all weights are not a number.
+    """
+    n_tokens, n_experts = logits.shape
+    top_k = ids.shape[1]
+    scores = np.empty(n_experts, np.float32)
+    choice = np.empty(n_experts, np.float32)
+    size = n_experts // n_group
+    group_score = np.empty(n_group, np.float32)
+    for t in range(n_tokens):
+        if sigmoid:
+            for e in range(n_experts):
+                scores[e] = np.float32(1) / (np.float32(1) + np.exp(-logits[t, e]))
+        else:
+            top = logits[t, 0]
+            for e in range(n_experts):
+                top = max(top, logits[t, e])
+            total = np.float32(0)
+            for e in range(n_experts):
+                scores[e] = np.exp(logits[t, e] - top)
+                total += scores[e]
+            for e in range(n_experts):
+                scores[e] /= total
+        fault = np.float32(0)
+        for e in range(n_experts):
+            choice[e] = scores[e] + (bias[e] if bias.size else np.float32(0))
+            fault += (logits[t, e] - logits[t, e]) + (choice[e] - choice[e])
+        if n_group > 1:
+            for g in range(n_group):  # a group is as good as its two best experts
+                first = np.float32(-np.inf)
+                second = np.float32(-np.inf)
+                for e in range(g * size, (g + 1) * size):
+                    if choice[e] > first:
+                        second = first
+                        first = choice[e]
+                    elif choice[e] > second:
+                        second = choice[e]
+                group_score[g] = first + second if size > 1 else first
+            for _ in range(n_group - topk_group):
+                worst = -1
+                for g in range(n_group):
+                    keep = group_score[g] == np.float32(np.inf)
+                    if not keep and (worst < 0 or group_score[g] <= group_score[worst]):
+                        worst = g
+                group_score[worst] = np.float32(np.inf)  # marked as dropped
+                for e in range(worst * size, (worst + 1) * size):
+                    choice[e] = np.float32(-np.inf)
+        total = np.float32(0)
+        for k in range(top_k):
+            best = 0
+            for e in range(1, n_experts):
+                if choice[e] > choice[best]:
+                    best = e
+            choice[best] = np.float32(-np.inf)
+            ids[t, k] = best
+            weights[t, k] = scores[best]
+            total += scores[best]
+        for k in range(top_k):
+            w = weights[t, k]
+            if normalise:
+                w /= max(total, MIN_WEIGHT_SUM)
+            weights[t, k] = w * np.float32(scale) + fault  # + 0
+
+
+@inline
+def combine_row(
+    parts: int, stride: int, slots: int, weights: int, top_k: int, n: int, row: int
+) -> None:
+    """row (n,) += sum over k of weights[k] * the part slots[k], in this order."""
+    whole = n // 8 * 32
+    for i in range(0, whole, 32):
+        acc = load_f32(row + i)
+        for k in range(top_k):
+            part = load_f32(parts + i64(slots + 8 * k) * stride + i)
+            acc = fma(part, splat_f32(f32(weights + 4 * k)), acc)
+        store_f32(row + i, acc)
+    for i in range(whole, 4 * n, 4):
+        v = f32(row + i)
+        for k in range(top_k):
+            v += f32(parts + i64(slots + 8 * k) * stride + i) * f32(weights + 4 * k)
+        put_f32(row + i, v)
+
+
+@task
+def combine_task(context: int, t: int, thread: int) -> None:
+    """`combine_row` of token t. context: parts, stride, slots, weights, K, n, out, out stride."""
+    top_k = i64(context + 32)
+    slots = i64(context + 16) + 8 * t * top_k
+    weights = i64(context + 24) + 4 * t * top_k
+    row = i64(context + 48) + t * i64(context + 56)
+    combine_row(i64(context), i64(context + 8), slots, weights, top_k, i64(context + 40), row)
+
+
+@kernel()
+def group_by_expert(
+    ids: np.ndarray,
+    n_experts: int,
+    experts: np.ndarray,
+    starts: np.ndarray,
+    tokens: np.ndarray,
+    slots: np.ndarray,
+) -> int:
+    """Sort a routing by expert. ids (T, K) int64 -> number of experts in use, n.
+
+    experts (n,): their ids, ascending; starts (n + 1,): first slot of each; tokens (T*K,): the
+    token of each slot; slots (T, K): the slot of each choice. All int64, sized for the worst case.
+    """
+    count = np.zeros(n_experts + 1, np.int64)
+    for t in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            count[ids[t, k]] += 1
+    used = 0
+    start = 0
+    for e in range(n_experts):
+        if count[e]:
+            experts[used] = e
+            starts[used] = start
+            used += 1
+        n = count[e]
+        count[e] = start
+        start += n
+    starts[used] = start
+    for t in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            slot = count[ids[t, k]]
+            count[ids[t, k]] += 1
+            tokens[slot] = t
+            slots[t, k] = slot
+    return used

@@ -1,0 +1,1 @@
+"""Vector operations as LLVM, with portable fallbacks."""

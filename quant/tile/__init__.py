@@ -1,0 +1,1 @@
+"""Matrix-matrix templates: many tokens."""

@@ -1,0 +1,1 @@
+"""The GGML types: one type, one file."""
