@@ -1,30 +1,35 @@
-"""What a device must offer: `Ops`, the operations of a transformer layer, by name and shape.
+"""What a device is: a maker of blocks, the parts of a transformer layer, and their owner.
 
-The forward pass (`offload/models`) is written against this protocol and knows no device. T tokens,
-H hidden, A heads, E experts, K chosen experts; arrays are float32 in C order.
+A model (offload/models) lists its blocks from the embedding to the head and knows no device; a
+device prepares each one once, keeps weights, vectors, activation buffers and the KV cache of its
+attention blocks, and runs neighbouring blocks in one go (`Device.segment`). Between two devices the
+activations cross in an explicit step that counts its bytes (offload/forward.py).
+
+    embedding   x = table[ids]
+    attention   x += attention(norm(x))
+    mlp         x += mlp(norm(x))
+    router      h = norm(x); ids, weights = top_k(router . h)
+    experts     x += shared(h) + sum over k of weights[k] * expert[ids[k]](h)
+    head        logits = head . norm(x)
+
+T tokens, H hidden, A heads, E experts, K chosen experts, V vocabulary; arrays are float32 in C
+order unless said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 
-from offload.config import ModelConfig
-from offload.kv_cache import KVCache
+from offload.batch import Batch
 from offload.weights import Matrix
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Routing:
-    """The router's choice: expert_ids (T, K) int64, weights (T, K) float32."""
-
-    expert_ids: Array
-    weights: Array
+Check = Callable[[], None]
+Kind = Literal["embedding", "attention", "mlp", "router", "experts", "head"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,129 +41,171 @@ class GatedMLP:
     down: Matrix
 
 
-class Linear(Protocol):
-    """Matrices that share their input, prepared once."""
-
-    def __call__(self, x: Array) -> tuple[Array, ...]:
-        """X (T, n) -> one (T, rows) per matrix."""
-
-
-class PerHead(Protocol):
-    """One matrix per head."""
-
-    def __call__(self, x: Array) -> Array:
-        """X (T, A, n), may be strided -> (T, A, rows)."""
-
-
-class FeedForward(Protocol):
-    """A dense MLP, or routed experts with or without a shared one."""
-
-    def __call__(self, x: Array, out: Array, routing: Routing | None = None) -> None:
-        """Out (T, H) += the block's result for x (T, H)."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Layer:
-    """One layer's weights, ready to run: latent attention, then a dense MLP or experts."""
+class LatentAttention:
+    """MLA: norm; q (through q_a and its norm, or directly) and [c | k_rope]; heads; output.
 
-    attn_norm: Array  # (H,)
-    first: Linear  # H -> (q or q_a, [c | k_rope])
-    q_a_norm: Array | None  # (q_lora,), None without q_lora
-    q_b: Linear | None  # q_lora -> A * (nope + rope)
-    kv_a_norm: Array  # (kv_lora,)
-    k_b: PerHead  # nope -> kv_lora
-    v_b: PerHead  # kv_lora -> v
-    output: Linear  # A * v -> H
-    ffn_norm: Array  # (H,)
-    router: Linear | None  # H -> E, None in dense layers
-    bias: Array  # (E,) or (0,)
-    ffn: FeedForward
+    rank: of c; nope, rope: of a head's query; scale: of the scores.
+    """
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Stack:
-    """A whole model of one device, from token to logits. scale: of the attention's queries."""
-
-    config: ModelConfig
-    embedding: Matrix
-    layers: Sequence[Layer]
-    output_norm: Array  # (H,)
-    head: Linear  # H -> V
+    norm: Array  # (H,)
+    query: Matrix  # H -> q_lora, or A * (nope + rope) without q_b
+    latent: Matrix  # H -> rank + rope
+    q_norm: Array | None  # (q_lora,)
+    q_b: Matrix | None  # q_lora -> A * (nope + rope)
+    latent_norm: Array  # (rank,)
+    k_b: Matrix  # A matrices nope -> rank
+    v_b: Matrix  # A matrices rank -> v
+    output: Matrix  # A * v -> H
+    rank: int
+    nope: int
+    rope: int
     scale: float
 
 
-class Decoder(Protocol):
-    """One token through a Stack in one go; bit for bit what its operations give one by one."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Router:
+    """The choice of experts: norm, logits, and the rule that makes a routing of them."""
 
-    def __call__(
-        self, token: int, kv: KVCache, cos: Array, sin: Array, check: Callable[[], None]
-    ) -> Array:
-        """Append a token to the cache -> logits (1, V), a new array; cos, sin (1, d/2).
+    norm: Array  # (H,)
+    gate: Matrix  # H -> E
+    bias: Array  # (E,) or (0,): decides who is chosen, not the weights
+    top_k: int
+    sigmoid: bool  # else softmax
+    groups: tuple[int, int]  # number, used
+    normalise: bool
+    scale: float
 
-        `check` is called now and then, before the head at last, and may raise; the cache then still
-        ends where it did.
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Routing:
+    """The router's choice: expert_ids (T, K) int64, weights (T, K) float32."""
+
+    expert_ids: Array
+    weights: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Activations:
+    """What crosses between devices: x (T, H); before experts also h (T, H) and the routing."""
+
+    x: Array
+    h: Array | None = None
+    routing: Routing | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that cross."""
+        arrays = [self.x, self.h]
+        if self.routing is not None:
+            arrays += [self.routing.expert_ids, self.routing.weights]
+        return sum(a.nbytes for a in arrays if a is not None)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What a device did so far. read: bytes of weights that went through kernels."""
+
+    read: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    calls: dict[str, int] = field(default_factory=dict)  # blocks run, by kind
+
+
+class Block(Protocol):
+    """A prepared part of a layer."""
+
+    kind: Kind
+    layer: int  # -1: embedding and head
+
+
+class KVStore(Protocol):
+    """Rows of the latent cache of one device's layers, in slots of `context` rows each.
+
+    Memory of a slot is taken as its rows are written, and given back when it is closed.
+    """
+
+    context: int
+    token_bytes: int  # of a position, all layers of this device
+    kind: str  # of rows: "f16", "f32", "q8_0"
+
+    def open(self, slot: int) -> None:
+        """A new, empty slot; PlanError if the system refuses."""
+
+    def close(self, slot: int) -> None:
+        """Give its memory back; unknown slots are ignored."""
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """The first `count` rows of all layers."""
+
+    def read(self, slot: int, count: int) -> list[Array]:
+        """The first `count` rows of each layer, (count, row_bytes) uint8; views."""
+
+    def write(self, slot: int, count: int) -> list[Array]:
+        """The same, to be written."""
+
+
+class Segment(Protocol):
+    """Neighbouring blocks of one device, ready to run one after the other."""
+
+    blocks: Sequence[Block]
+
+    def run(self, check: Check) -> None:
+        """Run them for the batch that the device has begun; `check` is called now and then.
+
+        It may raise; rows that were appended to the KV cache are then as good as not written.
         """
 
 
-class Ops(Protocol):
-    """Operations of one device. `bytes_read` counts the weights that went through the kernels."""
+class Device(Protocol):
+    """One kind of memory and queue. One caller at a time."""
 
-    bytes_read: int
+    name: str
+    traffic: Traffic
+    kv: KVStore
 
-    def compile_steps(self, context: int) -> list[Callable[[], object]]:
-        """What is left to compile for the parts prepared so far, one call each.
+    def embedding(self, table: Matrix) -> Block:
+        """Prepare rows of the table; quantised ones are widened."""
 
-        context: tokens that the cache will hold; prompts of many need kernels of their own.
+    def attention(self, layer: int, weights: LatentAttention) -> Block:
+        """Prepare latent attention; its rows lie in this device's KV store."""
+
+    def mlp(self, layer: int, norm: Array, mlp: GatedMLP) -> Block:
+        """Prepare a dense MLP."""
+
+    def router(self, layer: int, router: Router) -> Block:
+        """Prepare a router."""
+
+    def experts(self, layer: int, routed: GatedMLP | None, shared: GatedMLP | None) -> Block:
+        """Prepare routed experts with or without a shared one (or that one alone).
+
+        Whatever order and place experts run in: their outputs are added in the router's order, the
+        shared one's last.
         """
+
+    def head(self, norm: Array, head: Matrix) -> Block:
+        """Prepare the last norm and the logits."""
+
+    def segment(self, blocks: Sequence[Block]) -> Segment:
+        """Blocks that run in one go, in this order."""
+
+    def compile_steps(self) -> list[Callable[[], object]]:
+        """What is left to compile for the blocks prepared so far, one call each."""
+
+    def begin(self, batch: Batch) -> None:
+        """The batch that segments run from now on; its activations are undefined yet."""
+
+    def leave(self, kind: Kind) -> Activations:
+        """What the next block, of this kind, needs on another device."""
+
+    def enter(self, activations: Activations) -> None:
+        """Take over what another device has left."""
+
+    def logits(self) -> Array:
+        """(wanted rows, V) of the batch, a new array; after a head block."""
+
+    def routing(self, layer: int) -> Array:
+        """expert_ids (T, K) int64 of the batch that ran last, a new array; after a router block."""
 
     def close(self) -> None:
         """Give threads and memory back; nothing prepared here can be used afterwards."""
-
-    def linear(self, *matrices: Matrix) -> Linear:
-        """Prepare matrices that share their input; products round x to int8 for quantised types."""
-
-    def per_head(self, matrix: Matrix) -> PerHead:
-        """Prepare one matrix per head; x is not rounded."""
-
-    def feed_forward(self, routed: GatedMLP | None, shared: GatedMLP | None) -> FeedForward:
-        """Prepare a dense MLP (routed None) or routed experts."""
-
-    def decoder(self, stack: Stack) -> Decoder | None:
-        """What decodes single tokens faster than operation by operation, if there is such."""
-
-    def embed(self, table: Matrix, ids: Array) -> Array:
-        """Rows ids (T,) int64 of the table -> (T, H)."""
-
-    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        """X (T, n) -> normalised (T, n), a new array."""
-
-    def rope(self, x: Array, cos: Array, sin: Array) -> None:
-        """Rotate adjacent pairs of x (T, heads, d) in place; cos, sin (T, d/2)."""
-
-    def attend(
-        self,
-        q: Array,
-        k_b: PerHead,
-        v_b: PerHead,
-        kv: KVCache,
-        layer: int,
-        first: int,
-        scale: float,
-    ) -> Array:
-        """Causal MLA attention of T tokens at positions first.. over the cache -> (T, A * v).
-
-        q (T, A, nope + rope), rotated; the tokens' own rows are already in the cache.
-        """
-
-    def route(
-        self,
-        logits: Array,
-        bias: Array,
-        top_k: int,
-        *,
-        sigmoid: bool,
-        groups: tuple[int, int],
-        normalise: bool,
-        scale: float,
-    ) -> Routing:
-        """Choose experts: logits (T, E), bias (E,) or (0,), groups = (number, used)."""

@@ -1,0 +1,87 @@
+"""Batch: what one forward pass computes, for one sequence or many.
+
+    Batch(ids=[7, 1, 2, 3], spans=(Span(slot=0, first=40, count=1),       a running answer
+                                   Span(slot=2, first=0, count=3)),       a prompt
+          wanted=[0, 3])                                                  rows with logits
+
+What is computed for a token depends on its own sequence alone, to the last bit: never on what
+shares its batch, on how a prompt is cut into batches, or on who made the rows that it finds in its
+KV slot. Attention has two forms that differ in rounding (devices/cpu_attention.py); so which one a
+position takes is a matter of the sequence: see `expanded_end`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+EXACT_CONTEXT = 4096  # positions before it are always in the absorbed form
+EXPANDED_TOKENS = 512  # prompts beyond it are expanded in whole pieces of this many
+
+
+def expanded_end(prompt_tokens: int) -> int:
+    """Positions EXACT_CONTEXT .. this - 1 of a prompt attend in the expanded form; 0: none.
+
+    What follows (the prompt's last piece, the answer) is absorbed. Rows of a KV slot that were
+    computed in another form than a prompt asks for are not its rows.
+    """
+    end = prompt_tokens // EXPANDED_TOKENS * EXPANDED_TOKENS
+    return end if end > EXACT_CONTEXT else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """`count` tokens of one sequence at positions first ..; the rows before are in its KV slot.
+
+    expanded: `expanded_end` of the sequence's prompt.
+    """
+
+    slot: int
+    first: int
+    count: int
+    expanded: int = 0
+
+    @property
+    def end(self) -> int:
+        """The position after the last token's."""
+        return self.first + self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """T tokens of some sequences, each sequence's in one span, in the order of the spans.
+
+    ids (T,) int64, or rows (T, H) float32: embeddings that stand in for ids. wanted (n,) int64:
+    the rows, 0 .. T - 1, ascending, whose logits are computed.
+    """
+
+    spans: tuple[Span, ...]
+    wanted: Array
+    ids: Array | None = None
+    rows: Array | None = None
+
+    def __post_init__(self) -> None:
+        given = [a for a in (self.ids, self.rows) if a is not None]
+        n = sum(span.count for span in self.spans)
+        if len(given) != 1 or len(given[0]) != n or n == 0:
+            raise ValueError(
+                f"a batch has ids or rows, one per token of its spans ({n}), not "
+                f"{[len(a) for a in given]}"
+            )
+        if len({span.slot for span in self.spans}) != len(self.spans):
+            raise ValueError("two spans of a batch in one KV slot")
+
+    @property
+    def n_tokens(self) -> int:
+        """T."""
+        return sum(span.count for span in self.spans)
+
+    @staticmethod
+    def of(ids: Array | Sequence[int], slot: int = 0, first: int = 0, **span: int) -> Batch:
+        """Tokens of one sequence; the last one's logits are wanted."""
+        ids = np.asarray(ids, np.int64)
+        one = Span(slot=slot, first=first, count=len(ids), **span)
+        return Batch(spans=(one,), ids=ids, wanted=np.array([len(ids) - 1]))
