@@ -106,8 +106,8 @@ class ModelConfig:
         GGUFError for missing keys, impossible values, missing or misshapen tensors.
         """
         # Here, not at the top: the models package may itself import this module.
-        from offload.models.deepseek2_tensors import check_tensors
-        from offload.models.rope import check_rope
+        from offload.models import architecture as module_of
+        from offload.rope import check_rope
 
         check_type("the file", f, GGUFFile)
         architecture = supported_architecture(f.metadata)
@@ -118,7 +118,7 @@ class ModelConfig:
                 "the model's file"
             )
         config = _read_config(Reader(f.metadata, architecture), f)
-        check_tensors(config, f.tensors)
+        module_of(architecture).check_tensors(config, f.tensors)
         check_rope(config)
         return config
 

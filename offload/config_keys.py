@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.errors import GGUFError, UnsupportedError, shown
+from offload.models import ARCHITECTURES
 from offload.metadata import (
     checked_flag,
     checked_integer,
@@ -25,8 +26,6 @@ from offload.metadata import (
 )
 
 log = logging.getLogger(__name__)
-
-SUPPORTED_ARCHITECTURES: Final = ("deepseek2",)
 
 # Near relatives, so that the error can say why the file does not run.
 NEIGHBOURS: Final[dict[str, str]] = {
@@ -150,11 +149,11 @@ def supported_architecture(metadata: Mapping[str, Any]) -> str:
             "first part is missing"
         )
     kind = text(metadata, "general.type")
-    if architecture not in SUPPORTED_ARCHITECTURES:
+    if architecture not in ARCHITECTURES:
         what = f" ({NEIGHBOURS[architecture]})" if architecture in NEIGHBOURS else ""
         raise UnsupportedError(
             f"the architecture is {described(architecture)}{what}; this program runs "
-            f"{', '.join(SUPPORTED_ARCHITECTURES)} (Kimi K2.5 and K2, Moonlight, DeepSeek V2 to R1)"
+            f"{', '.join(ARCHITECTURES)} (Kimi K2.5 and K2, Moonlight, DeepSeek V2 to R1)"
         )
     if kind not in (None, "model"):
         raise UnsupportedError(

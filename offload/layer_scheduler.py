@@ -1,37 +1,56 @@
-"""Which device computes which chosen expert of a layer, and what to copy meanwhile. Pure.
+"""Which chosen expert of a layer runs where and when, and what to copy meanwhile. Pure.
 
-Work of an accelerator comes first, because it is only submitted; the home device, where all
-weights are, computes the rest in the meantime, and copies hide behind it. With nothing resident
-the answer is the routing itself, grouped by expert.
+Experts whose weights lie in a faster place come first: an accelerator's work is only submitted, and
+what is computed at home goes on in the meantime. Outputs are added in the router's order whatever
+the order here. A prompt's routing is scheduled by `schedule`; a tape's by its native twin, over the
+same source (quant/run/layer_ops.group_choices).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from offload.devices.base import Routing
+from quant.run.layer_ops import group_by_expert
 
 Array = np.ndarray
-NOWHERE: Mapping[int, str] = MappingProxyType({})
+NOBODY = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ExpertWork:
-    """One expert for n tokens on one device.
+class Schedule:
+    """The work of one layer, one entry per expert in use; all int64.
 
-    tokens (n,) int64: rows of x, ascending. weights (n,) float32: what their outputs count.
+    experts (n,): resident ones first, then the others, ascending. Expert experts[i] has the slots
+    starts[i] .. starts[i + 1] - 1, and tokens (T * K,) is the row of each slot. slots (T, K): the
+    slot of each choice, in the router's order.
     """
 
-    device: str
-    expert: int
+    experts: Array
+    starts: Array
     tokens: Array
-    weights: Array
+    slots: Array
+
+    @property
+    def used(self) -> int:
+        """Experts in use."""
+        return len(self.experts)
+
+
+def schedule(expert_ids: Array, n_experts: int, resident: Array = NOBODY) -> Schedule:
+    """Group a routing (T, K) by expert. resident (n_experts,): 0 where an expert's weights are not.
+
+    (or empty: nowhere).
+    """
+    n = expert_ids.size
+    experts, starts, tokens = (np.empty(n + 1, np.int64) for _ in range(3))
+    slots = np.empty(expert_ids.shape, np.int64)
+    ids = np.ascontiguousarray(expert_ids, np.int64)
+    used = group_by_expert(ids, resident, n_experts, experts, starts, tokens, slots)
+    return Schedule(
+        experts=experts[:used], starts=starts[: used + 1], tokens=tokens[:n], slots=slots
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,44 +72,17 @@ class CopyBudget:
         return int(time / self.copy_seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerSchedule:
-    """work: resident experts first, then home's, ascending inside a device. copies: best first."""
+def next_copies(work: Schedule, weights: Array, resident: Array, budget: CopyBudget) -> list[int]:
+    """The experts to copy next, best first: of those computed at home, the most asked for.
 
-    work: list[ExpertWork]
-    copies: list[int]
-
-
-def schedule(
-    routing: Routing,
-    resident: Mapping[int, str] = NOWHERE,
-    *,
-    home: str = "cpu",
-    budget: CopyBudget | None = None,
-) -> LayerSchedule:
-    """Split the routing of one layer among devices.
-
-    resident: expert -> device that holds a copy; all others run on `home`. The next copies are
-    those experts computed at home that the most tokens chose, then those of the greatest weight;
-    none without a budget.
+    weights (T, K): the router's. The most tokens count first, then the greatest weight.
     """
-    flat = routing.expert_ids.ravel()
-    order = np.argsort(flat, kind="stable")
-    experts, starts = np.unique(flat[order], return_index=True)
-    tokens = order // max(1, routing.expert_ids.shape[1])
-    weights = routing.weights.ravel()[order]
-    ends = np.append(starts[1:], len(flat))[: len(starts)]
-    work = [
-        ExpertWork(
-            device=resident.get(expert, home),
-            expert=expert,
-            tokens=tokens[a:b],
-            weights=weights[a:b],
-        )
-        for expert, a, b in zip(experts.tolist(), starts.tolist(), ends.tolist(), strict=True)
-    ]
-    at_home = [item for item in work if item.device == home]
-    away = sorted((item for item in work if item.device != home), key=lambda item: item.device)
-    ranked = sorted(at_home, key=lambda item: (-len(item.tokens), -float(item.weights.sum())))
-    n_copies = budget.copies(len(at_home)) if budget is not None else 0
-    return LayerSchedule(work=away + at_home, copies=[item.expert for item in ranked[:n_copies]])
+    by_slot = np.empty(work.slots.size, np.float32)
+    by_slot[work.slots.ravel()] = weights.ravel()
+    at_home = [i for i, e in enumerate(work.experts) if not resident.size or not resident[e]]
+    spans = {i: slice(work.starts[i], work.starts[i + 1]) for i in at_home}
+    ranked = sorted(
+        at_home,
+        key=lambda i: (work.starts[i] - work.starts[i + 1], -float(by_slot[spans[i]].sum())),
+    )
+    return [int(work.experts[i]) for i in ranked[: budget.copies(len(at_home))]]

@@ -13,15 +13,15 @@ import numpy as np
 from offload.checks import check_model
 from offload.config import ModelConfig
 from offload.data import embedded_model
-from offload.devices import open_ops
+from offload.batch import Batch
+from offload.devices import open_device
+from offload.forward import Model
 from offload.gguf import GGUFFile
 from offload.hardware import probe
 from offload.hub import local_path
-from offload.kv_cache import KVCache
-from offload.models import ARCHITECTURES
-from offload.models.deepseek2 import DeepSeek2
+from offload.models import architecture
 from offload.placing import Weights
-from offload.plan import KVType, Plan
+from offload.plan import Plan
 from offload.planner import PlanOptions, make_plan, used_bytes
 from offload.stats import LoadProgress
 from offload.tensor_census import census
@@ -36,7 +36,7 @@ Report = Callable[[LoadProgress], None]
 
 def open_model(
     path: str | PathLike[str] | None, options: PlanOptions, report: Report
-) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, DeepSeek2]:
+) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, Model]:
     """The parts of an Engine; the file is closed again if any of them cannot be made."""
     neighbours = OtherWork()
     file = GGUFFile.open(embedded_model() if path is None else local_path(path, report))
@@ -54,15 +54,16 @@ def open_model(
         others = neighbours.share(hardware.cpu.cores)
         cpus, why = hardware.pinning(plan.threads, options.pin, others)
         plan = replace(plan, notes=(*plan.notes, f"threads: {why}"))
-        ops = open_ops(options.device, plan.threads, cpus)
+        device = open_device(options.device, config, plan.kv, plan.threads, cpus)
         try:
             store = WeightStore(file, config)
             weights = Weights(file, store, config, hardware, options)
-            plan = weights.place(plan, used_bytes(tensors), ops.pool, report)
-            model = ARCHITECTURES[config.architecture](config, store, ops)
-            compile_kernels(model, plan.kv.context, options.kv_type, report)
+            plan = weights.place(plan, used_bytes(tensors), device.pool, report)
+            blocks = architecture(config.architecture).blocks
+            model = Model(config, blocks(config, store, lambda family, layer=None: device), store)
+            compile_kernels(model, report)
         except BaseException:
-            ops.close()
+            device.close()
             raise
     except BaseException:
         file.close()
@@ -70,16 +71,20 @@ def open_model(
     return file, config, tokenizer, plan, model
 
 
-def compile_kernels(model: DeepSeek2, context: int, kv_type: KVType, report: Report) -> None:
-    """Compile, or load from the cache, every kernel that the model needs in this context."""
-    steps = model.ops.compile_steps(context)
-    # then drivers and small operations, by running one token and several
-    steps += [partial(_try_out, model, n_tokens, kv_type) for n_tokens in (1, 2)]
+def compile_kernels(model: Model, report: Report) -> None:
+    """Compile, or load from the cache, every kernel that the model needs in its context."""
+    steps = model.compile_steps()
+    # then drivers and small operations, by running one row, a few and many
+    steps += [partial(_try_out, model, rows) for rows in (1, 2, 9) if rows <= model.kv.context]
     for i, step in enumerate(steps):
         report(LoadProgress(phase="compile", done_bytes=i, total_bytes=len(steps)))
         step()
     report(LoadProgress(phase="compile", done_bytes=len(steps), total_bytes=len(steps)))
 
 
-def _try_out(model: DeepSeek2, n_tokens: int, kv_type: KVType) -> None:
-    model.forward(np.zeros(n_tokens, np.int64), KVCache(model.config, n_tokens, kv_type))
+def _try_out(model: Model, n_tokens: int) -> None:
+    model.kv.open(0)
+    try:
+        model.forward(Batch.of(np.zeros(n_tokens, np.int64)))
+    finally:
+        model.kv.close(0)

@@ -5,6 +5,7 @@ Works for any architecture: families come from the names that all converters use
 
 from __future__ import annotations
 
+from collections.abc import Collection
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from offload.arguments import check_type
 from offload.config import ModelConfig
 from offload.gguf import ForeignTensor, GGUFFile, TensorInfo
 from offload.metadata import positive
-from offload.models.deepseek2_tensors import expected_tensors
+from offload.models import architecture
 from quant.ggml import GGMLType
 
 FamilyName = Literal[
@@ -120,7 +121,7 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
         check_type("config", config, ModelConfig)
     trunk = config.num_layers if config else _trunk_layers(f.metadata)
     used = _expert_share(f.metadata, config)
-    read = frozenset(expected_tensors(config, f.tensors.keys()) if config else _names(f))
+    read = frozenset(_read_by(config, f) if config else _names(f))
     tied = "output.weight" not in read
 
     rows: dict[FamilyName, list[AnyTensor]] = {name: [] for name in get_args(FamilyName)}
@@ -156,6 +157,10 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
         active_parameters=round(sum(i.n_elements * shares[i.name] for i in everything)),
         bytes_per_token=sum(family.bytes_per_token for family in families),
     )
+
+
+def _read_by(config: ModelConfig, f: GGUFFile) -> Collection[str]:
+    return architecture(config.architecture).expected_tensors(config, f.tensors.keys())
 
 
 def _names(f: GGUFFile) -> list[str]:

@@ -1,4 +1,4 @@
-"""Devices: one file per kind of memory and queue; `open_ops` imports a backend on demand."""
+"""Devices: one file per kind of memory and queue; `open_device` imports a backend on demand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from offload.errors import DeviceError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from offload.devices.cpu_ops import CpuOps
+    from offload.config import ModelConfig
+    from offload.devices.cpu import CpuDevice
+    from offload.plan import KVSpec
 
 DEVICES = ("cpu",)
 
@@ -27,9 +29,15 @@ def resolve(device: str) -> tuple[str, str]:
     )
 
 
-def open_ops(device: str, threads: int, cpus: Sequence[frozenset[int]] | None = None) -> CpuOps:
-    """The operations of a device. cpus: logical cores of each thread, to pin them."""
+def open_device(
+    device: str,
+    config: ModelConfig,
+    kv: KVSpec,
+    threads: int,
+    cpus: Sequence[frozenset[int]] | None = None,
+) -> CpuDevice:
+    """A device, ready to make blocks. cpus: logical cores of each thread, to pin them."""
     resolve(device)
-    from offload.devices.cpu_ops import CpuOps
+    from offload.devices.cpu import CpuDevice
 
-    return CpuOps(threads, cpus)
+    return CpuDevice(config, kv, threads, cpus)

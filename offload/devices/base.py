@@ -117,6 +117,7 @@ class Block(Protocol):
 
     kind: Kind
     layer: int  # -1: embedding and head
+    device: Device
 
 
 class KVStore(Protocol):
@@ -195,11 +196,11 @@ class Device(Protocol):
     def begin(self, batch: Batch) -> None:
         """The batch that segments run from now on; its activations are undefined yet."""
 
-    def leave(self, kind: Kind) -> Activations:
-        """What the next block, of this kind, needs on another device."""
+    def leave(self, block: Block) -> Activations:
+        """What the next block, on another device, needs from this one."""
 
-    def enter(self, activations: Activations) -> None:
-        """Take over what another device has left."""
+    def enter(self, activations: Activations, block: Block) -> None:
+        """Take over what another device has left for a block of this one."""
 
     def logits(self) -> Array:
         """(wanted rows, V) of the batch, a new array; after a head block."""

@@ -1,95 +1,96 @@
-"""Decoding one token on the CPU without Python in between: the layers as a tape (quant/run).
+"""Segments on the CPU: blocks as a tape for a few rows (quant/run/tape.py), else one by one.
 
-All memory is laid out once; a token changes one `State` record. The tape is played in slices of at
-least SLICE_BYTES of weights, so that Ctrl-C and `Engine.cancel` are noticed soon.
+All memory is laid out once; a pass changes a few records. A tape is played in slices of at least
+`slice_bytes` of weights, so that Ctrl-C and `Engine.cancel` are noticed soon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offload.devices.base import Stack
-from offload.devices.cpu_steps import TapeBuilder
-from offload.kv_cache import KVCache
+from offload.devices.base import Check
+from offload.devices.cpu_blocks import CpuBlock
+from offload.devices.cpu_writer import Writer
 from quant.compiler import stack
 from quant.kernels import Job
-from quant.run.tape import State, run_tape
+from quant.run.tape import run_tape
 
 if TYPE_CHECKING:
-    from offload.devices.cpu_ops import CpuOps
+    from offload.devices.cpu import CpuDevice
 
 Array = np.ndarray
-SLICE_BYTES = 32 << 20
 
 
-class CpuDecoder:
-    """Plays a Stack's tape; see Decoder. expert_ids (layers, K) int64: the last token's routing.
+class CpuTape:
+    """The steps of a segment for a number of rows."""
 
-    forced: (layers, K) int64 experts to run instead of the router's choice, for benchmarks.
-    """
-
-    def __init__(self, ops: CpuOps, stack: Stack) -> None:
-        self._ops = ops
-        config = stack.config
-        self.expert_ids = np.zeros((config.num_layers, config.num_experts_per_tok), np.int64)
-        self.forced: Array | None = None
-        self._state = np.zeros(len(State), np.int64)
+    def __init__(self, device: CpuDevice, blocks: Sequence[CpuBlock], rows: int) -> None:
+        self._device = device
         self._slices: list[tuple[int, int, int]] = []  # first step, steps, bytes of weights
-        builder = TapeBuilder(ops, stack, self._state.ctypes.data, self.expert_ids)
-        builder.embed()
-        self._lay_out(builder, stack)
-        self._head = builder.head()
-        self._cut(builder)
-        self._tape = builder.tape
-        self._steps = builder.tape.table()
+        w = Writer(device, rows, len(blocks))
+        for block in blocks:
+            block.steps(w)
+            if w.n_bytes - self._bytes >= device.slice_bytes:
+                self._cut(w)
+        w.flush()
+        self._cut(w)
+        self._head_jobs = w.head_jobs
+        self._tape = w.tape
+        self._steps = w.tape.table()
         self._address = int(self._steps.ctypes.data)
+        self._used = w.experts_used
+        self._expert_bytes = np.zeros(len(blocks), np.int64)
+        self._expert_bytes[: len(w.expert_bytes)] = w.expert_bytes
+        self._rows = rows
 
-    def _lay_out(self, builder: TapeBuilder, stack: Stack) -> None:
-        """The steps of all layers, and where slices end."""
-        bytes_before = 0
-        for index, layer in enumerate(stack.layers):
-            builder.layer(index, layer)
-            is_last = index + 1 == len(stack.layers)
-            if is_last or builder.n_bytes - bytes_before >= SLICE_BYTES:
-                self._cut(builder)
-                bytes_before = builder.n_bytes
+    @property
+    def _bytes(self) -> int:
+        return sum(n for *_, n in self._slices)
 
-    def _cut(self, builder: TapeBuilder) -> None:
+    def _cut(self, w: Writer) -> None:
         """End a slice here."""
         first = sum(n for _, n, _ in self._slices)
-        n_bytes = builder.n_bytes - sum(b for *_, b in self._slices)
-        self._slices.append((first, len(builder.tape) - first, n_bytes))
+        if len(w.tape) > first:
+            self._slices.append((first, len(w.tape) - first, w.n_bytes - self._bytes))
 
-    def __call__(
-        self, token: int, kv: KVCache, cos: Array, sin: Array, check: Callable[[], None]
-    ) -> Array:
-        """See Decoder."""
-        if kv.length >= kv.context:
-            raise ValueError(f"the cache of {kv.context} tokens is full")
-        logits = np.empty((1, int(self._head[Job.N_ROWS])), np.float32)
-        self._head[Job.OUT] = logits.ctypes.data
-        rows = kv.rows
-        self._state[:] = (
-            token,
-            kv.length,
-            rows.ctypes.data,
-            rows.strides[0],
-            rows.strides[1],
-            kv.is_half,
-            cos.ctypes.data,
-            sin.ctypes.data,
-            0 if self.forced is None else self.forced.ctypes.data,
-        )
-        control = self._ops.pool.address
+    def play(self, check: Check) -> None:
+        """All slices, `check` before each."""
+        device = self._device
+        if self._head_jobs is not None:
+            device.few_logits = np.empty((self._rows, int(self._head_jobs[0, Job.N_ROWS])), "f4")
+            self._head_jobs[0, Job.OUT] = device.few_logits.ctypes.data
         play = run_tape if stack.is_roomy() else partial(stack.call, run_tape)
+        control, stride = device.pool.address, self._steps.strides[0]
         for first, n, n_bytes in self._slices:
             check()
-            self._ops.pool.settle()
-            play(control, self._address + first * self._steps.strides[0], n)
-            self._ops.bytes_read += n_bytes
-        kv.length += 1
-        return logits
+            device.pool.settle()
+            play(control, self._address + first * stride, n)
+            device.traffic.read += n_bytes
+        device.traffic.read += int(self._used @ self._expert_bytes)
+
+
+class CpuSegment:
+    """Neighbouring blocks; see Segment."""
+
+    def __init__(self, device: CpuDevice, blocks: Sequence[CpuBlock]) -> None:
+        self.blocks = blocks
+        self._device = device
+        self._tapes: dict[int, CpuTape] = {}
+
+    def run(self, check: Check) -> None:
+        """See Segment."""
+        many = self._device.many
+        if many is None:
+            rows = self._device.n_rows
+            if rows not in self._tapes:
+                self._tapes[rows] = CpuTape(self._device, self.blocks, rows)
+            self._tapes[rows].play(check)
+            return
+        for block in self.blocks:
+            if block.kind in ("attention", "head"):
+                check()
+            block.many(many)

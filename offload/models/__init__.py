@@ -1,23 +1,53 @@
-"""ARCHITECTURES: one file per GGUF `general.architecture`; an alias is one line here."""
+"""ARCHITECTURES: one file per GGUF `general.architecture`; an alias is one line here.
+
+A file gives three functions:
+
+    blocks(config, weights, on)           its blocks in order, each made by on(family, layer)
+    expected_tensors(config, present)     names and shapes of the tensors that they read
+    check_tensors(config, tensors)        raises GGUFError or UnsupportedError unless they are there
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 if TYPE_CHECKING:
     from offload.config import ModelConfig
-    from offload.devices.base import Ops
-    from offload.models.deepseek2 import DeepSeek2
+    from offload.devices.base import Block, Device
+    from offload.gguf import TensorInfo
     from offload.weights import WeightStore
 
+Family = Literal["embedding", "attention", "dense", "router", "routed", "shared", "head"]
 
-def _deepseek2(config: ModelConfig, weights: WeightStore, ops: Ops) -> DeepSeek2:
-    from offload.models.deepseek2 import DeepSeek2
-
-    return DeepSeek2(config, weights, ops)
-
-
-ARCHITECTURES: dict[str, Callable[[ModelConfig, WeightStore, Ops], DeepSeek2]] = {
-    "deepseek2": _deepseek2,
+ARCHITECTURES = {
+    "deepseek2": "deepseek2",
 }
+
+
+class Place(Protocol):
+    """Which device makes the blocks of a family of tensors."""
+
+    def __call__(self, family: Family, layer: int | None = None) -> Device:
+        """The device; layer None: there is one of the kind."""
+
+
+class Architecture(Protocol):
+    """What a file of this package gives."""
+
+    def blocks(self, config: ModelConfig, weights: WeightStore, on: Place) -> Iterator[Block]:
+        """All blocks, from the embedding to the head."""
+
+    def expected_tensors(
+        self, config: ModelConfig, present: Collection[str]
+    ) -> dict[str, tuple[int, ...]]:
+        """Every tensor that the blocks read, with its shape."""
+
+    def check_tensors(self, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> None:
+        """Refuse a file whose tensors are not these."""
+
+
+def architecture(name: str) -> Architecture:
+    """The module of a supported architecture."""
+    return cast("Architecture", import_module(f"{__name__}.{ARCHITECTURES[name]}"))

@@ -11,6 +11,7 @@ import numpy as np
 from quant.compiler.jit import inline, kernel, task
 from quant.kernels import JOB_FIELDS, Job
 from quant.run.activations import quantize_32
+from quant.run.fields import I64, Fields, write
 from quant.run.layer_ops import combine_row
 from quant.run.pool import Pool
 from quant.simd.floats import V_BYTES, load_v, silu_v, store_v
@@ -22,15 +23,34 @@ from quant.tile.panels import Panel
     _FN2, _W2, _ROW_BYTES2, _X2, _X_STRIDE2, _OUT_KIND, _ROW0, _INDEX, _INDEX2,
     _PANELS, _PANELS2,
 ) = (8 * int(f) for f in Job)  # fmt: skip
+W, W2, X, OUT, N_TOKENS, INDEX, INDEX2 = (
+    int(f) for f in (Job.W, Job.W2, Job.X, Job.OUT, Job.N_TOKENS, Job.INDEX, Job.INDEX2)
+)
 JOB_BYTES = 8 * JOB_FIELDS
 JOB_ROOM = 192  # in a thread's scratch: whole cache lines
 
 
+class Rows(Fields):
+    """Fields of `rows_task`; other contexts of regions over jobs begin like it."""
+
+    JOBS = I64
+    CHUNK = I64  # rows of a task
+
+
+class GateUp(Fields):
+    """Fields of `gate_up_task`."""
+
+    JOBS = I64
+    CHUNK = I64
+    SCRATCH = I64
+    SCRATCH_BYTES = I64  # of a thread: `gate_up_scratch`
+
+
 @inline
 def find_chunk(context: int, index: int) -> tuple[int, int]:
-    """(address of the job, first row) of a region's task; context: jobs, chunk, ..."""
-    job = i64(context)
-    chunk = i64(context + 8)
+    """(address of the job, first row) of a region's task; context: `Rows` or one like it."""
+    job = i64(context + Rows.JOBS)
+    chunk = i64(context + Rows.CHUNK)
     chunks = (i64(job + _N_ROWS) + chunk - 1) // chunk
     while index >= chunks:
         index -= chunks
@@ -43,13 +63,13 @@ def find_chunk(context: int, index: int) -> tuple[int, int]:
 def rows_task(context: int, index: int, thread: int) -> None:
     """One chunk of rows of one job's kernel."""
     job, r0 = find_chunk(context, index)
-    r1 = min(r0 + i64(context + 8), i64(job + _N_ROWS))
+    r1 = min(r0 + i64(context + Rows.CHUNK), i64(job + _N_ROWS))
     call_kernel(i64(job + _FN), job, r0, r1)
 
 
 def run_jobs(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
     """Every job's kernel over all its rows, `chunk` rows at a time."""
-    context = np.array([jobs.ctypes.data, chunk], np.int64)
+    context = write(Rows, JOBS=jobs.ctypes.data, CHUNK=chunk)
     pool.run(rows_task.address, context.ctypes.data, count_tasks(jobs, chunk))
 
 
@@ -115,11 +135,10 @@ def part_job(job: int, local: int, up: bool, out: int, width: int, r0: int) -> i
 def gate_up_task(context: int, index: int, thread: int) -> None:
     """H = silu(gate . x) * (up . x) for one chunk of one job, stored as its OUT_KIND says.
 
-    context: jobs, chunk, scratch, scratch bytes per thread. h of token t goes to
-    OUT + t * OUT_STRIDE: a record, or float32 (kind 0).
+    context: `GateUp`. h of token t goes to OUT + t * OUT_STRIDE: a record, or float32 (kind 0).
     """
-    chunk = i64(context + 8)
-    local = i64(context + 16) + thread * i64(context + 24)
+    chunk = i64(context + GateUp.CHUNK)
+    local = i64(context + GateUp.SCRATCH) + thread * i64(context + GateUp.SCRATCH_BYTES)
     gate = local + JOB_ROOM
     job, r0 = find_chunk(context, index)
     n_rows = i64(job + _N_ROWS)
@@ -155,7 +174,9 @@ def run_gate_up(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
     longest = int(jobs[:, Job.N_TOKENS].max())
     size = gate_up_scratch(chunk, longest)
     scratch = np.empty((pool.threads, size), np.uint8)
-    context = np.array([jobs.ctypes.data, chunk, scratch.ctypes.data, size], np.int64)
+    context = write(
+        GateUp, JOBS=jobs.ctypes.data, CHUNK=chunk, SCRATCH=scratch.ctypes.data, SCRATCH_BYTES=size
+    )
     pool.run(gate_up_task.address, context.ctypes.data, count_tasks(jobs, chunk))
 
 
@@ -223,8 +244,8 @@ def gather_rows(job: int, ids: np.ndarray, out: int, out_stride: int) -> None:
 def expert_jobs(
     jobs: np.ndarray,
     template: np.ndarray,
-    strides: np.ndarray,
-    experts: np.ndarray,
+    grow: np.ndarray,
+    where: np.ndarray,
     starts: np.ndarray,
     used: int,
     index: int,
@@ -232,20 +253,22 @@ def expert_jobs(
 ) -> None:
     """Write one job per expert in use into jobs[:used].
 
-    template: a job of expert 0 and slot 0. strides: what W and W2 grow by per expert, X and OUT per
-    slot. index, index2: addresses of the slots' byte offsets into X and X2, or 0.
+    template: a job of slot 0. grow: what X and OUT grow by per slot. where (used, 1 or 2): addresses
+    of each expert's W, or W and W2. index, index2: addresses of the slots' byte offsets into X and
+    X2, or 0.
     """
     for i in range(used):
         jobs[i] = template
         slot = starts[i]
-        jobs[i, 1] += experts[i] * strides[0]  # Job.W
-        jobs[i, 11] += experts[i] * strides[1]  # Job.W2
-        jobs[i, 5] += slot * strides[2]  # Job.X
-        jobs[i, 7] = starts[i + 1] - slot  # Job.N_TOKENS
-        jobs[i, 8] += slot * strides[3]  # Job.OUT
+        jobs[i, W] = where[i, 0]
+        if where.shape[1] > 1:
+            jobs[i, W2] = where[i, 1]
+        jobs[i, X] += slot * grow[0]
+        jobs[i, N_TOKENS] = starts[i + 1] - slot
+        jobs[i, OUT] += slot * grow[1]
         if index:
-            jobs[i, 17] = index + 8 * slot  # Job.INDEX
-            jobs[i, 18] = index2 + 8 * slot  # Job.INDEX2
+            jobs[i, INDEX] = index + 8 * slot
+            jobs[i, INDEX2] = index2 + 8 * slot
 
 
 def job_table(n_jobs: int) -> np.ndarray:

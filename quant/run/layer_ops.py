@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from quant.compiler.jit import inline, kernel, task
+from quant.run.fields import F64, I64, Fields
 from quant.simd.floats import LANES, V_BYTES, fma_v, load_v, store_v, sum_v, zero_v
 from quant.simd.vectors import (
     f32,
@@ -16,6 +17,7 @@ from quant.simd.vectors import (
     i64,
     load_f32,
     put_f32,
+    put_i64,
     splat_f32,
     store_f32,
 )
@@ -70,12 +72,25 @@ def are_finite(x: np.ndarray) -> bool:
     return bool(total == np.float32(0))
 
 
+class RMSNorm(Fields):
+    """Fields of `rms_norm_task`."""
+
+    X = I64  # (N,) float32 of a row
+    X_STRIDE = I64
+    WEIGHT = I64
+    N = I64
+    EPS = F64
+    OUT = I64
+    OUT_STRIDE = I64
+
+
 @task
 def rms_norm_task(context: int, t: int, thread: int) -> None:
-    """`norm_row` of row t. context: x, its row bytes, weight, n, eps (float64), out, row bytes."""
-    row = i64(context) + t * i64(context + 8)
-    into = i64(context + 40) + t * i64(context + 48)
-    norm_row(row, i64(context + 16), i64(context + 24), f64(context + 32), into)
+    """`norm_row` of row t. context: `RMSNorm`."""
+    row = i64(context + RMSNorm.X) + t * i64(context + RMSNorm.X_STRIDE)
+    into = i64(context + RMSNorm.OUT) + t * i64(context + RMSNorm.OUT_STRIDE)
+    n, eps = i64(context + RMSNorm.N), f64(context + RMSNorm.EPS)
+    norm_row(row, i64(context + RMSNorm.WEIGHT), n, eps, into)
 
 
 @inline
@@ -90,14 +105,26 @@ def rotate_heads(x: int, head_bytes: int, heads: int, cos: int, sin: int, pairs:
             put_f32(at + 4, a * f32(sin + i) + b * f32(cos + i))
 
 
+class Rope(Fields):
+    """Fields of `rope_task`."""
+
+    X = I64  # (HEADS, 2 PAIRS) float32 of a token
+    X_STRIDE = I64
+    HEAD_BYTES = I64
+    HEADS = I64
+    COS = I64  # (tokens, PAIRS) float32
+    SIN = I64
+    PAIRS = I64
+
+
 @task
 def rope_task(context: int, t: int, thread: int) -> None:
-    """`rotate_heads` of token t. context: x, bytes of token and head, heads, cos, sin, pairs."""
-    pairs = i64(context + 48)
+    """`rotate_heads` of token t. context: `Rope`."""
+    pairs = i64(context + Rope.PAIRS)
     angles = 4 * pairs * t
-    x = i64(context) + t * i64(context + 8)
-    cos, sin = i64(context + 32) + angles, i64(context + 40) + angles
-    rotate_heads(x, i64(context + 16), i64(context + 24), cos, sin, pairs)
+    x = i64(context + Rope.X) + t * i64(context + Rope.X_STRIDE)
+    cos, sin = i64(context + Rope.COS) + angles, i64(context + Rope.SIN) + angles
+    rotate_heads(x, i64(context + Rope.HEAD_BYTES), i64(context + Rope.HEADS), cos, sin, pairs)
 
 
 @kernel()
@@ -198,49 +225,105 @@ def combine_row(
         put_f32(row + i, v)
 
 
+class Combine(Fields):
+    """Fields of `combine_task`."""
+
+    PARTS = I64  # outputs of experts, one slot after the other
+    PARTS_STRIDE = I64
+    SLOTS = I64  # (COUNT,) int64 of a row
+    SLOTS_STRIDE = I64
+    WEIGHTS = I64  # (COUNT,) float32 of a row
+    WEIGHTS_STRIDE = I64
+    COUNT = I64
+    N = I64
+    X = I64  # (N,) float32 of a row
+    X_STRIDE = I64
+
+
 @task
-def combine_task(context: int, t: int, thread: int) -> None:
-    """`combine_row` of token t. context: parts, stride, slots, weights, K, n, out, out stride."""
-    top_k = i64(context + 32)
-    slots = i64(context + 16) + 8 * t * top_k
-    weights = i64(context + 24) + 4 * t * top_k
-    row = i64(context + 48) + t * i64(context + 56)
-    combine_row(i64(context), i64(context + 8), slots, weights, top_k, i64(context + 40), row)
+def combine_task(context: int, row: int, thread: int) -> None:
+    """X += a row's weighted outputs: `combine_row`. context: `Combine`."""
+    combine_row(
+        i64(context + Combine.PARTS),
+        i64(context + Combine.PARTS_STRIDE),
+        i64(context + Combine.SLOTS) + i64(context + Combine.SLOTS_STRIDE) * row,
+        i64(context + Combine.WEIGHTS) + i64(context + Combine.WEIGHTS_STRIDE) * row,
+        i64(context + Combine.COUNT),
+        i64(context + Combine.N),
+        i64(context + Combine.X) + i64(context + Combine.X_STRIDE) * row,
+    )
+
+
+@inline
+def group_choices(
+    ids: int,
+    rows: int,
+    top_k: int,
+    n_experts: int,
+    first: int,
+    counts: int,
+    experts: int,
+    starts: int,
+    tokens: int,
+    slots: int,
+    slots_stride: int,
+) -> int:
+    """Sort a routing by expert; all arguments but counts of things are addresses of int64.
+
+    ids (rows, top_k) -> number n of experts in use; experts (n,): who they are, those with a first
+    (n_experts,) that is not 0 before the others, ascending; starts (n + 1,): first slot of each;
+    tokens (rows * top_k,): the row of each slot; slots (rows, top_k): the slot of each choice.
+    first may be 0: nobody. counts (n_experts,): scratch.
+    """
+    for e in range(n_experts):
+        put_i64(counts + 8 * e, 0)
+    for i in range(rows * top_k):
+        at = counts + 8 * i64(ids + 8 * i)
+        put_i64(at, i64(at) + 1)
+    used = 0
+    start = 0
+    for others in range(0 if first else 1, 2):
+        for e in range(n_experts):
+            n = i64(counts + 8 * e)
+            if n > 0 and (first == 0 or (i64(first + 8 * e) == 0) == (others == 1)):
+                put_i64(experts + 8 * used, e)
+                put_i64(starts + 8 * used, start)
+                put_i64(counts + 8 * e, -1 - start)  # from now on: the next free slot
+                used += 1
+                start += n
+    put_i64(starts + 8 * used, start)
+    for row in range(rows):
+        for k in range(top_k):
+            at = counts + 8 * i64(ids + 8 * (row * top_k + k))
+            slot = -1 - i64(at)
+            put_i64(at, -2 - slot)
+            put_i64(tokens + 8 * slot, row)
+            put_i64(slots + row * slots_stride + 8 * k, slot)
+    return used
 
 
 @kernel()
 def group_by_expert(
     ids: np.ndarray,
+    first: np.ndarray,
     n_experts: int,
     experts: np.ndarray,
     starts: np.ndarray,
     tokens: np.ndarray,
     slots: np.ndarray,
 ) -> int:
-    """Sort a routing by expert. ids (T, K) int64 -> number of experts in use, n.
-
-    experts (n,): their ids, ascending; starts (n + 1,): first slot of each; tokens (T*K,): the
-    token of each slot; slots (T, K): the slot of each choice. All int64, sized for the worst case.
-    """
-    count = np.zeros(n_experts + 1, np.int64)
-    for t in range(ids.shape[0]):
-        for k in range(ids.shape[1]):
-            count[ids[t, k]] += 1
-    used = 0
-    start = 0
-    for e in range(n_experts):
-        if count[e]:
-            experts[used] = e
-            starts[used] = start
-            used += 1
-        n = count[e]
-        count[e] = start
-        start += n
-    starts[used] = start
-    for t in range(ids.shape[0]):
-        for k in range(ids.shape[1]):
-            slot = count[ids[t, k]]
-            count[ids[t, k]] += 1
-            tokens[slot] = t
-            slots[t, k] = slot
-    return used
+    """`group_choices` of int64 arrays in C order, sized for the worst case; first: or (0,)."""
+    counts = np.empty(n_experts, np.int64)
+    return group_choices(
+        ids.ctypes.data,
+        ids.shape[0],
+        ids.shape[1],
+        n_experts,
+        first.ctypes.data if first.size else 0,
+        counts.ctypes.data,
+        experts.ctypes.data,
+        starts.ctypes.data,
+        tokens.ctypes.data,
+        slots.ctypes.data,
+        8 * ids.shape[1],
+    )

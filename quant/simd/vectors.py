@@ -524,3 +524,15 @@ def _alloca(typingctx: Any, n_bytes: Any) -> Any:
 
 
 alloca: Any = intrinsic(prefer_literal=True)(_alloca)
+
+
+def _as_pointer(typingctx: Any, address: Any) -> Any:
+    """An address as what `carray` takes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], I8.as_pointer())
+
+    return types.voidptr(types.int64), codegen
+
+
+as_pointer: Any = intrinsic(_as_pointer)

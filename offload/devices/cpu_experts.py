@@ -1,4 +1,4 @@
-"""Dense MLPs and routed experts on the CPU, in two parallel regions.
+"""Dense MLPs and routed experts of many tokens on the CPU, in two parallel regions.
 
 Region 1 computes silu(gate . x) * (up . x) of all chosen experts and the shared one and stores it
 as `down` wants it. Region 2 computes some rows of `down` for every (token, expert), in the thread's
@@ -21,19 +21,19 @@ from offload.devices.cpu_jobs import (
     tile_rows,
     whole_groups,
 )
+from offload.layer_scheduler import Schedule, schedule
 from offload.weights import Matrix
 from quant.kernels import Job
-from quant.quant_type import for_records
-from quant.run import driver, layer_ops
+from quant.quant_type import Kind, for_records
+from quant.run import driver
 from quant.run.activations import record_bytes
 from quant.run.pool import Pool
 
 if TYPE_CHECKING:
-    from offload.devices.cpu_ops import CpuOps
+    from offload.devices.cpu import CpuDevice
 
 Array = np.ndarray
 MAX_TOKENS = 512  # at a time: bounds the scratch
-CHUNK = 64  # rows that a thread takes at a time, at least: whole lines of what it writes
 MOST_ROWS = 384  # of `down`, whose turns go over all experts; more: threads end further apart
 
 
@@ -52,25 +52,22 @@ class Inputs:
         return self._forms[planes]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Slots:
-    """Work of a branch: expert experts[i] has the tokens tokens[starts[i] : starts[i + 1]]."""
-
-    used: int
-    experts: Array
-    starts: Array
-    tokens: Array
-
-
 class Branch:
-    """One GatedMLP with its job templates. planes: of the activations of its quantised matrices."""
+    """One GatedMLP with its job templates. planes: of the activations of its quantised matrices.
 
-    def __init__(self, ops: CpuOps, mlp: GatedMLP, planes: int) -> None:
-        ops.need(for_records("matvec", planes), mlp.gate, mlp.up, mlp.down)
-        ops.need(for_records("matmul", planes), mlp.gate, mlp.up, mlp.down)
+    addresses (count, 3) int64: gate, up and down of each expert, wherever they lie.
+    """
+
+    def __init__(self, device: CpuDevice, mlp: GatedMLP, planes: int) -> None:
+        device.need(for_records("matvec", planes), mlp.gate, mlp.up, mlp.down)
+        device.need(for_records("matmul", planes), mlp.gate, mlp.up, mlp.down)
         self.mlp = mlp
         self.planes = planes
-        self._templates: dict[bool, tuple[Array, Array]] = {}
+        self._templates: dict[Kind, tuple[Array, Array]] = {}
+        index = np.arange(mlp.gate.count, dtype=np.int64)
+        self.addresses = np.stack(
+            [m.address + index * m.stride for m in (mlp.gate, mlp.up, mlp.down)], axis=1
+        )
         self._h_planes = self._form(mlp.down)
         n = mlp.down.n_cols
         self.h_bytes = record_bytes(n, self._h_planes) if self._h_planes else 4 * n
@@ -79,10 +76,9 @@ class Branch:
     def _form(self, matrix: Matrix) -> int:
         return 0 if matrix.quant.is_float else self.planes
 
-    def templates(self, one: bool) -> tuple[Array, Array]:
-        """Jobs of expert 0 without inputs and outputs: gate and up, down; one: token."""
-        if one not in self._templates:
-            kind = for_records("matvec" if one else "matmul", self.planes)
+    def templates(self, kind: Kind) -> tuple[Array, Array]:
+        """Jobs of expert 0 without inputs and outputs: gate and up, down; kind: of the kernels."""
+        if kind not in self._templates:
             gate_up, down = driver.job_table(2)
             fill_job(gate_up, self.mlp.gate, kind)
             gate_up[Job.KERNEL2] = self.mlp.up.quant.address(kind)
@@ -90,18 +86,17 @@ class Branch:
             gate_up[Job.ROW_BYTES2] = self.mlp.up.row_bytes
             gate_up[Job.OUT_KIND] = self._h_planes
             fill_job(down, self.mlp.down, kind)
-            self._templates[one] = gate_up, down
-        return self._templates[one]
+            self._templates[kind] = gate_up, down
+        return self._templates[kind]
 
     def add_jobs(
-        self, x: Inputs, work: Slots, first: Array, second: Array, at: int, width: int
+        self, x: Inputs, work: Schedule, first: Array, second: Array, at: int, width: int
     ) -> Hidden:
         """Write the jobs of both regions; those of region 2 lack panels.
 
         at: the branch's first slot; width: bytes of a slot in region 2.
         """
-        one = x.n_tokens == 1
-        gate_up, down = self.templates(one)
+        gate_up, down = self.templates(for_records("matmul", self.planes))
         gate, up = self.mlp.gate, self.mlp.up
         h = np.zeros((len(work.tokens), self.h_bytes), np.uint8)
         starts = work.starts[: work.used + 1]
@@ -118,19 +113,20 @@ class Branch:
                 inputs[form] = Panels(x.pool, source, starts, offsets)
             gate_up[address] = inputs[form].records.ctypes.data
             gate_up[stride] = inputs[form].records.strides[0]
-            index.append(0 if one else inputs[form].to_index)
+            index.append(inputs[form].to_index)
         gate_up[Job.OUT] = down[Job.X] = h.ctypes.data
         gate_up[Job.OUT_STRIDE] = down[Job.X_STRIDE] = self.h_bytes
         down[Job.OUT] = at * width
-        grow = np.array([gate.stride, up.stride, 0, self.h_bytes], np.int64)
-        driver.expert_jobs(first, gate_up, grow, work.experts, work.starts, work.used, *index)
-        grow = np.array([self.mlp.down.stride, 0, self.h_bytes, width], np.int64)
-        driver.expert_jobs(second, down, grow, work.experts, work.starts, work.used, 0, 0)
-        if not one:
-            first = first[: work.used]
-            by_gate, by_up = inputs[self._form(gate)], inputs[self._form(up)]
-            by_gate.fill(first, gate, self.planes)
-            by_up.fill(first, up, self.planes, Job.PANELS2, Job.KERNEL2)
+        experts, used = work.experts[: work.used], work.used
+        grow = np.array([0, self.h_bytes], np.int64)
+        where = self.addresses[experts]
+        driver.expert_jobs(first, gate_up, grow, where[:, :2], work.starts, used, *index)
+        grow = np.array([self.h_bytes, width], np.int64)
+        driver.expert_jobs(second, down, grow, where[:, 2:], work.starts, used, 0, 0)
+        first = first[:used]
+        by_gate, by_up = inputs[self._form(gate)], inputs[self._form(up)]
+        by_gate.fill(first, gate, self.planes)
+        by_up.fill(first, up, self.planes, Job.PANELS2, Job.KERNEL2)
         return Hidden(self, second[: work.used], Panels(x.pool, h, starts), inputs)
 
 
@@ -148,34 +144,31 @@ class Hidden:
         self.panels.fill(self.jobs, self.branch.mlp.down, self.branch.planes)
 
 
-class CpuFeedForward:
+class FeedForward:
     """A dense MLP (`shared` alone) or routed experts with or without a shared one."""
 
-    def __init__(self, ops: CpuOps, routed: GatedMLP | None, shared: GatedMLP | None) -> None:
-        self._ops = ops
-        self.routed = None if routed is None else Branch(ops, routed, 1)
-        self.shared = None if shared is None else Branch(ops, shared, 2)
+    def __init__(self, device: CpuDevice, routed: GatedMLP | None, shared: GatedMLP | None) -> None:
+        self._device = device
+        self.routed = None if routed is None else Branch(device, routed, 1)
+        self.shared = None if shared is None else Branch(device, shared, 2)
         mlps = [m for m in (routed, shared) if m is not None]
         self.branches = [b for b in (self.routed, self.shared) if b is not None]
         self._n_cols = max(max(m.gate.n_cols, m.up.n_cols) for m in mlps)
         gates_and_ups = [m.gate for m in mlps] + [m.up for m in mlps]
         downs = [m.down for m in mlps]
-        threads = ops.pool.threads
+        threads = device.pool.threads
         rows = sum(m.gate.n_rows for m in mlps)
-        self._gate_up_rows = _turn(CHUNK, *gates_and_ups)
-        self._gate_up_rows_of_many = _turn(tile_rows(rows, threads), *gates_and_ups)
-        self._down_rows = _turn(CHUNK, *downs)
-        rows_of_many = tile_rows(downs[0].n_rows, threads, MOST_ROWS)
-        self._down_rows_of_many = _turn(rows_of_many, *downs)
+        self._gate_up_rows = _turn(tile_rows(rows, threads), *gates_and_ups)
+        self._down_rows = _turn(tile_rows(downs[0].n_rows, threads, MOST_ROWS), *downs)
 
     def __call__(self, x: Array, out: Array, routing: Routing | None = None) -> None:
-        """Out (T, H) += the block's result for x (T, H)."""
+        """Out (T, H) += the block's result for x (T, H), T > 1."""
         for t in range(0, len(x), MAX_TOKENS):
             part = slice(t, t + MAX_TOKENS)
             chosen = routing
             if routing is not None:
                 chosen = Routing(expert_ids=routing.expert_ids[part], weights=routing.weights[part])
-            self._run(Inputs(self._ops.pool, x[part], self._n_cols), out[part], chosen)
+            self._run(Inputs(self._device.pool, x[part], self._n_cols), out[part], chosen)
 
     def _run(self, x: Inputs, out: Array, routing: Routing | None) -> None:
         n_tokens = x.n_tokens
@@ -184,48 +177,35 @@ class CpuFeedForward:
         slots, weights = np.empty((n_tokens, 0), np.int64), np.empty((n_tokens, 0), np.float32)
         hidden: list[Hidden] = []
         if routing is not None and self.routed is not None:
-            work, slots = group(routing.expert_ids, self.routed.mlp.gate.count)
-            weights, n_routed, used = routing.weights, slots.size, work.used
+            work = schedule(routing.expert_ids, self.routed.mlp.gate.count)
+            slots, weights, n_routed, used = work.slots, routing.weights, work.slots.size, work.used
         # The shared expert comes first: its turns, of all tokens, are the longest.
         begin = int(n_shared > 0)
         first = driver.job_table(begin + used)
         second = driver.job_table(begin + used)
-        one = n_tokens == 1
-        gate_up_rows = self._gate_up_rows if one else self._gate_up_rows_of_many
-        down_rows = self._down_rows if one else self._down_rows_of_many
-        width = 4 * down_rows
+        width = 4 * self._down_rows
         if n_routed and self.routed is not None:
             hidden.append(self.routed.add_jobs(x, work, first[begin:], second[begin:], 0, width))
-            self._ops.bytes_read += used * self.routed.bytes_per_expert
+            self._device.traffic.read += used * self.routed.bytes_per_expert
         if self.shared is not None:
             everyone = np.arange(n_tokens)
-            work = Slots(
-                used=1,
+            work = Schedule(
                 experts=np.zeros(1, np.int64),
                 starts=np.array([0, n_tokens]),
                 tokens=everyone,
+                slots=everyone[:, None],
             )
             hidden.append(self.shared.add_jobs(x, work, first, second, n_routed, width))
-            self._ops.bytes_read += self.shared.bytes_per_expert
+            self._device.traffic.read += self.shared.bytes_per_expert
             slots = np.concatenate((slots, everyone[:, None] + n_routed), axis=1)
             weights = np.concatenate((weights, np.ones((n_tokens, 1), np.float32)), axis=1)
-        driver.run_gate_up(self._ops.pool, first, gate_up_rows)
-        if not one:
-            for part in hidden:
-                part.arrange()
-        driver.run_down(self._ops.pool, second, down_rows, slots, weights, out)
+        driver.run_gate_up(self._device.pool, first, self._gate_up_rows)
+        for part in hidden:
+            part.arrange()
+        driver.run_down(self._device.pool, second, self._down_rows, slots, weights, out)
 
 
 def _turn(rows: int, *matrices: Matrix) -> int:
     """At least so many rows for a thread at a time, in whole groups of all matrices."""
     unit = whole_groups(32, *matrices)
     return -(-rows // unit) * unit
-
-
-def group(expert_ids: Array, n_experts: int) -> tuple[Slots, Array]:
-    """Sort a routing (T, K) by expert -> (work, slot of each choice (T, K))."""
-    n = expert_ids.size
-    experts, starts, tokens = (np.empty(n + 1, np.int64) for _ in range(3))
-    slots = np.empty(expert_ids.shape, np.int64)
-    used = layer_ops.group_by_expert(expert_ids, n_experts, experts, starts, tokens, slots)
-    return Slots(used=used, experts=experts, starts=starts, tokens=tokens[:n]), slots

@@ -90,7 +90,7 @@ class Tables:
     BLOCK = 256
 
     def __init__(self, config: ModelConfig) -> None:
-        self._block = lru_cache(maxsize=8)(
+        self._block = lru_cache(maxsize=64)(
             lambda i: tables(config, i * self.BLOCK, self.BLOCK)  # whoever asks, the same bits
         )
 

@@ -1,0 +1,99 @@
+"""The forward pass: a model's blocks on their devices, one batch at a time.
+
+Neighbouring blocks of one device run as a segment; where the device changes, the activations cross
+in an explicit step, and its bytes are counted by both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from offload.batch import Batch
+from offload.config import ModelConfig
+from offload.devices.base import Array, Block, Check, Device, KVStore, Segment
+from offload.kv import KV
+from offload.weights import WeightStore
+
+
+class Model:
+    """A model that is ready to run. One caller at a time.
+
+    on_routing: called with (layer, expert_ids (T, K)) of every router after a pass.
+    """
+
+    def __init__(self, config: ModelConfig, blocks: Iterable[Block], weights: WeightStore) -> None:
+        self.config = config
+        self.blocks = list(blocks)
+        self.on_routing: Callable[[int, Array], None] | None = None
+        self._weights = weights
+        devices = {block.device.name: block.device for block in self.blocks}
+        self.devices: Sequence[Device] = list(devices.values())
+        self.kv = KV([device.kv for device in self.devices])
+        self._segments = segments(self.blocks)
+        self._routers = [block for block in self.blocks if block.kind == "router"]
+
+    def forward(self, batch: Batch, check: Check = lambda: None) -> Array:
+        """Logits (wanted rows, V) float32, a new array; rows are appended to the spans' KV slots.
+
+        `check` is called every few layers and before the head, and may raise; the slots are then as
+        they were, for rows beyond a sequence's end count for nothing.
+        """
+        for device in self.devices:
+            device.begin(batch)
+        last: Device | None = None
+        for segment in self._segments:
+            block = segment.blocks[0]
+            if block.kind == "embedding" and batch.rows is not None:
+                continue
+            if block.kind == "head" and not len(batch.wanted):
+                check()
+                continue
+            if last is not None and block.device is not last:
+                cross(last, block)
+            last = block.device
+            segment.run(check)
+        if self.on_routing is not None:
+            for router in self._routers:
+                self.on_routing(router.layer, router.device.routing(router.layer))
+        if not len(batch.wanted):
+            return np.empty((0, self.config.vocab_size), np.float32)
+        return self.blocks[-1].device.logits()
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights that went through kernels so far."""
+        return sum(device.traffic.read for device in self.devices)
+
+    def check_logits(self, logits: Array) -> None:
+        """GGUFError, with the damaged tensor, if they are not finite, or if the files changed."""
+        self._weights.check_logits(logits)
+
+    def check_files(self) -> None:
+        """Raise GGUFError if weights have changed under their map since they were loaded."""
+        self._weights.check_files()
+
+    def compile_steps(self) -> list[Callable[[], object]]:
+        """What is left to compile, one call each."""
+        return [step for device in self.devices for step in device.compile_steps()]
+
+    def close(self) -> None:
+        """Give threads and memory back."""
+        for device in self.devices:
+            device.close()
+
+
+def segments(blocks: Sequence[Block]) -> list[Segment]:
+    """Neighbours of one device together; embedding and head on their own, for not all need them."""
+    groups = groupby(blocks, lambda b: (b.device.name, b.kind if b.layer < 0 else ""))
+    return [part[0].device.segment(part) for part in (list(group) for _, group in groups)]
+
+
+def cross(source: Device, block: Block) -> None:
+    """Bring what a block needs to its device."""
+    activations = source.leave(block)
+    block.device.enter(activations, block)
+    source.traffic.bytes_out += activations.n_bytes
+    block.device.traffic.bytes_in += activations.n_bytes

@@ -1,0 +1,42 @@
+"""KV: the slots of a model, wherever its layers' rows lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from offload.devices.base import KVStore
+
+
+class KV:
+    """The KV stores of all devices as one. A slot has the same number on each."""
+
+    def __init__(self, stores: Sequence[KVStore]) -> None:
+        self._stores = stores
+        self.context = min(store.context for store in stores)
+        self.token_bytes = sum(store.token_bytes for store in stores)
+        self.kind = stores[0].kind
+
+    def open(self, slot: int) -> None:
+        """A new, empty slot of `context` rows; PlanError if a system refuses the memory."""
+        for store in self._stores:
+            store.open(slot)
+
+    def close(self, slot: int) -> None:
+        """Give its memory back."""
+        for store in self._stores:
+            store.close(slot)
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """The first `count` rows of all layers."""
+        for store in self._stores:
+            store.copy(source, target, count)
+
+    def read(self, slot: int, count: int) -> list[np.ndarray]:
+        """The first `count` rows of each layer, (count, row_bytes) uint8; views."""
+        return [rows for store in self._stores for rows in store.read(slot, count)]
+
+    def write(self, slot: int, count: int) -> list[np.ndarray]:
+        """The same, to be written."""
+        return [rows for store in self._stores for rows in store.write(slot, count)]
