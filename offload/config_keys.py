@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.errors import GGUFError, UnsupportedError, shown
-from offload.models import ARCHITECTURES
 from offload.metadata import (
     checked_flag,
     checked_integer,
@@ -24,6 +23,7 @@ from offload.metadata import (
     positive,
     text,
 )
+from offload.models import ARCHITECTURES
 
 log = logging.getLogger(__name__)
 

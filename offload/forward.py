@@ -13,7 +13,7 @@ import numpy as np
 
 from offload.batch import Batch
 from offload.config import ModelConfig
-from offload.devices.base import Array, Block, Check, Device, KVStore, Segment
+from offload.devices.base import Array, Block, Check, Device, Segment
 from offload.kv import KV
 from offload.weights import WeightStore
 
@@ -46,8 +46,6 @@ class Model:
         last: Device | None = None
         for segment in self._segments:
             block = segment.blocks[0]
-            if block.kind == "embedding" and batch.rows is not None:
-                continue
             if block.kind == "head" and not len(batch.wanted):
                 check()
                 continue
@@ -86,8 +84,8 @@ class Model:
 
 
 def segments(blocks: Sequence[Block]) -> list[Segment]:
-    """Neighbours of one device together; embedding and head on their own, for not all need them."""
-    groups = groupby(blocks, lambda b: (b.device.name, b.kind if b.layer < 0 else ""))
+    """Neighbours of one device together; the head on its own, for not every pass wants logits."""
+    groups = groupby(blocks, lambda b: (b.device.name, b.kind == "head"))
     return [part[0].device.segment(part) for part in (list(group) for _, group in groups)]
 
 

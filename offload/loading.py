@@ -10,10 +10,10 @@ from os import PathLike
 
 import numpy as np
 
+from offload.batch import Batch
 from offload.checks import check_model
 from offload.config import ModelConfig
 from offload.data import embedded_model
-from offload.batch import Batch
 from offload.devices import open_device
 from offload.forward import Model
 from offload.gguf import GGUFFile
@@ -60,7 +60,7 @@ def open_model(
             weights = Weights(file, store, config, hardware, options)
             plan = weights.place(plan, used_bytes(tensors), device.pool, report)
             blocks = architecture(config.architecture).blocks
-            model = Model(config, blocks(config, store, lambda family, layer=None: device), store)
+            model = Model(config, blocks(config, store, lambda *_: device), store)
             compile_kernels(model, report)
         except BaseException:
             device.close()

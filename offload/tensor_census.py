@@ -5,10 +5,9 @@ Works for any architecture: families come from the names that all converters use
 
 from __future__ import annotations
 
-from collections.abc import Collection
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType

@@ -5,7 +5,7 @@ device prepares each one once, keeps weights, vectors, activation buffers and th
 attention blocks, and runs neighbouring blocks in one go (`Device.segment`). Between two devices the
 activations cross in an explicit step that counts its bytes (offload/forward.py).
 
-    embedding   x = table[ids]
+    embedding   x = table[ids], unless the batch brings its own rows
     attention   x += attention(norm(x))
     mlp         x += mlp(norm(x))
     router      h = norm(x); ids, weights = top_k(router . h)
@@ -115,9 +115,17 @@ class Traffic:
 class Block(Protocol):
     """A prepared part of a layer."""
 
-    kind: Kind
-    layer: int  # -1: embedding and head
-    device: Device
+    @property
+    def kind(self) -> Kind:
+        """What it computes."""
+
+    @property
+    def layer(self) -> int:
+        """-1: embedding and head."""
+
+    @property
+    def device(self) -> Device:
+        """Who made it."""
 
 
 class KVStore(Protocol):
@@ -126,9 +134,17 @@ class KVStore(Protocol):
     Memory of a slot is taken as its rows are written, and given back when it is closed.
     """
 
-    context: int
-    token_bytes: int  # of a position, all layers of this device
-    kind: str  # of rows: "f16", "f32", "q8_0"
+    @property
+    def context(self) -> int:
+        """Rows of a slot."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Of a position, all layers of this device."""
+
+    @property
+    def kind(self) -> str:
+        """Of rows: "f16", "f32"."""
 
     def open(self, slot: int) -> None:
         """A new, empty slot; PlanError if the system refuses."""
@@ -149,7 +165,9 @@ class KVStore(Protocol):
 class Segment(Protocol):
     """Neighbouring blocks of one device, ready to run one after the other."""
 
-    blocks: Sequence[Block]
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """In order."""
 
     def run(self, check: Check) -> None:
         """Run them for the batch that the device has begun; `check` is called now and then.
@@ -161,9 +179,17 @@ class Segment(Protocol):
 class Device(Protocol):
     """One kind of memory and queue. One caller at a time."""
 
-    name: str
-    traffic: Traffic
-    kv: KVStore
+    @property
+    def name(self) -> str:
+        """As plans call it."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What it did so far."""
+
+    @property
+    def kv(self) -> KVStore:
+        """Rows of its attention blocks."""
 
     def embedding(self, table: Matrix) -> Block:
         """Prepare rows of the table; quantised ones are widened."""

@@ -135,7 +135,9 @@ class CpuDevice:
         if not experts or self._choices is None:
             return Activations(x=x)
         routing = self._choices.routing(block.layer, self.n_rows)
-        return Activations(x=x, h=self._rows(self.inputs(block.layer).plain).copy(), routing=routing)
+        return Activations(
+            x=x, h=self._rows(self.inputs(block.layer).plain).copy(), routing=routing
+        )
 
     def enter(self, activations: Activations, block: Block) -> None:
         """Take over what another device has left for a block."""

@@ -15,7 +15,7 @@ tokens are computed. Neither keeps an array of scores, and long prompts go throu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -42,7 +42,7 @@ EXPANDED_TOKENS = 2048
 class Attention:
     """X += attention(norm(x)); its layer's rows are in the device's KV store."""
 
-    kind: ClassVar[Kind] = "attention"
+    kind: Kind = "attention"
 
     def __init__(self, device: CpuDevice, layer: int, weights: LatentAttention) -> None:
         self.device = device

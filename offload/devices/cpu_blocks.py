@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -30,9 +30,17 @@ Array = np.ndarray
 class CpuBlock(Protocol):
     """A block of the CPU."""
 
-    kind: Kind
-    layer: int
-    device: CpuDevice
+    @property
+    def kind(self) -> Kind:
+        """See Block."""
+
+    @property
+    def layer(self) -> int:
+        """See Block."""
+
+    @property
+    def device(self) -> CpuDevice:
+        """See Block."""
 
     def steps(self, w: Writer) -> None:
         """Write its steps for w.rows rows."""
@@ -44,7 +52,7 @@ class CpuBlock(Protocol):
 class Embedding:
     """X = table[ids]."""
 
-    kind: ClassVar[Kind] = "embedding"
+    kind: Kind = "embedding"
     layer = -1
 
     def __init__(self, device: CpuDevice, table: Matrix) -> None:
@@ -66,7 +74,8 @@ class Embedding:
     def many(self, m: ManyRows) -> None:
         """See CpuBlock."""
         table, ids = self._table, m.batch.ids
-        assert ids is not None
+        if ids is None:
+            return
         out = np.empty((len(ids), table.n_cols), np.float32)
         job = driver.job_table(1)[0]
         fill_job(job, table, "dequantize")
@@ -78,7 +87,7 @@ class Embedding:
 class RouterBlock:
     """H = norm(x); the routing. Makes of h all forms that the layer's experts read."""
 
-    kind: ClassVar[Kind] = "router"
+    kind: Kind = "router"
 
     def __init__(self, device: CpuDevice, layer: int, router: Router) -> None:
         self.device = device
@@ -122,7 +131,7 @@ class RouterBlock:
 class Experts:
     """X += shared(h) + the routed experts of h, weighted and added in the router's order."""
 
-    kind: ClassVar[Kind] = "experts"
+    kind: Kind = "experts"
 
     def __init__(
         self, device: CpuDevice, layer: int, routed: GatedMLP | None, shared: GatedMLP | None
@@ -150,7 +159,7 @@ class Experts:
 class Mlp:
     """X += down(silu(gate . h) * (up . h)), h = norm(x)."""
 
-    kind: ClassVar[Kind] = "mlp"
+    kind: Kind = "mlp"
 
     def __init__(self, device: CpuDevice, layer: int, norm: Array, mlp: GatedMLP) -> None:
         self.device = device
@@ -174,7 +183,7 @@ class Mlp:
 class Head:
     """Logits = head . norm(x)."""
 
-    kind: ClassVar[Kind] = "head"
+    kind: Kind = "head"
     layer = -1
 
     def __init__(self, device: CpuDevice, norm: Array, head: Matrix) -> None:
@@ -192,7 +201,9 @@ class Head:
     def many(self, m: ManyRows) -> None:
         """See CpuBlock."""
         x = m.x[m.batch.wanted]
-        (m.logits,) = self._head(cpu_rows.rms_norm(self.device.pool, x, self._norm, self.device.eps))
+        (m.logits,) = self._head(
+            cpu_rows.rms_norm(self.device.pool, x, self._norm, self.device.eps)
+        )
 
 
 class FewExperts:

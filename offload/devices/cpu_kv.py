@@ -61,5 +61,5 @@ class CpuKV:
 
     def rows(self, slot: int, layer: int) -> Array:
         """All rows of a layer, (context, row_bytes) uint8."""
-        layers: Array = self._slots[slot]
-        return layers[layer]
+        rows: Array = self._slots[slot][layer]
+        return rows

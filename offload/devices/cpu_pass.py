@@ -74,7 +74,7 @@ class PassState:
             cache = self._kv.address(span.slot)
             for position in range(span.first, span.end):
                 cos, sin = self._rope.rows(position, 1)
-                token = 0 if batch.ids is None else batch.ids[at]
+                token = -1 if batch.ids is None else batch.ids[at]
                 self._kept.append((cos, sin))
                 self._rows[at] = token, position, cache, cos.ctypes.data, sin.ctypes.data
                 at += 1

@@ -82,8 +82,9 @@ class Workspace:
 
     def view(self, room: Room, rows: int, n: int) -> np.ndarray:
         """(rows, n) float32 of a room."""
-        data = (ctypes.c_float * (rows * room.stride // 4)).from_address(room.address)
-        return np.frombuffer(data, np.float32).reshape(rows, room.stride // 4)[:, :n]
+        data = (ctypes.c_uint8 * (rows * room.stride)).from_address(room.address)
+        view: np.ndarray = np.frombuffer(memoryview(data), np.float32)
+        return view.reshape(rows, -1)[:, :n]
 
     def vector(self, name: str, n_cols: int, planes: set[int]) -> Vector:
         """Room for activations of which records of these planes are read."""

@@ -9,7 +9,7 @@ A file gives three functions:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -20,17 +20,11 @@ if TYPE_CHECKING:
     from offload.weights import WeightStore
 
 Family = Literal["embedding", "attention", "dense", "router", "routed", "shared", "head"]
+Place = Callable[[Family, int], "Device"]  # who makes the blocks of a family in a layer
 
 ARCHITECTURES = {
     "deepseek2": "deepseek2",
 }
-
-
-class Place(Protocol):
-    """Which device makes the blocks of a family of tensors."""
-
-    def __call__(self, family: Family, layer: int | None = None) -> Device:
-        """The device; layer None: there is one of the kind."""
 
 
 class Architecture(Protocol):

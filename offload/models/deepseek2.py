@@ -22,7 +22,7 @@ __all__ = ["blocks", "check_tensors", "expected_tensors"]
 
 def blocks(config: ModelConfig, weights: WeightStore, on: Place) -> Iterator[Block]:
     """From token to logits: every block, on the device of its family and layer."""
-    yield on("embedding").embedding(weights.matrix("token_embd.weight"))
+    yield on("embedding", -1).embedding(weights.matrix("token_embd.weight"))
     for i in range(config.num_layers):
         p = f"blk.{i}."
         yield on("attention", i).attention(i, attention(config, weights, p))
@@ -34,7 +34,7 @@ def blocks(config: ModelConfig, weights: WeightStore, on: Place) -> Iterator[Blo
         shared = gated_mlp(weights, p, "_shexp") if config.n_shared_experts else None
         yield on("routed", i).experts(i, gated_mlp(weights, p, "_exps"), shared)
     head = "token_embd.weight" if config.tie_word_embeddings else "output.weight"
-    yield on("head").head(weights.vector("output_norm.weight"), weights.matrix(head))
+    yield on("head", -1).head(weights.vector("output_norm.weight"), weights.matrix(head))
 
 
 def attention(config: ModelConfig, weights: WeightStore, p: str) -> LatentAttention:

@@ -253,7 +253,7 @@ def expert_jobs(
 ) -> None:
     """Write one job per expert in use into jobs[:used].
 
-    template: a job of slot 0. grow: what X and OUT grow by per slot. where (used, 1 or 2): addresses
+    template: a job of slot 0. grow: what X and OUT grow by per slot. where (used, 1 or 2): address
     of each expert's W, or W and W2. index, index2: addresses of the slots' byte offsets into X and
     X2, or 0.
     """

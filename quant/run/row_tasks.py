@@ -72,9 +72,10 @@ def embed_task(context: int, index: int, thread: int) -> None:
     job = i64(context + Embed.JOB)
     for row in range(i64(context + Embed.N)):
         token = i64(row_of(i64(context + Embed.PASS), row) + Row.TOKEN)
-        put_i64(job + _ROW0, token)
-        put_i64(job + _OUT, i64(context + Embed.X) + i64(context + Embed.X_STRIDE) * row)
-        call_kernel(i64(job + _KERNEL), job, token, token + 1)
+        if token >= 0:  # else x has been given
+            put_i64(job + _ROW0, token)
+            put_i64(job + _OUT, i64(context + Embed.X) + i64(context + Embed.X_STRIDE) * row)
+            call_kernel(i64(job + _KERNEL), job, token, token + 1)
 
 
 class Records(Fields):

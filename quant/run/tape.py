@@ -35,7 +35,7 @@ class Pass(Fields):
 class Row(Fields):
     """A token of a pass, on its own: its position, and where its sequence's cache lies."""
 
-    TOKEN = I64
+    TOKEN = I64  # -1: its row of x is given
     POSITION = I64
     CACHE = I64  # address of layer 0, position 0 of its KV slot
     COS = I64  # address of the position's rope / 2 float32
