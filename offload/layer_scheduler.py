@@ -15,7 +15,26 @@ import numpy as np
 from quant.run.layer_ops import group_by_expert
 
 Array = np.ndarray
-NOBODY = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """Where a layer's experts lie. Kernels look here whenever the layer runs.
+
+    addresses (n_experts, 3) int64: of gate, up and down of each: in the file's map, packed, or a
+    copy elsewhere, all in one layout. resident (n_experts,) int64: not 0 where that is a faster
+    place than home; such experts are scheduled first.
+    """
+
+    addresses: Array
+    resident: Array
+
+    @staticmethod
+    def at(*matrices: tuple[int, int], count: int) -> Places:
+        """`count` experts one after the other: (address, bytes from expert to expert) of each."""
+        index = np.arange(count, dtype=np.int64)
+        addresses = np.stack([at + index * stride for at, stride in matrices], axis=1)
+        return Places(addresses, np.zeros(count, np.int64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,12 +57,9 @@ class Schedule:
         return len(self.experts)
 
 
-def schedule(expert_ids: Array, n_experts: int, resident: Array = NOBODY) -> Schedule:
-    """Group a routing (T, K) by expert. resident (n_experts,): 0 where an expert's weights are not.
-
-    (or empty: nowhere).
-    """
-    n = expert_ids.size
+def schedule(expert_ids: Array, resident: Array) -> Schedule:
+    """Group a routing (T, K) by expert; resident: see Places."""
+    n, n_experts = expert_ids.size, len(resident)
     experts, starts, tokens = (np.empty(n + 1, np.int64) for _ in range(3))
     slots = np.empty(expert_ids.shape, np.int64)
     ids = np.ascontiguousarray(expert_ids, np.int64)
@@ -79,7 +95,7 @@ def next_copies(work: Schedule, weights: Array, resident: Array, budget: CopyBud
     """
     by_slot = np.empty(work.slots.size, np.float32)
     by_slot[work.slots.ravel()] = weights.ravel()
-    at_home = [i for i, e in enumerate(work.experts) if not resident.size or not resident[e]]
+    at_home = [i for i, e in enumerate(work.experts) if not resident[e]]
     spans = {i: slice(work.starts[i], work.starts[i + 1]) for i in at_home}
     ranked = sorted(
         at_home,

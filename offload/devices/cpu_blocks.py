@@ -326,7 +326,7 @@ class FewExperts:
         context = tape.context(
             Schedule, ROWS=w.rows, TOP_K=self._top_k, EXPERTS=n_experts,
             IDS=device.choices(self._top_k).ids_at(self._layer),
-            ADDRESSES=tape.keep(branch.addresses), FIRST=0,
+            ADDRESSES=tape.keep(branch.places.addresses), FIRST=tape.keep(branch.places.resident),
             WORK=device.workspace.area("schedule", work), SLOTS=slots, SLOTS_STRIDE=stride,
             GATE_UP=tape.keep(self._first) + jobs_at, DOWN=tape.keep(self._second) + jobs_at,
             KERNELS=tape.keep(kernels), X=gate.address, X_STRIDE=gate.stride, X2=up.address,

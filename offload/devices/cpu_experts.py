@@ -21,7 +21,7 @@ from offload.devices.cpu_jobs import (
     tile_rows,
     whole_groups,
 )
-from offload.layer_scheduler import Schedule, schedule
+from offload.layer_scheduler import Places, Schedule, schedule
 from offload.weights import Matrix
 from quant.kernels import Job
 from quant.quant_type import Kind, for_records
@@ -55,7 +55,7 @@ class Inputs:
 class Branch:
     """One GatedMLP with its job templates. planes: of the activations of its quantised matrices.
 
-    addresses (count, 3) int64: gate, up and down of each expert, wherever they lie.
+    places: of its experts, wherever they lie.
     """
 
     def __init__(self, device: CpuDevice, mlp: GatedMLP, planes: int) -> None:
@@ -64,10 +64,8 @@ class Branch:
         self.mlp = mlp
         self.planes = planes
         self._templates: dict[Kind, tuple[Array, Array]] = {}
-        index = np.arange(mlp.gate.count, dtype=np.int64)
-        self.addresses = np.stack(
-            [m.address + index * m.stride for m in (mlp.gate, mlp.up, mlp.down)], axis=1
-        )
+        matrices = mlp.gate, mlp.up, mlp.down
+        self.places = Places.at(*((m.address, m.stride) for m in matrices), count=mlp.gate.count)
         self._h_planes = self._form(mlp.down)
         n = mlp.down.n_cols
         self.h_bytes = record_bytes(n, self._h_planes) if self._h_planes else 4 * n
@@ -119,7 +117,7 @@ class Branch:
         down[Job.OUT] = at * width
         experts, used = work.experts[: work.used], work.used
         grow = np.array([0, self.h_bytes], np.int64)
-        where = self.addresses[experts]
+        where = self.places.addresses[experts]
         driver.expert_jobs(first, gate_up, grow, where[:, :2], work.starts, used, *index)
         grow = np.array([self.h_bytes, width], np.int64)
         driver.expert_jobs(second, down, grow, where[:, 2:], work.starts, used, 0, 0)
@@ -177,7 +175,7 @@ class FeedForward:
         slots, weights = np.empty((n_tokens, 0), np.int64), np.empty((n_tokens, 0), np.float32)
         hidden: list[Hidden] = []
         if routing is not None and self.routed is not None:
-            work = schedule(routing.expert_ids, self.routed.mlp.gate.count)
+            work = schedule(routing.expert_ids, self.routed.places.resident)
             slots, weights, n_routed, used = work.slots, routing.weights, work.slots.size, work.used
         # The shared expert comes first: its turns, of all tokens, are the longest.
         begin = int(n_shared > 0)
