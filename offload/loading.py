@@ -22,9 +22,8 @@ from offload.models import ARCHITECTURES
 from offload.models.deepseek2 import DeepSeek2
 from offload.placing import Weights
 from offload.plan import KVType, Plan
-from offload.planner import PlanOptions, make_plan, used_bytes
+from offload.planning import Wish, plan_model
 from offload.stats import LoadProgress
-from offload.tensor_census import census
 from offload.tokenizer import Tokenizer
 from offload.topology import OtherWork
 from offload.weights import WeightStore
@@ -35,32 +34,32 @@ Report = Callable[[LoadProgress], None]
 
 
 def open_model(
-    path: str | PathLike[str] | None, options: PlanOptions, report: Report
+    path: str | PathLike[str] | None, wish: Wish, report: Report
 ) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, DeepSeek2]:
-    """The parts of an Engine; the file is closed again if any of them cannot be made."""
+    """The parts of an Engine; the file is closed again if any of them cannot be made.
+
+    Planning ends before the device is opened; from there on the plan is executed as it is.
+    """
     neighbours = OtherWork()
     file = GGUFFile.open(embedded_model() if path is None else local_path(path, report))
     try:
         config, tokenizer = check_model(file)
         hardware = probe()
-        tensors = census(file, config)
-        plan = make_plan(config, tensors, hardware, options)
+        others = neighbours.share(hardware.cpu.cores)
+        plan = plan_model(file, config, wish, hardware, report, others)
         if plan.kv.context > config.context_length:
             log.warning(
                 "a context of %d tokens is beyond the %d that the model was trained on",
                 plan.kv.context,
                 config.context_length,
             )
-        others = neighbours.share(hardware.cpu.cores)
-        cpus, why = hardware.pinning(plan.threads, options.pin, others)
-        plan = replace(plan, notes=(*plan.notes, f"threads: {why}"))
-        ops = open_ops(options.device, plan.threads, cpus)
+        ops = open_ops(plan.devices[0], plan.threads, plan.workers.cpu_sets)
         try:
             store = WeightStore(file, config)
-            weights = Weights(file, store, config, hardware, options)
-            plan = weights.place(plan, used_bytes(tensors), ops.pool, report)
+            weights = Weights(file, store, config, plan, hardware.cpu.topology.nodes)
+            plan = replace(plan, outcome=weights.place(ops.pool, report))
             model = ARCHITECTURES[config.architecture](config, store, ops)
-            compile_kernels(model, plan.kv.context, options.kv_type, report)
+            compile_kernels(model, plan.kv.context, plan.kv.kv_type, report)
         except BaseException:
             ops.close()
             raise
