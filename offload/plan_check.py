@@ -2,7 +2,8 @@
 
 Every PlanError begins with the path of the value that is wrong, as in the plan's JSON. Sizes that
 follow from other lines (bytes of the KV cache, of overrides, of packed experts; the prediction) are
-computed anew; the bytes of `placements` tell one model from another.
+computed anew, and a reason that was given for other numbers goes. The bytes of `placements` tell
+one model from another.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from offload.layer_set import Layers
 from offload.plan import BlockName, KVSpec, Packed, Placement, Plan, Prediction, Workers
 from offload.planner import RESERVE, block_bytes
 from offload.tensor_census import Census
+
+EDITED = "as the plan says"  # the reason of a number that its own reason was not made for
 
 
 def checked_plan(
@@ -55,7 +58,6 @@ def checked_plan(
                 f'{path}.device: "{shown(placement.device)}": this version runs on '
                 f"{', '.join(DEVICES)} only"
             )
-    _check_workers(plan.workers, hardware)
     if plan.chunk < 1:
         raise PlanError(f"chunk: {plan.chunk}: at least 1 token is read in one step")
     plan = replace(
@@ -63,6 +65,7 @@ def checked_plan(
         overrides=overrides,
         packed=_packed(plan.packed, packable, config),
         kv=_kv(plan.kv, config, hardware),
+        workers=_workers(plan.workers, hardware),
         predicted=Prediction(bytes_per_token=tensors.bytes_per_token),
         outcome=(),
     )
@@ -75,7 +78,7 @@ def _check_placements(
 ) -> None:
     for block, n_bytes in sizes.items():
         if block not in placements:
-            raise PlanError(f"placements.{block}: missing; {n_bytes:,} bytes of this model are")
+            raise PlanError(f"placements.{block}: missing; this model has {n_bytes:,} bytes of it")
     for block, placement in placements.items():
         n_bytes = sizes.get(block, 0)
         if placement.n_bytes != n_bytes:
@@ -123,7 +126,7 @@ def _check_apart(overrides: Mapping[BlockName, Mapping[Layers, Placement]]) -> N
 def _packed(packed: Packed, packable: Sequence[Packable], config: ModelConfig) -> Packed:
     """The same with the bytes that its layers take."""
     if not packed.layers:
-        return replace(packed, n_bytes=0)
+        return replace(packed, n_bytes=0, why=EDITED if packed.n_bytes else packed.why)
     known = Layers.of(layer.layer for layer in packable)
     if not known:
         raise PlanError(
@@ -148,7 +151,7 @@ def _packed(packed: Packed, packable: Sequence[Packable], config: ModelConfig) -
             f"packed.layers: {packed.layers}: they take {n_bytes:,} bytes, more than packed.budget "
             f"allows: {packed.budget:,}"
         )
-    return replace(packed, n_bytes=n_bytes)
+    return replace(packed, n_bytes=n_bytes, why=packed.why if n_bytes == packed.n_bytes else EDITED)
 
 
 def _kv(kv: KVSpec, config: ModelConfig, hardware: HardwareProfile) -> KVSpec:
@@ -169,17 +172,22 @@ def _kv(kv: KVSpec, config: ModelConfig, hardware: HardwareProfile) -> KVSpec:
             f"{path}: {kv.tokens:,} tokens need {binary_amount(kv.tokens * per_token)} in "
             f"{kv.kv_type}, but {binary_amount(free)} of RAM are free; at most {fits:,} tokens fit"
         )
-    return replace(kv, n_bytes=kv.tokens * per_token)
+    n_bytes = kv.tokens * per_token
+    return replace(kv, n_bytes=n_bytes, why=kv.why if n_bytes == kv.n_bytes else EDITED)
 
 
-def _check_workers(workers: Workers, hardware: HardwareProfile) -> None:
+def _workers(workers: Workers, hardware: HardwareProfile) -> Workers:
+    """The same, with reasons that hold."""
     threads, cpus, usable = workers.threads, workers.cpus, hardware.cpu.usable
     if not 1 <= threads <= usable:
         raise PlanError(
             f"workers.threads: {threads:,}: this process may use 1 to {usable} logical cores"
         )
+    default, why = hardware.default_threads()
+    if threads != default and workers.why == why:
+        workers = replace(workers, why=EDITED)
     if cpus is None:
-        return
+        return workers
     possible, why = hardware.pinning(threads, wish=True)
     if possible is None:
         raise PlanError(f"workers.cpus: {why}; write null")
@@ -194,6 +202,7 @@ def _check_workers(workers: Workers, hardware: HardwareProfile) -> None:
             raise PlanError(
                 f"workers.cpus.{i}: {quoted(list(cores))}: this machine's logical cores are {known}"
             )
+    return workers
 
 
 def _check_room(

@@ -174,7 +174,7 @@ def test_edited_context_threads_and_cache_run(tmp_path: Path) -> None:
 
     def edit(plan: dict[str, Any]) -> None:
         plan["kv"] |= {"context": 96, "tokens": 96, "kv_type": "f32"}
-        plan["workers"] = {"threads": 1}
+        plan["workers"] |= {"threads": 1, "cpus": None}
 
     file = tmp_path / "mine.json"
     file.write_text(edited(real, edit).to_json())
@@ -183,6 +183,8 @@ def test_edited_context_threads_and_cache_run(tmp_path: Path) -> None:
         assert (kv.context, kv.kv_type) == (96, "f32")
         assert engine._sequence.model.ops.pool.threads == engine.plan.threads == 1
         assert engine.plan.kv.n_bytes == kv.rows.nbytes
+        assert "context 96: as the plan says" in engine.plan.notes
+        assert not any("the default" in note for note in engine.plan.notes)
         with pytest.raises(offload.RequestError, match="the context holds 96"):
             engine.generate([1] * 97)
 
