@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cli._values import CountRange, FiniteRange, GivenPath, Samplers
 from cli._values import Text as Text
+
+if TYPE_CHECKING:
+    from offload import LayoutOptions
 
 F = TypeVar("F", bound=Callable[..., object])
 MOST = 2**31 - 1  # of a count of tokens
@@ -210,6 +213,18 @@ def layout_options(command: F) -> F:
     for option in reversed(LAYOUT_OPTIONS):
         command = option(command)
     return command
+
+
+def layout_wish(values: dict[str, Any]) -> LayoutOptions:
+    """What the flags about layouts ask for."""
+    import offload
+
+    budget = values["pack_budget"]
+    return offload.LayoutOptions(
+        layout=values["experts_layout"],
+        budget=None if budget is None else round(budget * 2**30),
+        cache=values["packed_cache"],
+    )
 
 
 def load_options(command: F) -> F:

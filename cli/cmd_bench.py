@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from cli._options import layout_options
+from cli._options import layout_options, layout_wish
 from cli._render import say, show_table
 from cli._values import FiniteRange, GivenPath
 from cli.model_argument import model_argument
+from cli.plan_options import PLAN_FILE, check_plan_alone, given_names
 from cli.progress import LoadDisplay
 
 if TYPE_CHECKING:
-    from offload import LayoutOptions, bench
+    from offload import bench
 
 OF_SHAPES = ("experts", "attention", "shared", "layers")
-OF_MODELS = ("pack_budget", "packed_cache", "memory")
+OF_MODELS = ("pack_budget", "packed_cache", "memory", "plan_file")
 
 
 @click.command("bench")
@@ -66,6 +66,7 @@ OF_MODELS = ("pack_budget", "packed_cache", "memory")
     help="How long to measure; preparing comes on top.",
 )
 @layout_options
+@PLAN_FILE
 @click.option(
     "--compare",
     type=click.Choice(["llama.cpp"]),
@@ -98,6 +99,8 @@ def command(
     if model is not None and shape is not None:
         raise click.UsageError("give MODEL or --shape, not both")
     _refuse_ignored(OF_SHAPES if shape is None else OF_MODELS, shape)
+    if values["plan_file"] is not None:
+        check_plan_alone()
     if plot is not None:
         if shape is None:
             raise RequestError("--plot draws a layer's parts: give --shape as well")
@@ -125,11 +128,9 @@ def command(
 
 def _refuse_ignored(names: tuple[str, ...], shape: str | None) -> None:
     """Usage error if one of these options was given, which this kind of measurement ignores."""
-    context = click.get_current_context()
-    for name in names:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            where = "to --shape" if shape is None else "to a MODEL, not to --shape"
-            raise click.UsageError(f"--{name.replace('_', '-')} belongs {where}")
+    for name in given_names(names):
+        where = "to --shape" if shape is None else "to a MODEL, not to --shape"
+        raise click.UsageError(f"--{name.replace('_', '-')} belongs {where}")
 
 
 def _model_options(model: Path | None, values: dict[str, Any]) -> bench.ModelOptions:
@@ -142,19 +143,9 @@ def _model_options(model: Path | None, values: dict[str, Any]) -> bench.ModelOpt
         compare=values["compare"] is not None,
         depths=values["depth"] or bench.DEPTHS,
         memory=values["memory"],
-        layout=_layout(values),
+        layout=layout_wish(values),
         pin=values["pin"],
-    )
-
-
-def _layout(values: dict[str, Any]) -> LayoutOptions:
-    import offload
-
-    budget = values["pack_budget"]
-    return offload.LayoutOptions(
-        layout=values["experts_layout"],
-        budget=None if budget is None else round(budget * 2**30),
-        cache=values["packed_cache"],
+        plan=values["plan_file"],
     )
 
 
@@ -165,7 +156,7 @@ def _shape_options(shape: str, values: dict[str, Any]) -> bench.ShapeOptions:
     if len(depths) > 1:
         raise click.UsageError("with --shape, give one --depth")
     values["compare"] = values["compare"] is not None
-    values |= {"layout": _layout(values), "pin": values["pin"]}
-    for name in ("experts_layout", "pack_budget", "packed_cache", "memory"):
+    values |= {"layout": layout_wish(values), "pin": values["pin"]}
+    for name in ("experts_layout", "pack_budget", "packed_cache", "memory", "plan_file"):
         del values[name]
     return bench.ShapeOptions(shape=shape, depth=depths[0], **values)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli._options import load_options
 from cli._render import say, show_table
 from cli.model_argument import header_argument
+from cli.plan_options import PLAN_FILE, PLAN_OUT, plan_of, wants_plan
 from cli.progress import LoadDisplay
 from offload.amounts import amount
 
@@ -33,15 +35,20 @@ SHOWN_CHARACTERS = 90
     "--check", is_flag=True, help="Read all weights and name those that are not finite numbers."
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def command(model: Path | None, tensors: bool, check: bool, as_json: bool) -> None:
+@PLAN_OUT
+@PLAN_FILE
+@load_options
+def command(model: Path | None, tensors: bool, check: bool, as_json: bool, **values: Any) -> None:
     """Show metadata, tensor types by family, and sizes.
 
     MODEL is a GGUF file, any one of its shards, or hf:OWNER/REPO[:QUANT] (see pull); without it,
     the embedded kimi-mini.
     Only headers are read, unless --check asks for more; it exits with 1 if weights are damaged.
+    With --plan-file a plan is checked and shown, and not run.
     """
     import offload
 
+    with_plan = wants_plan(values)
     with offload.GGUFFile.open(model or offload.embedded_model()) as file:
         config, obstacle = None, None
         try:
@@ -50,14 +57,19 @@ def command(model: Path | None, tensors: bool, check: bool, as_json: bool) -> No
         except offload.OffloadError as exc:
             obstacle = str(exc)
         census = offload.census(file, config)
+        plan = plan_of(file, config, obstacle, values) if with_plan else None
         faults = _read_all(file) if check else None
         if as_json:
             content = _as_json(file, census, obstacle, tensors)
             if faults is not None:
                 content["damaged"] = faults
+            if plan is not None:
+                content["plan"] = json.loads(plan.to_json())
             say(json.dumps(content, indent=2))
         else:
             _show(file, census, obstacle, tensors)
+            if plan is not None:
+                say(str(plan))
             for fault in faults or ():
                 say(f"damaged: {fault}")
             if faults == []:

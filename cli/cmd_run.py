@@ -26,6 +26,7 @@ from cli.answering import (
     stream_completion,
 )
 from cli.model_argument import model_argument
+from cli.plan_options import PLAN_FILE, check_plan_alone
 from cli.prompt_input import read_prompt
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 @click.option("--hide-thinking", is_flag=True, help="Let it think, but show only the answer.")
 @sampling_options
 @load_options
+@PLAN_FILE
 @click.option(
     "--json",
     is_flag=True,
@@ -82,6 +84,8 @@ def command(model: Path | None, **values: Any) -> None:
         raise click.UsageError(
             "--raw uses no chat template, so --system and --[no-]thinking have no meaning with it"
         )
+    if values["plan_file"] is not None:
+        check_plan_alone()
     settings = Settings(
         system=values["system"],
         thinking=values["thinking"],
@@ -118,6 +122,8 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
         load = offload.load
         guard_crashes()
     with LoadDisplay() as display, no_echo():
+        if values["plan_file"] is not None:
+            return load(model, plan=values["plan_file"], progress=display.callback)
         return load(
             model,
             device=values["device"],

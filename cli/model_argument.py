@@ -27,14 +27,14 @@ def model_argument(command: F) -> F:
 def header_argument(command: F) -> F:
     """MODEL, of which headers alone are looked at: of a model on the hub only they are fetched.
 
-    With --check all of it is.
+    With --check, --plan-out or --plan-file all of it is.
     """
 
     @functools.wraps(command)
     def with_headers(*, model: Path | None, **values: Any) -> object:
         from cli.hub_model import local_headers, local_model
 
-        if values.get("check"):
+        if values.get("check") or values.get("plan_out") or values.get("plan_file"):
             return command(model=local_model(model), **values)
         with local_headers(model) as path:
             return command(model=path, **values)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from offload.hub import pull
     from offload.plan import Plan
     from offload.planner import PlanOptions, make_plan
+    from offload.planning import plan_model
     from offload.policies import (
         LFU,
         LRU,
@@ -80,6 +81,7 @@ _HOMES = {
     "Plan": "offload.plan",
     "PlanOptions": "offload.planner",
     "make_plan": "offload.planner",
+    "plan_model": "offload.planning",
     "AdmitLFU": "offload.policies",
     "CachePolicy": "offload.policies",
     "ExpertKey": "offload.policies",
@@ -135,6 +137,7 @@ __all__ = [
     "hit_rates",
     "load",
     "make_plan",
+    "plan_model",
     "probe",
     "pull",
 ]

@@ -22,7 +22,7 @@ from offload.arguments import check_callable, check_type, path_argument
 from offload.chat import ChatFormat, Message, Prompt, choose_format, completion_prompt
 from offload.config import ModelConfig
 from offload.dry import MASK, breaker_mask
-from offload.errors import RequestError
+from offload.errors import PlanError, RequestError
 from offload.expert_layout import Layout, LayoutOptions, budget_bytes
 from offload.gguf import GGUFFile
 from offload.kv_cache import KVCache
@@ -258,6 +258,7 @@ def load(
     pack_budget: float | None = None,
     packed_cache: str | PathLike[str] | None = None,
     pin: bool | None = None,
+    plan: Plan | str | PathLike[str] | None = None,
     wait: bool = False,
     progress: Progress | None = None,
 ) -> Engine:
@@ -268,6 +269,7 @@ def load(
     kv_type: "f16" or "f32". memory: "mmap", "resident" or "hugepages". experts_layout: "native",
     "packed" or "auto"; pack_budget: GiB for packed experts (None: what is free); packed_cache: a
     folder that keeps them. pin: workers on cores of their own (None: where it helps).
+    plan: a Plan, or a file with its JSON, instead of all of these.
     wait: an answer that is asked for while another runs waits for it instead of being refused.
     progress: called now and then while loading.
     Raises GGUFError, UnsupportedError, PlanError, DeviceError or RequestError, each with the way
@@ -289,7 +291,9 @@ def load(
         ),
         pin=pin,
     )
-    parts = open_model(path, options, report)
+    if plan is not None and options != PlanOptions():
+        raise PlanError("a plan decides everything: give it alone, or options alone")
+    parts = open_model(path, options if plan is None else plan, report)
     try:
         return Engine(*parts, wait=wait)
     except BaseException:

@@ -15,6 +15,8 @@ from offload.amounts import GIB, binary_amount
 from offload.arguments import is_number, path_argument, quoted, whole
 from offload.config import ModelConfig
 from offload.errors import PlanError
+from offload.layer_set import Layers
+from offload.plan import Packed, Tier
 from offload.weights import Matrix
 from quant.packed.registry import PackedType, packed_type
 
@@ -82,10 +84,21 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """layers: those to be packed; notes: why, for people."""
+    """layers: those to be packed; why: for people."""
 
     layers: tuple[Packable, ...]
-    notes: tuple[str, ...]
+    why: str
+
+    def packed(self, tier: Tier, cache: str | None = None, budget: int | None = None) -> Packed:
+        """The choice as a plan has it."""
+        return Packed(
+            layers=Layers.of(layer.layer for layer in self.layers),
+            tier=tier,
+            cache=cache if self.layers else None,
+            budget=None if budget is None else int(budget),
+            n_bytes=sum(layer.packed_bytes for layer in self.layers),
+            why=self.why,
+        )
 
 
 def type_for(m: Matrix) -> PackedType | None:
@@ -118,7 +131,6 @@ def choose(
     options: LayoutOptions,
     layers: Sequence[Packable],
     *,
-    moe_layers: int,
     room: int,
     total: int,
     resident: bool,
@@ -159,7 +171,6 @@ def choose(
         spare -= need
         budget -= layer.packed_bytes
         chosen.append(layer)
-    packed = sum(layer.packed_bytes for layer in chosen)
     limit = (
         f"the {binary_amount(room)} of free RAM"
         if options.budget is None
@@ -168,17 +179,13 @@ def choose(
     if not chosen:
         need = layers[0].packed_bytes
         return _native(f"one packed layer takes {binary_amount(need)}, more than {limit} allows")
-    where = (
-        f"of {len(chosen)} of {moe_layers} layers" if len(chosen) < moe_layers else "of all layers"
-    )
-    note = f"experts {where} packed, {binary_amount(packed)} in RAM: {why}"
     if len(chosen) < len(layers):
-        note += f"; the other {len(layers) - len(chosen)} do not fit {limit}"
-    return Choice(layers=tuple(chosen), notes=(note,))
+        why += f"; the other {len(layers) - len(chosen)} do not fit {limit}"
+    return Choice(layers=tuple(chosen), why=why)
 
 
 def _native(why: str) -> Choice:
-    return Choice(layers=(), notes=(f"experts native: {why}",))
+    return Choice(layers=(), why=why)
 
 
 def _judge(speeds: Speeds, layers: Sequence[Packable]) -> tuple[bool, str]:

@@ -15,16 +15,16 @@ from offload.checks import check_model
 from offload.config import ModelConfig
 from offload.data import embedded_model
 from offload.devices import open_device
+from offload.devices.base import Device
 from offload.forward import Model
 from offload.gguf import GGUFFile
 from offload.hardware import probe
 from offload.hub import local_path
 from offload.models import architecture
 from offload.placing import Weights
-from offload.plan import Plan
-from offload.planner import PlanOptions, make_plan, used_bytes
+from offload.plan import BlockName, Plan
+from offload.planning import Wish, plan_model
 from offload.stats import LoadProgress
-from offload.tensor_census import census
 from offload.tokenizer import Tokenizer
 from offload.topology import OtherWork
 from offload.weights import WeightStore
@@ -35,35 +35,43 @@ Report = Callable[[LoadProgress], None]
 
 
 def open_model(
-    path: str | PathLike[str] | None, options: PlanOptions, report: Report
+    path: str | PathLike[str] | None, wish: Wish, report: Report
 ) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, Model]:
-    """The parts of an Engine; the file is closed again if any of them cannot be made."""
+    """The parts of an Engine; the file is closed again if any of them cannot be made.
+
+    Planning ends before the device is opened; from there on the plan is executed as it is.
+    """
     neighbours = OtherWork()
     file = GGUFFile.open(embedded_model() if path is None else local_path(path, report))
     try:
         config, tokenizer = check_model(file)
         hardware = probe()
-        tensors = census(file, config)
-        plan = make_plan(config, tensors, hardware, options)
+        others = neighbours.share(hardware.cpu.cores)
+        plan = plan_model(file, config, wish, hardware, report, others)
         if plan.kv.context > config.context_length:
             log.warning(
                 "a context of %d tokens is beyond the %d that the model was trained on",
                 plan.kv.context,
                 config.context_length,
             )
-        others = neighbours.share(hardware.cpu.cores)
-        cpus, why = hardware.pinning(plan.threads, options.pin, others)
-        plan = replace(plan, notes=(*plan.notes, f"threads: {why}"))
-        device = open_device(options.device, config, plan.kv, plan.threads, cpus)
+        devices = {
+            name: open_device(name, config, plan.kv, plan.threads, plan.workers.cpu_sets)
+            for name in plan.devices
+        }
         try:
             store = WeightStore(file, config)
-            weights = Weights(file, store, config, hardware, options)
-            plan = weights.place(plan, used_bytes(tensors), device.pool, report)
+            weights = Weights(file, store, config, plan, hardware.cpu.topology.nodes)
+            plan = replace(plan, outcome=weights.place(devices["cpu"].pool, report))
             blocks = architecture(config.architecture).blocks
-            model = Model(config, blocks(config, store, lambda *_: device), store)
+
+            def on(block: BlockName, layer: int) -> Device:
+                return devices[plan.place(block, layer).device]
+
+            model = Model(config, blocks(config, store, on), store)
             compile_kernels(model, report)
         except BaseException:
-            device.close()
+            for device in devices.values():
+                device.close()
             raise
     except BaseException:
         file.close()

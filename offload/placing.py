@@ -1,24 +1,23 @@
-"""Bringing the weights where the plan wants them: read ahead, copied, or packed."""
+"""Bringing the weights where the plan has them: read ahead, copied, or packed. Decides nothing."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from offload.config import ModelConfig
-from offload.expert_layout import Packable, choose, packable_layers
+from offload.expert_layout import packable_layers
 from offload.gguf import GGUFFile, TensorInfo
-from offload.hardware import HardwareProfile
 from offload.memory import Memory, advise
+from offload.models import expected_tensors
 from offload.packed_cache import PackedCache
-from offload.packing import measure, pack_layers
-from offload.plan import Plan
-from offload.planner import PlanOptions, weight_room, with_layout
+from offload.packing import pack_layers
+from offload.plan import Plan, Tier
 from offload.stats import LoadProgress
+from offload.tensor_census import block_of
 from offload.weights import WeightStore, fused_name
 from quant.run.pool import Pool
 
@@ -29,87 +28,84 @@ READ_STEP = 64 << 20  # bytes between two reports
 PAGE = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pending:
-    """Tensors of the file that are used as they lie."""
-
-    tensors: list[TensorInfo]
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(t.n_bytes for t in self.tensors)
-
-
 class Weights:
-    """One model file's tensors on their way into a WeightStore."""
+    """One model file's tensors on their way into a WeightStore.
+
+    nodes: NUMA nodes with memory; copies are spread over them.
+    """
 
     def __init__(
         self,
         file: GGUFFile,
         store: WeightStore,
         config: ModelConfig,
-        hardware: HardwareProfile,
-        options: PlanOptions,
+        plan: Plan,
+        nodes: tuple[int, ...],
     ) -> None:
         self._file = file
         self._store = store
         self._config = config
-        self._hardware = hardware
-        self._options = options
-        self._memory = Memory(options.memory, hardware.cpu.topology.nodes)
+        self._plan = plan
+        self._memory = {  # where copies of a tier are made; packed ones, to be mapped later, too
+            "mmap": Memory("mmap", nodes),
+            "ram": Memory("resident" if plan.is_locked else "mmap", nodes),
+            "hugepages": Memory("hugepages", nodes),
+        }
 
-    def place(self, plan: Plan, total: int, pool: Pool, report: Report) -> Plan:
-        """Choose the layout of the experts and bring all weights there; the plan says how.
-
-        total: bytes of all weights that are used.
-        """
-        layers = packable_layers(self._store, self._config)
-        layout = self._options.layout
+    def place(self, pool: Pool, report: Report) -> tuple[str, ...]:
+        """Bring all weights where the plan has them; what came of it, a line each."""
+        packed = self._plan.packed
+        chosen = [
+            layer
+            for layer in packable_layers(self._store, self._config)
+            if layer.layer in packed.layers
+        ]
+        names = {m.name for layer in chosen for m in layer.matrices}
+        by_tier = self._by_tier(names | {fused_name(name) for name in names})
+        self._read_ahead(by_tier["mmap"], report)
+        for tier in ("ram", "hugepages"):
+            self._copy(by_tier[tier], self._memory[tier], report)
         cache = None
-        if layout.cache is not None and layout.layout != "native":
-            cache = PackedCache(layout.cache, self._file, pool.threads)
-        resident = self._options.memory != "mmap"
-        choice = choose(
-            layout,
-            layers,
-            moe_layers=self._config.num_moe_layers,
-            room=weight_room(plan, self._hardware),
-            total=total,
-            resident=resident,
-            speeds=partial(measure, layers, pool, report),
-        )
-        plan = with_layout(plan, choice, self._config.num_moe_layers)
-        rest = self._rest(choice.layers)
-        if resident:
-            self._copy(rest, report)
-        else:
-            self._read_ahead(rest, total, report)
-        if choice.layers:
+        if chosen and packed.cache is not None:
+            cache = PackedCache(Path(packed.cache), self._file, pool.threads)
+        if chosen:
             self._store.packed = pack_layers(
-                choice.layers, pool, self._memory, cache, report, resident=resident
+                chosen,
+                pool,
+                self._memory[packed.tier],
+                cache,
+                report,
+                resident=packed.tier != "mmap",
             )
-        notes = self._memory.settle()
+        notes = [note for memory in self._memory.values() for note in memory.settle()]
         if cache is not None:
             notes += cache.summary()
-        packed_files = () if cache is None else cache.mapped
-        self._store.watched = () if resident else (*self._file.mapped, *packed_files)
-        return replace(plan, notes=(*plan.notes, *notes))
+        self._store.watched = (
+            *(self._file.mapped if by_tier["mmap"] else ()),
+            *(cache.mapped if cache is not None and packed.tier == "mmap" else ()),
+        )
+        return tuple(notes)
 
-    def _rest(self, packed: tuple[Packable, ...]) -> _Pending:
-        """What is not packed, in the file's order."""
-        names = {m.name for layer in packed for m in layer.matrices}
-        names |= {fused_name(name) for name in names}
-        tensors = [t for t in self._file.tensors.values() if t.name not in names]
-        return _Pending(tensors=sorted(tensors, key=lambda t: (t.part, t.offset)))
+    def _by_tier(self, packed: set[str]) -> dict[Tier, list[TensorInfo]]:
+        """What the forward pass reads and is not packed, by tier, in the file's order."""
+        found: dict[Tier, list[TensorInfo]] = {"mmap": [], "ram": [], "hugepages": []}
+        for name in expected_tensors(self._config, self._file.tensors.keys()):
+            if name not in packed:
+                block, layer = block_of(name, self._config)
+                found[self._plan.place(block, layer).tier].append(self._file.tensors[name])
+        for tensors in found.values():
+            tensors.sort(key=lambda t: (t.part, t.offset))
+        return found
 
-    def _copy(self, rest: _Pending, report: Report) -> None:
+    def _copy(self, tensors: Sequence[TensorInfo], memory: Memory, report: Report) -> None:
         """Copies in memory of our own, 64-byte aligned, one after the other."""
-        used = [t for t in rest.tensors if not self._is_skipped(t.name)]
-        total = sum(-(-t.n_bytes // 64) * 64 for t in used)
-        room = self._memory.allocate(total)
+        if not tensors:
+            return
+        total = sum(-(-t.n_bytes // 64) * 64 for t in tensors)
+        room = memory.allocate(total)
         at = 0
         report(LoadProgress(phase="copy", done_bytes=0, total_bytes=total))
-        for info in used:
+        for info in tensors:
             source = self._file.raw(info.name)
             data = room[at : at + info.n_bytes]
             for start in range(0, info.n_bytes, READ_STEP):
@@ -123,29 +119,22 @@ class Weights:
             self._store.copies[info.name] = data
             at += -(-info.n_bytes // 64) * 64
 
-    def _is_skipped(self, name: str) -> bool:
-        """Tensors of multi-token-prediction layers are never used."""
-        prefix, _, rest = name.partition(".")
-        layer = rest.partition(".")[0]
-        return prefix == "blk" and layer.isdigit() and int(layer) >= self._config.num_layers
-
-    def _read_ahead(self, rest: _Pending, total: int, report: Report) -> None:
+    def _read_ahead(self, tensors: Sequence[TensorInfo], report: Report) -> None:
         """Touch every page once, in order, so that decoding does not wait for the disk.
 
-        Left out for files larger than free RAM: the first pages would be gone before the last come.
+        Not for files larger than free RAM: the first pages would be gone before the last come.
         """
-        free = self._hardware.cpu.ram_free
-        if total > free:
+        if not tensors:
+            return
+        done, n_bytes = 0, sum(t.n_bytes for t in tensors)
+        if not self._plan.reads_ahead:
             log.warning(
-                "the weights (%.1f GiB) exceed free RAM (%.1f GiB): decoding will wait for the "
-                "disk",
-                total / 2**30,
-                free / 2**30,
+                "%.1f GiB of weights are not read ahead: decoding will wait for the disk",
+                n_bytes / 2**30,
             )
             return
-        done, n_bytes = 0, rest.n_bytes
         report(LoadProgress(phase="read", done_bytes=0, total_bytes=n_bytes))
-        for info in rest.tensors:
+        for info in tensors:
             data = self._file.raw(info.name)
             for start in range(0, len(data), READ_STEP):
                 part = data[start : start + READ_STEP]

@@ -1,31 +1,94 @@
-"""Plan: where every tensor lives and why; the configuration of a run, and it can be printed."""
+"""Plan: where every tensor lives and why; the configuration of a run, and all of it.
+
+What `offload.load` does with weights, memory, threads and the KV cache is said here and nowhere
+else: made by planner.py or read from a file that a user edited (plan_json.py), held to the machine
+and the model by plan_check.py, executed by loading.py and placing.py.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
+from offload.amounts import binary_amount
+from offload.errors import shown
+from offload.layer_set import Layers
+
 KVType = Literal["f16", "f32"]
+
+# The tensors of a layer by the block that reads them, norms with the block that they stand before:
+# dense: the MLP of leading layers; head: with the last norm.
+BlockName = Literal["embedding", "attention", "dense", "router", "shared", "routed", "head"]
+
+# Where bytes lie: in the mapped file, in memory of our own, in huge pages of our own.
+Tier = Literal["mmap", "ram", "hugepages"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a group of tensors lives. why: one clause for people."""
+    """Where tensors live. n_bytes: in the model's file; why: one clause for people."""
 
     device: str
-    n_bytes: int
-    why: str
+    tier: Tier
+    n_bytes: int = 0
+    why: str = "as asked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """Layers whose routed experts are re-arranged at load, as far as their types have a layout.
+
+    tier: of the packed copies; "mmap": they are mapped from files in the folder `cache`, and made
+    (in RAM) where these are missing. With another tier and a cache they are copied from it.
+    budget: the most bytes that they may take, None: what is free. n_bytes: what they take.
+    """
+
+    layers: Layers = Layers()
+    tier: Tier = "ram"
+    cache: str | None = None
+    budget: int | None = None
+    n_bytes: int = 0
+    why: str = "as asked"
+
+    @property
+    def note(self) -> str:
+        """The layout and its reason, a line."""
+        if not self.layers:
+            return f"experts native: {self.why}"
+        where = {"mmap": "mapped files", "ram": "RAM", "hugepages": "huge pages"}[self.tier]
+        plural = "s" * (len(self.layers) > 1)
+        size = binary_amount(self.n_bytes)
+        return f"experts of layer{plural} {self.layers} packed, {size} in {where}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVSpec:
-    """The KV cache. context: tokens; n_bytes: all layers."""
+    """The KV cache. context: the most tokens of one sequence; tokens: of all together.
+
+    n_bytes: of all tokens, all layers.
+    """
 
     context: int
+    tokens: int
     kv_type: KVType
-    n_bytes: int
+    n_bytes: int = 0
+    why: str = "as asked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """CPU threads. cpus: the logical cores of each, to which it is pinned; None: of none."""
+
+    threads: int
+    why: str = "as asked"
+    cpus: tuple[tuple[int, ...], ...] | None = None
+    cpus_why: str = "as asked"
+
+    @property
+    def cpu_sets(self) -> tuple[frozenset[int], ...] | None:
+        """The same as sets, as a Pool takes them."""
+        return None if self.cpus is None else tuple(frozenset(cores) for cores in self.cpus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +96,7 @@ class Prediction:
     """What decoding one token costs. bytes_per_token: read from RAM; bandwidth: bytes/s or None."""
 
     bytes_per_token: int
-    bandwidth: float | None
+    bandwidth: float | None = None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -45,34 +108,112 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Placements by tensor family, the KV cache, threads, and notes on every choice made.
+    """Everything that is decided before the first weight is touched.
 
-    layout: of routed experts; packed_layers: how many layers' experts are packed.
+    placements: of every block that the model has; overrides: of some layers of a block, instead.
+    is_locked: memory of tier "ram" is locked there, where the system allows. reads_ahead: tensors
+    in the mapped file are read once while loading. chunk: prompt tokens in one step, at most.
+    remarks: on what follows from model and machine, the device first. outcome: what came of it.
     """
 
-    placements: Mapping[str, Placement]
+    placements: Mapping[BlockName, Placement]
+    overrides: Mapping[BlockName, Mapping[Layers, Placement]] = field(default_factory=dict)
+    packed: Packed = Packed()
     kv: KVSpec
-    threads: int
+    workers: Workers
+    is_locked: bool = False
+    reads_ahead: bool = True
+    chunk: int = 512
     predicted: Prediction
-    notes: tuple[str, ...]
-    layout: Literal["native", "packed"] = "native"
-    packed_layers: int = 0
+    remarks: tuple[str, ...] = ()
+    outcome: tuple[str, ...] = ()
+
+    def place(self, block: BlockName, layer: int | None = None) -> Placement:
+        """Where a block of a layer lives; embedding and head have none. KeyError: no such block."""
+        if layer is not None:
+            for layers, placement in self.overrides.get(block, {}).items():
+                if layer in layers:
+                    return placement
+        return self.placements[block]
+
+    def every_placement(self) -> Iterator[tuple[str, Placement]]:
+        """All of them, each with its path in the JSON."""
+        for block, placement in self.placements.items():
+            yield f"placements.{block}", placement
+        for block, by_layers in self.overrides.items():
+            for layers, placement in by_layers.items():
+                yield f"overrides.{block}.{layers}", placement
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Those in use, in the order of `placements`."""
+        return tuple(dict.fromkeys(p.device for _, p in self.every_placement()))
+
+    @property
+    def threads(self) -> int:
+        """CPU threads."""
+        return self.workers.threads
+
+    @property
+    def layout(self) -> Literal["native", "packed"]:
+        """Of routed experts: as the file has them, or re-arranged in at least one layer."""
+        return "packed" if self.packed.layers else "native"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all tensors that are used, in the model's file."""
+        return sum(p.n_bytes for p in self.placements.values())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Every choice with its reason, then what came of it; a line each."""
+        workers = self.workers
+        kv = f"context {self.kv.context:,}: {self.kv.why}"
+        if self.kv.tokens != self.kv.context:
+            kv += f"; {self.kv.tokens:,} tokens of all sequences together"
+        lines = (
+            *self.remarks,
+            f"{workers.threads} thread{'s' * (workers.threads > 1)}: {workers.why}",
+            f"threads: {workers.cpus_why}",
+            kv,
+            self.packed.note,
+            *self.outcome,
+        )
+        return tuple(shown(line, 1000) for line in lines)
 
     def to_json(self) -> str:
-        """The plan as JSON text."""
-        return json.dumps(asdict(self), indent=2)
+        """The plan as JSON text, to be edited and read by `from_json`."""
+        from offload.plan_json import plan_text
+
+        return plan_text(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote; PlanError names the path in the JSON that is wrong."""
+        from offload.plan_json import parse_plan
+
+        return parse_plan(text)
 
     def __str__(self) -> str:
-        rows = [
-            f"  {family:<16} {p.n_bytes / 2**20:>10.1f} MiB  {p.device:<6} {p.why}"
-            for family, p in self.placements.items()
-        ]
-        kv = self.kv
+        rows = []
+        for block, p in self.placements.items():
+            rows.append(_row(block, p.n_bytes, p.device, p.tier, p.why))
+            for layers, other in self.overrides.get(block, {}).items():
+                name = f"  of it {layers}"
+                rows.append(_row(name, other.n_bytes, other.device, other.tier, other.why))
+        packed, kv = self.packed, self.kv
+        if packed.layers:
+            where = f"layers {packed.layers}, re-arranged"
+            rows.append(_row("packed experts", packed.n_bytes, "cpu", packed.tier, where))
         rows.append(
-            f"  {'KV cache':<16} {kv.n_bytes / 2**20:>10.1f} MiB  {'cpu':<6} "
-            f"{kv.context:,} tokens in {kv.kv_type}"
+            _row("KV cache", kv.n_bytes, "cpu", "ram", f"{kv.tokens:,} tokens in {kv.kv_type}")
         )
         rows += [f"  note: {note}" for note in self.notes]
         read = self.predicted.bytes_per_token
         rows.append(f"  one decoded token reads {read / 1e6:,.1f} MB of weights")
         return "\n".join(["Plan:", *rows])
+
+
+def _row(name: str, n_bytes: int, device: str, tier: str, why: str) -> str:
+    size = f"{n_bytes / 2**20:>10.1f} MiB"
+    return f"  {shown(name):<16} {size}  {shown(device):<5} {tier:<9} {shown(why, 300)}"

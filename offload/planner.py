@@ -1,24 +1,49 @@
-"""make_plan(): decides where everything lives. Pure: looks at nothing but its arguments."""
+"""make_plan(), refine(): decide where everything lives; the two steps of planning.
+
+The first looks at nothing but its arguments. The second chooses the layout of the routed experts,
+where that is left to us by a measurement that it is given. What they return is executed as it is.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from typing import Final, get_args
 
 from offload.arguments import check_type, integer, quoted
 from offload.config import ModelConfig
 from offload.devices import resolve
-from offload.errors import DeviceError, PlanError
-from offload.expert_layout import Choice, LayoutOptions
+from offload.errors import DeviceError, PlanError, RequestError
+from offload.expert_layout import LayoutOptions, Packable, Speeds, choose
 from offload.hardware import HardwareProfile
 from offload.kv_cache import cache_bytes
 from offload.memory import MemoryMode, check_mode
-from offload.plan import KVSpec, KVType, Placement, Plan, Prediction
+from offload.plan import (
+    BlockName,
+    KVSpec,
+    KVType,
+    Placement,
+    Plan,
+    Prediction,
+    Tier,
+    Workers,
+)
 from offload.tensor_census import Census
 
 DEFAULT_CONTEXT = 32_768
 MOST = 2**53  # of any count; floats still hold it
 RESERVE = 512 << 20  # bytes left to the system and to scratch buffers
+TIERS: Final[Mapping[MemoryMode, Tier]] = {
+    "mmap": "mmap",
+    "resident": "ram",
+    "hugepages": "hugepages",
+}
+_WHERE: Final[Mapping[Tier, str]] = {
+    "mmap": "read where it lies in the mapped file",
+    "ram": "copied into RAM",
+    "hugepages": "copied into huge pages",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,84 +74,92 @@ class PlanOptions:
 
 
 def make_plan(
-    config: ModelConfig, tensors: Census, hardware: HardwareProfile, options: PlanOptions
+    config: ModelConfig,
+    tensors: Census,
+    hardware: HardwareProfile,
+    options: PlanOptions,
+    others: float | None = None,
 ) -> Plan:
-    """A plan that fits this machine, every choice with its reason; PlanError if there is none."""
+    """A plan that fits this machine, every choice with its reason; PlanError if there is none.
+
+    tensors: of the same model, made with its config. others: share of the cores that other
+    programs use, if known. The routed experts' layout is left to `refine`: native so far.
+    """
     check_type("config", config, ModelConfig)
     check_type("tensors", tensors, Census)
     check_type("hardware", hardware, HardwareProfile)
     check_type("options", options, PlanOptions)
+    if not tensors.blocks:
+        raise RequestError("a plan needs census(file, config), not census(file)")
     device, why = resolve(options.device)
-    notes = [f"device {device}: {why}"]
-    threads, reason = _threads(hardware, options)
-    notes.append(f"{threads} thread{'s' * (threads > 1)}: {reason}")
-    kv, reason = _kv(config, tensors, hardware, options)
-    notes.append(f"context {kv.context:,}: {reason}")
-    free = hardware.cpu.ram_free
-    mode = check_mode(options.memory)
-    if mode != "mmap":
-        _check_resident(mode, tensors, free, kv)
-    elif tensors.n_bytes > free:
-        notes.append(
-            f"the weights ({tensors.n_bytes / 2**30:.1f} GiB) exceed free RAM "
-            f"({free / 2**30:.1f} GiB): parts are read from disk again and again, expect disk speed"
+    remarks = [f"device {device}: {why}"]
+    kv = _kv(config, tensors, hardware, options)
+    free, used = hardware.cpu.ram_free, used_bytes(tensors)
+    tier = TIERS[options.memory]
+    if tier != "mmap":
+        _check_resident(options.memory, used, free, kv)
+    elif used > free:
+        remarks.append(
+            f"the weights ({used / 2**30:.1f} GiB) exceed free RAM ({free / 2**30:.1f} GiB): parts "
+            "are read from disk again and again, expect disk speed"
         )
-    where = {
-        "mmap": "read where it lies in the mapped file",
-        "resident": "copied into RAM",
-        "hugepages": "copied into huge pages",
-    }[mode]
-    notes.append(f"NUMA: {hardware.numa()}")
-    placements: dict[str, Placement] = {
-        family.name: Placement(device=device, n_bytes=family.n_bytes, why=where)
-        for family in tensors.families
-        if family.name != "mtp"
-    }
-    skipped = [f for f in tensors.families if f.name == "mtp"]
-    if skipped:
-        notes.append(f"{config.num_mtp_layers} multi-token-prediction layers are skipped")
+    remarks.append(f"NUMA: {hardware.numa()}")
+    if any(family.name == "mtp" for family in tensors.families):
+        remarks.append(f"{config.num_mtp_layers} multi-token-prediction layers are skipped")
     return Plan(
-        placements=placements,
+        placements={
+            block: Placement(device=device, tier=tier, n_bytes=n_bytes, why=_WHERE[tier])
+            for block, n_bytes in block_bytes(tensors).items()
+        },
         kv=kv,
-        threads=threads,
-        predicted=Prediction(bytes_per_token=tensors.bytes_per_token, bandwidth=None),
-        notes=tuple(notes),
+        workers=_workers(hardware, options, others),
+        is_locked=options.memory == "resident",
+        reads_ahead=used <= free,
+        predicted=Prediction(bytes_per_token=tensors.bytes_per_token),
+        remarks=tuple(remarks),
     )
+
+
+def refine(
+    plan: Plan,
+    layout: LayoutOptions,
+    layers: Sequence[Packable],
+    hardware: HardwareProfile,
+    speeds: Callable[[], Speeds],
+) -> Plan:
+    """The plan with the layout of the routed experts: the last step before it is executed.
+
+    layers: those that can be packed; speeds: measures, and is called where it decides.
+    """
+    native_tier = plan.placements["routed"].tier if "routed" in plan.placements else "mmap"
+    choice = choose(
+        layout,
+        layers,
+        room=max(0, hardware.cpu.ram_free - RESERVE - plan.kv.n_bytes),
+        total=plan.weight_bytes,
+        resident=native_tier != "mmap",
+        speeds=speeds,
+    )
+    cache = None if layout.cache is None else os.path.abspath(layout.cache)
+    tier = "ram" if native_tier == "mmap" and cache is None else native_tier
+    return replace(plan, packed=choice.packed(tier, cache, layout.budget))
 
 
 def used_bytes(tensors: Census) -> int:
-    """Bytes of the tensors that are used at all."""
-    return sum(family.n_bytes for family in tensors.families if family.name != "mtp")
+    """Bytes of the tensors that the forward pass reads."""
+    return sum(tensors.blocks.values())
 
 
-def weight_room(plan: Plan, hardware: HardwareProfile) -> int:
-    """Bytes of free RAM that the KV cache and the reserve leave to weights."""
-    return max(0, hardware.cpu.ram_free - RESERVE - plan.kv.n_bytes)
+def block_bytes(tensors: Census) -> dict[BlockName, int]:
+    """The same by block, in the order of BlockName: only those that the model has."""
+    sizes = dict.fromkeys(get_args(BlockName), 0)
+    for (block, _), n_bytes in tensors.blocks.items():
+        sizes[block] += n_bytes
+    return {block: n_bytes for block, n_bytes in sizes.items() if n_bytes}
 
 
-def with_layout(plan: Plan, choice: Choice, moe_layers: int) -> Plan:
-    """The plan with the chosen layout of the routed experts, and why."""
-    packed = sum(layer.packed_bytes for layer in choice.layers)
-    placements = dict(plan.placements)
-    if choice.layers:
-        native = sum(layer.native_bytes for layer in choice.layers)
-        routed = {name: p for name, p in placements.items() if name.startswith("routed")}
-        whole = sum(p.n_bytes for p in routed.values())
-        for name, p in routed.items():
-            part = "packed" if len(choice.layers) == moe_layers else "partly packed"
-            n_bytes = p.n_bytes + (packed - native) * p.n_bytes // max(1, whole)
-            placements[name] = replace(p, n_bytes=n_bytes, why=f"{part}, re-arranged in RAM")
-    return replace(
-        plan,
-        placements=placements,
-        notes=(*plan.notes, *choice.notes),
-        layout="packed" if choice.layers else "native",
-        packed_layers=len(choice.layers),
-    )
-
-
-def _check_resident(mode: MemoryMode, tensors: Census, free: int, kv: KVSpec) -> None:
-    need, gib = used_bytes(tensors), 2**30
+def _check_resident(mode: MemoryMode, need: int, free: int, kv: KVSpec) -> None:
+    gib = 2**30
     if need + kv.n_bytes + RESERVE > free:
         raise PlanError(
             f"--memory {mode} copies {need / gib:.1f} GiB of weights; with {kv.n_bytes / gib:.1f} "
@@ -135,14 +168,15 @@ def _check_resident(mode: MemoryMode, tensors: Census, free: int, kv: KVSpec) ->
         )
 
 
-def _threads(hardware: HardwareProfile, options: PlanOptions) -> tuple[int, str]:
-    if options.threads is None:
-        return hardware.default_threads()
-    usable = hardware.cpu.usable
-    threads = options.threads
-    if not 1 <= threads <= usable:
+def _workers(hardware: HardwareProfile, options: PlanOptions, others: float | None) -> Workers:
+    usable, threads, why = hardware.cpu.usable, options.threads, "as asked"
+    if threads is None:
+        threads, why = hardware.default_threads()
+    elif not 1 <= threads <= usable:
         raise PlanError(f"--threads {threads}: this process may use 1 to {usable} logical cores")
-    return threads, "as asked"
+    sets, cpus_why = hardware.pinning(threads, options.pin, others)
+    cpus = None if sets is None else tuple(tuple(sorted(cores)) for cores in sets)
+    return Workers(threads=threads, why=why, cpus=cpus, cpus_why=cpus_why)
 
 
 def _whole(name: str, value: object) -> int:
@@ -156,7 +190,7 @@ def _whole(name: str, value: object) -> int:
 
 def _kv(
     config: ModelConfig, tensors: Census, hardware: HardwareProfile, options: PlanOptions
-) -> tuple[KVSpec, str]:
+) -> KVSpec:
     free = hardware.cpu.ram_free
     per_token = cache_bytes(config, 1, options.kv_type)
     fits = max(0, free - RESERVE) // per_token
@@ -185,5 +219,10 @@ def _kv(
         reason = f"the default; the model was trained on {config.context_length:,}"
         if context == room:
             reason = "what fits in free RAM"
-    size = context * per_token
-    return KVSpec(context=context, kv_type=options.kv_type, n_bytes=size), reason
+    return KVSpec(
+        context=context,
+        tokens=context,
+        kv_type=options.kv_type,
+        n_bytes=context * per_token,
+        why=reason,
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
@@ -17,7 +17,8 @@ from offload.arguments import check_type
 from offload.config import ModelConfig
 from offload.gguf import ForeignTensor, GGUFFile, TensorInfo
 from offload.metadata import positive
-from offload.models import architecture
+from offload.models import expected_tensors
+from offload.plan import BlockName
 from quant.ggml import GGMLType
 
 FamilyName = Literal[
@@ -41,6 +42,11 @@ _PATTERNS: Final[tuple[tuple[FamilyName, re.Pattern[str]], ...]] = (
     ("head", re.compile(r"output\.")),
     ("other", re.compile(r"")),
 )
+_BLOCKS: Final[Mapping[FamilyName, BlockName]] = {
+    "attention": "attention", "shared expert": "shared", "routed gate": "routed",
+    "routed up": "routed", "routed gate+up": "routed", "routed down": "routed",
+    "dense ffn": "dense", "router": "router", "embedding": "embedding", "head": "head",
+}  # fmt: skip
 _LAYER: Final = re.compile(r"blk\.(0|[1-9][0-9]*)\.")
 
 
@@ -86,7 +92,8 @@ class Census:
     and padding. bytes_per_token: routed experts in the share that a token uses, one row of the
     embedding (all of it if it is the head, too), everything else whole; the multi-token-prediction
     tail and tensors that the forward pass leaves aside count nothing. active_parameters: likewise.
-    foreign, foreign_parameters: as in Family.
+    foreign, foreign_parameters: as in Family. blocks: bytes by block and layer (None: outside of
+    layers) of what the forward pass reads; empty if the census was made without a config.
     """
 
     families: tuple[Family, ...]
@@ -98,6 +105,7 @@ class Census:
     n_parameters: int
     active_parameters: int
     bytes_per_token: int
+    blocks: Mapping[tuple[BlockName, int | None], int]
 
     @property
     def bits_per_weight(self) -> float:
@@ -120,7 +128,7 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
         check_type("config", config, ModelConfig)
     trunk = config.num_layers if config else _trunk_layers(f.metadata)
     used = _expert_share(f.metadata, config)
-    read = frozenset(_read_by(config, f) if config else _names(f))
+    read = frozenset(expected_tensors(config, f.tensors.keys()) if config else _names(f))
     tied = "output.weight" not in read
 
     rows: dict[FamilyName, list[AnyTensor]] = {name: [] for name in get_args(FamilyName)}
@@ -155,11 +163,33 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
         n_parameters=sum(i.n_elements for i in everything),
         active_parameters=round(sum(i.n_elements * shares[i.name] for i in everything)),
         bytes_per_token=sum(family.bytes_per_token for family in families),
+        blocks=_blocks(f, config, read) if config else MappingProxyType({}),
     )
 
 
-def _read_by(config: ModelConfig, f: GGUFFile) -> Collection[str]:
-    return architecture(config.architecture).expected_tensors(config, f.tensors.keys())
+def block_of(name: str, config: ModelConfig) -> tuple[BlockName, int | None]:
+    """(block, layer) of a tensor that the forward pass reads; KeyError for others."""
+    layer = _LAYER.match(name)
+    if layer is None and name.startswith("output_norm."):
+        return "head", None
+    if layer is None:
+        return _BLOCKS[family_of(name)], None
+    number, rest = int(layer[1]), name[layer.end() :]
+    if rest.startswith("ffn_norm."):
+        return "router" if config.is_moe_layer(number) else "dense", number
+    if rest.startswith("attn_"):  # with all its norms
+        return "attention", number
+    return _BLOCKS[family_of(name, config.num_layers)], number
+
+
+def _blocks(
+    f: GGUFFile, config: ModelConfig, read: frozenset[str]
+) -> Mapping[tuple[BlockName, int | None], int]:
+    sizes: Counter[tuple[BlockName, int | None]] = Counter()
+    for name, info in f.tensors.items():
+        if name in read:
+            sizes[block_of(name, config)] += info.n_bytes
+    return MappingProxyType(dict(sizes))
 
 
 def _names(f: GGUFFile) -> list[str]:

@@ -20,7 +20,7 @@ from offload.errors import UnsupportedError
 from offload.faults import check_vector, fault_behind_logits
 from offload.gguf import GGUFFile
 from offload.mapped_file import MappedFile
-from offload.models import architecture
+from offload.models import expected_tensors
 from quant import products
 from quant.ggml import GGMLType, QuantError
 from quant.packed.registry import PackedType
@@ -131,8 +131,9 @@ class WeightStore:
             self.check_files()
             self._asked = now
         if not are_finite(logits):
-            read = architecture(self._config.architecture).expected_tensors
-            raise fault_behind_logits(self._file, read(self._config, self._file.tensors))
+            raise fault_behind_logits(
+                self._file, expected_tensors(self._config, self._file.tensors)
+            )
         return logits
 
     def check_files(self) -> None:

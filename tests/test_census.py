@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import family
@@ -58,7 +59,27 @@ def test_nothing_is_counted_twice_or_lost(tmp_path: Path) -> None:
 
 
 def test_without_config_the_metadata_suffice(tmp_path: Path) -> None:
-    assert count(tmp_path, TOY, with_config=False) == count(tmp_path, TOY)
+    without = count(tmp_path, TOY, with_config=False)
+    assert without == replace(count(tmp_path, TOY), blocks={})
+    assert not without.blocks
+
+
+def test_blocks_hold_every_byte_with_norms_where_they_are_applied(tmp_path: Path) -> None:
+    c = count(tmp_path, TOY)
+    assert sum(c.blocks.values()) == c.n_bytes
+    assert {block for block, layer in c.blocks if layer is None} == {"embedding", "head"}
+    assert {layer for block, layer in c.blocks if block == "dense"} == {0}
+    assert {layer for block, layer in c.blocks if block == "routed"} == {1, 2}
+    tensors = family.tensors(TOY)
+    for block, names in {
+        ("dense", 0): ("ffn_norm", "ffn_gate", "ffn_up", "ffn_down"),
+        ("router", 1): ("ffn_norm", "ffn_gate_inp", "exp_probs_b"),
+    }.items():
+        prefixes = tuple(f"blk.{block[1]}.{name}." for name in names)
+        mine = (n_bytes(*t) for name, t in tensors.items() if name.startswith(prefixes))
+        assert c.blocks[block] == sum(mine)
+    head = (n_bytes(*tensors[name]) for name in ("output.weight", "output_norm.weight"))
+    assert c.blocks["head", None] == sum(head)
 
 
 def test_fused_experts_and_tied_head(tmp_path: Path) -> None:

@@ -207,6 +207,11 @@ def test_files_and_plans(file: offload.GGUFFile, path: Path) -> None:
             lambda value=value: offload.make_plan(config, value, hardware, options),
             lambda value=value: offload.make_plan(config, tensors, value, options),
             lambda value=value: offload.make_plan(config, tensors, hardware, value),
+            lambda value=value: offload.plan_model(value, config, options, hardware),
+            lambda value=value: offload.plan_model(file, value, options, hardware),
+            lambda value=value: offload.plan_model(file, config, value, hardware),
+            lambda value=value: offload.plan_model(file, config, options, value),
+            lambda value=value: offload.Plan.from_json(value),
             lambda value=value: offload.census(value, config),
         ):
             assert tried(wrong) is not None

@@ -31,14 +31,14 @@ def arrange(
     choice = choose(
         options,
         layers,
-        moe_layers=config.num_moe_layers,
         room=hardware.cpu.ram_free,
         total=layout.n_bytes,
         resident=False,
         speeds=lambda: measure(layers, pool, report),
     )
+    note = choice.packed("ram").note
     if not choice.layers:
-        return layout, list(choice.notes)
+        return layout, [note]
     memory = Memory("mmap", hardware.cpu.topology.nodes)
     store.packed = pack_layers(choice.layers, pool, memory, None, report)
     growth = sum(x.packed_bytes - x.native_bytes for x in choice.layers)
@@ -46,4 +46,4 @@ def arrange(
     parts = dict(layout.part_bytes)
     parts["routed"] += per_layer
     parts["layer"] += per_layer
-    return replace(layout, part_bytes=parts, arranged="packed"), [*choice.notes, *memory.settle()]
+    return replace(layout, part_bytes=parts, arranged="packed"), [note, *memory.settle()]

@@ -20,6 +20,7 @@ from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.models import rope
 from offload.models.deepseek2 import DeepSeek2, gated_mlp
+from offload.plan import KVType
 
 Array = np.ndarray
 PARTS = ("attention", "router", "routed", "shared")
@@ -177,9 +178,9 @@ class LayerModel(DeepSeek2):
         return PartDecoder(self._bench_ops, self.stack, self._routed, self._shared)
 
 
-def filled_cache(config: ModelConfig, depth: int, room: int) -> KVCache:
+def filled_cache(config: ModelConfig, depth: int, room: int, kv_type: KVType = "f16") -> KVCache:
     """A cache that holds `depth` random rows in every layer, and room for more."""
-    kv = KVCache(config, depth + room, "f16")
+    kv = KVCache(config, depth + room, kv_type)
     rng = np.random.default_rng(2)
     for layer in range(config.num_layers):
         kv.rows[layer, :depth] = rng.standard_normal((depth, kv.width), np.float32) * 0.5

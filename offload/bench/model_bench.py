@@ -17,7 +17,7 @@ from offload.hardware import probe
 from offload.kv_cache import KVCache
 from offload.loading import open_model
 from offload.models.deepseek2 import DeepSeek2
-from offload.planner import PlanOptions
+from offload.plan import KVType
 from offload.read_bandwidth import ReadBandwidth
 from offload.sequence import PREFILL_TOKENS
 from offload.stats import LoadProgress
@@ -44,13 +44,14 @@ class Program(Protocol):
 class OurProgram:
     """The engine's model object, without sampling and text."""
 
-    def __init__(self, model: DeepSeek2) -> None:
+    def __init__(self, model: DeepSeek2, kv_type: KVType) -> None:
         self.model = model
+        self._kv_type: KVType = kv_type
         self._rng = np.random.default_rng(4)
 
     def prompt(self, ids: np.ndarray) -> float:
         """See Program."""
-        kv = KVCache(self.model.config, len(ids), "f16")
+        kv = KVCache(self.model.config, len(ids), self._kv_type)
         began = time.perf_counter()
         for i in range(0, len(ids), PREFILL_TOKENS):
             self.model.forward(ids[i : i + PREFILL_TOKENS], kv)
@@ -58,7 +59,7 @@ class OurProgram:
 
     def decode(self, depth: int, steps: int) -> list[float]:
         """See Program; the cache holds random rows."""
-        kv = filled_cache(self.model.config, depth, steps)
+        kv = filled_cache(self.model.config, depth, steps, self._kv_type)
         ids = self._rng.integers(0, self.model.config.vocab_size, (steps, 1))
         return [seconds_of(partial(self.model.forward, token, kv)) for token in ids]
 
@@ -66,16 +67,7 @@ class OurProgram:
 def bench_model(options: ModelOptions, report: Report = lambda progress: None) -> dict[str, Any]:
     """Measure; the result is ready for JSON. Raises what `offload.load` raises, RequestError."""
     longest = max((*options.prompts, *(d + STEPS for d in options.depths)))
-    file, config, _tokenizer, plan, model = open_model(
-        options.path,
-        PlanOptions(
-            threads=options.threads,
-            memory=options.memory,
-            layout=options.layout,
-            pin=options.pin,
-        ),
-        report,
-    )
+    file, config, _tokenizer, plan, model = open_model(options.path, options.wish, report)
     try:
         if longest > config.context_length:
             raise RequestError(
@@ -83,7 +75,7 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
                 "give a smaller --depth"
             )
         facts = machine.describe(probe(), plan.threads)
-        programs: dict[str, Program] = {"ours": OurProgram(model)}
+        programs: dict[str, Program] = {"ours": OurProgram(model, plan.kv.kv_type)}
         notes = ["tokens are random; sampling and text are not counted"]
         notes += [
             n for n in plan.notes if n.startswith(("experts ", "threads: ", "resident", "huge"))

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from os import PathLike
 
 from offload.arguments import check_type, integer, is_number, quoted
-from offload.errors import RequestError
+from offload.errors import PlanError, RequestError
 from offload.expert_layout import LayoutOptions
 from offload.memory import MemoryMode, check_mode
+from offload.plan import Plan
+from offload.planner import PlanOptions
+from offload.planning import Wish
 
 DEPTHS = (0, 512, 1024)  # tokens before the decoded one
 LONGEST = 3600.0  # seconds
@@ -17,7 +20,10 @@ MOST = 2**31 - 1  # of a count
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """What to measure. path None: the embedded kimi-mini. prompts, depths: in tokens."""
+    """What to measure. path None: the embedded kimi-mini. prompts, depths: in tokens.
+
+    plan: a Plan, or a file with its JSON, instead of threads, memory, layout and pin.
+    """
 
     path: str | PathLike[str] | None = None
     prompts: tuple[int, ...] = (128, 512)
@@ -28,6 +34,7 @@ class ModelOptions:
     memory: MemoryMode = "mmap"
     layout: LayoutOptions = field(default_factory=LayoutOptions)
     pin: bool | None = None
+    plan: Plan | str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("prompts", 1), ("depths", 0)):
@@ -37,6 +44,18 @@ class ModelOptions:
             object.__setattr__(self, name, tuple(_count(name, n, least) for n in given))
         _check_common(self.threads, self.seconds, self.compare, self.layout, self.pin)
         check_mode(self.memory)
+        if self.plan is not None and self._plan_options() != PlanOptions():
+            raise PlanError("a plan decides threads, memory, layout and pin: give it alone")
+
+    def _plan_options(self) -> PlanOptions:
+        return PlanOptions(
+            threads=self.threads, memory=self.memory, layout=self.layout, pin=self.pin
+        )
+
+    @property
+    def wish(self) -> Wish:
+        """What the plan is made from."""
+        return self._plan_options() if self.plan is None else self.plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from offload.config import ModelConfig, RopeConfig
 from offload.errors import UnsupportedError
-from offload.models.deepseek2_tensors import expected_tensors
+from offload.models import expected_tensors
 from quant.ggml import BLOCK, GGMLType, row_bytes
 from quant.registry import QUANT_TYPES
 

@@ -2,7 +2,7 @@
 
 A file gives three functions:
 
-    blocks(config, weights, on)           its blocks in order, each made by on(family, layer)
+    blocks(config, weights, on)           its blocks in order, each made by on(block, layer)
     expected_tensors(config, present)     names and shapes of the tensors that they read
     check_tensors(config, tensors)        raises GGUFError or UnsupportedError unless they are there
 """
@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from offload.config import ModelConfig
     from offload.devices.base import Block, Device
     from offload.gguf import TensorInfo
+    from offload.plan import BlockName
     from offload.weights import WeightStore
 
-Family = Literal["embedding", "attention", "dense", "router", "routed", "shared", "head"]
-Place = Callable[[Family, int], "Device"]  # who makes the blocks of a family in a layer
+Place = Callable[["BlockName", int], "Device"]  # who makes a block of a layer
 
 ARCHITECTURES = {
     "deepseek2": "deepseek2",
@@ -45,3 +45,8 @@ class Architecture(Protocol):
 def architecture(name: str) -> Architecture:
     """The module of a supported architecture."""
     return cast("Architecture", import_module(f"{__name__}.{ARCHITECTURES[name]}"))
+
+
+def expected_tensors(config: ModelConfig, present: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the forward pass reads, with its shape; present: the file's names."""
+    return architecture(config.architecture).expected_tensors(config, present)

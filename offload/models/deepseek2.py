@@ -31,8 +31,14 @@ def blocks(config: ModelConfig, weights: WeightStore, on: Place) -> Iterator[Blo
             yield on("dense", i).mlp(i, norm, gated_mlp(weights, p, ""))
             continue
         yield on("router", i).router(i, router(config, weights, p, norm))
-        shared = gated_mlp(weights, p, "_shexp") if config.n_shared_experts else None
-        yield on("routed", i).experts(i, gated_mlp(weights, p, "_exps"), shared)
+        routed = gated_mlp(weights, p, "_exps")
+        if not config.n_shared_experts:
+            yield on("routed", i).experts(i, routed, None)
+        elif on("shared", i) is on("routed", i):
+            yield on("routed", i).experts(i, routed, gated_mlp(weights, p, "_shexp"))
+        else:
+            yield on("routed", i).experts(i, routed, None)
+            yield on("shared", i).experts(i, None, gated_mlp(weights, p, "_shexp"))
     head = "token_embd.weight" if config.tie_word_embeddings else "output.weight"
     yield on("head", -1).head(weights.vector("output_norm.weight"), weights.matrix(head))
 
