@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-KVType = Literal["f16", "f32"]
+KVType = Literal["f16", "q8_0", "f32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -261,7 +261,7 @@ def test_attention_beyond_the_exact_context_is_expanded(
 @pytest.mark.parametrize("name", QUANTISED)
 def test_quantised_prefill_equals_single_steps_bit_for_bit(name: str, write: Write) -> None:
     with opened(write(QUANTISED[name])) as model:
-        for kv in ("f32", "f16"):
+        for kv in ("f32", "f16", "q8_0"):
             whole = run(model, IDS, None, kv)
             for step in CHUNKS:
                 np.testing.assert_array_equal(run(model, IDS, step, kv), whole)

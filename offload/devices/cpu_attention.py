@@ -85,7 +85,7 @@ def _absorbed(
     wide[:, :n_heads, kv.latent : kv.latent + rope] = q[:, :, nope:]
     wide *= np.float32(scale)
     z = np.empty((n_tokens, heads, kv.latent), np.float32)
-    attention.attend(pool, wide, kv.address(layer), kv.row_bytes, kv.is_half, first, z)
+    attention.attend(pool, wide, kv.address(layer), kv.row_bytes, kv.kind, first, z)
     return values(z[:, :n_heads, :latent]).reshape(n_tokens, -1)
 
 
@@ -112,6 +112,6 @@ def _expanded(
     k_rope = wide[:n_tokens, :, padded_nope : padded_nope + rope]
     np.multiply(q[:, :, nope:], np.float32(scale), out=k_rope)
     z = np.empty((rows, n_heads, v_b.shape[1]), np.float32)
-    cache = kv.rows[layer, : first + n_tokens]
-    attention_expanded.attend_expanded(pool, wide, k_b, v_b, cache, kv.latent, first, z)
+    rows_of_layer = kv.address(layer), kv.row_bytes, kv.kind, first + n_tokens
+    attention_expanded.attend_expanded(pool, wide, k_b, v_b, *rows_of_layer, kv.latent, first, z)
     return np.ascontiguousarray(z[:n_tokens, :, :v]).reshape(n_tokens, -1)

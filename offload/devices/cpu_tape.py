@@ -79,7 +79,7 @@ class CpuDecoder:
             rows.ctypes.data,
             rows.strides[0],
             rows.strides[1],
-            kv.is_half,
+            kv.kind,
             cos.ctypes.data,
             sin.ctypes.data,
             0 if self.forced is None else self.forced.ctypes.data,

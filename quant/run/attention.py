@@ -23,6 +23,7 @@ from enum import IntEnum
 import numpy as np
 
 from quant.compiler.jit import inline, task
+from quant.run.cache_rows import RowKind, widen_rows
 from quant.run.pool import Pool
 from quant.simd.floats import (
     LANES,
@@ -33,7 +34,6 @@ from quant.simd.floats import (
     first_lane,
     first_lanes_v,
     fma_v,
-    load_f16_v,
     load_v,
     max_v,
     maximum_v,
@@ -64,7 +64,7 @@ class Attend(IntEnum):
     Z = 1  # (tokens, heads, latent) float32, written by merge_task
     CACHE = 2  # position 0
     ROW_BYTES = 3
-    HALF = 4  # 1: rows are float16, 0: float32
+    KIND = 4  # a RowKind
     FIRST = 5  # position of token 0
     N_HEADS = 6  # a multiple of HEADS
     WIDTH = 7  # elements of a row, a multiple of 16
@@ -79,7 +79,7 @@ class Attend(IntEnum):
 
 
 (
-    _Q, _Z, _CACHE, _ROW_BYTES, _HALF, _FIRST, _N_HEADS, _WIDTH, _LATENT, _N_TOKENS,
+    _Q, _Z, _CACHE, _ROW_BYTES, _KIND, _FIRST, _N_HEADS, _WIDTH, _LATENT, _N_TOKENS,
     _TASK_HEADS, _TASK_TOKENS, _STRANDS, _PARTIALS, _SCRATCH, _SCRATCH_BYTES,
 ) = (8 * int(f) for f in Attend)  # fmt: skip
 _P = 4 * BLOCK  # bytes of a row of scores
@@ -88,20 +88,6 @@ _P = 4 * BLOCK  # bytes of a row of scores
 def scratch_bytes(width: int) -> int:
     """Scratch that one thread needs: a block of the cache in float32, and its scores."""
     return 4 * BLOCK * (width + ROWS)
-
-
-@inline
-def widen_block(row: int, row_bytes: int, half: bool, n: int, width: int, out: int) -> None:
-    """n cache rows -> (n, width) float32."""
-    for s in range(n):
-        at = row + s * row_bytes
-        if half:
-            for i in range(0, width, LANES):
-                store_v(out + 4 * i, load_f16_v(at + 2 * i))
-        else:
-            for i in range(0, width, LANES):
-                store_v(out + 4 * i, load_v(at + 4 * i))
-        out += 4 * width
 
 
 @inline
@@ -154,7 +140,7 @@ def attend_task(context: int, index: int, thread: int) -> None:
     """
     n_heads, width, latent = i64(context + _N_HEADS), i64(context + _WIDTH), i64(context + _LATENT)
     strands, first = i64(context + _STRANDS), i64(context + _FIRST)
-    half, row_bytes = i64(context + _HALF) == 1, i64(context + _ROW_BYTES)
+    kind, row_bytes = i64(context + _KIND), i64(context + _ROW_BYTES)
     strand = index % strands
     groups = (n_heads + i64(context + _TASK_HEADS) - 1) // i64(context + _TASK_HEADS)
     h0 = index // strands % groups * i64(context + _TASK_HEADS)
@@ -184,7 +170,8 @@ def attend_task(context: int, index: int, thread: int) -> None:
     s0 = begin
     while s0 < end:
         rows = min(BLOCK, end - s0)
-        widen_block(i64(context + _CACHE) + s0 * row_bytes, row_bytes, half, rows, width, block)
+        at = i64(context + _CACHE) + s0 * row_bytes
+        widen_rows(kind, at, row_bytes, rows, latent, width - latent, block)
         for s in range(0, rows, 2 * PART):
             p = scores
             for t in range(t0, t1):
@@ -268,13 +255,18 @@ def aligned(n_bytes: int) -> np.ndarray:
 
 
 def attend(
-    pool: Pool, q: np.ndarray, cache: int, row_bytes: int, half: bool, first: int, z: np.ndarray
+    pool: Pool,
+    q: np.ndarray,
+    cache: int,
+    row_bytes: int,
+    kind: RowKind,
+    first: int,
+    z: np.ndarray,
 ) -> None:
     """Absorbed attention of T new tokens at positions first .. first + T - 1, causal.
 
-    q: (T, A, width) float32 in C order, A a multiple of 4; cache: address of position 0, rows of
-    `width` halves (half) or float32, row_bytes apart; z: (T, A, latent), written. width and latent
-    are multiples of 16.
+    q: (T, A, width) float32 in C order, A a multiple of 4; cache: address of position 0, rows
+    row_bytes apart; z: (T, A, latent), written. width and latent are multiples of 16.
     """
     n_tokens, n_heads, width = q.shape
     latent = z.shape[2]
@@ -289,7 +281,7 @@ def attend(
         count = min(step, n_tokens - t)
         heads, tokens = task_shape(count, n_heads, strands, pool.threads)
         context[:] = (
-            q[t:].ctypes.data, z[t:].ctypes.data, cache, row_bytes, half, first + t, n_heads, width,
+            q[t:].ctypes.data, z[t:].ctypes.data, cache, row_bytes, kind, first + t, n_heads, width,
             latent, count, heads, tokens, strands, partials.ctypes.data, scratch.ctypes.data, size,
         )  # fmt: skip
         tasks = -(-count // tokens) * -(-n_heads // heads) * strands

@@ -19,7 +19,8 @@ from enum import IntEnum
 import numpy as np
 
 from quant.compiler.jit import inline, task
-from quant.run.attention import BLOCK, aligned, soften, widen_block
+from quant.run.attention import BLOCK, aligned, soften
+from quant.run.cache_rows import RowKind, widen_rows
 from quant.run.pool import Pool
 from quant.simd.floats import (
     LANES,
@@ -47,7 +48,7 @@ class Expand(IntEnum):
     Z = 1  # (tokens, heads, values), written
     CACHE = 2  # position 0: rows [c: latent | k_rope: rope]
     ROW_BYTES = 3
-    HALF = 4  # 1: rows are float16, 0: float32
+    KIND = 4  # a RowKind
     FIRST = 5  # position of token 0
     N_HEADS = 6
     WIDTH = 7  # latent + rope; these and those below are multiples of 16
@@ -66,7 +67,7 @@ class Expand(IntEnum):
 
 
 (
-    _Q, _Z, _CACHE, _ROW_BYTES, _HALF, _FIRST, _N_HEADS, _WIDTH, _LATENT, _N_TOKENS, _NOPE,
+    _Q, _Z, _CACHE, _ROW_BYTES, _KIND, _FIRST, _N_HEADS, _WIDTH, _LATENT, _N_TOKENS, _NOPE,
     _VALUES, _K_B, _K_ROWS, _V_B, _V_COLS, _TASK_TOKENS, _SCRATCH, _SCRATCH_BYTES,
     _N_KEYS,
 ) = (8 * int(f) for f in Expand)  # fmt: skip
@@ -134,7 +135,8 @@ def expanded_task(context: int, index: int, thread: int) -> None:
     """One head of some tokens. context: see `Expand`; index: (heads, tokens / TASK_TOKENS)."""
     n_heads, n_tokens = i64(context + _N_HEADS), i64(context + _N_TOKENS)
     width, n_values = i64(context + _WIDTH), i64(context + _VALUES)
-    key = i64(context + _NOPE) + width - i64(context + _LATENT)
+    latent, kind = i64(context + _LATENT), i64(context + _KIND)
+    key = i64(context + _NOPE) + width - latent
     first, row_bytes = i64(context + _FIRST), i64(context + _ROW_BYTES)
     share = i64(context + _TASK_TOKENS)
     turns = (n_tokens + share - 1) // share
@@ -160,7 +162,7 @@ def expanded_task(context: int, index: int, thread: int) -> None:
     for s0 in range(0, end, BLOCK):
         rows = min(BLOCK, end - s0)
         at = i64(context + _CACHE) + s0 * row_bytes
-        widen_block(at, row_bytes, i64(context + _HALF) == 1, rows, width, block)
+        widen_rows(kind, at, row_bytes, rows, latent, width - latent, block)
         expand_block(context, head, rows, block, keys, values, spare)
         for tile in range(t0, t1, TOKENS):
             last = min(t1, tile + TOKENS)
@@ -202,7 +204,10 @@ def attend_expanded(
     q: np.ndarray,
     k_b: np.ndarray,
     v_b: np.ndarray,
-    cache: np.ndarray,
+    cache: int,
+    row_bytes: int,
+    kind: RowKind,
+    n_keys: int,
     latent: int,
     first: int,
     z: np.ndarray,
@@ -210,12 +215,13 @@ def attend_expanded(
     """Causal attention of T new tokens at positions first .. first + T - 1.
 
     q (T, A, nope + rope), scaled; k_b (A, at most latent, nope); v_b (A, v, at least latent);
-    cache (positions, latent + rope) float16 or float32; z (T, A, v), written. Widths are multiples
-    of 16; what pads them is zero. T is a multiple of 4; tokens beyond the last position of the
-    cache attend to all of it.
+    cache: address of position 0, n_keys rows row_bytes apart; z (T, A, v), written. Widths are
+    multiples of 16; what pads them is zero. T is a multiple of 4; tokens from position n_keys on
+    attend to all of them.
     """
     n_tokens, n_heads, key = q.shape
-    width, nope, n_values = cache.shape[1], k_b.shape[2], z.shape[2]
+    nope, n_values = k_b.shape[2], z.shape[2]
+    width = latent + key - nope
     turns = max(1, min(-(-n_tokens // TOKENS), 2 * pool.threads // n_heads))
     share = -(-n_tokens // (turns * TOKENS)) * TOKENS
     size = 4 * (BLOCK * (width + key + n_values) + TOKENS * BLOCK + 2 * share)
@@ -223,10 +229,9 @@ def attend_expanded(
     scratch[:] = 0  # rows beyond the last position are expanded by fours, to nothing
     context = np.array(
         (
-            q.ctypes.data, z.ctypes.data, cache.ctypes.data, cache.strides[0],
-            cache.dtype == np.float16, first, n_heads, width, latent, n_tokens, nope, n_values,
-            k_b.ctypes.data, k_b.shape[1], v_b.ctypes.data, v_b.shape[2], share,
-            scratch.ctypes.data, size, len(cache),
+            q.ctypes.data, z.ctypes.data, cache, row_bytes, kind, first, n_heads, width, latent,
+            n_tokens, nope, n_values, k_b.ctypes.data, k_b.shape[1], v_b.ctypes.data, v_b.shape[2],
+            share, scratch.ctypes.data, size, n_keys,
         ),
         np.int64,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from quant.kernels import Job
 from quant.run import attention, layer_ops
 from quant.run.activations import quantize_32
 from quant.run.attention import Attend
+from quant.run.cache_rows import store_row
 from quant.run.pool import run_region
 from quant.simd.vectors import (
     I8,
@@ -35,7 +36,6 @@ from quant.simd.vectors import (
     put_f32,
     put_i64,
     splat_f32,
-    store_f16,
     store_f32,
 )
 
@@ -50,13 +50,13 @@ class State(IntEnum):
     CACHE = 2  # address of layer 0, position 0 of the latent cache
     LAYER_BYTES = 3  # from layer to layer of the cache
     ROW_BYTES = 4  # from position to position
-    IS_HALF = 5  # rows are float16, not float32
+    KIND = 5  # of rows, a RowKind
     COS = 6  # address of the position's rope.dim / 2 float32
     SIN = 7
     FORCED = 8  # 0, or address of (layers, K) int64: experts to run instead of the router's choice
 
 
-(_TOKEN, _POSITION, _CACHE, _LAYER_BYTES, _ROW_BYTES, _IS_HALF, _COS, _SIN, _FORCED) = (
+(_TOKEN, _POSITION, _CACHE, _LAYER_BYTES, _ROW_BYTES, _KIND, _COS, _SIN, _FORCED) = (
     8 * int(f) for f in State
 )
 _X, _OUT, _W, _ROW0, _W2, _N_ROWS = (
@@ -64,12 +64,12 @@ _X, _OUT, _W, _ROW0, _W2, _N_ROWS = (
 )
 _KERNEL = 8 * int(Job.KERNEL)
 (
-    _ATTEND_CACHE, _ATTEND_ROW_BYTES, _ATTEND_HALF, _ATTEND_FIRST, _ATTEND_HEADS,
+    _ATTEND_CACHE, _ATTEND_ROW_BYTES, _ATTEND_KIND, _ATTEND_FIRST, _ATTEND_HEADS,
     _ATTEND_TASK_HEADS, _ATTEND_STRANDS,
 ) = (
     8 * int(f)
     for f in (
-        Attend.CACHE, Attend.ROW_BYTES, Attend.HALF, Attend.FIRST, Attend.N_HEADS,
+        Attend.CACHE, Attend.ROW_BYTES, Attend.KIND, Attend.FIRST, Attend.N_HEADS,
         Attend.TASK_HEADS, Attend.STRANDS,
     )
 )  # fmt: skip
@@ -175,7 +175,7 @@ class Latent(IntEnum):
     EPS = 5  # a float64
     ROW = 6  # scratch (WIDTH,) float32, zero where c and k_rope do not reach
     ROPE_AT = 7  # element of the row where k_rope begins
-    WIDTH = 8  # elements of a cache row, a multiple of 8
+    WIDTH = 8  # elements of a cache row; ROPE_AT and it are multiples of 16
     LAYER = 9
     ATTEND = 10  # `attention.Attend`: what depends on cache and position is set
     THREADS = 11
@@ -194,18 +194,12 @@ def latent_task(context: int, index: int, thread: int) -> None:
     _rotate(k_rope, rope, state)
     cache = i64(state + _CACHE) + i64(context + 72) * i64(state + _LAYER_BYTES)
     position, row_bytes = i64(state + _POSITION), i64(state + _ROW_BYTES)
-    half = i64(state + _IS_HALF)
-    at = cache + position * row_bytes
-    if half:
-        for i in range(0, width, 8):
-            store_f16(at + 2 * i, load_f32(row + 4 * i))
-    else:
-        for i in range(0, width, 8):
-            store_f32(at + 4 * i, load_f32(row + 4 * i))
+    kind = i64(state + _KIND)
+    store_row(kind, row, rope_at, width - rope_at, cache + position * row_bytes)
     attend = i64(context + 80)
     put_i64(attend + _ATTEND_CACHE, cache)
     put_i64(attend + _ATTEND_ROW_BYTES, row_bytes)
-    put_i64(attend + _ATTEND_HALF, half)
+    put_i64(attend + _ATTEND_KIND, kind)
     put_i64(attend + _ATTEND_FIRST, position)
     n_heads = i64(attend + _ATTEND_HEADS)
     strands = min(attention.STRANDS, position // attention.SPLIT + 1)
