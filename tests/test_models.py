@@ -219,6 +219,14 @@ def test_half_cache_is_as_near_as_llama_cpps(write: Write) -> None:
     assert error(ours(path, IDS, kv="f16"), exact) <= 1.05 * theirs
 
 
+def test_q8_0_cache_is_nearer_than_llama_cpps(write: Write) -> None:
+    """All experts work on every token: a flipped one would hide what the cache's rounding does."""
+    path = write(replace(FLOATS["yarn"], rope=32, top_k=16))  # llama.cpp wants rows of whole blocks
+    exact = llama_logits.logits(path, IDS)
+    theirs = error(llama_logits.logits(path, IDS, "q8_0"), exact)
+    assert error(ours(path, IDS, kv="q8_0"), exact) <= 0.9 * theirs
+
+
 # --- expanded attention -----------------------------------------------------------------------
 
 
@@ -261,7 +269,7 @@ def test_attention_beyond_the_exact_context_is_expanded(
 @pytest.mark.parametrize("name", QUANTISED)
 def test_quantised_prefill_equals_single_steps_bit_for_bit(name: str, write: Write) -> None:
     with opened(write(QUANTISED[name])) as model:
-        for kv in ("f32", "f16"):
+        for kv in ("f32", "f16", "q8_0"):
             whole = run(model, IDS, None, kv)
             for step in CHUNKS:
                 np.testing.assert_array_equal(run(model, IDS, step, kv), whole)

@@ -9,14 +9,15 @@ import libggml
 import numpy as np
 import pytest
 import reference
-
-from offload.devices.base import GatedMLP, Routing
 from offload.devices.cpu_mlp import group
 from offload.devices.cpu_ops import CpuOps
+
+from offload.devices.base import GatedMLP, Routing
 from offload.weights import Matrix, matrix_from_array
 from quant.ggml import GGMLType, row_bytes
 from quant.registry import quant_type
-from quant.run import activations, attention, layer_ops
+from quant.run import activations, attention, attention_expanded, cache_rows, layer_ops
+from quant.run.cache_rows import RowKind
 from quant.run.pool import Pool
 
 F32, Q4_K, Q8_0, TQ1_0 = GGMLType.F32, GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.TQ1_0
@@ -202,23 +203,43 @@ def naive_attention(q: np.ndarray, rows: np.ndarray, first: int, latent: int) ->
     return out
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("kind", RowKind)
 @pytest.mark.parametrize(
     ("n_tokens", "first", "heads"), [(1, 0, 4), (1, 63, 8), (1, 200, 4), (5, 30, 4), (40, 0, 12)]
 )
 def test_absorbed_attention(
-    rng: np.random.Generator, dtype: type, n_tokens: int, first: int, heads: int
+    rng: np.random.Generator, kind: RowKind, n_tokens: int, first: int, heads: int
 ) -> None:
     width, latent = 64, 48
-    rows = normal(rng, first + n_tokens + 3, width).astype(dtype)
+    rows = normal(rng, first + n_tokens + 3, width)
     rows[first + n_tokens :] = np.nan  # the future must not be looked at
+    cache = cache_rows.encode(kind, rows, latent)
+    rows = cache_rows.decode(kind, cache, latent, width - latent)
     q = normal(rng, n_tokens, heads, width)
     z = np.empty((n_tokens, heads, latent), np.float32)
     pool = Pool(2)
-    half = dtype is np.float16
-    attention.attend(pool, q, rows.ctypes.data, rows.strides[0], half, first, z)
+    attention.attend(pool, q, cache.ctypes.data, cache.strides[0], kind, first, z)
     pool.close()
     assert error(z, naive_attention(q, rows, first, latent)) < 2e-6
+
+
+@pytest.mark.parametrize("kind", RowKind)
+@pytest.mark.parametrize(("n_tokens", "first", "latent"), [(4, 0, 48), (68, 130, 64)])
+def test_expanded_attention(
+    rng: np.random.Generator, kind: RowKind, n_tokens: int, first: int, latent: int
+) -> None:
+    heads, nope, rope, values = 3, 32, 16, 16
+    cache = cache_rows.encode(kind, normal(rng, first + n_tokens, latent + rope), latent)
+    rows = cache_rows.decode(kind, cache, latent, rope)
+    k_b, v_b = normal(rng, heads, latent, nope) / 8, normal(rng, heads, values, latent)
+    q, z = normal(rng, n_tokens, heads, nope + rope), normal(rng, n_tokens, heads, values)
+    pool = Pool(2)
+    where = cache.ctypes.data, cache.strides[0], kind, len(rows), latent, first
+    attention_expanded.attend_expanded(pool, q, k_b, v_b, *where, z)
+    pool.close()
+    wide = np.concatenate((np.einsum("tan,aln->tal", q[..., :nope], k_b), q[..., nope:]), 2)
+    exact = np.einsum("tal,avl->tav", naive_attention(wide, rows, first, latent), v_b)
+    assert error(z, exact) < 5e-6
 
 
 def test_attention_to_one_far_stronger_position(rng: np.random.Generator) -> None:
@@ -229,7 +250,7 @@ def test_attention_to_one_far_stronger_position(rng: np.random.Generator) -> Non
         rows[place] = 500
         z = np.empty((1, 4, 16), np.float32)
         pool = Pool(1)
-        attention.attend(pool, q, rows.ctypes.data, rows.strides[0], False, 99, z)
+        attention.attend(pool, q, rows.ctypes.data, rows.strides[0], RowKind.F32, 99, z)
         pool.close()
         np.testing.assert_array_equal(z, 500)
 

@@ -20,6 +20,7 @@ from offload.devices.cpu_tape import CpuDecoder
 from offload.kv_cache import KVCache
 from offload.models import rope
 from offload.models.deepseek2 import DeepSeek2
+from offload.plan import KVType
 from quant.compiler.jit import task
 from quant.ggml import GGMLType as G
 from quant.run import attention, tape
@@ -65,7 +66,7 @@ def test_tape_equals_operations(name: str, tmp_path: Path) -> None:
     path = tiny_gguf.write(tmp_path / "m.gguf", MODELS[name])
     for threads in (1, 3):
         with opened(path, threads) as model:
-            for kind in ("f16", "f32"):
+            for kind in ("f16", "q8_0", "f32"):
                 kv, other = (KVCache(model.config, len(IDS), kind) for _ in range(2))
                 before = model.ops.bytes_read
                 expected = single_steps(model, IDS, other, by_tape=False)
@@ -85,14 +86,17 @@ def model(tmp_path: Path) -> Iterator[DeepSeek2]:
         yield model
 
 
-def test_long_contexts_and_other_caches(model: DeepSeek2) -> None:
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_long_contexts_and_other_caches(model: DeepSeek2, kind: KVType) -> None:
     """The tape belongs to the model, not to a cache; attention grows with the context."""
     for length in (0, attention.SPLIT - 1, attention.SPLIT, 20 * attention.SPLIT + 5):
         results = []
         for by_tape in (True, False):
-            kv = KVCache(model.config, length + 2, "f16")
+            kv = KVCache(model.config, length + 2, kind)
             rng = np.random.default_rng(3)
-            kv.rows[:] = rng.standard_normal(kv.rows.shape, np.float32)
+            for layer in range(model.config.num_layers):
+                values = rng.standard_normal((length, kv.width), np.float32)
+                kv.write(layer, 0, values[:, : kv.latent], values[:, kv.latent :])
             kv.length = length
             results.append(single_steps(model, IDS[:2], kv, by_tape=by_tape))
         np.testing.assert_array_equal(*results)

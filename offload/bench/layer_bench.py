@@ -183,6 +183,7 @@ def filled_cache(config: ModelConfig, depth: int, room: int, kv_type: KVType = "
     kv = KVCache(config, depth + room, kv_type)
     rng = np.random.default_rng(2)
     for layer in range(config.num_layers):
-        kv.rows[layer, :depth] = rng.standard_normal((depth, kv.width), np.float32) * 0.5
+        values = rng.standard_normal((depth, kv.width), np.float32) * 0.5
+        kv.write(layer, 0, values[:, : kv.latent], values[:, kv.latent :])
     kv.length = depth
     return kv

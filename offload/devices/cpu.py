@@ -70,7 +70,7 @@ class CpuDevice:
         self.few_logits = np.empty((0, 0), np.float32)
         self.slice_bytes = SLICE_BYTES
         self._rope = Tables(config)
-        self.state = PassState(self.kv, self._rope, int(kv.kv_type == "f16"))
+        self.state = PassState(self.kv, self._rope)
         self._choices: Choices | None = None
         self._batch: Batch | None = None
         self._readers: dict[int, list[tuple[int, Matrix]]] = {}

@@ -178,8 +178,7 @@ class Attention:
         wide *= np.float32(weights.scale)
         z = np.empty((n_tokens, heads, shape.latent), np.float32)
         attention.attend(
-            self.device.pool, wide, rows.ctypes.data, shape.row_bytes, shape.kv_type == "f16",
-            first, z,
+            self.device.pool, wide, rows.ctypes.data, shape.row_bytes, shape.kind, first, z,
         )  # fmt: skip
         return self._values(z[:, :n_heads, : weights.rank]).reshape(n_tokens, -1)
 
@@ -199,9 +198,9 @@ class Attention:
         k_rope = wide[:n_tokens, :, padded_nope : padded_nope + rope]
         np.multiply(q[:, :, nope:], scale, out=k_rope)
         z = np.empty((padded_rows, n_heads, v_b.shape[1]), np.float32)
-        cache = rows[: first + n_tokens].view(np.float16 if shape.kv_type == "f16" else np.float32)
+        cache = rows.ctypes.data, shape.row_bytes, shape.kind, first + n_tokens
         attention_expanded.attend_expanded(
-            self.device.pool, wide, k_b, v_b, cache, shape.latent, first, z
+            self.device.pool, wide, k_b, v_b, *cache, shape.latent, first, z
         )
         return np.ascontiguousarray(z[:n_tokens, :, :v]).reshape(n_tokens, -1)
 

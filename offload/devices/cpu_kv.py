@@ -1,7 +1,6 @@
 """The latent cache in RAM: a slot per sequence, all layers of it.
 
-A row is [ c: rank | k_rope: rope ], each padded with zeros to a multiple of 16 elements so that
-kernels may load whole vectors: 576 values per token and layer for Kimi K2.5.
+What a row is: offload/kv_cache.py.
 """
 
 from __future__ import annotations

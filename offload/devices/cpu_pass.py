@@ -54,7 +54,7 @@ def many_rows(batch: Batch, rope: Tables) -> ManyRows:
 class PassState:
     """The `Pass` and `Row` records that the contexts of all tapes point to."""
 
-    def __init__(self, kv: CpuKV, rope: Tables, kind: int) -> None:
+    def __init__(self, kv: CpuKV, rope: Tables) -> None:
         self._kv = kv
         self._rope = rope
         self._rows = np.zeros((MAX_ROWS, len(Row)), np.int64)
@@ -62,7 +62,7 @@ class PassState:
         self._pass[Pass.ROWS // 8] = self._rows.ctypes.data
         self._pass[Pass.LAYER_BYTES // 8] = kv.layer_bytes
         self._pass[Pass.ROW_BYTES // 8] = kv.row_bytes
-        self._pass[Pass.KIND // 8] = kind
+        self._pass[Pass.KIND // 8] = kv.shape.kind
         self.address = int(self._pass.ctypes.data)
         self._kept: list[object] = []
 
