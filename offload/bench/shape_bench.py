@@ -194,4 +194,6 @@ def run(
     )
     notes.append(f"prefill: {PROMPT} tokens over {ops.spread} experts, {per_expert:.0f} per expert")
     results = {name: side(layout, s.of) for name, s in samples.items()}
-    return summarise(layout, options.shape, facts, reads, reads_one, results, notes)
+    result = summarise(layout, options.shape, facts, reads, reads_one, results, notes)
+    result["shape"]["depth"] = options.depth
+    return result
