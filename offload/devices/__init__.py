@@ -20,27 +20,28 @@ if TYPE_CHECKING:
     from offload.devices.base import Device
     from offload.plan import KVSpec
 
-DEVICES = {  # file: class
+DEVICES = {  # file: class, best first
     "cpu": "CpuDevice",
+}
+DRY_DEVICES = {  # they have no answers: for tests
     "null": "NullDevice",
 }
-ANSWERING = ("cpu",)  # what a user may ask for, best first
 
 
 def resolve(device: str) -> tuple[str, str]:
     """(device, why) for a user's wish: 'auto', 'cpu', or one that gives no answers."""
     if device == "auto":
-        return ANSWERING[0], "no GPU backend in this version"
-    if device in ANSWERING:
-        return device, "as asked"
+        return next(iter(DEVICES)), "no GPU backend in this version"
     if device in DEVICES:
+        return device, "as asked"
+    if device in DRY_DEVICES:
         raise DeviceError(
             f"device {device} counts what would be read and computes nothing, so it has no "
             "answers; leave --device out or give --device cpu"
         )
     raise DeviceError(
-        f"device {quoted(device)}: this version runs on {', '.join(ANSWERING)} only (no GPU "
-        "backend yet); leave --device out or give --device cpu"
+        f"device {quoted(device)}: this version runs on {', '.join(DEVICES)} only (no GPU backend "
+        "yet); leave --device out or give --device cpu"
     )
 
 
@@ -51,6 +52,7 @@ def open_device(
     threads: int,
     cpus: Sequence[frozenset[int]] | None = None,
 ) -> Device:
-    """One of DEVICES, ready to make blocks."""
-    made = getattr(import_module(f"{__name__}.{device}"), DEVICES[device])
+    """A device, ready to make blocks."""
+    name = (DEVICES | DRY_DEVICES)[device]
+    made = getattr(import_module(f"{__name__}.{device}"), name)
     return cast("Device", made(config, kv, threads, cpus))
