@@ -29,8 +29,7 @@ class Model:
         self.blocks = list(blocks)
         self.on_routing: Callable[[int, Array], None] | None = None
         self._weights = weights
-        devices = {block.device.name: block.device for block in self.blocks}
-        self.devices: Sequence[Device] = list(devices.values())
+        self.devices: Sequence[Device] = list(dict.fromkeys(b.device for b in self.blocks))
         self.kv = KV([device.kv for device in self.devices])
         self._segments = segments(self.blocks)
         self._routers = [block for block in self.blocks if block.kind == "router"]
@@ -85,7 +84,7 @@ class Model:
 
 def segments(blocks: Sequence[Block]) -> list[Segment]:
     """Neighbours of one device together; the head on its own, for not every pass wants logits."""
-    groups = groupby(blocks, lambda b: (b.device.name, b.kind == "head"))
+    groups = groupby(blocks, lambda b: (id(b.device), b.kind == "head"))
     return [part[0].device.segment(part) for part in (list(group) for _, group in groups)]
 
 

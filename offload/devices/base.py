@@ -18,6 +18,7 @@ order unless said.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -109,7 +110,7 @@ class Traffic:
     read: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    calls: dict[str, int] = field(default_factory=dict)  # blocks run, by kind
+    calls: Counter[Kind] = field(default_factory=Counter)  # blocks run
 
 
 class Block(Protocol):
@@ -135,6 +136,10 @@ class KVStore(Protocol):
     """
 
     @property
+    def layers(self) -> Sequence[int]:
+        """Whose rows they are: the layers whose attention blocks this device has prepared."""
+
+    @property
     def context(self) -> int:
         """Rows of a slot."""
 
@@ -156,7 +161,7 @@ class KVStore(Protocol):
         """The first `count` rows of all layers."""
 
     def read(self, slot: int, count: int) -> list[Array]:
-        """The first `count` rows of each layer, (count, row_bytes) uint8; views."""
+        """The first `count` rows of each of `layers`, (count, row_bytes) uint8; views."""
 
     def write(self, slot: int, count: int) -> list[Array]:
         """The same, to be written."""

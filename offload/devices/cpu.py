@@ -62,7 +62,7 @@ class CpuDevice:
         self.eps = float(config.rms_norm_eps)
         self.traffic = Traffic()
         self.pool = Pool(threads, cpus)
-        self.kv = CpuKV(cache_shape(config, kv.kv_type), config.num_layers, kv.context)
+        self.kv = CpuKV(cache_shape(config, kv.kv_type), kv.context)
         self.workspace = Workspace(threads)
         self.x = self.workspace.room("x", 4 * (config.hidden_size + 255))
         self.many: ManyRows | None = None

@@ -48,6 +48,7 @@ class Attention:
         self.device = device
         self.layer = layer
         self._weights = weights
+        self._layer_rows = device.kv.add(layer)
         self._first = Linear(device, weights.query, weights.latent)
         self._q_b = None if weights.q_b is None else Linear(device, weights.q_b)
         self._keys = PerHead(device, weights.k_b)
@@ -81,7 +82,7 @@ class Attention:
             w.linear(self._q_b, low, q)
         row = w.room("cache row", 4 * shape.width)
         context = w.tape.context(
-            Latent, PASS=self.device.state.address, LAYER=self.layer, X=c.address,
+            Latent, PASS=self.device.state.address, LAYER=self._layer_rows, X=c.address,
             X_STRIDE=c.stride, RANK=weights.rank, ROPE=weights.rope,
             WEIGHT=w.tape.keep(np.ascontiguousarray(weights.latent_norm)), EPS=self.device.eps,
             ROW=row.address, ROW_STRIDE=row.stride, ROPE_AT=shape.latent, WIDTH=shape.width,
@@ -149,7 +150,7 @@ class Attention:
         cpu_rows.rope(pool, k_rope, m.cos, m.sin)
         heads = []
         for span, part in m.spans:
-            rows = self.device.kv.rows(span.slot, self.layer)
+            rows = self.device.kv.rows(span.slot, self._layer_rows)
             self.device.kv.shape.store(rows[span.first : span.end], c[part], k_rope[part, 0])
             heads += [
                 self._attend(q[part][a - span.first : b - span.first], rows, a, expanded)

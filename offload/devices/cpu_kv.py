@@ -1,4 +1,4 @@
-"""The latent cache in RAM: a slot per sequence, all layers of it.
+"""The latent cache in RAM: a slot per sequence, all layers of it that attend here.
 
 What a row is: offload/kv_cache.py.
 """
@@ -16,23 +16,35 @@ Array = np.ndarray
 class CpuKV:
     """Slots of `context` rows each; see KVStore. The system maps a slot's memory as it is written.
 
-    Layer i, row r of a slot lies layer_bytes * i + row_bytes * r behind its address.
+    Row r of layers[i] lies layer_bytes * i + row_bytes * r behind a slot's address. Layers are
+    added before the first slot is opened.
     """
 
-    def __init__(self, shape: CacheShape, layers: int, context: int) -> None:
+    def __init__(self, shape: CacheShape, context: int) -> None:
         self.shape = shape
         self.context = context
         self.kind: str = shape.kv_type
         self.row_bytes = shape.row_bytes
         self.layer_bytes = context * shape.row_bytes
-        self.token_bytes = layers * shape.row_bytes
-        self._layers = layers
+        self.layers: list[int] = []
         self._slots: dict[int, Array] = {}
+
+    @property
+    def token_bytes(self) -> int:
+        """Of a position, all layers."""
+        return len(self.layers) * self.row_bytes
+
+    def add(self, layer: int) -> int:
+        """Keep rows of a layer; its index in `layers`."""
+        if layer not in self.layers:
+            self.layers.append(layer)
+        return self.layers.index(layer)
 
     def open(self, slot: int) -> None:
         """A new, empty slot; PlanError if the system refuses."""
+        shape = len(self.layers), self.context, self.row_bytes
         try:
-            self._slots[slot] = np.zeros((self._layers, self.context, self.row_bytes), np.uint8)
+            self._slots[slot] = np.zeros(shape, np.uint8)
         except (MemoryError, ValueError) as exc:
             size = self.context * self.token_bytes
             raise PlanError(
@@ -55,10 +67,10 @@ class CpuKV:
     write = read
 
     def address(self, slot: int) -> int:
-        """Of layer 0, position 0 of a slot."""
+        """Of the first layer, position 0 of a slot."""
         return int(self._slots[slot].ctypes.data)
 
-    def rows(self, slot: int, layer: int) -> Array:
-        """All rows of a layer, (context, row_bytes) uint8."""
-        rows: Array = self._slots[slot][layer]
+    def rows(self, slot: int, index: int) -> Array:
+        """All rows of layers[index], (context, row_bytes) uint8."""
+        rows: Array = self._slots[slot][index]
         return rows

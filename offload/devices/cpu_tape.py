@@ -6,6 +6,7 @@ All memory is laid out once; a pass changes a few records. A tape is played in s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -80,9 +81,14 @@ class CpuSegment:
         self.blocks = blocks
         self._device = device
         self._tapes: dict[int, CpuTape] = {}
+        self._calls = Counter(block.kind for block in blocks)
 
     def run(self, check: Check) -> None:
         """See Segment."""
+        self._run(check)
+        self._device.traffic.calls.update(self._calls)
+
+    def _run(self, check: Check) -> None:
         many = self._device.many
         if many is None:
             rows = self._device.n_rows
