@@ -104,13 +104,30 @@ class Activations:
 
 
 @dataclass(slots=True)
+class Runs:
+    """How often a segment ran, and what blocks it has."""
+
+    kinds: Sequence[Kind]
+    count: int = 0
+
+
+@dataclass(slots=True)
 class Traffic:
     """What a device did so far. read: bytes of weights that went through kernels."""
 
     read: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    calls: Counter[Kind] = field(default_factory=Counter)  # blocks run
+    runs: list[Runs] = field(default_factory=list)
+
+    @property
+    def calls(self) -> Counter[Kind]:
+        """Blocks run."""
+        calls: Counter[Kind] = Counter()
+        for segment in self.runs:
+            for kind in segment.kinds:
+                calls[kind] += segment.count
+        return calls
 
 
 class Block(Protocol):

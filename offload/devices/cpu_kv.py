@@ -28,6 +28,7 @@ class CpuKV:
         self.layer_bytes = context * shape.row_bytes
         self.layers: list[int] = []
         self._slots: dict[int, Array] = {}
+        self._addresses: dict[int, int] = {}
 
     @property
     def token_bytes(self) -> int:
@@ -44,7 +45,8 @@ class CpuKV:
         """A new, empty slot; PlanError if the system refuses."""
         shape = len(self.layers), self.context, self.row_bytes
         try:
-            self._slots[slot] = np.zeros(shape, np.uint8)
+            rows = self._slots[slot] = np.zeros(shape, np.uint8)
+            self._addresses[slot] = int(rows.ctypes.data)
         except (MemoryError, ValueError) as exc:
             size = self.context * self.token_bytes
             raise PlanError(
@@ -68,7 +70,7 @@ class CpuKV:
 
     def address(self, slot: int) -> int:
         """Of the first layer, position 0 of a slot."""
-        return int(self._slots[slot].ctypes.data)
+        return self._addresses[slot]
 
     def rows(self, slot: int, index: int) -> Array:
         """All rows of layers[index], (context, row_bytes) uint8."""

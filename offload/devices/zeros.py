@@ -23,6 +23,7 @@ from offload.devices.base import (
     LatentAttention,
     Router,
     Routing,
+    Runs,
     Traffic,
 )
 from offload.devices.cpu_kv import CpuKV
@@ -48,12 +49,14 @@ class ZeroSegment:
 
     def __init__(self, blocks: Sequence[ZeroBlock]) -> None:
         self.blocks = blocks
+        self.runs = Runs([block.kind for block in blocks])
 
     def run(self, check: Check) -> None:
         """Count."""
         for block in self.blocks:
             check()
             block.device.count(block)
+        self.runs.count += 1
 
 
 class Zeros:
@@ -98,7 +101,9 @@ class Zeros:
 
     def segment(self, blocks: Sequence[Block]) -> ZeroSegment:
         """Blocks in order."""
-        return ZeroSegment([block for block in blocks if isinstance(block, ZeroBlock)])
+        segment = ZeroSegment([block for block in blocks if isinstance(block, ZeroBlock)])
+        self.traffic.runs.append(segment.runs)
+        return segment
 
     def compile_steps(self) -> list[Callable[[], object]]:
         """Nothing."""
@@ -110,7 +115,6 @@ class Zeros:
 
     def count(self, block: ZeroBlock) -> None:
         """A block has run."""
-        self.traffic.calls[block.kind] += 1
         used = len(np.unique(self.routing(block.layer))) if block.expert_bytes else 0
         rows = block.row_bytes * self._batch.n_tokens
         self.traffic.read += block.n_bytes + rows + block.expert_bytes * used
