@@ -21,7 +21,6 @@ Rows lie in lanes, so that no sum goes across lanes. The accumulators of a row g
 from __future__ import annotations
 
 from quant.kernels import (
-    _INDEX,
     _N_COLS,
     _N_ROWS,
     _N_TOKENS,
@@ -30,12 +29,11 @@ from quant.kernels import (
     _ROW0,
     _ROW_BYTES,
     _W,
-    _X,
-    _X_STRIDE,
     BYTES,
     GROUP,
     OFFSETS,
     decode,
+    token_at,
 )
 from quant.simd.vectors import (
     alloca,
@@ -122,18 +120,16 @@ def add_group(p: int, rows: int, n: int, x: int, out: int, acc: int) -> None:
 def matvec(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . activations t (Q8 records); r0 is a multiple of GROUP_ROWS.
 
-    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0. Up to a layout's `few`
-    tokens this is faster than `tile.matmul`: the rows of a group stay in caches.
+    Up to a layout's `few` tokens this is faster than `tile.matmul`: the rows of a group stay in
+    caches.
     """
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    index = i64(job + _INDEX)
     acc = alloca(10240)
     for top in range(r0, r1, GROUP_ROWS):
         p = w + top // GROUP_ROWS * row_bytes
         for t in range(i64(job + _N_TOKENS)):
-            at = i64(index + 8 * t) if index else t * i64(job + _X_STRIDE)
             out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) + 4 * (top - i64(job + _ROW0))
-            add_group(p, min(GROUP_ROWS, r1 - top), n, i64(job + _X) + at, out, acc)
+            add_group(p, min(GROUP_ROWS, r1 - top), n, token_at(job, t), out, acc)
 
 
 def fill_tile(
