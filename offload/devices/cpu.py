@@ -32,7 +32,7 @@ from offload.weights import Matrix
 from quant.ggml import GGMLType
 from quant.packed.packed_type import PackedType
 from quant.quant_type import Kind as Kernel
-from quant.quant_type import QuantType
+from quant.quant_type import OneToken, QuantType
 from quant.run import attention_expanded, driver
 from quant.run.pool import Pool
 from quant.tile.panels import Panel
@@ -185,10 +185,11 @@ class CpuDevice:
             if kind in RECORDS_OF_MANY and not m.quant.is_float:
                 self._panels.add(m.quant.panel(RECORDS_OF_MANY[kind]))
 
-    def few_kind(self, matrix: Matrix, kind: Kernel, rows: int) -> Kernel:
-        """The kernel for a few rows; kind: that for one."""
-        del matrix, rows
-        return kind
+    def need_few(self, kind: OneToken, *matrices: Matrix) -> None:
+        """Note the kernels for 1 to MAX_ROWS rows; kind: that for one."""
+        for m in matrices:
+            for rows in range(1, MAX_ROWS + 1):
+                self.need(m.quant.kernel_for(kind, rows), m)
 
     def run(self, jobs: Array, chunk: int) -> None:
         """All jobs' kernels over all their rows."""

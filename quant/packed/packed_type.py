@@ -19,7 +19,7 @@ from typing import Any
 from quant.compiler.jit import bind, c_kernel, inline
 from quant.ggml import BLOCK, GGMLType
 from quant.packed import kernels as packed_kernels
-from quant.quant_type import Kind, QuantType
+from quant.quant_type import Kind, OneToken, QuantType
 from quant.tile import panels, tile
 
 
@@ -58,6 +58,10 @@ class PackedType:
 
     def kernel_kind(self, kind: Kind) -> Kind:
         """The kernel that serves a kind: there is one for each."""
+        return kind
+
+    def kernel_for(self, kind: OneToken, n_tokens: int) -> Kind:
+        """The fastest kernel without panels for so many tokens."""
         return kind
 
     def panel(self, planes: int = 1) -> panels.Panel:
