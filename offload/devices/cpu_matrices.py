@@ -66,6 +66,7 @@ class Linear:
             source = x if matrix.quant.is_float else rounded
             out = np.empty((n_tokens, matrix.n_rows), np.float32)
             outs.append(out)
+            job[Job.KERNEL] = matrix.quant.address(kind)
             job[Job.X] = source.ctypes.data
             job[Job.X_STRIDE] = source.strides[0]
             job[Job.N_TOKENS] = n_tokens
