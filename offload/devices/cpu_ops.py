@@ -31,7 +31,7 @@ from offload.weights import Matrix
 from quant.ggml import GGMLType
 from quant.kernels import Job
 from quant.packed.registry import PackedType
-from quant.quant_type import Kind, QuantType
+from quant.quant_type import Kind, QuantType, for_records
 from quant.run import attention_expanded, driver, layer_ops
 from quant.run.pool import Pool
 from quant.tile.panels import Panel
@@ -54,7 +54,10 @@ class CpuOps:
         for m in matrices:
             self.kernels[m.quant.ggml_type, m.group_rows, m.quant.kernel_kind(kind)] = m.quant
             if kind in RECORDS_OF_MANY and not m.quant.is_float:
-                self._panels.add(m.quant.panel(RECORDS_OF_MANY[kind]))
+                planes = RECORDS_OF_MANY[kind]
+                self._panels.add(m.quant.panel(planes))
+                few = m.quant.kernel_for(for_records("matvec", planes), m.quant.few)
+                self.kernels[m.quant.ggml_type, m.group_rows, few] = m.quant
 
     def compile_steps(self, context: int) -> list[Callable[[], object]]:
         """What compiles the kernels noted so far, one call each; and long prompts' attention."""
