@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, overload
 
 from quant import kernels
 from quant.compiler import isa
@@ -300,6 +300,10 @@ TEMPLATES: dict[str, Callable[..., None]] = {
 }
 
 
+@overload
+def for_records(kind: Literal["matvec"], planes: int) -> OneToken: ...
+@overload
+def for_records(kind: Literal["matvec", "matmul"], planes: int) -> Kind: ...
 def for_records(kind: Literal["matvec", "matmul"], planes: int) -> Kind:
     """The kind that takes records of one or two planes."""
     if kind == "matvec":

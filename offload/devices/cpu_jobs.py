@@ -8,7 +8,7 @@ import numpy as np
 
 from offload.weights import Matrix
 from quant.kernels import Job
-from quant.quant_type import Kind, OneToken
+from quant.quant_type import Kind, for_records
 from quant.run import driver
 from quant.run.activations import empty_records, quantize_row, quantize_rows
 from quant.run.pool import Pool
@@ -105,7 +105,8 @@ class Panels:
                 index=self._index, few=quant.few,
             )  # fmt: skip
         jobs[:, field] = self._made[key][0]
-        one: OneToken = "matvec" if planes == 1 else "matvec_q16"
-        for n in np.unique(jobs[:, Job.N_TOKENS]):
-            if n <= quant.few:
-                jobs[jobs[:, Job.N_TOKENS] == n, kernel] = quant.address(quant.kernel_for(one, n))
+        base = for_records("matvec", planes)
+        for n_tokens in np.unique(jobs[:, Job.N_TOKENS]):
+            if n_tokens <= quant.few:
+                few = quant.address(quant.kernel_for(base, n_tokens))
+                jobs[jobs[:, Job.N_TOKENS] == n_tokens, kernel] = few

@@ -248,26 +248,6 @@ def _row_loads(b: Any, rows: Any, at: Any, vector: Any) -> list[Any]:
     return found
 
 
-def _load_heads(b: Any, m: Any, v: Any) -> Any:
-    """(rows, at, dst): 16 bytes of each row -> four vectors, of their words, at dst."""
-    rows, at, dst = v
-    loaded = _row_loads(b, rows, at, ir.VectorType(I32, 4))
-
-    def joined(x: Any, y: Any) -> Any:
-        return b.shuffle_vector(x, y, _lanes([*range(2 * x.type.count)]))
-
-    quarters = [
-        joined(joined(loaded[i], loaded[4 + i]), joined(loaded[8 + i], loaded[12 + i]))
-        for i in range(4)
-    ]
-    for i, x in enumerate(_fours(b, quarters)):
-        b.store(x, _pointer(b, _plus(b, dst, 64 * i), x.type), align=1)
-    return ir.Constant(I64, 0)
-
-
-load_heads = _op(types.int64, (P,) * 3, _load_heads)
-
-
 @cache
 def fill_nibbles(zero: int) -> Any:
     """An intrinsic (rows, at, w, w_stride): 64 bytes of each row as four groups of a tile.
