@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 
 from offload.bench.arrange import arrange
 from offload.bench.gguf_writer import write_model
-from offload.bench.layer_bench import PARTS, BenchOps, LayerModel
+from offload.bench.layer_bench import PARTS, BenchDevice, LayerModel
 from offload.bench.layout import Layout
 from offload.bench.llama_cpp import LlamaContext, LlamaModel
 from offload.bench.options import ShapeOptions
-from offload.bench.shape_bench import PROMPT, Ours, Report, Side, run
+from offload.bench.shape_bench import PROMPT, Report, context, run
+from offload.bench.sides import Ours
 from offload.config import ModelConfig
 from offload.errors import DeviceError, PlanError
 from offload.gguf import GGUFFile
@@ -47,21 +49,21 @@ class TheirLayers:
             self.timed.copy_from(self.plain)
             self._ready = True
 
-    def parts(self, token: int) -> dict[str, list[float]]:
+    def parts(self, ids: np.ndarray) -> dict[str, list[float]]:
         """See Side."""
         self._fill()
         self.timed.parts.clear()
-        self.timed.run(np.array([token]))
+        self.timed.run(ids)
         self.timed.truncate(len(self._before))
         for part, seconds in self.timed.parts:
             if part == "head":
                 self._head.add(seconds)
         return _by_layer(self.timed.parts, self._layers)
 
-    def whole(self, token: int) -> tuple[float, float]:
+    def whole(self, ids: np.ndarray) -> tuple[float, float]:
         """See Side."""
         self._fill()
-        seconds = self.plain.run(np.array([token]))
+        seconds = self.plain.run(ids)
         self.plain.truncate(len(self._before))
         head = self._head.median
         return (seconds - head) / self._layers, head
@@ -140,15 +142,12 @@ def with_llama_cpp(
     layout: Layout,
     options: ShapeOptions,
     hardware: HardwareProfile,
-    ops: BenchOps,
+    threads: int,
+    cpus: Sequence[frozenset[int]] | None,
     facts: dict[str, Any],
     report: Report,
 ) -> dict[str, Any]:
-    """Write the layout to a temporary file, run both programs on it in turns, remove it.
-
-    Closes ops.
-    """
-    threads = ops.pool.threads
+    """Write the layout to a temporary file, run both programs on it in turns, remove it."""
     with tempfile.TemporaryDirectory(prefix="kimi-offload-", dir=_folder(layout)) as folder:
         path = Path(folder) / "weights.gguf"
         write_model(
@@ -158,26 +157,29 @@ def with_llama_cpp(
                 LoadProgress(phase="lay out", done_bytes=done, total_bytes=total)
             ),
         )
-        peer, theirs = LlamaModel(path, threads), None
+        peer, theirs, device = LlamaModel(path, threads), None, None
         try:
             with GGUFFile.open(path) as file:
                 config = ModelConfig.from_gguf(file)
+                device = BenchDevice(config, context(options), threads, cpus)
                 store = WeightStore(file, config)
                 layout, notes = arrange(
-                    store, config, layout, options.layout, hardware, ops.pool, report
+                    store, config, layout, options.layout, hardware, device.pool, report
                 )
-                model = LayerModel(config, store, ops)
-                compile_kernels(model, options.depth + 1, "f16", report)
+                model = LayerModel(config, store, device)
+                compile_kernels(model.model, report)
                 if os.name == "posix":
                     path.unlink()  # both hold it open; nothing is left even if we are killed
                 theirs = TheirLayers(peer, config.num_layers, config.vocab_size, options.depth)
-                sides: dict[str, Side] = {"ours": Ours(model, options.depth), "llama_cpp": theirs}
-                return run(sides, layout, options, facts, ops, [*notes, *_notes(peer, layout)])
+                ours = Ours(model, options.depth)
+                notes += _notes(peer, layout)
+                return run(ours, {"llama_cpp": theirs}, layout, options, facts, notes)
         finally:
             if theirs is not None:
                 theirs.close()
             peer.close()
-            ops.close()
+            if device is not None:
+                device.close()
 
 
 def _notes(peer: LlamaModel, layout: Layout) -> list[str]:

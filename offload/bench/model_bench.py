@@ -9,23 +9,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from offload.batch import Batch, expanded_end
 from offload.bench import machine
-from offload.bench.layer_bench import filled_cache
+from offload.bench.layer_bench import fill_slot, together
 from offload.bench.options import ModelOptions
+from offload.bench.sides import PROMPT_SLOT
 from offload.errors import RequestError
+from offload.forward import Model
 from offload.hardware import probe
-from offload.kv_cache import KVCache
 from offload.loading import open_model
-from offload.models.deepseek2 import DeepSeek2
-from offload.plan import KVType
 from offload.read_bandwidth import ReadBandwidth
-from offload.sequence import PREFILL_TOKENS
 from offload.stats import LoadProgress
 from offload.timing import Timing, seconds_of
 from offload.version import __version__
 from quant.run.pool import Pool
 
 Report = Callable[[LoadProgress], None]
+CHUNK = 512  # prompt tokens in one pass
 STEPS = 8  # decoded tokens per turn
 LEAST_ROUNDS = 3
 PAUSE = 0.02  # seconds between two programs' turns
@@ -44,38 +44,47 @@ class Program(Protocol):
 class OurProgram:
     """The engine's model object, without sampling and text."""
 
-    def __init__(self, model: DeepSeek2, kv_type: KVType) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
-        self._kv_type: KVType = kv_type
         self._rng = np.random.default_rng(4)
+        for slot in (PROMPT_SLOT, 1):
+            model.kv.open(slot)
 
     def prompt(self, ids: np.ndarray) -> float:
         """See Program."""
-        kv = KVCache(self.model.config, len(ids), self._kv_type)
+        expanded = expanded_end(len(ids))
         began = time.perf_counter()
-        for i in range(0, len(ids), PREFILL_TOKENS):
-            self.model.forward(ids[i : i + PREFILL_TOKENS], kv)
+        for i in range(0, len(ids), CHUNK):
+            part = ids[i : i + CHUNK]
+            self.model.forward(Batch.of(part, PROMPT_SLOT, i, expanded=expanded))
         return time.perf_counter() - began
 
     def decode(self, depth: int, steps: int) -> list[float]:
         """See Program; the cache holds random rows."""
-        kv = filled_cache(self.model.config, depth, steps, self._kv_type)
-        ids = self._rng.integers(0, self.model.config.vocab_size, (steps, 1))
-        return [seconds_of(partial(self.model.forward, token, kv)) for token in ids]
+        config = self.model.config
+        fill_slot(self.model.kv, config, 1, depth)
+        ids = self._rng.integers(0, config.vocab_size, (steps, 1))
+        batches = [together(token, depth + i) for i, token in enumerate(ids)]
+        return [seconds_of(partial(self.model.forward, batch)) for batch in batches]
 
 
 def bench_model(options: ModelOptions, report: Report = lambda progress: None) -> dict[str, Any]:
     """Measure; the result is ready for JSON. Raises what `offload.load` raises, RequestError."""
     longest = max((*options.prompts, *(d + STEPS for d in options.depths)))
-    file, config, _tokenizer, plan, model = open_model(options.path, options.wish, report)
+    file, config, _tokenizer, plan, model = open_model(options.path, options.wish(longest), report)
     try:
         if longest > config.context_length:
             raise RequestError(
                 f"{longest:,} tokens are asked for, {config.name} holds {config.context_length:,}; "
                 "give a smaller --depth"
             )
+        if longest > plan.kv.context:
+            raise RequestError(
+                f"{longest:,} tokens are asked for, the plan has room for {plan.kv.context:,}; "
+                "give a smaller --depth, or a plan with more (kv.context)"
+            )
         facts = machine.describe(probe(), plan.threads)
-        programs: dict[str, Program] = {"ours": OurProgram(model, plan.kv.kv_type)}
+        programs: dict[str, Program] = {"ours": OurProgram(model)}
         notes = ["tokens are random; sampling and text are not counted"]
         notes += [
             n for n in plan.notes if n.startswith(("experts ", "threads: ", "resident", "huge"))
@@ -88,13 +97,13 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
             notes.append(peer.about)
         return _run(programs, model, options, facts, notes, str(file.paths[0]), plan.layout)
     finally:
-        model.ops.close()
+        model.close()
         file.close()
 
 
 def _run(
     programs: dict[str, Program],
-    model: DeepSeek2,
+    model: Model,
     options: ModelOptions,
     facts: dict[str, Any],
     notes: list[str],

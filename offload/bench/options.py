@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 
 from offload.arguments import check_type, integer, is_number, quoted
@@ -10,7 +10,7 @@ from offload.errors import PlanError, RequestError
 from offload.expert_layout import LayoutOptions
 from offload.memory import MemoryMode, check_mode
 from offload.plan import Plan
-from offload.planner import PlanOptions
+from offload.planner import DEFAULT_CONTEXT, PlanOptions
 from offload.planning import Wish
 
 DEPTHS = (0, 512, 1024)  # tokens before the decoded one
@@ -52,10 +52,12 @@ class ModelOptions:
             threads=self.threads, memory=self.memory, layout=self.layout, pin=self.pin
         )
 
-    @property
-    def wish(self) -> Wish:
-        """What the plan is made from."""
-        return self._plan_options() if self.plan is None else self.plan
+    def wish(self, longest: int) -> Wish:
+        """What the plan is made from; longest: tokens that one sequence will have."""
+        if self.plan is not None:
+            return self.plan
+        options = self._plan_options()
+        return replace(options, context=longest) if longest > DEFAULT_CONTEXT else options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from offload.bench import machine
 from offload.bench.arrange import arrange
-from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
+from offload.bench.draws import Draws
+from offload.bench.layer_bench import BenchDevice, LayerModel
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.options import ShapeOptions
 from offload.bench.shapes import shape_named, types_named
+from offload.bench.sides import Ours, Samples, Side
 from offload.bench.summary import side, summarise
 from offload.bench.synthetic import SyntheticStore
 from offload.errors import PlanError
 from offload.hardware import probe
-from offload.kv_cache import KVCache
 from offload.loading import compile_kernels
 from offload.read_bandwidth import ReadBandwidth
 from offload.stats import LoadProgress
@@ -33,58 +34,6 @@ LOOK = 0.25  # seconds: are other programs busy?
 PAUSE = 0.02  # seconds: lets the other program's threads go to sleep
 LEAST_ROUNDS = 3
 LEAST_PREFILLS = 2
-
-
-class Side(Protocol):
-    """A program under test, with its layers ready."""
-
-    def parts(self, token: int) -> dict[str, list[float]]:
-        """One decoded token: seconds by part, a figure per layer."""
-
-    def whole(self, token: int) -> tuple[float, float]:
-        """One decoded token: (seconds per layer, seconds of the head)."""
-
-    def prefill(self, ids: np.ndarray) -> float:
-        """Seconds per layer of a prompt from an empty cache."""
-
-
-class Samples:
-    """All timings of one side."""
-
-    def __init__(self) -> None:
-        self.of = {name: Timing() for name in (*PARTS, "layer", "head", "prefill")}
-
-    def decode(self, side: Side, token: int) -> None:
-        """STEPS tokens part by part, STEPS tokens whole."""
-        for step in range(STEPS):
-            for part, seconds in side.parts(token + step).items():
-                for value in seconds:
-                    self.of[part].add(value)
-        for step in range(STEPS):
-            layer, head = side.whole(token + STEPS + step)
-            self.of["layer"].add(layer)
-            self.of["head"].add(head)
-
-
-class Ours:
-    """This program, through the engine's own model class."""
-
-    def __init__(self, model: LayerModel, depth: int) -> None:
-        self.model = model
-        self._kv = filled_cache(model.config, depth, 1)
-        self._empty = KVCache(model.config, PROMPT, "f16")
-
-    def parts(self, token: int) -> dict[str, list[float]]:
-        """See Side."""
-        return self.model.parts(np.array([token]), self._kv)
-
-    def whole(self, token: int) -> tuple[float, float]:
-        """See Side."""
-        return self.model.whole(np.array([token]), self._kv)
-
-    def prefill(self, ids: np.ndarray) -> float:
-        """See Side; one layer stands for all."""
-        return self.model.first_layer(ids, self._empty)
 
 
 def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -> dict[str, Any]:
@@ -122,10 +71,9 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
     if options.compare:
         from offload.bench.llama_compare import with_llama_cpp
 
-        return with_llama_cpp(
-            layout, options, hardware, BenchOps(threads, None, cpus), facts, report
-        )
-    ops = BenchOps(threads, layout.experts, cpus)
+        return with_llama_cpp(layout, options, hardware, threads, cpus, facts, report)
+    draws = Draws(config.n_routed_experts, layout.experts, config.num_experts_per_tok)
+    device = BenchDevice(layout.model, context(options), threads, cpus, draws)
     try:
         store = SyntheticStore(
             layout.specs,
@@ -134,39 +82,47 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
             ),
         )
         layout, notes = arrange(
-            store, layout.model, layout, options.layout, hardware, ops.pool, report
+            store, layout.model, layout, options.layout, hardware, device.pool, report
         )
-        model = LayerModel(layout.model, store, ops)
-        compile_kernels(model, options.depth + 1, "f16", report)
+        model = LayerModel(layout.model, store, device)
+        compile_kernels(model.model, report)
         notes += [
             "routed experts: chosen so that every token takes others than the ones before it",
         ]
-        sides: dict[str, Side] = {"ours": Ours(model, options.depth)}
-        return run(sides, layout, options, facts, ops, notes)
+        ours = Ours(model, options.depth)
+        return run(ours, {}, layout, options, facts, notes)
     finally:
-        ops.close()
+        device.close()
+
+
+def context(options: ShapeOptions) -> int:
+    """Rows of a KV slot."""
+    return max(PROMPT, options.depth + 1)
 
 
 def run(
-    sides: dict[str, Side],
+    ours: Ours,
+    others: dict[str, Side],
     layout: Layout,
     options: ShapeOptions,
     facts: dict[str, Any],
-    ops: BenchOps,
     notes: list[str],
 ) -> dict[str, Any]:
     """Alternate between the sides for the given time; the finished result."""
+    sides: dict[str, Side] = {"ours": ours, **others}
+    pool = ours.model.device.pool
     bandwidth = ReadBandwidth(layout.cache_bytes)
     reads, reads_one = Timing(), Timing()
     single = Pool(1)
     samples = {name: Samples() for name in sides}
+    rng = np.random.default_rng(3)
+    vocabulary = layout.model.vocab_size
     for side_ in sides.values():  # caches, branch predictors, page tables
-        side_.parts(0)
-        side_.whole(1)
-    bandwidth.measure(ops.pool)
-    watch = machine.Watch(ops.pool.threads)
+        Samples().decode(side_, rng.integers(0, vocabulary, (2, 1, 1)))
+    bandwidth.measure(pool)
+    watch = machine.Watch(pool.threads)
     began = time.monotonic()
-    prompt = np.random.default_rng(3).integers(0, layout.model.vocab_size, PROMPT)
+    prompt = rng.integers(0, vocabulary, PROMPT)
     for side_ in sides.values():  # memory that the system hands out only now
         side_.prefill(prompt)
     rounds = 0
@@ -177,21 +133,24 @@ def run(
         rounds += 1
     began, rounds = time.monotonic(), 0
     while rounds < LEAST_ROUNDS or time.monotonic() - began < 0.6 * options.seconds:
-        reads.add(1 / bandwidth.measure(ops.pool))
+        reads.add(1 / bandwidth.measure(pool))
         reads_one.add(1 / bandwidth.measure(single))
+        tokens = rng.integers(0, vocabulary, (2, STEPS, 1))
         for name, side_ in sides.items():
             time.sleep(PAUSE)
-            samples[name].decode(side_, (2 * STEPS * rounds) % (layout.model.vocab_size - 8))
+            samples[name].decode(side_, tokens)
         time.sleep(PAUSE)
         rounds += 1
     single.close()
     facts |= watch.finish()
     notes = [*layout.describe(), *notes]
-    per_expert = PROMPT * layout.full.num_experts_per_tok / max(1, ops.spread)
+    per_expert = PROMPT * layout.full.num_experts_per_tok / max(1, ours.spread)
     notes.append(
         f"decode: 1 token after {options.depth}; layer = (token - head) / layers; "
-        f"{len(ops.chosen)} different experts were chosen"
+        f"{len(ours.chosen)} different experts were chosen"
     )
-    notes.append(f"prefill: {PROMPT} tokens over {ops.spread} experts, {per_expert:.0f} per expert")
+    notes.append(
+        f"prefill: {PROMPT} tokens over {ours.spread} experts, {per_expert:.0f} per expert"
+    )
     results = {name: side(layout, s.of) for name, s in samples.items()}
     return summarise(layout, options.shape, facts, reads, reads_one, results, notes)
