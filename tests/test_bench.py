@@ -18,8 +18,8 @@ from cli import kimi_offload
 from offload import bench
 from offload.batch import Batch
 from offload.bench import llama_compare, machine, shape_bench, shapes, summary
-from offload.bench.gguf_writer import write_model
 from offload.bench.draws import Draws
+from offload.bench.gguf_writer import write_model
 from offload.bench.layer_bench import PARTS, BenchDevice, LayerModel, fill_slot, together
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.llama_cpp import LlamaContext, LlamaModel, model_params
@@ -224,7 +224,7 @@ def test_a_device_runs_the_experts_that_were_drawn() -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Layout]:
     layout = layout_of(for_peer=True)
     path = tmp_path_factory.mktemp("bench") / "weights.gguf"
-    write_model(path, layout, lambda done, total: None)
+    write_model(path, layout, lambda done, total: None, RandomSource())
     return path, layout
 
 
@@ -289,7 +289,7 @@ def test_llama_cpp_does_without_its_amx_kernels(
 
 def test_a_copied_cache_holds_the_same_tokens(written: tuple[Path, Layout]) -> None:
     peer = LlamaModel(written[0], 1)
-    theirs = llama_compare.TheirLayers(peer, 2, 512, depth=20)
+    theirs = llama_compare.TheirLayers(peer, 2, 512, depth=20, sizes=(1, 3))
     try:
         times = theirs.parts(np.array([1]))
         assert {part: len(found) for part, found in times.items()} == dict.fromkeys(PARTS, 2)
@@ -320,9 +320,9 @@ def test_extrapolation_counts_every_layer_and_the_head() -> None:
     layout = layout_of()
     s = {"attention": 2.0, "router": 1.0, "routed": 4.0, "shared": 3.0, "layer": 9.0, "head": 5.0}
     # 3 MoE layers; 1 dense layer: attention and a shared expert twice as wide; the whole head
-    assert summary.decode_seconds(layout, s) == 3 * 9 + (2 + 3 * 2) + 5
+    assert summary.whole_model(layout, s) == 3 * 9 + (2 + 3 * 2) + 5
     fewer = replace(layout, model=replace(layout.model, n_routed_experts=12, vocab_size=256))
-    assert summary.decode_seconds(fewer, s) == 3 * (9 + 1) + (2 + 3 * 2) + 2 * 5
+    assert summary.whole_model(fewer, s) == 3 * (9 + 1) + (2 + 3 * 2) + 2 * 5
 
 
 def test_ratios_are_their_time_over_ours() -> None:

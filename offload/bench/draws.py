@@ -24,7 +24,7 @@ class Draws:
         self.stored = stored
         self._full = full
         self._top_k = top_k
-        self._overlap = overlap
+        self.overlap = overlap
         self._rng = np.random.default_rng(1)
         self._orders: dict[int, Array] = {}
 
@@ -41,10 +41,10 @@ class Draws:
         """(rows, K) of the model's experts."""
         ids = np.argpartition(self._rng.random((rows, self._full)), self._top_k - 1)
         ids = ids[:, : self._top_k]
-        if self._overlap is None:
+        if self.overlap is None:
             return ids
         for before, row in zip(ids, ids[1:], strict=False):
-            common = int(self._overlap * self._top_k + self._rng.random())
+            common = int(self.overlap * self._top_k + self._rng.random())
             others = np.setdiff1d(np.arange(self._full), before)
             row[:common] = self._rng.choice(before, common, replace=False)
             row[common:] = self._rng.choice(others, self._top_k - common, replace=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from offload.bench.draws import Draws
 from offload.bench.layer_bench import BenchDevice, LayerModel
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.options import ShapeOptions
+from offload.bench.parallel import Result, note_on_draws, part_bytes, results, sizes
 from offload.bench.shapes import shape_named, types_named
 from offload.bench.sides import Ours, Samples, Side
-from offload.bench.summary import side, summarise
+from offload.bench.summary import decode_pass, side, summarise, whole_model
 from offload.bench.synthetic import SyntheticStore
+from offload.bench.token_book import EMBEDDING, RandomTokens, Tokens
 from offload.errors import PlanError
 from offload.hardware import probe
 from offload.loading import compile_kernels
@@ -59,6 +62,9 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
     time.sleep(LOOK)
     cpus, pinned = hardware.pinning(threads, options.pin, neighbours.share(hardware.cpu.cores))
     facts["threads_pinned"] = pinned
+    numbers = sizes(options.parallel)
+    if options.compare and len(numbers) > 1:
+        types = replace(types, embedding=EMBEDDING)
     layout = choose_layout(
         config,
         types,
@@ -67,13 +73,14 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
         free=hardware.cpu.ram_free,
         for_peer=options.compare,
         packed=options.layout.layout != "native",
+        together=max(numbers),
     )
     if options.compare:
         from offload.bench.llama_compare import with_llama_cpp
 
         return with_llama_cpp(layout, options, hardware, threads, cpus, facts, report)
-    draws = Draws(config.n_routed_experts, layout.experts, config.num_experts_per_tok)
-    device = BenchDevice(layout.model, context(options), threads, cpus, draws)
+    draws = draws_of(layout, options)
+    device = BenchDevice(layout.model, slot_rows(options), threads, cpus, draws)
     try:
         store = SyntheticStore(
             layout.specs,
@@ -89,20 +96,35 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
         notes += [
             "routed experts: chosen so that every token takes others than the ones before it",
         ]
-        ours = Ours(model, options.depth)
-        return run(ours, {}, layout, options, facts, notes)
+        if len(numbers) > 1:
+            notes.append(note_on_draws(layout, draws, numbers))
+        ours = Ours(model, options.depth, max(numbers))
+        tokens = RandomTokens(layout.model.vocab_size)
+        return run(ours, {}, tokens, layout, options, facts, notes)
     finally:
         device.close()
 
 
-def context(options: ShapeOptions) -> int:
+def slot_rows(options: ShapeOptions) -> int:
     """Rows of a KV slot."""
     return max(PROMPT, options.depth + 1)
+
+
+def draws_of(layout: Layout, options: ShapeOptions) -> Draws:
+    """Who chooses experts, of as many as the whole model has."""
+    full = layout.full
+    return Draws(full.n_routed_experts, layout.experts, full.num_experts_per_tok, options.overlap)
+
+
+def steps(n: int) -> int:
+    """Passes of n sequences in a program's turn."""
+    return max(1, min(STEPS, 8 * STEPS // n))
 
 
 def run(
     ours: Ours,
     others: dict[str, Side],
+    tokens: Tokens,
     layout: Layout,
     options: ShapeOptions,
     facts: dict[str, Any],
@@ -114,31 +136,33 @@ def run(
     bandwidth = ReadBandwidth(layout.cache_bytes)
     reads, reads_one = Timing(), Timing()
     single = Pool(1)
-    samples = {name: Samples() for name in sides}
-    rng = np.random.default_rng(3)
-    vocabulary = layout.model.vocab_size
+    numbers = sizes(options.parallel)
+    samples = {name: {n: Samples() for n in numbers} for name in sides}
     for side_ in sides.values():  # caches, branch predictors, page tables
-        Samples().decode(side_, rng.integers(0, vocabulary, (2, 1, 1)))
+        for n in numbers:
+            Samples().decode(side_, np.stack([tokens.take(1, n), tokens.take(1, n)]))
     bandwidth.measure(pool)
     watch = machine.Watch(pool.threads)
     began = time.monotonic()
-    prompt = rng.integers(0, vocabulary, PROMPT)
+    prompt = RandomTokens(layout.model.vocab_size).take(1, PROMPT)[0]
+    prefill_share = 0.2 if options.parallel else 0.4
     for side_ in sides.values():  # memory that the system hands out only now
         side_.prefill(prompt)
     rounds = 0
-    while rounds < LEAST_PREFILLS or time.monotonic() - began < 0.4 * options.seconds:
+    while rounds < LEAST_PREFILLS or time.monotonic() - began < prefill_share * options.seconds:
         for name, side_ in sides.items():
             time.sleep(PAUSE)
-            samples[name].of["prefill"].add(side_.prefill(prompt))
+            samples[name][1].of["prefill"].add(side_.prefill(prompt))
         rounds += 1
     began, rounds = time.monotonic(), 0
-    while rounds < LEAST_ROUNDS or time.monotonic() - began < 0.6 * options.seconds:
+    while rounds < LEAST_ROUNDS or time.monotonic() - began < (1 - prefill_share) * options.seconds:
         reads.add(1 / bandwidth.measure(pool))
         reads_one.add(1 / bandwidth.measure(single))
-        tokens = rng.integers(0, vocabulary, (2, STEPS, 1))
-        for name, side_ in sides.items():
-            time.sleep(PAUSE)
-            samples[name].decode(side_, tokens)
+        for n in numbers:
+            ids = np.stack([tokens.take(steps(n), n) for _ in range(2)])
+            for name, side_ in sides.items():
+                time.sleep(PAUSE)
+                samples[name][n].decode(side_, ids)
         time.sleep(PAUSE)
         rounds += 1
     single.close()
@@ -152,5 +176,21 @@ def run(
     notes.append(
         f"prefill: {PROMPT} tokens over {ours.spread} experts, {per_expert:.0f} per expert"
     )
-    results = {name: side(layout, s.of) for name, s in samples.items()}
-    return summarise(layout, options.shape, facts, reads, reads_one, results, notes)
+    sides_results = {name: side(layout, s[1].of) for name, s in samples.items()}
+    result = summarise(layout, options.shape, facts, reads, reads_one, sides_results, notes)
+    if options.parallel:
+        result["parallel"] = _parallel(layout, samples, ours, options.depth)
+    return result
+
+
+def _parallel(
+    layout: Layout, samples: dict[str, dict[int, Samples]], ours: Ours, depth: int
+) -> Result:
+    """Extrapolated to the whole model, seconds and bytes alike."""
+    distinct = {n: float(np.mean(found)) for n, found in ours.distinct.items()}
+    n_bytes = {n: whole_model(layout, part_bytes(layout, d)) for n, d in distinct.items()}
+    passes = {
+        name: {n: decode_pass(layout, s.of) for n, s in by_number.items()}
+        for name, by_number in samples.items()
+    }
+    return results(passes, n_bytes, distinct, depth)

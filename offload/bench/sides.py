@@ -45,20 +45,24 @@ class Samples:
 
 
 class Ours:
-    """This program, through the engine's own blocks. depth: tokens in each sequence's slot.
+    """This program, through the engine's own blocks.
 
-    chosen: distinct experts of single tokens so far; spread: those of the last prompt.
+    depth: random rows in each slot of `most` sequences. chosen: distinct experts of single tokens
+    so far; spread: those of the last prompt; distinct: those of a layer, on average, of each pass
+    by its number of sequences.
     """
 
-    def __init__(self, model: LayerModel, depth: int) -> None:
+    def __init__(self, model: LayerModel, depth: int, most: int) -> None:
         self.model = model
         self._depth = depth
         kv = model.model.kv
         kv.open(PROMPT_SLOT)
-        kv.open(1)
-        fill_slot(kv, model.config, 1, depth)
+        for slot in range(1, most + 1):
+            kv.open(slot)
+            fill_slot(kv, model.config, slot, depth)
         self.chosen: set[int] = set()
         self.spread = 0
+        self.distinct: dict[int, list[float]] = {}
 
     def parts(self, ids: np.ndarray) -> dict[str, list[float]]:
         """See Side."""
@@ -67,7 +71,11 @@ class Ours:
     def whole(self, ids: np.ndarray) -> tuple[float, float]:
         """See Side."""
         seconds = self.model.whole(together(ids, self._depth))
-        self.chosen.update(*(self.model.experts(i) for i in range(self.model.config.num_layers)))
+        layers = self.model.config.num_layers
+        used = [self.model.experts(layer) for layer in range(layers)]
+        self.distinct.setdefault(len(ids), []).append(sum(map(len, used)) / layers)
+        if len(ids) == 1:
+            self.chosen.update(*used)
         return seconds
 
     def prefill(self, ids: np.ndarray) -> float:
