@@ -61,6 +61,23 @@ class Text(click.types.StringParamType):
         return text
 
 
+class Counts(click.types.StringParamType):
+    """Whole numbers from 1 to `most` with commas between."""
+
+    name = "counts"
+
+    def __init__(self, most: int) -> None:
+        self._range = click.IntRange(1, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse whatever else."""
+        text = str(super().convert(value, param, ctx))
+        for part in text.split(","):
+            number: Any = click.INT.convert(part, param, ctx)  # type: ignore[arg-type]
+            self._range.convert(number, param, ctx)
+        return text
+
+
 class Samplers(click.types.StringParamType):
     """Names of sampling steps with commas between, in the order in which they apply."""
 

@@ -10,7 +10,7 @@ import click
 
 from cli._options import layout_options, layout_wish
 from cli._render import say, show_table
-from cli._values import FiniteRange, GivenPath
+from cli._values import Counts, FiniteRange, GivenPath
 from cli.model_argument import model_argument
 from cli.plan_options import PLAN_FILE, check_plan_alone, given_names
 from cli.progress import LoadDisplay
@@ -18,7 +18,7 @@ from cli.progress import LoadDisplay
 if TYPE_CHECKING:
     from offload import bench
 
-OF_SHAPES = ("experts", "attention", "shared", "layers")
+OF_SHAPES = ("experts", "attention", "shared", "layers", "overlap")
 OF_MODELS = ("pack_budget", "packed_cache", "memory", "plan_file")
 
 
@@ -50,6 +50,19 @@ OF_MODELS = ("pack_budget", "packed_cache", "memory", "plan_file")
     metavar="TOKENS",
     help="Tokens before the decoded one; with a model, may be repeated."
     "  [default: 0, 512 and 1024; 512 for a shape]",
+)
+@click.option(
+    "--parallel",
+    type=Counts(64),
+    metavar="N[,N...]",
+    help="Measure N sequences that are decoded together, too, each after the (first) --depth.",
+)
+@click.option(
+    "--overlap",
+    type=FiniteRange(min=0, max=1),
+    metavar="X",
+    help="Share of its experts that each of them has in common with the one before."
+    "  [default: as random routing gives it]",
 )
 @click.option(
     "--threads",
@@ -99,6 +112,8 @@ def command(
     if model is not None and shape is not None:
         raise click.UsageError("give MODEL or --shape, not both")
     _refuse_ignored(OF_SHAPES if shape is None else OF_MODELS, shape)
+    if values["overlap"] is not None and not values["parallel"]:
+        raise click.UsageError("--overlap belongs to --parallel")
     if values["plan_file"] is not None:
         check_plan_alone()
     if plot is not None:
@@ -146,7 +161,13 @@ def _model_options(model: Path | None, values: dict[str, Any]) -> bench.ModelOpt
         layout=layout_wish(values),
         pin=values["pin"],
         plan=values["plan_file"],
+        parallel=_numbers(values),
     )
+
+
+def _numbers(values: dict[str, Any]) -> tuple[int, ...]:
+    """Of sequences that are decoded together."""
+    return tuple(int(n) for n in (values["parallel"] or "").split(",") if n)
 
 
 def _shape_options(shape: str, values: dict[str, Any]) -> bench.ShapeOptions:
@@ -156,7 +177,7 @@ def _shape_options(shape: str, values: dict[str, Any]) -> bench.ShapeOptions:
     if len(depths) > 1:
         raise click.UsageError("with --shape, give one --depth")
     values["compare"] = values["compare"] is not None
-    values |= {"layout": layout_wish(values), "pin": values["pin"]}
+    values |= {"layout": layout_wish(values), "parallel": _numbers(values)}
     for name in ("experts_layout", "pack_budget", "packed_cache", "memory", "plan_file"):
         del values[name]
     return bench.ShapeOptions(shape=shape, depth=depths[0], **values)

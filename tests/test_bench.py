@@ -16,16 +16,17 @@ from click.testing import CliRunner, Result
 
 from cli import kimi_offload
 from offload import bench
+from offload.batch import Batch
 from offload.bench import llama_compare, machine, shape_bench, shapes, summary
+from offload.bench.draws import Draws
 from offload.bench.gguf_writer import write_model
-from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
+from offload.bench.layer_bench import PARTS, BenchDevice, LayerModel, fill_slot, together
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.llama_cpp import LlamaContext, LlamaModel, model_params
 from offload.bench.synthetic import RandomSource, SyntheticStore, random_blocks
 from offload.config import ModelConfig
 from offload.errors import OffloadError, PlanError, RequestError, UnsupportedError
 from offload.gguf import GGUFFile
-from offload.kv_cache import KVCache
 from offload.read_bandwidth import ReadBandwidth
 from offload.timing import Timing
 from offload.weights import WeightStore
@@ -164,37 +165,56 @@ def test_store_gives_every_tensor_memory_of_its_own() -> None:
 
 def test_layer_model_is_the_engines_model_and_its_parts_sum_up_to_it() -> None:
     layout = layout_of()
-    ops = BenchOps(1)
+    device = BenchDevice(layout.model, 16, 1)
     try:
-        model = LayerModel(layout.model, SyntheticStore(layout.specs), ops)
-        kv = filled_cache(layout.model, 5, 1)
-        logits = model.forward(np.array([3]), kv)
+        model = LayerModel(layout.model, SyntheticStore(layout.specs), device)
+        kv = model.model.kv
+        for slot in (0, 1):
+            kv.open(slot)
+        fill_slot(kv, layout.model, 1, 5)
+        one = together(np.array([3]), 5)
+        logits = model.model.forward(one)
         assert np.isfinite(logits).all()
         assert logits.std() > 0
-        kv.truncate(5)
-        times = model.parts(np.array([3]), kv)
+        x = device.leave(model.model.blocks[-1]).x
+        times = model.parts(one)
+        assert np.array_equal(device.leave(model.model.blocks[-1]).x, x)
         assert {part: len(found) for part, found in times.items()} == dict.fromkeys(PARTS, 2)
-        layer, head = model.whole(np.array([3]), kv)
+        layer, head = model.whole(one)
         assert min(layer, head, *sum(times.values(), [])) > 0
-        assert kv.length == 5
-        assert model.first_layer(np.arange(4), KVCache(layout.model, 4, "f16")) > 0
+        assert model.first_layer(Batch.of(np.arange(16))) > 0
     finally:
-        ops.close()
+        device.close()
 
 
 def test_spread_experts_come_back_only_after_all_others() -> None:
-    ops = BenchOps(1, experts=12)
-    try:
-        logits, bias = np.zeros((1, 24), np.float32), np.zeros(24, np.float32)
-        options = {"sigmoid": True, "groups": (1, 1), "normalise": True, "scale": 1.0}
-        ids = [ops.route(logits, bias, 4, **options).expert_ids[0] for _ in range(6)]
+    draws = Draws(full=24, stored=12, top_k=4)
+    ids = [draws.decode(2, 1) for _ in range(6)]
+    assert {x.shape for x in ids} == {(2, 1, 4)}
+    for layer in range(2):
         for start in (0, 3):
-            assert sorted(np.concatenate(ids[start : start + 3])) == list(range(12))
-        many = ops.route(np.zeros((50, 24), np.float32), bias, 4, **options).expert_ids
-        assert many.max() < 12
-        assert all(len(set(row)) == 4 for row in many.tolist())
+            seen = np.concatenate([x[layer, 0] for x in ids[start : start + 3]])
+            assert sorted(seen) == list(range(12))
+    many = draws.prompt(2, 50)
+    assert many.max() < 12
+    assert all(len(set(row)) == 4 for row in many.reshape(100, 4).tolist())
+
+
+def test_a_device_runs_the_experts_that_were_drawn() -> None:
+    layout = layout_of()
+    device = BenchDevice(layout.model, 16, 1, draws=Draws(24, layout.experts, 4))
+    try:
+        model = LayerModel(layout.model, SyntheticStore(layout.specs), device)
+        for slot in range(10):
+            model.model.kv.open(slot)
+        for batch in (Batch.of(np.arange(12)), together(np.arange(3), 0), together(range(9), 0)):
+            device.choose(batch)
+            forced = device.forced_ids(batch.n_tokens)
+            assert forced is not None
+            model.model.forward(batch)
+            assert all(np.array_equal(device.routing(i), forced[i]) for i in range(2))
     finally:
-        ops.close()
+        device.close()
 
 
 # --- the file for the peer ----------------------------------------------------------------------
@@ -204,7 +224,7 @@ def test_spread_experts_come_back_only_after_all_others() -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Layout]:
     layout = layout_of(for_peer=True)
     path = tmp_path_factory.mktemp("bench") / "weights.gguf"
-    write_model(path, layout, lambda done, total: None)
+    write_model(path, layout, lambda done, total: None, RandomSource())
     return path, layout
 
 
@@ -230,22 +250,23 @@ def test_llama_cpp_computes_the_same_model(written: tuple[Path, Layout]) -> None
     ids = np.arange(7)
     peer = LlamaModel(path, 1)
     context = LlamaContext(peer, 64)
-    ops = BenchOps(1)
+    device = BenchDevice(layout.model, 8, 1)
     try:
         context.run(ids)
         pointer = llama_cpp.llama_get_logits_ith(context.pointer, -1)
         theirs = np.ctypeslib.as_array(pointer, (layout.model.vocab_size,)).copy()
         with GGUFFile.open(path) as file:
             config = ModelConfig.from_gguf(file)
-            model = LayerModel(config, WeightStore(file, config), ops)
-            ours = model.forward(ids, KVCache(config, 8, "f16"))[0]
+            model = LayerModel(config, WeightStore(file, config), device).model
+            model.kv.open(0)
+            ours = model.forward(Batch.of(ids))[0]
             del model
         # both round activations to int8, with different scales
         assert np.linalg.norm(ours - theirs) < 0.15 * np.linalg.norm(theirs)
     finally:
         context.close()
         peer.close()
-        ops.close()
+        device.close()
 
 
 def test_llama_cpp_does_without_its_amx_kernels(
@@ -268,17 +289,17 @@ def test_llama_cpp_does_without_its_amx_kernels(
 
 def test_a_copied_cache_holds_the_same_tokens(written: tuple[Path, Layout]) -> None:
     peer = LlamaModel(written[0], 1)
-    theirs = llama_compare.TheirLayers(peer, 2, 512, depth=20)
+    theirs = llama_compare.TheirLayers(peer, 2, 512, depth=20, sizes=(1, 3))
     try:
-        times = theirs.parts(1)
+        times = theirs.parts(np.array([1]))
         assert {part: len(found) for part, found in times.items()} == dict.fromkeys(PARTS, 2)
         assert theirs.plain.length == theirs.timed.length == 20
-        layer, head = theirs.whole(2)
+        layer, head = theirs.whole(np.array([2]))
         assert layer > 0 < head
         assert theirs.prefill(np.arange(16)) > 0
         assert [part for part, _ in theirs.timed.parts] == list(PARTS)  # not the second layer
         assert theirs.timed.length == 0
-        theirs.parts(1)
+        theirs.parts(np.array([1]))
         assert theirs.plain.length == theirs.timed.length == 20
     finally:
         theirs.close()
@@ -299,9 +320,9 @@ def test_extrapolation_counts_every_layer_and_the_head() -> None:
     layout = layout_of()
     s = {"attention": 2.0, "router": 1.0, "routed": 4.0, "shared": 3.0, "layer": 9.0, "head": 5.0}
     # 3 MoE layers; 1 dense layer: attention and a shared expert twice as wide; the whole head
-    assert summary.decode_seconds(layout, s) == 3 * 9 + (2 + 3 * 2) + 5
+    assert summary.whole_model(layout, s) == 3 * 9 + (2 + 3 * 2) + 5
     fewer = replace(layout, model=replace(layout.model, n_routed_experts=12, vocab_size=256))
-    assert summary.decode_seconds(fewer, s) == 3 * (9 + 1) + (2 + 3 * 2) + 2 * 5
+    assert summary.whole_model(fewer, s) == 3 * (9 + 1) + (2 + 3 * 2) + 2 * 5
 
 
 def test_ratios_are_their_time_over_ours() -> None:

@@ -61,10 +61,11 @@ def metadata(config: ModelConfig) -> dict[str, Value]:
     return general | {f"{config.architecture}.{key}": value for key, value in keys.items()}
 
 
-def write_model(path: Path, layout: Layout, report: Callable[[int, int], None]) -> None:
-    """Write the tensors of a layout, filled as SyntheticStore fills them; report(done, total)."""
+def write_model(
+    path: Path, layout: Layout, report: Callable[[int, int], None], source: RandomSource
+) -> None:
+    """Write the tensors of a layout with bytes from the source; report(done, total)."""
     keys = metadata(layout.model)
-    source = RandomSource()
     with path.open("wb") as f:
         f.write(b"GGUF" + struct.pack("<IQQ", 3, len(layout.specs), len(keys)))
         for key, value in keys.items():

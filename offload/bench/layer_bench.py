@@ -1,26 +1,28 @@
-"""The layers under test: the engine's own model and operations, stopped and timed between parts."""
+"""The layers under test: the engine's own blocks and passes, stopped and timed between parts."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
 
+from offload.batch import Batch, Span
+from offload.bench.draws import Draws
 from offload.config import ModelConfig
-from offload.devices.base import FeedForward, Routing, Stack
-from offload.devices.cpu_mlp import CpuFeedForward
-from offload.devices.cpu_ops import CpuOps
-from offload.devices.cpu_steps import TapeBuilder
-from offload.devices.cpu_tape import CpuDecoder
-from offload.kv_cache import KVCache
-from offload.models import rope
-from offload.models.deepseek2 import DeepSeek2, gated_mlp
-from offload.plan import KVType
+from offload.devices.base import Block, Check
+from offload.devices.cpu import CpuDevice
+from offload.devices.cpu_blocks import CpuBlock
+from offload.devices.cpu_tape import CpuSegment
+from offload.forward import Model
+from offload.kv import KV
+from offload.kv_cache import cache_shape
+from offload.models import deepseek2
+from offload.plan import KVSpec, KVType
 
 Array = np.ndarray
 PARTS = ("attention", "router", "routed", "shared")
@@ -31,126 +33,85 @@ class Enough(Exception):  # noqa: N818
     """Ends a forward pass after the layers that were to be timed."""
 
 
-class BenchOps(CpuOps):
-    """CPU operations whose router computes as always, but may be told which experts to choose.
+class BenchDevice(CpuDevice):
+    """A CPU whose routers compute as always, but may be told which experts to choose.
 
-    experts: how many are stored; then every token takes others than the tokens before it, until
-    all have been used (None: the router's own choice). chosen: distinct experts of single tokens so
-    far; spread: distinct experts of the last prompt.
+    draws: who tells them; None: the router's own choice.
     """
 
     def __init__(
         self,
+        config: ModelConfig,
+        context: int,
         threads: int,
-        experts: int | None = None,
         cpus: Sequence[frozenset[int]] | None = None,
+        draws: Draws | None = None,
     ) -> None:
-        super().__init__(threads, cpus)
-        self._rng = np.random.default_rng(1)
-        self._experts = experts
-        self._order = np.zeros(0, np.int64)
-        self.chosen: set[int] = set()
-        self.spread = 0
+        kv = KVSpec(context=context, tokens=context, kv_type="f16")
+        super().__init__(config, kv, threads, cpus)
+        self._draws = draws
+        self._forced: Array | None = None
 
-    def route(self, logits: Array, bias: Array, top_k: int, **options: Any) -> Routing:
-        """Choose experts."""
-        routing = super().route(logits, bias, top_k, **options)
-        if self._experts is not None:
-            ids = self._next(len(logits), top_k)
-            routing = Routing(expert_ids=ids, weights=routing.weights)
-        if len(logits) == 1:
-            self.chosen.update(routing.expert_ids[0].tolist())
-        else:
-            self.spread = len(np.unique(routing.expert_ids))
-        return routing
+    def choose(self, batch: Batch) -> None:
+        """Draw the experts of a batch that is to run next: a prompt, or a token of each span."""
+        if self._draws is not None:
+            draw = self._draws.decode if len(batch.spans) == batch.n_tokens else self._draws.prompt
+            self._forced = draw(self.config.num_layers, batch.n_tokens)
 
-    def decoder(self, stack: Stack) -> CpuDecoder:
-        """The layers as a tape, with the same choice of experts."""
-        return BenchDecoder(self, stack)
+    def begin(self, batch: Batch) -> None:
+        """See Device."""
+        if self._forced is None or self._forced.shape[1] != batch.n_tokens:
+            self.choose(batch)
+        super().begin(batch)
 
-    def choose(self, decoder: CpuDecoder) -> None:
-        """Tell a tape which experts the next token takes."""
-        if self._experts is not None:
-            layers, top_k = decoder.expert_ids.shape
-            decoder.forced = np.concatenate([self._next(1, top_k) for _ in range(layers)])
-
-    def _next(self, n_tokens: int, top_k: int) -> Array:
-        assert self._experts is not None
-        if n_tokens > 1:
-            lots = self._rng.random((n_tokens, self._experts))
-            return np.ascontiguousarray(np.argpartition(lots, top_k - 1, axis=1)[:, :top_k])
-        if len(self._order) < top_k:
-            self._order = self._rng.permutation(self._experts)
-        ids, self._order = self._order[:top_k], self._order[top_k:]
-        return np.ascontiguousarray(ids[None])
+    def forced_ids(self, rows: int) -> Array | None:
+        """What was drawn."""
+        del rows
+        return self._forced
 
 
-class BenchDecoder(CpuDecoder):
-    """A tape that runs the experts that BenchOps wants."""
+class PartSegment(CpuSegment):
+    """Blocks whose tape has a slice for each, so that `check` is called before every one."""
 
-    def __init__(self, ops: BenchOps, stack: Stack) -> None:
-        super().__init__(ops, stack)
-        self._bench = ops
-
-    def __call__(
-        self, token: int, kv: KVCache, cos: Array, sin: Array, check: Callable[[], None]
-    ) -> Array:
-        """See Decoder."""
-        self._bench.choose(self)
-        logits = super().__call__(token, kv, cos, sin, check)
-        self._bench.chosen.update(self.expert_ids.ravel().tolist())
-        return logits
-
-
-class PartDecoder(BenchDecoder):
-    """A tape with a slice for each part of each layer (PARTS), routed and shared experts apart."""
-
-    def __init__(
-        self, ops: BenchOps, stack: Stack, routed: list[FeedForward], shared: list[FeedForward]
-    ) -> None:
-        self._ffns = [
-            cast(tuple[CpuFeedForward, CpuFeedForward], p) for p in zip(routed, shared, strict=True)
-        ]
-        super().__init__(ops, stack)
-
-    def _lay_out(self, builder: TapeBuilder, stack: Stack) -> None:
-        for index, layer in enumerate(stack.layers):
-            attended = builder.attention(index, layer)
-            self._cut(builder)
-            routed, shared = self._ffns[index]
-            h = builder.ffn_input(layer, attended)
-            chosen, always = builder.jobs(routed, h), builder.jobs(shared, h)
-            builder.route(index, layer, routed, chosen, h)
-            self._cut(builder)
-            builder.feed_forward(routed, chosen)
-            self._cut(builder)
-            builder.feed_forward(shared, always)
-            self._cut(builder)
+    def run(self, check: Check) -> None:
+        """See Segment."""
+        device = self._device
+        if device.many is not None:
+            for block in self.blocks:
+                check()
+                block.many(device.many)
+            return
+        usual, device.slice_bytes = device.slice_bytes, 0
+        super().run(check)
+        device.slice_bytes = usual
 
 
-class LayerModel(DeepSeek2):
-    """MoE layers that can also be run part by part. All layers of `config` have experts."""
+class LayerModel:
+    """MoE layers that can also be run part by part. All layers of `config` have experts.
 
-    def __init__(self, config: ModelConfig, weights: Any, ops: BenchOps) -> None:
-        super().__init__(config, weights, ops)
-        self._bench_ops = ops
-        prefixes = [f"blk.{i}." for i in range(config.num_layers)]
-        self._routed = [ops.feed_forward(gated_mlp(weights, p, "_exps"), None) for p in prefixes]
-        self._shared = [ops.feed_forward(None, gated_mlp(weights, p, "_shexp")) for p in prefixes]
+    model: the engine's own, with its blocks and segments.
+    """
 
-    def whole(self, ids: Array, kv: KVCache) -> tuple[float, float]:
-        """Run tokens through everything: (seconds per layer, seconds of the head); kv as before."""
-        length = kv.length
+    def __init__(self, config: ModelConfig, weights: Any, device: BenchDevice) -> None:
+        self.config = config
+        self.device = device
+        self._weights = weights
+        self.model = Model(
+            config, deepseek2.blocks(config, weights, lambda _block, _layer: device), weights
+        )
+
+    def whole(self, batch: Batch) -> tuple[float, float]:
+        """Run a batch through everything: (seconds per layer, seconds of the head)."""
         stamps: list[float] = []
+        self.device.choose(batch)
         began = clock()
-        self.forward(ids, kv, check=lambda: stamps.append(clock()))
+        self.model.forward(batch, check=lambda: stamps.append(clock()))
         ended = clock()
-        kv.truncate(length)
         head = stamps[-1]
         return (head - began) / self.config.num_layers, ended - head
 
-    def first_layer(self, ids: Array, kv: KVCache) -> float:
-        """Seconds of layer 0 for tokens at the start of an empty cache."""
+    def first_layer(self, batch: Batch) -> float:
+        """Seconds of layer 0 for a prompt of more rows than a tape takes."""
         stamps: list[float] = []
 
         def check() -> None:
@@ -158,32 +119,58 @@ class LayerModel(DeepSeek2):
             if len(stamps) == 2:
                 raise Enough
 
-        kv.truncate(0)
+        self.device.choose(batch)
         with contextlib.suppress(Enough):
-            self.forward(ids, kv, check=check)
+            self.model.forward(batch, check=check)
         return stamps[1] - stamps[0]
 
-    def parts(self, ids: Array, kv: KVCache) -> dict[str, list[float]]:
-        """Run one token part by part: seconds by part, one figure per layer; kv as before."""
+    def parts(self, batch: Batch) -> dict[str, list[float]]:
+        """Run a batch part by part: seconds by part, one figure per layer."""
         stamps: list[float] = []
-        length = kv.length
-        cos, sin = rope.tables(self.config, length, 1)
-        self._by_parts(int(ids[0]), kv, cos, sin, lambda: stamps.append(clock()))
-        kv.truncate(length)
-        spans = [ended - began for began, ended in pairwise(stamps)]
+        self.device.choose(batch)
+        self.device.begin(batch)
+        self._by_parts.run(lambda: stamps.append(clock()))
+        stamps.append(clock())
+        spans = [ended - began for began, ended in pairwise(stamps[1:])]  # without the embedding
         return {part: spans[i :: len(PARTS)] for i, part in enumerate(PARTS)}
 
+    def experts(self, layer: int) -> list[int]:
+        """The different experts that the last batch used in a layer."""
+        found: list[int] = np.unique(self.device.routing(layer)).tolist()
+        return found
+
     @cached_property
-    def _by_parts(self) -> PartDecoder:
-        return PartDecoder(self._bench_ops, self.stack, self._routed, self._shared)
+    def _by_parts(self) -> PartSegment:
+        return PartSegment(self.device, cast("list[CpuBlock]", list(self._parts())))
+
+    def _parts(self) -> Iterator[Block]:
+        """The embedding, then PARTS of each layer, routed and shared experts apart."""
+        config, weights, device = self.config, self._weights, self.device
+        yield self.model.blocks[0]
+        for i in range(config.num_layers):
+            p = f"blk.{i}."
+            norm = weights.vector(f"{p}ffn_norm.weight")
+            routed, shared = (deepseek2.gated_mlp(weights, p, x) for x in ("_exps", "_shexp"))
+            yield device.attention(i, deepseek2.attention(config, weights, p))
+            yield device.router(i, deepseek2.router(config, weights, p, norm))
+            yield device.experts(i, routed, None)
+            yield device.experts(i, None, shared)
 
 
-def filled_cache(config: ModelConfig, depth: int, room: int, kv_type: KVType = "f16") -> KVCache:
-    """A cache that holds `depth` random rows in every layer, and room for more."""
-    kv = KVCache(config, depth + room, kv_type)
-    rng = np.random.default_rng(2)
-    for layer in range(config.num_layers):
-        values = rng.standard_normal((depth, kv.width), np.float32) * 0.5
-        kv.write(layer, 0, values[:, : kv.latent], values[:, kv.latent :])
-    kv.length = depth
-    return kv
+def together(ids: Array, depth: int) -> Batch:
+    """The next token of len(ids) sequences, in slots 1 .., after `depth` others each.
+
+    All logits are wanted.
+    """
+    spans = tuple(Span(slot=1 + i, first=depth, count=1) for i in range(len(ids)))
+    return Batch(spans=spans, ids=np.asarray(ids, np.int64), wanted=np.arange(len(ids)))
+
+
+def fill_slot(kv: KV, config: ModelConfig, slot: int, depth: int) -> None:
+    """Write `depth` random rows to every layer of a slot."""
+    shape = cache_shape(config, cast("KVType", kv.kind))
+    rng = np.random.default_rng(2 + slot)
+    rank, rope = config.kv_lora_rank, config.qk_rope_head_dim
+    for rows in kv.write(slot, depth):
+        values = rng.standard_normal((depth, rank + rope), np.float32) * np.float32(0.5)
+        shape.store(rows, values[:, :rank], values[:, rank:])

@@ -99,36 +99,43 @@ def choose_layout(
     free: int,
     for_peer: bool = False,
     packed: bool = False,
+    together: int = 1,
 ) -> Layout:
     """Layers and experts that fit `free` bytes of RAM and exceed the caches; PlanError if none do.
 
     for_peer: a file will be written, so the router shrinks to the stored experts. packed: experts
-    will have a packed copy beside their native bytes.
+    will have a packed copy beside their native bytes. together: sequences that are decoded at once;
+    all their experts may differ, even if there is room for fewer layers then.
     """
     if layers is not None and not 1 <= layers <= full.num_moe_layers:
         raise PlanError(f"--layers {layers}: {full.name} has 1 to {full.num_moe_layers} MoE layers")
     one = replace(full, num_layers=1, first_k_dense=0, vocab_size=min(full.vocab_size, HEAD_ROWS))
     parts = _part_bytes(tensor_specs(one, types, full.num_experts_per_tok))
-    if layers is None:
-        layers = max(2, math.ceil(CACHE_FACTOR * cache / parts["layer"]))
-        layers = min(layers, full.num_moe_layers)
     top_k = full.num_experts_per_tok
     specs = tensor_specs(one, types, top_k)
     copies = sum(packed_bytes(spec) for name, spec in specs.items() if "_exps." in name)
     expert = (parts["routed"] + copies * packed) // top_k
-    fixed = parts["head"] + layers * (parts["layer"] - parts["routed"])
-    least = min(full.n_routed_experts, 2 * top_k)
-    need = fixed + layers * least * expert
+    least = min(full.n_routed_experts, top_k * max(2, together))
     share = PEER_SHARE if for_peer else FREE_SHARE
+    per_layer = parts["layer"] - parts["routed"] + least * expert
+    if layers is None:
+        layers = max(2, math.ceil(CACHE_FACTOR * cache / parts["layer"]))
+        layers = min(layers, full.num_moe_layers)
+        if together > 1:
+            layers = min(layers, max(2, int(share * free - parts["head"]) // per_layer))
+    need = parts["head"] + layers * per_layer
     if need > share * free:
         raise PlanError(
             f"{layers} layers of {full.name} with {least} experts each need {need / 2**30:.1f} GiB,"
             f" but only {share:.0%} of the {free / 2**30:.1f} GiB of free RAM is used for "
             "this; close other programs or give fewer --layers"
+            + " or a smaller --parallel"
+            * (together > 1)
         )
-    room = max(need, min(BUDGET, int(share * free))) - fixed
-    most = min(full.n_routed_experts, PEER_EXPERTS) if for_peer else full.n_routed_experts
-    experts = min(most, room // (layers * expert))
+    room = max(need, min(BUDGET, int(share * free))) - parts["head"]
+    room -= layers * (parts["layer"] - parts["routed"])
+    most = max(least, PEER_EXPERTS) if for_peer else full.n_routed_experts
+    experts = min(most, full.n_routed_experts, room // (layers * expert))
     model = replace(one, num_layers=layers)
     if for_peer:
         model = replace(model, n_routed_experts=experts, n_group=1, topk_group=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import numpy as np
 
 from offload.bench.arrange import arrange
 from offload.bench.gguf_writer import write_model
-from offload.bench.layer_bench import PARTS, BenchOps, LayerModel
+from offload.bench.layer_bench import PARTS, BenchDevice, LayerModel
 from offload.bench.layout import Layout
 from offload.bench.llama_cpp import LlamaContext, LlamaModel
 from offload.bench.options import ShapeOptions
-from offload.bench.shape_bench import PROMPT, Ours, Report, Side, run
+from offload.bench.parallel import note_on_draws, sizes
+from offload.bench.shape_bench import PROMPT, Report, draws_of, run, slot_rows
+from offload.bench.sides import Ours
+from offload.bench.synthetic import RandomSource
+from offload.bench.token_book import ObedientSource, RandomTokens, TokenBook, Tokens, prefix
 from offload.config import ModelConfig
 from offload.errors import DeviceError, PlanError
 from offload.gguf import GGUFFile
@@ -29,41 +34,56 @@ from offload.weights import WeightStore
 MEMORY = Path("/dev/shm")  # a file here needs no disk
 
 
+class _Contexts:
+    """Of a number of sequences: one as users have it, one that stops between parts."""
+
+    def __init__(self, model: LlamaModel, context: int, sequences: int) -> None:
+        self.plain = LlamaContext(model, context, sequences=sequences)
+        self.timed = LlamaContext(model, context, sequences=sequences, timed=True)
+        self.head = Timing()
+
+
 class TheirLayers:
-    """llama.cpp's side: one context as users have it, one that stops between parts."""
+    """llama.cpp's side. sizes: numbers of sequences that are decoded together, 1 among them.
 
-    def __init__(self, model: LlamaModel, layers: int, vocabulary: int, depth: int) -> None:
+    All sequences have the same `depth` random tokens before.
+    """
+
+    def __init__(
+        self, model: LlamaModel, layers: int, vocabulary: int, depth: int, sizes: Sequence[int]
+    ) -> None:
         self._layers = layers
-        self._before = np.random.default_rng(5).integers(0, vocabulary, depth)
-        context = max(PROMPT, depth) + 8
-        self.plain = LlamaContext(model, context)
-        self.timed = LlamaContext(model, context, timed=True)
-        self._head = Timing()
-        self._ready = False
+        self._before = prefix(vocabulary, depth)
+        self._of = {
+            n: _Contexts(model, (max(PROMPT, depth) if n == 1 else depth) + 8, n) for n in sizes
+        }
 
-    def _fill(self) -> None:
-        if not self._ready:
-            self.plain.fill(self._before)
-            self.timed.copy_from(self.plain)
-            self._ready = True
+    def _filled(self, n: int) -> _Contexts:
+        first, contexts = self._of[1], self._of[n]
+        first.plain.fill(self._before)
+        for context in (contexts.plain, contexts.timed):
+            if context.length != len(self._before):
+                context.copy_from(first.plain)
+        return contexts
 
-    def parts(self, token: int) -> dict[str, list[float]]:
+    def parts(self, ids: np.ndarray) -> dict[str, list[float]]:
         """See Side."""
-        self._fill()
-        self.timed.parts.clear()
-        self.timed.run(np.array([token]))
-        self.timed.truncate(len(self._before))
-        for part, seconds in self.timed.parts:
+        contexts = self._filled(len(ids))
+        timed = contexts.timed
+        timed.parts.clear()
+        timed.step(ids)
+        timed.truncate(len(self._before))
+        for part, seconds in timed.parts:
             if part == "head":
-                self._head.add(seconds)
-        return _by_layer(self.timed.parts, self._layers)
+                contexts.head.add(seconds)
+        return _by_layer(timed.parts, self._layers)
 
-    def whole(self, token: int) -> tuple[float, float]:
+    def whole(self, ids: np.ndarray) -> tuple[float, float]:
         """See Side."""
-        self._fill()
-        seconds = self.plain.run(np.array([token]))
-        self.plain.truncate(len(self._before))
-        head = self._head.median
+        contexts = self._filled(len(ids))
+        seconds = contexts.plain.step(ids)
+        contexts.plain.truncate(len(self._before))
+        head = contexts.head.median
         return (seconds - head) / self._layers, head
 
     def prefill(self, ids: np.ndarray) -> float:
@@ -71,19 +91,20 @@ class TheirLayers:
 
         Not the mean over layers: of its last, llama.cpp computes the last token's experts only.
         """
-        self.timed.truncate(0)
-        self._ready = False
-        self.timed.parts.clear()
-        self.timed.stop_after = PARTS[-1]
-        self.timed.run(ids)
-        self.timed.stop_after = ""
-        self.timed.truncate(0)
-        return first_layer(self.timed.parts)
+        timed = self._of[1].timed
+        timed.truncate(0)
+        timed.parts.clear()
+        timed.stop_after = PARTS[-1]
+        timed.run(ids)
+        timed.stop_after = ""
+        timed.truncate(0)
+        return first_layer(timed.parts)
 
     def close(self) -> None:
-        """Free both contexts."""
-        self.plain.close()
-        self.timed.close()
+        """Free all contexts."""
+        for contexts in self._of.values():
+            contexts.plain.close()
+            contexts.timed.close()
 
 
 def first_layer(stamps: list[tuple[str, float]]) -> float:
@@ -112,12 +133,17 @@ def _by_layer(stamps: list[tuple[str, float]], layers: int) -> dict[str, list[fl
 
 
 class LlamaProgram:
-    """llama.cpp's side of `bench MODEL`."""
+    """llama.cpp's side of `bench MODEL`. sizes: numbers of sequences decoded together."""
 
-    def __init__(self, path: Path, threads: int, longest: int, config: ModelConfig) -> None:
+    def __init__(
+        self, path: Path, threads: int, longest: int, config: ModelConfig, sizes: Sequence[int]
+    ) -> None:
         self._model = LlamaModel(path, threads)
         self._context = LlamaContext(self._model, longest)
-        self._ids = np.random.default_rng(5).integers(0, config.vocab_size, longest)
+        self._ids = prefix(config.vocab_size, longest)
+        self._together: dict[int, LlamaContext] = {
+            n: LlamaContext(self._model, longest, sequences=n) for n in sizes
+        }
         self.about = self._model.about
 
     def prompt(self, ids: np.ndarray) -> float:
@@ -130,9 +156,20 @@ class LlamaProgram:
         self._context.fill(self._ids[:depth])
         return [self._context.run(self._ids[i : i + 1]) for i in range(steps)]
 
+    def together(self, depth: int, ids: np.ndarray) -> float:
+        """See Program."""
+        context = self._together[len(ids)]
+        if context.length != depth:
+            self._context.fill(self._ids[:depth])
+            context.copy_from(self._context)
+        seconds = context.step(ids)
+        context.truncate(depth)
+        return seconds
+
     def close(self) -> None:
-        """Free the context, then the model."""
-        self._context.close()
+        """Free the contexts, then the model."""
+        for context in (self._context, *self._together.values()):
+            context.close()
         self._model.close()
 
 
@@ -140,15 +177,26 @@ def with_llama_cpp(
     layout: Layout,
     options: ShapeOptions,
     hardware: HardwareProfile,
-    ops: BenchOps,
+    threads: int,
+    cpus: Sequence[frozenset[int]] | None,
     facts: dict[str, Any],
     report: Report,
 ) -> dict[str, Any]:
-    """Write the layout to a temporary file, run both programs on it in turns, remove it.
-
-    Closes ops.
-    """
-    threads = ops.pool.threads
+    """Write the layout to a temporary file, run both programs on it in turns, remove it."""
+    numbers = sizes(options.parallel)
+    vocabulary = layout.model.vocab_size
+    tokens: Tokens = RandomTokens(vocabulary)
+    source = RandomSource()
+    notes_on_tokens = [f"both choose experts by the same router among {layout.experts}"]
+    if len(numbers) > 1:
+        draws = draws_of(layout, options)
+        tokens = book = TokenBook(vocabulary, numbers, draws)
+        source = ObedientSource(book, layout.experts)
+        notes_on_tokens = [
+            "both choose experts by the same router, the same in all layers, which gives every "
+            "token the experts that were drawn for it",
+            note_on_draws(layout, draws, numbers),
+        ]
     with tempfile.TemporaryDirectory(prefix="kimi-offload-", dir=_folder(layout)) as folder:
         path = Path(folder) / "weights.gguf"
         write_model(
@@ -157,35 +205,38 @@ def with_llama_cpp(
             lambda done, total: report(
                 LoadProgress(phase="lay out", done_bytes=done, total_bytes=total)
             ),
+            source,
         )
-        peer, theirs = LlamaModel(path, threads), None
+        peer, theirs, device = LlamaModel(path, threads), None, None
         try:
             with GGUFFile.open(path) as file:
                 config = ModelConfig.from_gguf(file)
+                device = BenchDevice(config, slot_rows(options), threads, cpus)
                 store = WeightStore(file, config)
                 layout, notes = arrange(
-                    store, config, layout, options.layout, hardware, ops.pool, report
+                    store, config, layout, options.layout, hardware, device.pool, report
                 )
-                model = LayerModel(config, store, ops)
-                compile_kernels(model, options.depth + 1, "f16", report)
+                model = LayerModel(config, store, device)
+                compile_kernels(model.model, report)
                 if os.name == "posix":
                     path.unlink()  # both hold it open; nothing is left even if we are killed
-                theirs = TheirLayers(peer, config.num_layers, config.vocab_size, options.depth)
-                sides: dict[str, Side] = {"ours": Ours(model, options.depth), "llama_cpp": theirs}
-                return run(sides, layout, options, facts, ops, [*notes, *_notes(peer, layout)])
+                theirs = TheirLayers(peer, config.num_layers, vocabulary, options.depth, numbers)
+                ours = Ours(model, options.depth, max(numbers))
+                notes += [*_notes(peer, layout), *notes_on_tokens]
+                return run(ours, {"llama_cpp": theirs}, tokens, layout, options, facts, notes)
         finally:
             if theirs is not None:
                 theirs.close()
             peer.close()
-            ops.close()
+            if device is not None:
+                device.close()
 
 
 def _notes(peer: LlamaModel, layout: Layout) -> list[str]:
     return [
         peer.about,
         "both programs read the same mapped file with the same threads, in turns"
-        + (", but ours its packed copy of the routed experts" * (layout.arranged == "packed"))
-        + f"; both choose experts by the same router among {layout.experts}",
+        + (", but ours its packed copy of the routed experts" * (layout.arranged == "packed")),
         "llama.cpp's parts: seconds between the ends of attention, router, routed and shared "
         "experts, through its evaluation callback; its whole layer: without it; its head: with it",
         "prefill: the first layer's seconds, of both"

@@ -94,15 +94,20 @@ class LlamaModel:
 class LlamaContext:
     """A KV cache and a graph. timed: collect seconds per part in `parts` while decoding.
 
+    context: tokens of each of its sequences; length: those that they have, all as many.
+
     llama.cpp's scheduler asks for each node whether its end is wanted, then computes up to it and
     reports it; a part's time is from the last question to the report, so that questions, which are
     Python, do not count.
     """
 
-    def __init__(self, model: LlamaModel, context: int, *, timed: bool = False) -> None:
+    def __init__(
+        self, model: LlamaModel, context: int, *, timed: bool = False, sequences: int = 1
+    ) -> None:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = context
-        params.n_batch = params.n_ubatch = min(BATCH, context)
+        params.n_ctx = context * sequences
+        params.n_seq_max = sequences
+        params.n_batch = params.n_ubatch = min(BATCH, context * sequences)
         params.n_threads = params.n_threads_batch = model.threads
         self.length = 0
         self.parts: list[tuple[str, float]] = []
@@ -114,8 +119,11 @@ class LlamaContext:
             params.cb_eval = self._callback
         self.pointer: Any = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self.pointer:
-            raise _failed(f"refuses a context of {context:,} tokens")
+            of = f" for each of {sequences} sequences" * (sequences > 1)
+            raise _failed(f"refuses a context of {context:,} tokens{of}")
         self._memory = llama_cpp.llama_get_memory(self.pointer)
+        self._sequences = sequences
+        self._batch: Any = llama_cpp.llama_batch_init(sequences, 0, 1)
 
     def _node(self, tensor: int, ask: bool, _data: Any) -> bool:
         now = clock()
@@ -130,26 +138,42 @@ class LlamaContext:
         return wanted
 
     def run(self, ids: np.ndarray) -> float:
-        """Append tokens; seconds until the logits of the last one are there."""
+        """Append tokens to the only sequence; seconds until the logits of the last are there."""
         tokens = np.ascontiguousarray(ids, np.int32)
         began = clock()
         for i in range(0, len(tokens), BATCH):
             part = tokens[i : i + BATCH]
             pointer = part.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
-            code = llama_cpp.llama_decode(
-                self.pointer, llama_cpp.llama_batch_get_one(pointer, len(part))
-            )
-            if code:
-                raise _failed(f"stopped with code {code} after {self.length} tokens")
+            self._decode(llama_cpp.llama_batch_get_one(pointer, len(part)))
         llama_cpp.llama_synchronize(self.pointer)
         seconds = clock() - began
         self.length += len(tokens)
         return seconds
 
+    def step(self, ids: np.ndarray) -> float:
+        """Append one token to every sequence, in one batch; seconds until all logits are there."""
+        batch = self._batch
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids.tolist()):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, self.length, 1
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, i
+        began = clock()
+        self._decode(batch)
+        llama_cpp.llama_synchronize(self.pointer)
+        seconds = clock() - began
+        self.length += 1
+        return seconds
+
+    def _decode(self, batch: Any) -> None:
+        code = llama_cpp.llama_decode(self.pointer, batch)
+        if code:
+            raise _failed(f"stopped with code {code} after {self.length} tokens")
+
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
         if length < self.length:
-            llama_cpp.llama_memory_seq_rm(self._memory, 0, length, -1)
+            for sequence in range(self._sequences):
+                llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1)
             self.length = length
 
     def fill(self, ids: np.ndarray) -> None:
@@ -159,18 +183,22 @@ class LlamaContext:
             self.run(ids[self.length :])
 
     def copy_from(self, other: LlamaContext) -> None:
-        """Take over the other context's cache."""
+        """Take over the cache of the other context's first sequence, in every one of this."""
         self.truncate(0)
+        if not other.length:
+            return
         size = llama_cpp.llama_state_seq_get_size(other.pointer, 0)
         room = (ctypes.c_uint8 * size)()
         llama_cpp.llama_state_seq_get_data(other.pointer, room, size, 0)
-        if not llama_cpp.llama_state_seq_set_data(self.pointer, room, size, 0):
-            raise _failed("cannot copy its own cache")
+        for sequence in range(self._sequences):
+            if not llama_cpp.llama_state_seq_set_data(self.pointer, room, size, sequence):
+                raise _failed("cannot copy its own cache")
         self.length = other.length
 
     def close(self) -> None:
         """Free the context."""
         if self.pointer:
+            llama_cpp.llama_batch_free(self._batch)
             llama_cpp.llama_free(self.pointer)
         self.pointer = None
 

@@ -4,78 +4,50 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from offload.bench import machine
-from offload.bench.layer_bench import filled_cache
+from offload.bench.model_parallel import LEAST_ROUNDS, PAUSE, STEPS, run_together
 from offload.bench.options import ModelOptions
+from offload.bench.parallel import Result, sizes
+from offload.bench.programs import OurProgram, Program
 from offload.errors import RequestError
+from offload.forward import Model
 from offload.hardware import probe
-from offload.kv_cache import KVCache
 from offload.loading import open_model
-from offload.models.deepseek2 import DeepSeek2
-from offload.plan import KVType
 from offload.read_bandwidth import ReadBandwidth
-from offload.sequence import PREFILL_TOKENS
 from offload.stats import LoadProgress
-from offload.timing import Timing, seconds_of
+from offload.timing import Timing
 from offload.version import __version__
 from quant.run.pool import Pool
 
 Report = Callable[[LoadProgress], None]
-STEPS = 8  # decoded tokens per turn
-LEAST_ROUNDS = 3
-PAUSE = 0.02  # seconds between two programs' turns
-
-
-class Program(Protocol):
-    """A loaded model, ours or a peer's."""
-
-    def prompt(self, ids: np.ndarray) -> float:
-        """Seconds for a prompt in an empty context."""
-
-    def decode(self, depth: int, steps: int) -> list[float]:
-        """Seconds of each of `steps` single tokens after `depth` others."""
-
-
-class OurProgram:
-    """The engine's model object, without sampling and text."""
-
-    def __init__(self, model: DeepSeek2, kv_type: KVType) -> None:
-        self.model = model
-        self._kv_type: KVType = kv_type
-        self._rng = np.random.default_rng(4)
-
-    def prompt(self, ids: np.ndarray) -> float:
-        """See Program."""
-        kv = KVCache(self.model.config, len(ids), self._kv_type)
-        began = time.perf_counter()
-        for i in range(0, len(ids), PREFILL_TOKENS):
-            self.model.forward(ids[i : i + PREFILL_TOKENS], kv)
-        return time.perf_counter() - began
-
-    def decode(self, depth: int, steps: int) -> list[float]:
-        """See Program; the cache holds random rows."""
-        kv = filled_cache(self.model.config, depth, steps, self._kv_type)
-        ids = self._rng.integers(0, self.model.config.vocab_size, (steps, 1))
-        return [seconds_of(partial(self.model.forward, token, kv)) for token in ids]
 
 
 def bench_model(options: ModelOptions, report: Report = lambda progress: None) -> dict[str, Any]:
     """Measure; the result is ready for JSON. Raises what `offload.load` raises, RequestError."""
     longest = max((*options.prompts, *(d + STEPS for d in options.depths)))
-    file, config, _tokenizer, plan, model = open_model(options.path, options.wish, report)
-    try:
+    file, config, _tokenizer, plan, model = open_model(options.path, options.wish(longest), report)
+    with ExitStack() as opened:
+        opened.callback(file.close)
+        opened.callback(model.close)
         if longest > config.context_length:
             raise RequestError(
                 f"{longest:,} tokens are asked for, {config.name} holds {config.context_length:,}; "
                 "give a smaller --depth"
             )
+        if longest > plan.kv.context:
+            raise RequestError(
+                f"{longest:,} tokens are asked for, the plan has room for {plan.kv.context:,}; "
+                "give a smaller --depth, or a plan with more (kv.context)"
+            )
         facts = machine.describe(probe(), plan.threads)
-        programs: dict[str, Program] = {"ours": OurProgram(model, plan.kv.kv_type)}
+        numbers = sizes(options.parallel)
+        programs: dict[str, Program] = {"ours": OurProgram(model, max(numbers))}
         notes = ["tokens are random; sampling and text are not counted"]
         notes += [
             n for n in plan.notes if n.startswith(("experts ", "threads: ", "resident", "huge"))
@@ -83,18 +55,18 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
         if options.compare:
             from offload.bench.llama_compare import LlamaProgram
 
-            peer = LlamaProgram(file.paths[0], plan.threads, longest, config)
+            peer = LlamaProgram(
+                file.paths[0], plan.threads, longest, config, numbers if options.parallel else ()
+            )
+            opened.callback(peer.close)
             programs["llama_cpp"] = peer
             notes.append(peer.about)
         return _run(programs, model, options, facts, notes, str(file.paths[0]), plan.layout)
-    finally:
-        model.ops.close()
-        file.close()
 
 
 def _run(
     programs: dict[str, Program],
-    model: DeepSeek2,
+    model: Model,
     options: ModelOptions,
     facts: dict[str, Any],
     notes: list[str],
@@ -114,7 +86,8 @@ def _run(
         program.decode(0, 2)
     bandwidth.measure(pool)
     watch = machine.Watch(facts["threads"])
-    share = options.seconds / max(1, len(options.prompts) + len(options.depths))
+    seconds = options.seconds / (2 if options.parallel else 1)
+    share = seconds / max(1, len(options.prompts) + len(options.depths))
     for work in works["ours"]:
         began, rounds = time.monotonic(), 0
         while rounds < LEAST_ROUNDS or time.monotonic() - began < share:
@@ -126,6 +99,10 @@ def _run(
             rounds += 1
             if time.monotonic() - began > 2 * share:  # a slow model: one run has to do
                 break
+        reads.add(1 / bandwidth.measure(pool))
+    together: Result = {}
+    if options.parallel:
+        together = run_together(programs, model, options, seconds)
         reads.add(1 / bandwidth.measure(pool))
     pool.close()
     facts |= watch.finish()
@@ -148,6 +125,8 @@ def _run(
             work: round(timings["llama_cpp"][work].median / timings["ours"][work].median, 3)
             for work in works["ours"]
         }
+    if together:
+        result["parallel"] = together
     return result
 
 

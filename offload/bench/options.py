@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 
 from offload.arguments import check_type, integer, is_number, quoted
@@ -10,18 +10,20 @@ from offload.errors import PlanError, RequestError
 from offload.expert_layout import LayoutOptions
 from offload.memory import MemoryMode, check_mode
 from offload.plan import Plan
-from offload.planner import PlanOptions
+from offload.planner import DEFAULT_CONTEXT, PlanOptions
 from offload.planning import Wish
 
 DEPTHS = (0, 512, 1024)  # tokens before the decoded one
 LONGEST = 3600.0  # seconds
 MOST = 2**31 - 1  # of a count
+MOST_TOGETHER = 64  # sequences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
     """What to measure. path None: the embedded kimi-mini. prompts, depths: in tokens.
 
+    parallel: numbers of sequences to decode together, each after the first of the depths.
     plan: a Plan, or a file with its JSON, instead of threads, memory, layout and pin.
     """
 
@@ -35,13 +37,14 @@ class ModelOptions:
     layout: LayoutOptions = field(default_factory=LayoutOptions)
     pin: bool | None = None
     plan: Plan | str | PathLike[str] | None = None
+    parallel: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("prompts", 1), ("depths", 0)):
-            given: object = getattr(self, name)
-            if not isinstance(given, (list, tuple)):
-                raise RequestError(f"{name} must be a list of counts, not {quoted(given)}")
-            object.__setattr__(self, name, tuple(_count(name, n, least) for n in given))
+            object.__setattr__(self, name, _counts(name, getattr(self, name), least))
+        object.__setattr__(self, "parallel", _together(self.parallel))
+        if self.parallel and not self.depths:
+            raise RequestError("parallel sequences need a depth: give depths=(0,), say")
         _check_common(self.threads, self.seconds, self.compare, self.layout, self.pin)
         check_mode(self.memory)
         if self.plan is not None and self._plan_options() != PlanOptions():
@@ -52,15 +55,21 @@ class ModelOptions:
             threads=self.threads, memory=self.memory, layout=self.layout, pin=self.pin
         )
 
-    @property
-    def wish(self) -> Wish:
-        """What the plan is made from."""
-        return self._plan_options() if self.plan is None else self.plan
+    def wish(self, longest: int) -> Wish:
+        """What the plan is made from; longest: tokens that one sequence will have."""
+        if self.plan is not None:
+            return self.plan
+        options = self._plan_options()
+        return replace(options, context=longest) if longest > DEFAULT_CONTEXT else options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeOptions:
-    """What to measure; see `kimi-offload bench --help`."""
+    """What to measure; see `kimi-offload bench --help`.
+
+    parallel: numbers of sequences to decode together; overlap: the share of its experts that each
+    has in common with the one before it (None: as random routing gives it).
+    """
 
     shape: str
     experts: str = "TQ1_0"
@@ -73,6 +82,8 @@ class ShapeOptions:
     compare: bool = False
     layout: LayoutOptions = field(default_factory=LayoutOptions)
     pin: bool | None = None
+    parallel: tuple[int, ...] = ()
+    overlap: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("shape", "experts", "attention", "shared"):
@@ -80,14 +91,31 @@ class ShapeOptions:
         if self.layers is not None:
             _count("layers", self.layers, 1)
         _count("depth", self.depth, 0)
+        object.__setattr__(self, "parallel", _together(self.parallel))
+        if self.overlap is not None:
+            if not is_number(self.overlap) or not 0 <= self.overlap <= 1:
+                raise RequestError(f"overlap must be in [0, 1], not {quoted(self.overlap)}")
+            if not self.parallel:
+                raise RequestError("overlap is of sequences decoded together: give parallel, too")
         _check_common(self.threads, self.seconds, self.compare, self.layout, self.pin)
 
 
-def _count(name: str, value: object, least: int) -> int:
+def _count(name: str, value: object, least: int, most: int = MOST) -> int:
     number = integer(value)
-    if number is None or not least <= number <= MOST:
-        raise RequestError(f"{name}: a whole number from {least} on, not {quoted(value)}")
+    if number is None or not least <= number <= most:
+        end = "on" if most == MOST else f"to {most}"
+        raise RequestError(f"{name}: a whole number from {least} {end}, not {quoted(value)}")
     return number
+
+
+def _counts(name: str, given: object, least: int, most: int = MOST) -> tuple[int, ...]:
+    if not isinstance(given, (list, tuple)):
+        raise RequestError(f"{name} must be a list of counts, not {quoted(given)}")
+    return tuple(_count(name, n, least, most) for n in given)
+
+
+def _together(given: object) -> tuple[int, ...]:
+    return _counts("parallel", given, 1, MOST_TOGETHER)
 
 
 def _check_common(

@@ -13,7 +13,35 @@ NAMES = {"ours": "kimi-offload", "llama_cpp": "llama.cpp"}
 def tables(result: dict[str, Any]) -> list[Table]:
     """What `kimi-offload bench` prints; notes and warnings are in the result itself."""
     body = _model_tables(result) if result["kind"] == "model" else _shape_tables(result)
+    if "parallel" in result:
+        body.append(_parallel_table(result))
     return [_machine_table(result["machine"]), *body]
+
+
+def _parallel_table(r: dict[str, Any]) -> Table:
+    numbers: dict[str, dict[str, Any]] = r["parallel"]
+    first = numbers["1"]
+    programs = [name for name in NAMES if name in first]
+    columns = ["decoded together>"]
+    for name in programs:
+        columns += [f"{NAMES[name]} tokens/s>", "best>"]
+    columns += ["ratio>", "of bests>"] if "ratio" in first else []
+    columns += ["speedup>", "bound>", "of it>", "experts>", "MB read>", "GB/s>"]
+    rows = []
+    for n, entry in numbers.items():
+        row = [n]
+        for name in programs:
+            row += [f"{entry[name]['tps']:.2f}", f"{entry[name]['tps_best']:.2f}"]
+        if "ratio" in entry:
+            row += [f"{entry['ratio']:.2f}", f"{entry['ratio_best']:.2f}"]
+        row += [f"{entry['speedup']:.2f}", f"{entry['bound']:.2f}", f"{entry['of_bound']:.0%}"]
+        row += [f"{entry['distinct_experts']:.1f}", f"{entry['bytes'] / 1e6:.1f}"]
+        rows.append((*row, f"{entry['gbps']:.2f}"))
+    title = (
+        f"Sequences decoded together, each after {first['depth']} tokens; tokens/s of all, "
+        "different experts per layer"
+    )
+    return (title, tuple(columns), rows)
 
 
 def _known(value: Any, unit: str = "") -> str:

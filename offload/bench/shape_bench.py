@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from offload.bench import machine
 from offload.bench.arrange import arrange
-from offload.bench.layer_bench import PARTS, BenchOps, LayerModel, filled_cache
+from offload.bench.draws import Draws
+from offload.bench.layer_bench import BenchDevice, LayerModel
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.options import ShapeOptions
+from offload.bench.parallel import Result, note_on_draws, part_bytes, results, sizes
 from offload.bench.shapes import shape_named, types_named
-from offload.bench.summary import side, summarise
+from offload.bench.sides import Ours, Samples, Side
+from offload.bench.summary import decode_pass, side, summarise, whole_model
 from offload.bench.synthetic import SyntheticStore
+from offload.bench.token_book import EMBEDDING, RandomTokens, Tokens
 from offload.errors import PlanError
 from offload.hardware import probe
-from offload.kv_cache import KVCache
 from offload.loading import compile_kernels
 from offload.read_bandwidth import ReadBandwidth
 from offload.stats import LoadProgress
@@ -33,58 +37,6 @@ LOOK = 0.25  # seconds: are other programs busy?
 PAUSE = 0.02  # seconds: lets the other program's threads go to sleep
 LEAST_ROUNDS = 3
 LEAST_PREFILLS = 2
-
-
-class Side(Protocol):
-    """A program under test, with its layers ready."""
-
-    def parts(self, token: int) -> dict[str, list[float]]:
-        """One decoded token: seconds by part, a figure per layer."""
-
-    def whole(self, token: int) -> tuple[float, float]:
-        """One decoded token: (seconds per layer, seconds of the head)."""
-
-    def prefill(self, ids: np.ndarray) -> float:
-        """Seconds per layer of a prompt from an empty cache."""
-
-
-class Samples:
-    """All timings of one side."""
-
-    def __init__(self) -> None:
-        self.of = {name: Timing() for name in (*PARTS, "layer", "head", "prefill")}
-
-    def decode(self, side: Side, token: int) -> None:
-        """STEPS tokens part by part, STEPS tokens whole."""
-        for step in range(STEPS):
-            for part, seconds in side.parts(token + step).items():
-                for value in seconds:
-                    self.of[part].add(value)
-        for step in range(STEPS):
-            layer, head = side.whole(token + STEPS + step)
-            self.of["layer"].add(layer)
-            self.of["head"].add(head)
-
-
-class Ours:
-    """This program, through the engine's own model class."""
-
-    def __init__(self, model: LayerModel, depth: int) -> None:
-        self.model = model
-        self._kv = filled_cache(model.config, depth, 1)
-        self._empty = KVCache(model.config, PROMPT, "f16")
-
-    def parts(self, token: int) -> dict[str, list[float]]:
-        """See Side."""
-        return self.model.parts(np.array([token]), self._kv)
-
-    def whole(self, token: int) -> tuple[float, float]:
-        """See Side."""
-        return self.model.whole(np.array([token]), self._kv)
-
-    def prefill(self, ids: np.ndarray) -> float:
-        """See Side; one layer stands for all."""
-        return self.model.first_layer(ids, self._empty)
 
 
 def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -> dict[str, Any]:
@@ -110,6 +62,9 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
     time.sleep(LOOK)
     cpus, pinned = hardware.pinning(threads, options.pin, neighbours.share(hardware.cpu.cores))
     facts["threads_pinned"] = pinned
+    numbers = sizes(options.parallel)
+    if options.compare and len(numbers) > 1:
+        types = replace(types, embedding=EMBEDDING)
     layout = choose_layout(
         config,
         types,
@@ -118,14 +73,14 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
         free=hardware.cpu.ram_free,
         for_peer=options.compare,
         packed=options.layout.layout != "native",
+        together=max(numbers),
     )
     if options.compare:
         from offload.bench.llama_compare import with_llama_cpp
 
-        return with_llama_cpp(
-            layout, options, hardware, BenchOps(threads, None, cpus), facts, report
-        )
-    ops = BenchOps(threads, layout.experts, cpus)
+        return with_llama_cpp(layout, options, hardware, threads, cpus, facts, report)
+    draws = draws_of(layout, options)
+    device = BenchDevice(layout.model, slot_rows(options), threads, cpus, draws)
     try:
         store = SyntheticStore(
             layout.specs,
@@ -134,66 +89,109 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
             ),
         )
         layout, notes = arrange(
-            store, layout.model, layout, options.layout, hardware, ops.pool, report
+            store, layout.model, layout, options.layout, hardware, device.pool, report
         )
-        model = LayerModel(layout.model, store, ops)
-        compile_kernels(model, options.depth + 1, "f16", report)
+        model = LayerModel(layout.model, store, device)
+        compile_kernels(model.model, report)
         notes += [
             "routed experts: chosen so that every token takes others than the ones before it",
         ]
-        sides: dict[str, Side] = {"ours": Ours(model, options.depth)}
-        return run(sides, layout, options, facts, ops, notes)
+        if len(numbers) > 1:
+            notes.append(note_on_draws(layout, draws, numbers))
+        ours = Ours(model, options.depth, max(numbers))
+        tokens = RandomTokens(layout.model.vocab_size)
+        return run(ours, {}, tokens, layout, options, facts, notes)
     finally:
-        ops.close()
+        device.close()
+
+
+def slot_rows(options: ShapeOptions) -> int:
+    """Rows of a KV slot."""
+    return max(PROMPT, options.depth + 1)
+
+
+def draws_of(layout: Layout, options: ShapeOptions) -> Draws:
+    """Who chooses experts, of as many as the whole model has."""
+    full = layout.full
+    return Draws(full.n_routed_experts, layout.experts, full.num_experts_per_tok, options.overlap)
+
+
+def steps(n: int) -> int:
+    """Passes of n sequences in a program's turn."""
+    return max(1, min(STEPS, 8 * STEPS // n))
 
 
 def run(
-    sides: dict[str, Side],
+    ours: Ours,
+    others: dict[str, Side],
+    tokens: Tokens,
     layout: Layout,
     options: ShapeOptions,
     facts: dict[str, Any],
-    ops: BenchOps,
     notes: list[str],
 ) -> dict[str, Any]:
     """Alternate between the sides for the given time; the finished result."""
+    sides: dict[str, Side] = {"ours": ours, **others}
+    pool = ours.model.device.pool
     bandwidth = ReadBandwidth(layout.cache_bytes)
     reads, reads_one = Timing(), Timing()
     single = Pool(1)
-    samples = {name: Samples() for name in sides}
+    numbers = sizes(options.parallel)
+    samples = {name: {n: Samples() for n in numbers} for name in sides}
     for side_ in sides.values():  # caches, branch predictors, page tables
-        side_.parts(0)
-        side_.whole(1)
-    bandwidth.measure(ops.pool)
-    watch = machine.Watch(ops.pool.threads)
+        for n in numbers:
+            Samples().decode(side_, np.stack([tokens.take(1, n), tokens.take(1, n)]))
+    bandwidth.measure(pool)
+    watch = machine.Watch(pool.threads)
     began = time.monotonic()
-    prompt = np.random.default_rng(3).integers(0, layout.model.vocab_size, PROMPT)
+    prompt = RandomTokens(layout.model.vocab_size).take(1, PROMPT)[0]
+    prefill_share = 0.2 if options.parallel else 0.4
     for side_ in sides.values():  # memory that the system hands out only now
         side_.prefill(prompt)
     rounds = 0
-    while rounds < LEAST_PREFILLS or time.monotonic() - began < 0.4 * options.seconds:
+    while rounds < LEAST_PREFILLS or time.monotonic() - began < prefill_share * options.seconds:
         for name, side_ in sides.items():
             time.sleep(PAUSE)
-            samples[name].of["prefill"].add(side_.prefill(prompt))
+            samples[name][1].of["prefill"].add(side_.prefill(prompt))
         rounds += 1
     began, rounds = time.monotonic(), 0
-    while rounds < LEAST_ROUNDS or time.monotonic() - began < 0.6 * options.seconds:
-        reads.add(1 / bandwidth.measure(ops.pool))
+    while rounds < LEAST_ROUNDS or time.monotonic() - began < (1 - prefill_share) * options.seconds:
+        reads.add(1 / bandwidth.measure(pool))
         reads_one.add(1 / bandwidth.measure(single))
-        for name, side_ in sides.items():
-            time.sleep(PAUSE)
-            samples[name].decode(side_, (2 * STEPS * rounds) % (layout.model.vocab_size - 8))
+        for n in numbers:
+            ids = np.stack([tokens.take(steps(n), n) for _ in range(2)])
+            for name, side_ in sides.items():
+                time.sleep(PAUSE)
+                samples[name][n].decode(side_, ids)
         time.sleep(PAUSE)
         rounds += 1
     single.close()
     facts |= watch.finish()
     notes = [*layout.describe(), *notes]
-    per_expert = PROMPT * layout.full.num_experts_per_tok / max(1, ops.spread)
+    per_expert = PROMPT * layout.full.num_experts_per_tok / max(1, ours.spread)
     notes.append(
         f"decode: 1 token after {options.depth}; layer = (token - head) / layers; "
-        f"{len(ops.chosen)} different experts were chosen"
+        f"{len(ours.chosen)} different experts were chosen"
     )
-    notes.append(f"prefill: {PROMPT} tokens over {ops.spread} experts, {per_expert:.0f} per expert")
-    results = {name: side(layout, s.of) for name, s in samples.items()}
-    result = summarise(layout, options.shape, facts, reads, reads_one, results, notes)
+    notes.append(
+        f"prefill: {PROMPT} tokens over {ours.spread} experts, {per_expert:.0f} per expert"
+    )
+    sides_results = {name: side(layout, s[1].of) for name, s in samples.items()}
+    result = summarise(layout, options.shape, facts, reads, reads_one, sides_results, notes)
     result["shape"]["depth"] = options.depth
+    if options.parallel:
+        result["parallel"] = _parallel(layout, samples, ours, options.depth)
     return result
+
+
+def _parallel(
+    layout: Layout, samples: dict[str, dict[int, Samples]], ours: Ours, depth: int
+) -> Result:
+    """Extrapolated to the whole model, seconds and bytes alike."""
+    distinct = {n: float(np.mean(found)) for n, found in ours.distinct.items()}
+    n_bytes = {n: whole_model(layout, part_bytes(layout, d)) for n, d in distinct.items()}
+    passes = {
+        name: {n: decode_pass(layout, s.of) for n, s in by_number.items()}
+        for name, by_number in samples.items()
+    }
+    return results(passes, n_bytes, distinct, depth)

@@ -5,10 +5,12 @@ Main figures are medians; "best" beside them holds the fastest sample of each.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from offload.bench.layer_bench import PARTS
 from offload.bench.layout import Layout
+from offload.bench.parallel import Pass
 from offload.timing import Timing
 from offload.version import __version__
 
@@ -16,8 +18,8 @@ TARGET_GBPS = 80.0  # a desktop's two channels of DDR5
 PROMPT_TOKENS = 512
 
 
-def decode_seconds(layout: Layout, s: dict[str, float]) -> float:
-    """One token through all layers and the head, from seconds by part.
+def whole_model(layout: Layout, s: Mapping[str, float]) -> float:
+    """A decoding pass through all layers and the head, from seconds (or bytes) by part.
 
     Leading dense layers: attention and a shared expert as much wider; a router with fewer rows than
     the model's: in proportion.
@@ -27,6 +29,15 @@ def decode_seconds(layout: Layout, s: dict[str, float]) -> float:
     layer = s["layer"] + s["router"] * (rows - 1)
     dense = s["attention"] + s["shared"] * layout.dense_over_shared
     return full.num_moe_layers * layer + full.first_k_dense * dense + s["head"] * layout.head_scale
+
+
+def decode_pass(layout: Layout, samples: Mapping[str, Timing]) -> Pass:
+    """The same from the timings of the parts."""
+    return Pass(
+        median=whole_model(layout, {name: t.median for name, t in samples.items() if t.samples}),
+        best=whole_model(layout, {name: t.best for name, t in samples.items() if t.samples}),
+        samples=len(samples["layer"].samples),
+    )
 
 
 def prefill_seconds(layout: Layout, s: dict[str, float]) -> float:
@@ -58,8 +69,8 @@ def side(layout: Layout, samples: dict[str, Timing]) -> dict[str, Any]:
     slow = {name: t.quartiles[1] for name, t in samples.items()}
     fast = {name: t.quartiles[0] for name, t in samples.items()}
     figures = _figures(layout, median)
-    figures["decode_tps_low"] = round(1 / decode_seconds(layout, slow), 3)
-    figures["decode_tps_high"] = round(1 / decode_seconds(layout, fast), 3)
+    figures["decode_tps_low"] = round(1 / whole_model(layout, slow), 3)
+    figures["decode_tps_high"] = round(1 / whole_model(layout, fast), 3)
     figures["best"] = _figures(layout, best)
     figures["samples"] = {name: len(t.samples) for name, t in samples.items()}
     return figures
@@ -69,7 +80,7 @@ def _figures(layout: Layout, s: dict[str, float]) -> dict[str, Any]:
     out: dict[str, Any] = {f"{name}_ms": round(1e3 * s[name], 4) for name in (*PARTS, "layer")}
     out["head_ms"] = round(1e3 * s["head"] * layout.head_scale, 4)
     out["prefill_layer_ms"] = round(1e3 * s["prefill"], 3)
-    out["decode_tps"] = round(1 / decode_seconds(layout, s), 3)
+    out["decode_tps"] = round(1 / whole_model(layout, s), 3)
     out["prefill_tps"] = round(PROMPT_TOKENS / prefill_seconds(layout, s), 3)
     return out
 
