@@ -8,7 +8,7 @@ import numpy as np
 
 from offload.weights import Matrix
 from quant.kernels import Job
-from quant.quant_type import Kind
+from quant.quant_type import Kind, OneToken, for_records
 from quant.run import driver
 from quant.run.activations import empty_records, quantize_row, quantize_rows
 from quant.run.pool import Pool
@@ -93,7 +93,7 @@ class Panels:
     ) -> None:  # fmt: skip
         """What `matmul` jobs (matrices, fields) of this matrix want besides; float types nothing.
 
-        That is a panel, or `matvec` for those whose tokens are too few for one.
+        That is a panel, or another kernel for those whose tokens are too few for one.
         """
         quant = matrix.quant
         if quant.is_float:
@@ -105,5 +105,8 @@ class Panels:
                 index=self._index, few=quant.few,
             )  # fmt: skip
         jobs[:, field] = self._made[key][0]
-        if quant.few:
-            jobs[jobs[:, Job.N_TOKENS] <= quant.few, kernel] = quant.address("matvec")
+        one: OneToken = "matvec" if planes == 1 else "matvec_q16"
+        n_tokens = jobs[:, Job.N_TOKENS]
+        jobs[:, kernel] = quant.address(for_records("matmul", planes))
+        for n in np.unique(n_tokens[n_tokens <= quant.few]):
+            jobs[n_tokens == n, kernel] = quant.address(quant.kernel_for(one, int(n)))
