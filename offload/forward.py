@@ -41,6 +41,9 @@ class Model:
         `check` is called every few layers and before the head, and may raise; the slots are then as
         they were, for rows beyond a sequence's end count for nothing.
         """
+        if max(span.end for span in batch.spans) > self.kv.context:
+            ends = [span.end for span in batch.spans]
+            raise ValueError(f"a KV slot has {self.kv.context} rows; the spans end at {ends}")
         for device in self.devices:
             device.begin(batch)
         last: Device | None = None

@@ -19,7 +19,7 @@ from offload.devices.base import (
     Segment,
     Traffic,
 )
-from offload.devices.cpu_attention import Attention
+from offload.devices.cpu_attention import Attention, is_expanded
 from offload.devices.cpu_blocks import CpuBlock, Embedding, Experts, Head, Mlp, RouterBlock
 from offload.devices.cpu_kv import CpuKV
 from offload.devices.cpu_pass import Choices, ManyRows, PassState, many_rows
@@ -110,11 +110,11 @@ class CpuDevice:
     # --- a pass -------------------------------------------------------------------------------
 
     def begin(self, batch: Batch) -> None:
-        """Few rows go to the records of the tapes, many to arrays of their own."""
+        """Few rows go to the records of the tapes; many, and expanded ones, to their own arrays."""
         self._batch = batch
         self.n_rows = batch.n_tokens
         self.many = None
-        if self.n_rows > MAX_ROWS:
+        if self.n_rows > MAX_ROWS or any(is_expanded(span) for span in batch.spans):
             self.pool.settle()
             self.many = many_rows(batch, self._rope)
             return

@@ -206,6 +206,11 @@ class Attention:
         return np.ascontiguousarray(z[:n_tokens, :, :v]).reshape(n_tokens, -1)
 
 
+def is_expanded(span: Span) -> bool:
+    """Whether a position of the span is in the expanded form."""
+    return max(span.first, EXACT_CONTEXT) < min(span.end, span.expanded)
+
+
 def pieces(span: Span) -> list[tuple[int, int, bool]]:
     """The span's positions in runs of one form: (first, end, is expanded)."""
     start = max(span.first, min(span.end, EXACT_CONTEXT))

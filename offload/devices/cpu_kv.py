@@ -57,6 +57,7 @@ class CpuKV:
     def close(self, slot: int) -> None:
         """Give its memory back."""
         self._slots.pop(slot, None)
+        self._addresses.pop(slot, None)
 
     def copy(self, source: int, target: int, count: int) -> None:
         """The first `count` rows of all layers."""
