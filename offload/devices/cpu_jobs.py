@@ -106,6 +106,7 @@ class Panels:
             )  # fmt: skip
         jobs[:, field] = self._made[key][0]
         base = for_records("matvec", planes)
+        jobs[:, kernel] = quant.address(for_records("matmul", planes))
         for n_tokens in np.unique(jobs[:, Job.N_TOKENS]):
             if n_tokens <= quant.few:
                 few = quant.address(quant.kernel_for(base, n_tokens))
