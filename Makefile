@@ -1,5 +1,6 @@
 # make run [PROMPT="..."] [ARGS="..."]   set up once, then run the embedded model
 # make test [ARGS="..."]                 set up once, then run the tests
+# make results [RUNS="TQ1_0-packed"]     measure this machine beside llama.cpp, write PAGE
 # make clean                             remove what these made
 #
 # PYTHON selects the interpreter (3.11 or newer), VENV the place of the environment.
@@ -13,7 +14,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BIN = $(VENV)/bin
 
-.PHONY: run test venv venv-dev clean
+# routed experts of a Kimi K2.5 layer: TYPE-LAYOUT
+RUNS ?= $(foreach t,TQ1_0 IQ1_S IQ1_M Q2_K Q3_K TQ2_0,$(t)-packed $(t)-native) \
+  $(foreach t,IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_XS Q4_0 Q4_K Q8_0,$(t)-native)
+PAGE ?= bench/results/this-machine.md
+BENCH = $(BIN)/kimi-offload bench --compare llama.cpp $(ARGS)
+
+.PHONY: run test results venv venv-dev clean
 
 # only from the command line: some shells keep something else in a variable PROMPT
 ifeq ($(origin PROMPT),command line)
@@ -33,6 +40,17 @@ run: venv
 
 test: venv-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+results: venv
+	@mkdir -p build/results
+	$(BENCH) --seconds 6 --json build/results/kimi-mini.json
+	@set -e; for run in $(RUNS); do \
+	  $(BENCH) --shape kimi-k2.5 --experts "$${run%-*}" --experts-layout "$${run##*-}" \
+	    --seconds 3 --json "build/results/$$run.json"; \
+	done
+	$(BIN)/python -m offload.bench.results \
+	  build/results/kimi-mini.json $(RUNS:%=build/results/%.json) >build/results/page.md
+	cp build/results/page.md $(PAGE)
 
 venv: $(VENV)/.installed
 

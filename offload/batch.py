@@ -13,7 +13,7 @@ position takes is a matter of the sequence: see `expanded_end`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -62,22 +62,18 @@ class Batch:
     wanted: Array
     ids: Array | None = None
     rows: Array | None = None
+    n_tokens: int = field(init=False)  # T
 
     def __post_init__(self) -> None:
-        given = [a for a in (self.ids, self.rows) if a is not None]
-        n = sum(span.count for span in self.spans)
-        if len(given) != 1 or len(given[0]) != n or n == 0:
-            raise ValueError(
-                f"a batch has ids or rows, one per token of its spans ({n}), not "
-                f"{[len(a) for a in given]}"
-            )
-        if len({span.slot for span in self.spans}) != len(self.spans):
+        n = 0
+        for span in self.spans:
+            n += span.count
+        object.__setattr__(self, "n_tokens", n)
+        given = self.rows if self.ids is None else self.ids
+        if given is None or len(given) != n or n == 0 or (self.ids is None) == (self.rows is None):
+            raise ValueError(f"a batch has ids or rows, one per token of its spans ({n})")
+        if len(self.spans) > 1 and len({span.slot for span in self.spans}) != len(self.spans):
             raise ValueError("two spans of a batch in one KV slot")
-
-    @property
-    def n_tokens(self) -> int:
-        """T."""
-        return sum(span.count for span in self.spans)
 
     @staticmethod
     def of(ids: Array | Sequence[int], slot: int = 0, first: int = 0, **span: int) -> Batch:

@@ -30,7 +30,7 @@ from offload.loading import open_model
 from offload.memory import MemoryMode, swapped_bytes
 from offload.models.deepseek2 import DeepSeek2
 from offload.plan import KVType, Plan
-from offload.planner import PlanOptions
+from offload.planner import PlanOptions, check_kv_type
 from offload.sampler import make_sampler
 from offload.sampling_params import SamplingParams, defaults_for
 from offload.stats import LoadProgress, RunStats
@@ -67,17 +67,19 @@ class Engine:
 
     # --- what people call ---------------------------------------------------------------------
 
-    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+    def logits(self, token_ids: Sequence[int], *, kv_type: KVType = "f32") -> np.ndarray:
         """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32.
 
-        For measuring: the sequence has a float32 cache of its own, whatever kv_type is. (Rounding a
-        cache to halves can flip the choice of an expert; an F32 file would be off by up to 1e-2.)
+        For measuring: the sequence has a cache of its own, of float32 or of `kv_type`, whatever the
+        engine's is. (Rounding a cache to halves can flip the choice of an expert; an F32 file would
+        be off by up to 1e-2.)
         """
+        check_kv_type(kv_type)
         ids = self._check_ids(token_ids)
         turn = self._turns.ask()
         try:
             self._begin(turn)
-            return self._sequence.logits(ids, turn)
+            return self._sequence.logits(ids, turn, kv_type)
         except Cancelled:
             raise RequestError("cancelled before all logits were computed") from None
         finally:
@@ -266,10 +268,10 @@ def load(
 
     path: a file, any shard of one, or None for the embedded kimi-mini. device: "auto" or "cpu".
     context: tokens of KV cache (None: the planner chooses). threads: None is one per physical core.
-    kv_type: "f16" or "f32". memory: "mmap", "resident" or "hugepages". experts_layout: "native",
-    "packed" or "auto"; pack_budget: GiB for packed experts (None: what is free); packed_cache: a
-    folder that keeps them. pin: workers on cores of their own (None: where it helps).
-    plan: a Plan, or a file with its JSON, instead of all of these.
+    kv_type: "f16", "q8_0" or "f32". memory: "mmap", "resident" or "hugepages". experts_layout:
+    "native", "packed" or "auto"; pack_budget: GiB for packed experts (None: what is free);
+    packed_cache: a folder that keeps them. pin: workers on cores of their own (None: where it
+    helps). plan: a Plan, or a file with its JSON, instead of all of these.
     wait: an answer that is asked for while another runs waits for it instead of being refused.
     progress: called now and then while loading.
     Raises GGUFError, UnsupportedError, PlanError, DeviceError or RequestError, each with the way

@@ -29,10 +29,10 @@ class Model:
         self.blocks = list(blocks)
         self.on_routing: Callable[[int, Array], None] | None = None
         self._weights = weights
-        devices = {block.device.name: block.device for block in self.blocks}
-        self.devices: Sequence[Device] = list(devices.values())
+        self.devices: Sequence[Device] = list(dict.fromkeys(b.device for b in self.blocks))
         self.kv = KV([device.kv for device in self.devices])
-        self._segments = segments(self.blocks)
+        self._whole = segments(self.blocks)
+        self._without_head = segments(self.blocks[:-1])
         self._routers = [block for block in self.blocks if block.kind == "router"]
 
     def forward(self, batch: Batch, check: Check = lambda: None) -> Array:
@@ -41,17 +41,16 @@ class Model:
         `check` is called every few layers and before the head, and may raise; the slots are then as
         they were, for rows beyond a sequence's end count for nothing.
         """
+        if max(span.end for span in batch.spans) > self.kv.context:
+            ends = [span.end for span in batch.spans]
+            raise ValueError(f"a KV slot has {self.kv.context} rows; the spans end at {ends}")
         for device in self.devices:
             device.begin(batch)
         last: Device | None = None
-        for segment in self._segments:
-            block = segment.blocks[0]
-            if block.kind == "head" and not len(batch.wanted):
-                check()
-                continue
-            if last is not None and block.device is not last:
-                cross(last, block)
-            last = block.device
+        for device, segment in self._whole if len(batch.wanted) else self._without_head:
+            if last is not None:
+                cross(last, segment.blocks[0])
+            last = device
             segment.run(check)
         if self.on_routing is not None:
             for router in self._routers:
@@ -83,10 +82,10 @@ class Model:
             device.close()
 
 
-def segments(blocks: Sequence[Block]) -> list[Segment]:
-    """Neighbours of one device together; the head on its own, for not every pass wants logits."""
-    groups = groupby(blocks, lambda b: (b.device.name, b.kind == "head"))
-    return [part[0].device.segment(part) for part in (list(group) for _, group in groups)]
+def segments(blocks: Sequence[Block]) -> list[tuple[Device, Segment]]:
+    """Neighbours of one device together."""
+    groups = [(device, list(group)) for device, group in groupby(blocks, lambda b: b.device)]
+    return [(device, device.segment(group)) for device, group in groups]
 
 
 def cross(source: Device, block: Block) -> None:

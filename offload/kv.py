@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 
@@ -20,8 +21,12 @@ class KV:
 
     def open(self, slot: int) -> None:
         """A new, empty slot of `context` rows; PlanError if a system refuses the memory."""
-        for store in self._stores:
-            store.open(slot)
+        try:
+            for store in self._stores:
+                store.open(slot)
+        except BaseException:
+            self.close(slot)
+            raise
 
     def close(self, slot: int) -> None:
         """Give its memory back."""
@@ -34,9 +39,15 @@ class KV:
             store.copy(source, target, count)
 
     def read(self, slot: int, count: int) -> list[np.ndarray]:
-        """The first `count` rows of each layer, (count, row_bytes) uint8; views."""
-        return [rows for store in self._stores for rows in store.read(slot, count)]
+        """The first `count` rows of each layer in order, (count, row_bytes) uint8; views."""
+        return self._in_order([store.read(slot, count) for store in self._stores])
 
     def write(self, slot: int, count: int) -> list[np.ndarray]:
         """The same, to be written."""
-        return [rows for store in self._stores for rows in store.write(slot, count)]
+        return self._in_order([store.write(slot, count) for store in self._stores])
+
+    def _in_order(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """Of all stores -> by layer, whichever device it is on."""
+        layers = [layer for store in self._stores for layer in store.layers]
+        arrays = [array for of_store in rows for array in of_store]
+        return [array for _, array in sorted(zip(layers, arrays, strict=True), key=itemgetter(0))]

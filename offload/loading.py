@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -28,6 +29,7 @@ from offload.stats import LoadProgress
 from offload.tokenizer import Tokenizer
 from offload.topology import OtherWork
 from offload.weights import WeightStore
+from quant.run.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,8 @@ def open_model(
         try:
             store = WeightStore(file, config)
             weights = Weights(file, store, config, plan, hardware.cpu.topology.nodes)
-            plan = replace(plan, outcome=weights.place(devices["cpu"].pool, report))
+            with closing(Pool(plan.threads, plan.workers.cpu_sets)) as pool:
+                plan = replace(plan, outcome=weights.place(pool, report))
             blocks = architecture(config.architecture).blocks
 
             def on(block: BlockName, layer: int) -> Device:

@@ -15,7 +15,7 @@ from offload.amounts import binary_amount
 from offload.errors import shown
 from offload.layer_set import Layers
 
-KVType = Literal["f16", "f32"]
+KVType = Literal["f16", "q8_0", "f32"]
 
 # The tensors of a layer by the block that reads them, norms with the block that they stand before:
 # dense: the MLP of leading layers; head: with the last norm.

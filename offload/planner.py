@@ -65,12 +65,17 @@ class PlanOptions:
         for name in ("context", "threads"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else _whole(name, value))
-        if not isinstance(self.kv_type, str) or self.kv_type not in get_args(KVType):
-            raise PlanError(f"kv_type must be 'f16' or 'f32', not {quoted(self.kv_type)}")
+        check_kv_type(self.kv_type)
         check_mode(self.memory)
         check_type("layout", self.layout, LayoutOptions)
         if self.pin is not None and not isinstance(self.pin, bool):
             raise PlanError(f"--pin: True, False or None, not {quoted(self.pin)}")
+
+
+def check_kv_type(kv_type: object) -> None:
+    """PlanError unless it is a KVType."""
+    if not isinstance(kv_type, str) or kv_type not in get_args(KVType):
+        raise PlanError(f"kv_type must be 'f16', 'q8_0' or 'f32', not {quoted(kv_type)}")
 
 
 def make_plan(

@@ -8,6 +8,7 @@ import numpy as np
 
 from offload.timing import seconds_of
 from quant.compiler.jit import task
+from quant.run.fields import I64, Fields, write
 from quant.run.pool import Pool
 from quant.simd.vectors import i64, load_i32, put_i64, sum_i32, zero_i32
 
@@ -15,11 +16,19 @@ CHUNK = 1 << 20  # bytes per task
 MINIMUM = 256 << 20  # bytes of the buffer
 
 
+class Sum(Fields):
+    """Fields of `sum_task`."""
+
+    DATA = I64
+    CHUNK = I64  # bytes of a task
+    SUMS = I64  # (tasks,) int64, written
+
+
 @task
 def sum_task(context: int, index: int, thread: int) -> None:
-    """sums[index] = the int32 sum of one chunk; context: address, chunk bytes, sums."""
-    chunk = i64(context + 8)
-    p = i64(context) + index * chunk
+    """sums[index] = the int32 sum of one chunk. context: `Sum`."""
+    chunk = i64(context + Sum.CHUNK)
+    p = i64(context + Sum.DATA) + index * chunk
     a = zero_i32()
     b = zero_i32()
     c = zero_i32()
@@ -30,7 +39,7 @@ def sum_task(context: int, index: int, thread: int) -> None:
         c = c + load_i32(p + 64)
         d = d + load_i32(p + 96)
         p += 128
-    put_i64(i64(context + 16) + 8 * index, sum_i32((a + b) + (c + d)))
+    put_i64(i64(context + Sum.SUMS) + 8 * index, sum_i32((a + b) + (c + d)))
 
 
 class ReadBandwidth:
@@ -40,7 +49,9 @@ class ReadBandwidth:
         n_bytes = max(MINIMUM, 4 * cache_bytes) // CHUNK * CHUNK
         self.data = np.ones(n_bytes // 4, np.int32)
         self._sums = np.zeros(n_bytes // CHUNK, np.int64)
-        self._context = np.array([self.data.ctypes.data, CHUNK, self._sums.ctypes.data], np.int64)
+        self._context = write(
+            Sum, DATA=self.data.ctypes.data, CHUNK=CHUNK, SUMS=self._sums.ctypes.data
+        )
 
     def measure(self, pool: Pool) -> float:
         """Bytes per second of one pass with the pool's threads."""

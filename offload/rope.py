@@ -90,9 +90,21 @@ class Tables:
     BLOCK = 256
 
     def __init__(self, config: ModelConfig) -> None:
+        self._addresses: dict[int, tuple[object, int, int]] = {}  # by block: its arrays, theirs
+        self._row_bytes = 4 * (config.rope.dim // 2)
         self._block = lru_cache(maxsize=64)(
             lambda i: tables(config, i * self.BLOCK, self.BLOCK)  # whoever asks, the same bits
         )
+
+    def addresses(self, position: int) -> tuple[int, int]:
+        """Addresses of cos and sin (dim / 2,) of a position, valid as long as the tables live."""
+        i = position // self.BLOCK
+        found = self._addresses.get(i)
+        if found is None:
+            cos, sin = block = self._block(i)
+            found = self._addresses[i] = block, int(cos.ctypes.data), int(sin.ctypes.data)
+        at = self._row_bytes * (position - i * self.BLOCK)
+        return found[1] + at, found[2] + at
 
     def rows(self, first: int, n_tokens: int) -> tuple[Array, Array]:
         """cos, sin (n_tokens, dim / 2) float32 of positions first .. first + n_tokens - 1."""

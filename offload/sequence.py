@@ -13,6 +13,7 @@ import numpy as np
 
 from offload.kv_cache import KVCache
 from offload.models.deepseek2 import DeepSeek2
+from offload.plan import KVType
 from offload.stats import LoadProgress, RunStats
 from offload.turns import Turn
 
@@ -34,9 +35,9 @@ class Sequence:
         self._in_pass = False
         self._is_closed = False
 
-    def logits(self, ids: np.ndarray, turn: Turn) -> np.ndarray:
-        """Logits (T, V) of all tokens of a sequence of its own, with a float32 cache."""
-        kv = KVCache(self._config, len(ids), "f32")
+    def logits(self, ids: np.ndarray, turn: Turn, kv_type: KVType) -> np.ndarray:
+        """Logits (T, V) of all tokens of a sequence of its own, with a cache of its own."""
+        kv = KVCache(self._config, len(ids), kv_type)
         parts = []
         for part in np.split(ids, range(PREFILL_TOKENS, len(ids), PREFILL_TOKENS)):
             with self._lock:

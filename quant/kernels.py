@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from quant.compiler.jit import inline
 from quant.simd.vectors import (
     alloca,
     dot_i8x64,
@@ -84,7 +85,7 @@ class Job(IntEnum):
     X_STRIDE2 = 14
     OUT_KIND = 15  # fused gate+up: an `Activation`, how `down` wants its input
     OUT_ROW0 = 16  # subtracted from r when the output is addressed
-    INDEX = 17  # packed matvec, matmul_f32, panels: byte offsets of tokens from X (int64), or 0
+    INDEX = 17  # byte offsets of tokens from X (int64), or 0: token t lies at X + t * X_STRIDE
     INDEX2 = 18
     PANELS = 19  # matmul: the same activations as a panel (panels.py)
     PANELS2 = 20
@@ -115,6 +116,13 @@ OFFSETS = True  # False: the type never writes o
 PLANES = 1  # int8 planes of the activation records
 GROUP = 32  # columns that share a scale
 STEP = 256  # columns
+
+
+@inline
+def token_at(job: int, t: int) -> int:
+    """Address of the activations of token t."""
+    index = i64(job + _INDEX)
+    return i64(job + _X) + (i64(index + 8 * t) if index else t * i64(job + _X_STRIDE))
 
 
 def decode(p: int, q: int, s: int, o: int) -> None:
@@ -182,7 +190,7 @@ def matvec(job: int, r0: int, r1: int) -> None:
     o = alloca(192)
     tail = alloca(64)
     for t in range(i64(job + _N_TOKENS)):
-        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        x = token_at(job, t)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
         for r in range(r0, r1, 2):
             step = row_bytes if r + 1 < r1 else 0  # the last row of an odd number: twice

@@ -8,21 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, overload
 
 from quant import kernels
 from quant.compiler import isa
 from quant.compiler.jit import bind, c_kernel, inline
 from quant.ggml import BLOCK, GGMLType
-from quant.matvec import matvec_32, matvec_64, matvec_book, matvec_lanes, matvec_pairs
+from quant.matvec import few, matvec_32, matvec_64, matvec_book, matvec_lanes, matvec_pairs
 from quant.simd import vectors as simd
+from quant.simd.floats import WIDE
 from quant.simd.pairs import doublings, reductions
 from quant.tile import float_products, panels, tile
 
 Kind = Literal[
-    "dequantize", "matvec", "matmul", "matvec_q16", "matmul_q16", "matvec_f32", "matmul_f32"
-]  # without suffix: Q8 activations
+    "dequantize", "matvec", "matvec_q16", "matvec_f32", "few", "few_q16", "few_f32",
+    "matmul", "matmul_q16", "matmul_f32",
+]  # without suffix: Q8 activations  # fmt: skip
+OneToken = Literal["matvec", "matvec_q16", "matvec_f32"]
+Specialised = tuple[Callable[..., None], dict[str, Any]]  # a template, what its names stand for
 MATVEC: tuple[Kind, Kind] = ("matvec", "matvec_q16")
+FEW_OF: dict[OneToken, Kind] = {
+    "matvec": "few",
+    "matvec_q16": "few_q16",
+    "matvec_f32": "few_f32",
+}
+OF_FLOATS: dict[Kind, Kind] = {  # all products of a float type are those of float32
+    "dequantize": "dequantize",
+    **dict.fromkeys(get_args(OneToken), "matvec_f32"),
+    **dict.fromkeys(FEW_OF.values(), "few_f32"),
+    **dict.fromkeys(("matmul", "matmul_q16", "matmul_f32"), "matmul_f32"),
+}
+FEW = 16  # tokens up to which `few` is faster than `matmul` and making panels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +57,7 @@ class Direct:
     lanes_down: Any = None
     zero: int = 0
 
-    def kernel(
-        self, name: str, names: dict[str, Any]
-    ) -> tuple[Callable[..., None], dict[str, Any]]:
+    def kernel(self, name: str, names: dict[str, Any]) -> Specialised:
         """The template for this instruction set; `names` and what it leaves open besides."""
         names = names | {"ZERO": self.zero, "scales_16": self.scales_16}
         names["offsets_16"] = self.offsets_16
@@ -76,6 +90,16 @@ class Direct32:
     signed: bool = False
     ahead: int = matvec_32.AHEAD
 
+    def kernel(self, name: str, names: dict[str, Any]) -> Specialised:
+        """As that of `Direct`."""
+        names = names | {"ZERO": self.zero, "AHEAD": self.ahead}
+        for open_name in ("weights_2", "scales_16", "offsets_16"):
+            names[open_name] = getattr(self, open_name)
+        names["first_dot"] = simd.dot_i8x64 if self.signed else simd.dot_u8x64
+        names["add_dot"] = simd.add_dot_i8x64 if self.signed else simd.add_dot_u8x64
+        names["dots_2"] = inline(bind(matvec_32.dots_2, f"dots_2_{name}", **names))
+        return matvec_32.matvec_32, names
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
@@ -95,8 +119,8 @@ class Pairs:
     order: Any = None
     ordered: int = 64
 
-    def names(self, name: str, names: dict[str, Any]) -> dict[str, Any]:
-        """`names` and what the template leaves open besides."""
+    def kernel(self, name: str, names: dict[str, Any]) -> Specialised:
+        """As that of `Direct`."""
         names = names | {"ZERO": self.zero, "NOTES": self.notes}
         wants_order = names["GROUP"] == 16 and (self.zero != 0 or self.order is not None)
         names["ORDERED"] = self.ordered if wants_order else 0
@@ -114,7 +138,7 @@ class Pairs:
         for helper, source in matvec_pairs.OPEN_HELPERS.items():
             if helper not in names:
                 names[helper] = inline(bind(source, f"{helper}_{name}", **names))
-        return names
+        return matvec_pairs.matvec_pairs, names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +149,13 @@ class Book:
     dots: Callable[..., Any]
     signed: bool
     names: dict[str, Any] = field(default_factory=dict)
+
+    def kernel(self, name: str, names: dict[str, Any]) -> Specialised:
+        """As that of `Direct`."""
+        names = names | {"scales": self.scales, "SIGNED": self.signed, **self.names}
+        for helper, source in (*matvec_book.OPEN_HELPERS.items(), ("dots", self.dots)):
+            names[helper] = inline(bind(source, f"{helper}_{name}", **names))
+        return matvec_book.matvec_book, names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +170,12 @@ class QuantType:
     dot_32: for types that `float_products.matvec_f32` can widen in registers; float types have it.
     book: for types that `matvec_book` can serve where the processor has VBMI.
     pairs: for types that `matvec_pairs` can serve where it has neither VNNI nor VBMI.
-    fill_16: for types that `tile.fill_tile_by_16` can serve, with AVX-512.
+    fill_16: for types that `tile.fill_by_16` can serve, with AVX-512.
     overrides: other faster kernels under the same contract, by kind.
+    looped: tokens up to which `matvec`, one after the other, is faster than `few`.
     """
 
-    few: ClassVar[int] = 0  # see PackedType: `matmul` whatever the number of tokens
+    few: ClassVar[int] = FEW  # tokens of a matrix up to which no panels are wanted
 
     ggml_type: GGMLType
     decode: Any = None
@@ -157,6 +189,7 @@ class QuantType:
     dot_32: Any = None
     fill_16: Any = None
     overrides: dict[Kind, Callable[..., None]] = field(default_factory=dict)
+    looped: int = 1
     _compiled: dict[Kind, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -176,10 +209,17 @@ class QuantType:
         return panels.Panel.of(self.weights, self.group, planes)
 
     def kernel_kind(self, kind: Kind) -> Kind:
-        """The kernel that serves a kind: float types have one for one token and one for many."""
-        if not self.is_float or kind == "dequantize":
-            return kind
-        return "matvec_f32" if kind.startswith("matvec") else "matmul_f32"
+        """The kernel that serves a kind."""
+        if self.is_float:
+            kind = OF_FLOATS[kind]
+        if kind == "few_f32" and (self.dot_32 is None or not WIDE):
+            return "matmul_f32"
+        return kind
+
+    def kernel_for(self, kind: OneToken, n_tokens: int) -> Kind:
+        """The fastest kernel without panels for so many tokens; kind: what serves one of them."""
+        one_by_one = 1 if self.is_float or kind == "matvec_f32" else self.looped
+        return self.kernel_kind(kind if n_tokens <= one_by_one else FEW_OF[kind])
 
     def _wants_pairs(self) -> bool:
         """Code books: wherever they do not fit in registers; the others without VNNI."""
@@ -188,52 +228,50 @@ class QuantType:
     def _specialised(self, kind: Kind) -> Callable[..., None]:
         name = f"{kind}_{self.ggml_type.name.lower()}"
         block = BLOCK[self.ggml_type]
+        planes = 2 if kind.endswith("q16") else 1
         names: dict[str, Any] = {
             "SIZE": block.size,
             "BYTES": block.n_bytes,
             "OFFSETS": self.offsets,
             "GROUP": self.group,
-            "PLANES": 2 if kind.endswith("q16") else 1,
+            "PLANES": planes,
             "decode": self.decode,
+            "decode_row": self.decode_row,
+            "dot_32": self.dot_32,
+            "fill_16": self.fill_16,
         }
         template = kind.removesuffix("_q16")
-        if template == "matmul" and not self.is_float:
-            names |= tile.intrinsics(
-                names["PLANES"], self.group, self.weights, offsets=self.offsets
-            )
-            names["fill_16"] = self.fill_16
-        if self.is_float:
-            names["decode_row"] = self.decode_row
-        else:
-            helpers = dict(OPEN_HELPERS)
-            if self.fill_16 is not None and tile.LANES == 16:
-                helpers["fill_tile"] = tile.fill_tile_by_16
-            for helper, source in helpers.items():
-                names[helper] = inline(bind(source, f"{helper}_{name}", **names))
-        fn = self.overrides.get(kind) or TEMPLATES[template]
-        if template == "matvec_f32" and self.dot_32 is not None:
+        helpers = {} if self.is_float else dict(OPEN_HELPERS)
+        if self.fill_16 is not None and tile.LANES == 16:
+            helpers["fill_step"] = tile.fill_by_16
+        if template == "matmul":
+            names |= tile.intrinsics(planes, self.group, self.weights, offsets=self.offsets)
+        elif template == "few":
+            names |= few.intrinsics(planes, self.group, offsets=self.offsets)
+            helpers |= few.OPEN_HELPERS
+        for helper, source in helpers.items():
+            names[helper] = inline(bind(source, f"{helper}_{name}", **names))
+        if template == "matvec":
+            fn, names = self._matvec(kind, name, names)
+        elif template == "matvec_f32" and self.dot_32 is not None:
             fn = float_products.matvec_f32
-            names["dot_32"] = self.dot_32
-        if isinstance(self.direct, Direct32) and template == "matvec":
-            fn = matvec_32.matvec_32
-            names |= {"ZERO": self.direct.zero, "AHEAD": self.direct.ahead}
-            for open_name in ("weights_2", "scales_16", "offsets_16"):
-                names[open_name] = getattr(self.direct, open_name)
-            signed = self.direct.signed
-            names["first_dot"] = simd.dot_i8x64 if signed else simd.dot_u8x64
-            names["add_dot"] = simd.add_dot_i8x64 if signed else simd.add_dot_u8x64
-            names["dots_2"] = inline(bind(matvec_32.dots_2, f"dots_2_{name}", **names))
-        if kind not in self.overrides and isinstance(self.direct, Direct) and template == "matvec":
-            fn, names = self.direct.kernel(name, names)
-        if self.book is not None and template == "matvec" and isa.VBMI:
-            fn = matvec_book.matvec_book
-            names |= {"scales": self.book.scales, "SIGNED": self.book.signed, **self.book.names}
-            for helper, source in (*matvec_book.OPEN_HELPERS.items(), ("dots", self.book.dots)):
-                names[helper] = inline(bind(source, f"{helper}_{name}", **names))
-        if self.pairs is not None and template == "matvec" and self._wants_pairs():
-            fn = matvec_pairs.matvec_pairs
-            names = self.pairs.names(name, names)
+        else:
+            fn = TEMPLATES[template]
         return bind(fn, name, **names)
+
+    def _matvec(self, kind: Kind, name: str, names: dict[str, Any]) -> Specialised:
+        """The first template that fits the type and this processor, fastest first."""
+        if kind in self.overrides:
+            return self.overrides[kind], names
+        choices = (
+            (self.pairs, self._wants_pairs()),
+            (self.book, isa.VBMI),
+            (self.direct, True),
+        )
+        for hooks, fits in choices:
+            if hooks is not None and fits:
+                return hooks.kernel(name, names)
+        return kernels.matvec, names
 
 
 # Helpers of the templates that have open names themselves.
@@ -243,6 +281,8 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
     "dot_64": kernels.dot_64,
     "put_results": kernels.put_results,
     "spread_scales": tile.spread_scales,
+    "fill_by_rows": tile.fill_by_rows,
+    "fill_step": tile.fill_by_rows,
     "fill_tile": tile.fill_tile,
     "fetch": tile.fetch,
     "sums_of": tile.sums_of,
@@ -252,13 +292,18 @@ OPEN_HELPERS: dict[str, Callable[..., Any]] = {
 }
 TEMPLATES: dict[str, Callable[..., None]] = {
     "dequantize": kernels.dequantize,
-    "matvec": kernels.matvec,
+    "few": few.few,
     "matmul": tile.matmul,
+    "few_f32": float_products.few_f32,
     "matvec_f32": float_products.matvec_f32_tiled,
     "matmul_f32": float_products.matmul_f32,
 }
 
 
+@overload
+def for_records(kind: Literal["matvec"], planes: int) -> OneToken: ...
+@overload
+def for_records(kind: Literal["matvec", "matmul"], planes: int) -> Kind: ...
 def for_records(kind: Literal["matvec", "matmul"], planes: int) -> Kind:
     """The kind that takes records of one or two planes."""
     if kind == "matvec":

@@ -46,7 +46,7 @@ def run(pool: Pool, t: GGMLType, kind: Kind, n_cols: int, *, at_end: bool) -> No
     x = rng.standard_normal((TOKENS, n_cols)).astype(np.float32)
     data = rng.integers(0, 256, (ROWS, row_bytes(t, n_cols)), np.uint8)
     data = guarded(data, at_end=at_end)
-    as_record = kind in ("matvec", "matmul") and not QUANT_TYPES[t].is_float
+    as_record = kind in ("matvec", "few", "matmul") and not QUANT_TYPES[t].is_float
     inputs = guarded(quantize(x) if as_record else x, at_end=at_end)
     shape = (ROWS, n_cols) if kind == "dequantize" else (TOKENS, ROWS)
     out = guarded(np.zeros(shape, np.float32), at_end=at_end)
@@ -68,7 +68,7 @@ def run(pool: Pool, t: GGMLType, kind: Kind, n_cols: int, *, at_end: bool) -> No
 
 
 def main() -> None:
-    kinds: tuple[Kind, ...] = ("dequantize", "matvec", "matmul")
+    kinds: tuple[Kind, ...] = ("dequantize", "matvec", "few", "matmul")
     pool = Pool(1)
     for t in QUANT_TYPES:
         # whole blocks, and where blocks are small an odd number of 32 columns

@@ -11,7 +11,7 @@ from llama_cpp import llama_cpp as lib
 
 from offload.bench.llama_cpp import model_params
 
-F32, F16 = 0, 1  # codes of the cache's type
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # codes of the cache's type
 
 
 @lib.llama_log_callback
@@ -28,7 +28,10 @@ def _start() -> None:
 def logits(
     path: Path, ids: Sequence[int] | np.ndarray, kv_type: str = "f32", threads: int = 2
 ) -> np.ndarray:
-    """(n_tokens, n_vocab) float32: all of `ids` in one batch, without flash attention."""
+    """(n_tokens, n_vocab) float32: all of `ids` in one batch.
+
+    Without flash attention, but for kv_type q8_0, which llama.cpp reads in no other way.
+    """
     _start()
     n = len(ids)
     model = lib.llama_model_load_from_file(str(path).encode(), model_params())
@@ -39,8 +42,8 @@ def logits(
         params.n_batch = n
         params.n_ubatch = min(n, 512)
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = F32 if kv_type == "f32" else F16
-        params.flash_attn_type = 0
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.flash_attn_type = int(kv_type == "q8_0")
         context = lib.llama_init_from_model(model, params)
         assert context, "llama.cpp cannot make a context"
         batch = lib.llama_batch_init(n, 0, 1)

@@ -510,6 +510,7 @@ def test_bench_of_a_shape_has_all_figures() -> None:
     assert result["machine"]["read_gbps"] > 0
     assert result["machine"]["isa"]
     assert result["layout"] == "native"
+    assert result["shape"]["depth"] == 8
     assert result["roof_fraction"]["routed"] > 0
     assert seen == {"lay out", "compile"}
     text = repr(bench.tables(result))

@@ -246,7 +246,7 @@ def test_a_full_context_is_noted(engine: FakeEngine) -> None:
         (["--presence-penalty", "3"], "-2<=x<=2"),
         (["--context", "0"], "x>=1"),
         (["--threads", "0"], "x>=1"),
-        (["--kv-type", "q8"], "'f16', 'f32'"),
+        (["--kv-type", "q8"], "'f16', 'q8_0', 'f32'"),
         (["--stop", ""], "the stop string is empty"),
         (["-p", ""], "the prompt is empty"),
         (["-p", " \n"], "the prompt is empty"),

@@ -15,7 +15,7 @@ from offload.config import ModelConfig, RopeConfig
 from offload.errors import GGUFError, OffloadError, UnsupportedError
 from offload.gguf import GGUFFile
 from offload.models.deepseek2_tensors import _NOT_WEIGHTS, expected_tensors, has_legacy_kv_b
-from offload.models.rope import inverse_frequencies, magnitudes
+from offload.rope import inverse_frequencies, magnitudes
 from offload.tensor_census import census
 from quant.ggml import BLOCK
 from quant.registry import QUANT_TYPES

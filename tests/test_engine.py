@@ -76,6 +76,10 @@ def test_logits_of_a_float_file_do_not_depend_on_the_cache_type(
     with offload.load(path) as half, offload.load(path, kv_type="f32") as single:
         prompt = list(range(40))
         np.testing.assert_array_equal(half.logits(prompt), single.logits(prompt))
+        for kv_type in ("f16", "q8_0"):
+            got = single.logits(prompt, kv_type=kv_type)
+            np.testing.assert_array_equal(half.logits(prompt, kv_type=kv_type), got)
+            assert not np.array_equal(got, single.logits(prompt))
 
 
 def test_logits_of_more_tokens_than_one_pass_takes(
@@ -523,7 +527,7 @@ def test_error_in_the_progress_callback_comes_through(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"kv_type": "q8_0"}, PlanError, "kv_type must be 'f16' or 'f32', not 'q8_0'"),
+        ({"kv_type": "q4_0"}, PlanError, "kv_type must be 'f16', 'q8_0' or .*, not 'q4_0'"),
         ({"device": "cuda"}, DeviceError, "'cuda'.*--device cpu"),
         ({"threads": 0}, PlanError, "threads 0: .* 1 to"),
         ({"threads": 100_000}, PlanError, "threads 100000: .* 1 to"),

@@ -10,17 +10,13 @@ import numpy as np
 import pytest
 import tiny_gguf
 from click.testing import CliRunner
+from small_models import opened, piece
 from tiny_gguf import TinyModel
 
 import offload
 from cli import kimi_offload
-from offload.config import ModelConfig
-from offload.devices import open_ops
 from offload.faults import scan
 from offload.gguf import GGUFFile
-from offload.kv_cache import KVCache
-from offload.models.deepseek2 import DeepSeek2
-from offload.weights import WeightStore
 from quant.ggml import BLOCK
 from quant.ggml import GGMLType as G
 from quant.run.activations import quantize, record_values
@@ -60,18 +56,13 @@ def damaged(sound: Path, tmp_path: Path, name: str, fault: str, row: int) -> Pat
     return path
 
 
-def run(path: Path, steps: list[int]) -> None:
+def run_in(path: Path, steps: list[int]) -> None:
     """Run IDS, in pieces of these lengths."""
-    with GGUFFile.open(path) as file:
-        config = ModelConfig.from_gguf(file)
-        ops = open_ops("cpu", 1)
-        try:
-            model = DeepSeek2(config, WeightStore(file, config), ops)
-            kv = KVCache(config, len(IDS), "f32")
-            for part in np.split(IDS, np.cumsum(steps)[:-1]):
-                model.forward(part, kv)
-        finally:
-            ops.close()
+    with opened(path) as model:
+        model.kv.open(0)
+        ends = np.cumsum(steps)
+        for first, end in zip(ends - steps, ends, strict=True):
+            model.check_logits(piece(model, IDS, int(first), int(end)))
 
 
 ROWS = {  # of each tensor that the forward pass reads, one that these tokens use
@@ -91,14 +82,14 @@ ROWS = {  # of each tensor that the forward pass reads, one that these tokens us
 @pytest.mark.parametrize("name", ROWS)
 def test_bad_scale_anywhere_is_named(sound: Path, tmp_path: Path, name: str, fault: str) -> None:
     path = damaged(sound, tmp_path, name, fault, ROWS[name])
-    for steps in ([12], [1] * 12):
+    for steps in ([12], [1] * 12, [4] * 3):
         with pytest.raises(offload.GGUFError, match=name.replace(".", r"\.")) as caught:
-            run(path, steps)
+            run_in(path, steps)
         assert "damaged" in str(caught.value)
 
 
 def test_sound_model_runs(sound: Path) -> None:
-    run(sound, [5, 1, 6])
+    run_in(sound, [5, 1, 6])
 
 
 def test_rows_of_the_test_cover_the_forward_pass(sound: Path) -> None:

@@ -17,7 +17,8 @@ from test_targets import instructions, x86
 
 from quant.ggml import GGMLType
 from quant.products import dequantize, matmul_f32
-from quant.run import attention
+from quant.run import attention, cache_rows
+from quant.run.cache_rows import RowKind
 from quant.run.pool import Pool
 from quant.simd.floats import LANES, WIDE, exp_v, load_v, silu_v, store_v, sum_v
 
@@ -132,10 +133,17 @@ def test_one_token_and_many_have_the_same_bits(
 LAST = attention.SPLIT * attention.STRANDS + attention.SPLIT  # every strand, one of them twice
 
 
-def attended(pool: Pool, q: np.ndarray, rows: np.ndarray, first: int, latent: int) -> np.ndarray:
+def attended(
+    pool: Pool,
+    q: np.ndarray,
+    rows: np.ndarray,
+    first: int,
+    latent: int,
+    kind: RowKind = RowKind.F32,
+) -> np.ndarray:
     z = np.full((*q.shape[:2], latent), np.nan, np.float32)
-    half = rows.dtype == np.float16
-    attention.attend(pool, q, rows.ctypes.data, rows.strides[0], half, first, z)
+    cache = cache_rows.encode(kind, rows, latent)
+    attention.attend(pool, q, cache.ctypes.data, cache.strides[0], kind, first, z)
     return z
 
 
@@ -143,28 +151,30 @@ def attended(pool: Pool, q: np.ndarray, rows: np.ndarray, first: int, latent: in
     ("n_tokens", "first", "heads"),
     [(9, 60, 4), (70, 0, 8), (70, 220, 20), (5, LAST - 3, 8), (3, 2 * LAST, 4)],
 )
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("kind", RowKind)
 def test_attention_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
     rng: np.random.Generator,
     pools: list[Pool],
-    dtype: type,
+    kind: RowKind,
     n_tokens: int,
     first: int,
     heads: int,
 ) -> None:
     width, latent = 80, 64
-    rows = normal(rng, first + n_tokens, width).astype(dtype)
+    rows = normal(rng, first + n_tokens, width)
     q = normal(rng, n_tokens, heads, width) * np.float32(0.3)
-    whole = attended(pools[1], q, rows, first, latent)
+    whole = attended(pools[1], q, rows, first, latent, kind)
+    cached = cache_rows.encode(kind, rows, latent)
+    values = cache_rows.decode(kind, cached, latent, width - latent).astype(np.float64)
     exact = np.empty(whole.shape)
     for t in range(n_tokens):
-        seen = rows[: first + t + 1].astype(np.float64)
+        seen = values[: first + t + 1]
         exact[t] = reference.softmax(q[t].astype(np.float64) @ seen.T) @ seen[:, :latent]
     assert np.linalg.norm(whole - exact) < 2e-6 * np.linalg.norm(exact)
     for step in (1, 2, 7):
         for t in range(0, n_tokens, step):
-            seen = rows[: first + min(t + step, n_tokens)].copy()
-            part = attended(pools[t % 2], q[t : t + step], seen, first + t, latent)
+            seen = rows[: first + min(t + step, n_tokens)]
+            part = attended(pools[t % 2], q[t : t + step], seen, first + t, latent, kind)
             np.testing.assert_array_equal(part, whole[t : t + step])
 
 
@@ -180,12 +190,13 @@ def test_attention_in_pieces_for_its_partial_results(
 def test_head_groups_do_not_change_a_bit(
     rng: np.random.Generator, pools: list[Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, q = normal(rng, 130, 48).astype(np.float16), normal(rng, 6, 36, 48)
-    whole = attended(pools[0], q, rows, 124, 32)
+    rows, q = normal(rng, 130, 48), normal(rng, 6, 36, 48)
+    whole = attended(pools[0], q, rows, 124, 32, RowKind.Q8_0)
     most = min(36, attention.ROWS)  # what a task has room for
     for shape in ((4, 1), (8, 3), (most, 1), (16, 2)):
         monkeypatch.setattr(attention, "task_shape", lambda *_, shape=shape: shape)
-        np.testing.assert_array_equal(attended(pools[1], q, rows, 124, 32), whole)
+        got = attended(pools[1], q, rows, 124, 32, RowKind.Q8_0)
+        np.testing.assert_array_equal(got, whole)
 
 
 # --- in processes of their own ----------------------------------------------------------------

@@ -54,6 +54,14 @@ def test_text_does_not_depend_on_threads_or_cache(engine: Engine) -> None:
     assert engine.stats.reused_tokens == engine.stats.prompt_tokens - 1
 
 
+def test_question_is_answered_from_a_small_cache(engine: Engine) -> None:
+    with offload.load(threads=1, kv_type="q8_0") as other:
+        assert other.plan.kv.n_bytes < 0.6 * engine.plan.kv.n_bytes
+        said = answer(other, False, temperature=0, max_tokens=300)["content"].lower()
+    assert "router" in said
+    assert "often" in said
+
+
 def test_text_is_continued(engine: Engine) -> None:
     text = "".join(t.text for t in engine.generate("And God said", temperature=0, max_tokens=30))
     assert text.startswith(" ") or text[0] in ",.:;"

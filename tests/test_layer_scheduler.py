@@ -1,4 +1,4 @@
-"""A layer's work is the routing, wherever it runs."""
+"""A layer's work is the routing, whatever order it is done in."""
 
 from __future__ import annotations
 
@@ -7,83 +7,65 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload.devices.base import Routing
-from offload.devices.cpu_mlp import group
-from offload.layer_scheduler import CopyBudget, LayerSchedule, schedule
+from offload.layer_scheduler import CopyBudget, Places, next_copies, schedule
 
 N_EXPERTS = 12
 BUDGET = CopyBudget(compute_seconds=1.0, copy_seconds=2.0)
+NOBODY = np.zeros(N_EXPERTS, np.int64)
 
 
 @st.composite
-def routings(draw: st.DrawFn) -> Routing:
+def routings(draw: st.DrawFn) -> np.ndarray:
+    """expert_ids (T, K)."""
     n_tokens, k = draw(st.integers(0, 6)), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     ids = np.array([rng.permutation(N_EXPERTS)[:k] for _ in range(n_tokens)], np.int64)
-    return Routing(
-        expert_ids=ids.reshape(n_tokens, k),
-        weights=rng.random((n_tokens, k), np.float32) + np.float32(0.1),
-    )
-
-
-def choices(routing: Routing) -> list[tuple[int, int, float]]:
-    """(token, expert, weight), sorted."""
-    return sorted(
-        (t, int(e), float(w))
-        for t, (ids, weights) in enumerate(zip(routing.expert_ids, routing.weights, strict=True))
-        for e, w in zip(ids, weights, strict=True)
-    )
-
-
-def scheduled(plan: LayerSchedule) -> list[tuple[int, int, float]]:
-    return sorted(
-        (int(t), item.expert, float(w))
-        for item in plan.work
-        for t, w in zip(item.tokens, item.weights, strict=True)
-    )
+    return ids.reshape(n_tokens, k)
 
 
 @settings(deadline=None)
-@given(routing=routings())
-def test_one_device_is_the_identity(routing: Routing) -> None:
-    plan = schedule(routing)
-    assert plan.copies == []
-    assert {item.device for item in plan.work} <= {"cpu"}
-    assert scheduled(plan) == choices(routing)
-    slots, _ = group(routing.expert_ids, N_EXPERTS)
-    assert [item.expert for item in plan.work] == slots.experts[: slots.used].tolist()
-    tokens = [t for item in plan.work for t in item.tokens.tolist()]
-    assert tokens == slots.tokens.tolist(), "the order of the CPU's own grouping"
+@given(ids=routings(), resident=st.lists(st.integers(0, 2), min_size=12, max_size=12))
+def test_work_is_the_routing_and_residents_come_first(ids: np.ndarray, resident: list[int]) -> None:
+    work = schedule(ids, np.array(resident))
+    experts = work.experts.tolist()
+    assert experts == sorted(set(ids.ravel().tolist()), key=lambda e: (resident[e] == 0, e))
+    assert work.used == len(experts)
+    assert work.starts[0] == 0
+    assert work.starts[-1] == ids.size
+    owner = np.repeat(work.experts, np.diff(work.starts))
+    for t, k in np.ndindex(*ids.shape):
+        slot = work.slots[t, k]
+        assert (owner[slot], work.tokens[slot]) == (ids[t, k], t)
+    assert sorted(work.slots.ravel().tolist()) == list(range(ids.size))
+    for start, end in zip(work.starts[:-1], work.starts[1:], strict=True):
+        assert (np.diff(work.tokens[start:end]) > 0).all(), "a token chooses an expert once"
 
 
-@settings(deadline=None)
-@given(
-    routing=routings(),
-    resident=st.dictionaries(st.integers(0, N_EXPERTS - 1), st.sampled_from(["gpu:0", "gpu:1"])),
-    limit=st.integers(0, 4),
-)
-def test_work_is_the_routing_and_residents_come_first(
-    routing: Routing, resident: dict[int, str], limit: int
-) -> None:
-    budget = CopyBudget(compute_seconds=1.0, copy_seconds=1.0, limit=limit)
-    plan = schedule(routing, resident, budget=budget)
-    assert scheduled(plan) == choices(routing)
-    assert all(item.device == resident.get(item.expert, "cpu") for item in plan.work)
-    where = [item.device == "cpu" for item in plan.work]
-    assert where == sorted(where)
-    at_home = {item.expert for item in plan.work if item.device == "cpu"}
-    assert len(set(plan.copies)) == len(plan.copies) == min(limit, len(at_home))
-    assert set(plan.copies) <= at_home
+def test_places_are_addresses_of_experts_one_after_the_other() -> None:
+    places = Places.at((1000, 10), (2000, 20), (5000, 0), count=3)
+    assert places.addresses.tolist() == [[1000, 2000, 5000], [1010, 2020, 5000], [1020, 2040, 5000]]
+    assert places.resident.tolist() == [0, 0, 0]
 
 
 def test_copies_are_those_that_most_tokens_chose_then_the_heaviest() -> None:
-    routing = Routing(
-        expert_ids=np.array([[3, 1], [3, 2], [5, 4]]),
-        weights=np.array([[0.1, 0.2], [0.1, 0.9], [0.3, 0.4]], np.float32),
-    )
+    ids = np.array([[3, 1], [3, 2], [5, 4]])
+    weights = np.array([[0.1, 0.2], [0.1, 0.9], [0.3, 0.4]], np.float32)
     budget = CopyBudget(compute_seconds=1.0, copy_seconds=1.0, limit=3)
-    assert schedule(routing, budget=budget).copies == [3, 2, 4]
-    assert schedule(routing, {3: "gpu"}, budget=budget).copies == [2, 4, 5]
+    assert next_copies(schedule(ids, NOBODY), weights, NOBODY, budget) == [3, 2, 4]
+    resident = NOBODY.copy()
+    resident[3] = 1
+    assert next_copies(schedule(ids, resident), weights, resident, budget) == [2, 4, 5]
+
+
+@settings(deadline=None)
+@given(ids=routings(), limit=st.integers(0, 4))
+def test_copies_are_distinct_experts_computed_at_home(ids: np.ndarray, limit: int) -> None:
+    resident = np.arange(N_EXPERTS) % 2
+    budget = CopyBudget(compute_seconds=1.0, copy_seconds=1.0, limit=limit)
+    copies = next_copies(schedule(ids, resident), np.ones(ids.shape), resident, budget)
+    at_home = {e for e in ids.ravel().tolist() if not resident[e]}
+    assert len(set(copies)) == len(copies) == min(limit, len(at_home))
+    assert set(copies) <= at_home
 
 
 @pytest.mark.parametrize(("at_home", "copies"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (8, 2)])

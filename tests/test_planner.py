@@ -24,7 +24,7 @@ from offload import (
 )
 from offload.hardware import CpuInfo
 from offload.kv_cache import KVCache, cache_bytes
-from offload.plan import BlockName
+from offload.plan import BlockName, KVType
 from offload.planner import DEFAULT_CONTEXT, RESERVE
 from offload.tensor_census import Census
 
@@ -79,10 +79,13 @@ def test_cache_of_k25_has_the_known_size(k25: Model) -> None:
     assert made.kv.n_bytes == 262_144 * 70_272
     assert made.kv.n_bytes / GIB == pytest.approx(17.2, abs=0.05)
     assert plan(k25, context=262_144, kv_type="f32").kv.n_bytes == 2 * made.kv.n_bytes
+    small = plan(k25, context=262_144, kv_type="q8_0")
+    assert small.kv.n_bytes == 262_144 * 61 * (576 + 2 * 18)
+    assert "9333.0 MiB" in str(small)
 
 
 def test_cache_bytes_are_what_the_cache_takes(toy: Model) -> None:
-    for kv_type in ("f16", "f32"):
+    for kv_type in get_args(KVType):
         assert KVCache(toy[0], 77, kv_type).rows.nbytes == cache_bytes(toy[0], 77, kv_type)
 
 

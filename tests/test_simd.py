@@ -335,7 +335,7 @@ def test_fetch_add_returns_the_old_value() -> None:
 
 @pytest.mark.parametrize("lanes", [8, 16])
 def test_transpose_of_registers_of_8_and_of_16_lanes(lanes: int) -> None:
-    op = tile._transpose_16(lanes=lanes)
+    op = tile.transpose_16(lanes=lanes)
 
     @numba.njit
     def kernel(src: int, out: int) -> None:

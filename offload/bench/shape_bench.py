@@ -178,6 +178,7 @@ def run(
     )
     sides_results = {name: side(layout, s[1].of) for name, s in samples.items()}
     result = summarise(layout, options.shape, facts, reads, reads_one, sides_results, notes)
+    result["shape"]["depth"] = options.depth
     if options.parallel:
         result["parallel"] = _parallel(layout, samples, ours, options.depth)
     return result

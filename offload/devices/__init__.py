@@ -1,8 +1,14 @@
-"""Devices: one file per kind of memory and queue; `open_device` imports a backend on demand."""
+"""DEVICES: one file per kind of memory and queue, imported on demand.
+
+A file has a class with the methods of base.Device, made from
+
+    (config, kv, threads, cpus)     cpus: logical cores of each thread, to pin them, or None
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
 from offload.arguments import quoted
 from offload.errors import DeviceError
@@ -11,18 +17,28 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from offload.config import ModelConfig
-    from offload.devices.cpu import CpuDevice
+    from offload.devices.base import Device
     from offload.plan import KVSpec
 
-DEVICES = ("cpu",)
+DEVICES = {  # file: class, best first
+    "cpu": "CpuDevice",
+}
+DRY_DEVICES = {  # they have no answers: for tests
+    "null": "NullDevice",
+}
 
 
 def resolve(device: str) -> tuple[str, str]:
-    """(device, why) for a user's wish: 'auto', 'cpu', or one that does not exist yet."""
+    """(device, why) for a user's wish: 'auto', 'cpu', or one that gives no answers."""
     if device == "auto":
-        return "cpu", "no GPU backend in this version"
+        return next(iter(DEVICES)), "no GPU backend in this version"
     if device in DEVICES:
         return device, "as asked"
+    if device in DRY_DEVICES:
+        raise DeviceError(
+            f"device {device} counts what would be read and computes nothing, so it has no "
+            "answers; leave --device out or give --device cpu"
+        )
     raise DeviceError(
         f"device {quoted(device)}: this version runs on {', '.join(DEVICES)} only (no GPU backend "
         "yet); leave --device out or give --device cpu"
@@ -35,9 +51,8 @@ def open_device(
     kv: KVSpec,
     threads: int,
     cpus: Sequence[frozenset[int]] | None = None,
-) -> CpuDevice:
-    """A device, ready to make blocks. cpus: logical cores of each thread, to pin them."""
-    resolve(device)
-    from offload.devices.cpu import CpuDevice
-
-    return CpuDevice(config, kv, threads, cpus)
+) -> Device:
+    """A device, ready to make blocks."""
+    name = (DEVICES | DRY_DEVICES)[device]
+    made = getattr(import_module(f"{__name__}.{device}"), name)
+    return cast("Device", made(config, kv, threads, cpus))

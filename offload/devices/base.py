@@ -18,6 +18,7 @@ order unless said.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -103,13 +104,30 @@ class Activations:
 
 
 @dataclass(slots=True)
+class Runs:
+    """How often a segment ran, and what blocks it has."""
+
+    kinds: Sequence[Kind]
+    count: int = 0
+
+
+@dataclass(slots=True)
 class Traffic:
     """What a device did so far. read: bytes of weights that went through kernels."""
 
     read: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    calls: dict[str, int] = field(default_factory=dict)  # blocks run, by kind
+    runs: list[Runs] = field(default_factory=list)
+
+    @property
+    def calls(self) -> Counter[Kind]:
+        """Blocks run."""
+        calls: Counter[Kind] = Counter()
+        for segment in self.runs:
+            for kind in segment.kinds:
+                calls[kind] += segment.count
+        return calls
 
 
 class Block(Protocol):
@@ -135,6 +153,10 @@ class KVStore(Protocol):
     """
 
     @property
+    def layers(self) -> Sequence[int]:
+        """Whose rows they are: the layers whose attention blocks this device has prepared."""
+
+    @property
     def context(self) -> int:
         """Rows of a slot."""
 
@@ -156,7 +178,7 @@ class KVStore(Protocol):
         """The first `count` rows of all layers."""
 
     def read(self, slot: int, count: int) -> list[Array]:
-        """The first `count` rows of each layer, (count, row_bytes) uint8; views."""
+        """The first `count` rows of each of `layers`, (count, row_bytes) uint8; views."""
 
     def write(self, slot: int, count: int) -> list[Array]:
         """The same, to be written."""

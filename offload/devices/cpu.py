@@ -19,7 +19,7 @@ from offload.devices.base import (
     Segment,
     Traffic,
 )
-from offload.devices.cpu_attention import Attention
+from offload.devices.cpu_attention import Attention, is_expanded
 from offload.devices.cpu_blocks import CpuBlock, Embedding, Experts, Head, Mlp, RouterBlock
 from offload.devices.cpu_kv import CpuKV
 from offload.devices.cpu_pass import Choices, ManyRows, PassState, many_rows
@@ -32,7 +32,7 @@ from offload.weights import Matrix
 from quant.ggml import GGMLType
 from quant.packed.packed_type import PackedType
 from quant.quant_type import Kind as Kernel
-from quant.quant_type import QuantType
+from quant.quant_type import OneToken, QuantType
 from quant.run import attention_expanded, driver
 from quant.run.pool import Pool
 from quant.tile.panels import Panel
@@ -62,7 +62,7 @@ class CpuDevice:
         self.eps = float(config.rms_norm_eps)
         self.traffic = Traffic()
         self.pool = Pool(threads, cpus)
-        self.kv = CpuKV(cache_shape(config, kv.kv_type), config.num_layers, kv.context)
+        self.kv = CpuKV(cache_shape(config, kv.kv_type), kv.context)
         self.workspace = Workspace(threads)
         self.x = self.workspace.room("x", 4 * (config.hidden_size + 255))
         self.many: ManyRows | None = None
@@ -70,7 +70,7 @@ class CpuDevice:
         self.few_logits = np.empty((0, 0), np.float32)
         self.slice_bytes = SLICE_BYTES
         self._rope = Tables(config)
-        self.state = PassState(self.kv, self._rope, int(kv.kv_type == "f16"))
+        self.state = PassState(self.kv, self._rope)
         self._choices: Choices | None = None
         self._batch: Batch | None = None
         self._readers: dict[int, list[tuple[int, Matrix]]] = {}
@@ -110,11 +110,11 @@ class CpuDevice:
     # --- a pass -------------------------------------------------------------------------------
 
     def begin(self, batch: Batch) -> None:
-        """Few rows go to the records of the tapes, many to arrays of their own."""
+        """Few rows go to the records of the tapes; many, and expanded ones, to their own arrays."""
         self._batch = batch
         self.n_rows = batch.n_tokens
         self.many = None
-        if self.n_rows > MAX_ROWS:
+        if self.n_rows > MAX_ROWS or any(is_expanded(span) for span in batch.spans):
             self.pool.settle()
             self.many = many_rows(batch, self._rope)
             return
@@ -185,10 +185,11 @@ class CpuDevice:
             if kind in RECORDS_OF_MANY and not m.quant.is_float:
                 self._panels.add(m.quant.panel(RECORDS_OF_MANY[kind]))
 
-    def few_kind(self, matrix: Matrix, kind: Kernel, rows: int) -> Kernel:
-        """The kernel for a few rows; kind: that for one."""
-        del matrix, rows
-        return kind
+    def need_few(self, kind: OneToken, *matrices: Matrix) -> None:
+        """Note the kernels for 1 to MAX_ROWS rows; kind: that for one."""
+        for m in matrices:
+            for rows in range(1, MAX_ROWS + 1):
+                self.need(m.quant.kernel_for(kind, rows), m)
 
     def run(self, jobs: Array, chunk: int) -> None:
         """All jobs' kernels over all their rows."""

@@ -48,6 +48,7 @@ class Attention:
         self.device = device
         self.layer = layer
         self._weights = weights
+        self._layer_rows = device.kv.add(layer)
         self._first = Linear(device, weights.query, weights.latent)
         self._q_b = None if weights.q_b is None else Linear(device, weights.q_b)
         self._keys = PerHead(device, weights.k_b)
@@ -81,7 +82,7 @@ class Attention:
             w.linear(self._q_b, low, q)
         row = w.room("cache row", 4 * shape.width)
         context = w.tape.context(
-            Latent, PASS=self.device.state.address, LAYER=self.layer, X=c.address,
+            Latent, PASS=self.device.state.address, LAYER=self._layer_rows, X=c.address,
             X_STRIDE=c.stride, RANK=weights.rank, ROPE=weights.rope,
             WEIGHT=w.tape.keep(np.ascontiguousarray(weights.latent_norm)), EPS=self.device.eps,
             ROW=row.address, ROW_STRIDE=row.stride, ROPE_AT=shape.latent, WIDTH=shape.width,
@@ -149,7 +150,7 @@ class Attention:
         cpu_rows.rope(pool, k_rope, m.cos, m.sin)
         heads = []
         for span, part in m.spans:
-            rows = self.device.kv.rows(span.slot, self.layer)
+            rows = self.device.kv.rows(span.slot, self._layer_rows)
             self.device.kv.shape.store(rows[span.first : span.end], c[part], k_rope[part, 0])
             heads += [
                 self._attend(q[part][a - span.first : b - span.first], rows, a, expanded)
@@ -178,8 +179,7 @@ class Attention:
         wide *= np.float32(weights.scale)
         z = np.empty((n_tokens, heads, shape.latent), np.float32)
         attention.attend(
-            self.device.pool, wide, rows.ctypes.data, shape.row_bytes, shape.kv_type == "f16",
-            first, z,
+            self.device.pool, wide, rows.ctypes.data, shape.row_bytes, shape.kind, first, z,
         )  # fmt: skip
         return self._values(z[:, :n_heads, : weights.rank]).reshape(n_tokens, -1)
 
@@ -199,11 +199,16 @@ class Attention:
         k_rope = wide[:n_tokens, :, padded_nope : padded_nope + rope]
         np.multiply(q[:, :, nope:], scale, out=k_rope)
         z = np.empty((padded_rows, n_heads, v_b.shape[1]), np.float32)
-        cache = rows[: first + n_tokens].view(np.float16 if shape.kv_type == "f16" else np.float32)
+        cache = rows.ctypes.data, shape.row_bytes, shape.kind, first + n_tokens
         attention_expanded.attend_expanded(
-            self.device.pool, wide, k_b, v_b, cache, shape.latent, first, z
+            self.device.pool, wide, k_b, v_b, *cache, shape.latent, first, z
         )
         return np.ascontiguousarray(z[:n_tokens, :, :v]).reshape(n_tokens, -1)
+
+
+def is_expanded(span: Span) -> bool:
+    """Whether a position of the span is in the expanded form."""
+    return max(span.first, EXACT_CONTEXT) < min(span.end, span.expanded)
 
 
 def pieces(span: Span) -> list[tuple[int, int, bool]]:

@@ -14,7 +14,7 @@ from offload.devices.cpu_matrices import Linear
 from offload.devices.cpu_workspace import MAX_ROWS, Room, Vector
 from offload.weights import Matrix
 from quant.kernels import Job
-from quant.quant_type import for_records
+from quant.quant_type import OneToken, for_records
 from quant.run import driver, expert_tasks, layer_ops, row_tasks
 from quant.run.expert_tasks import Route, Schedule
 from quant.run.layer_ops import Combine
@@ -282,11 +282,10 @@ class FewExperts:
 
     def _kernels(self, branch: Branch, rows: int) -> tuple[int, int, int]:
         """Addresses of the kernels of gate, up and down for so many rows."""
-        kind = for_records("matvec", branch.planes)
+        kind: OneToken = "matvec" if branch.planes == 1 else "matvec_q16"
         mlp = branch.mlp
         a, b, c = (
-            m.quant.address(self._w.device.few_kind(m, kind, rows))
-            for m in (mlp.gate, mlp.up, mlp.down)
+            m.quant.address(m.quant.kernel_for(kind, rows)) for m in (mlp.gate, mlp.up, mlp.down)
         )
         return a, b, c
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from offload.weights import Matrix
 from quant.kernels import Job
-from quant.quant_type import Kind
+from quant.quant_type import Kind, for_records
 from quant.run import driver
 from quant.run.activations import empty_records, quantize_row, quantize_rows
 from quant.run.pool import Pool
@@ -93,7 +93,7 @@ class Panels:
     ) -> None:  # fmt: skip
         """What `matmul` jobs (matrices, fields) of this matrix want besides; float types nothing.
 
-        That is a panel, or `matvec` for those whose tokens are too few for one.
+        That is a panel, or another kernel for those whose tokens are too few for one.
         """
         quant = matrix.quant
         if quant.is_float:
@@ -105,5 +105,9 @@ class Panels:
                 index=self._index, few=quant.few,
             )  # fmt: skip
         jobs[:, field] = self._made[key][0]
-        if quant.few:
-            jobs[jobs[:, Job.N_TOKENS] <= quant.few, kernel] = quant.address("matvec")
+        base = for_records("matvec", planes)
+        jobs[:, kernel] = quant.address(for_records("matmul", planes))
+        for n_tokens in np.unique(jobs[:, Job.N_TOKENS]):
+            if n_tokens <= quant.few:
+                few = quant.address(quant.kernel_for(base, n_tokens))
+                jobs[jobs[:, Job.N_TOKENS] == n_tokens, kernel] = few

@@ -1,7 +1,6 @@
-"""The latent cache in RAM: a slot per sequence, all layers of it.
+"""The latent cache in RAM: a slot per sequence, all layers of it that attend here.
 
-A row is [ c: rank | k_rope: rope ], each padded with zeros to a multiple of 16 elements so that
-kernels may load whole vectors: 576 values per token and layer for Kimi K2.5.
+What a row is: offload/kv_cache.py.
 """
 
 from __future__ import annotations
@@ -17,23 +16,37 @@ Array = np.ndarray
 class CpuKV:
     """Slots of `context` rows each; see KVStore. The system maps a slot's memory as it is written.
 
-    Layer i, row r of a slot lies layer_bytes * i + row_bytes * r behind its address.
+    Row r of layers[i] lies layer_bytes * i + row_bytes * r behind a slot's address. Layers are
+    added before the first slot is opened.
     """
 
-    def __init__(self, shape: CacheShape, layers: int, context: int) -> None:
+    def __init__(self, shape: CacheShape, context: int) -> None:
         self.shape = shape
         self.context = context
         self.kind: str = shape.kv_type
         self.row_bytes = shape.row_bytes
         self.layer_bytes = context * shape.row_bytes
-        self.token_bytes = layers * shape.row_bytes
-        self._layers = layers
+        self.layers: list[int] = []
         self._slots: dict[int, Array] = {}
+        self._addresses: dict[int, int] = {}
+
+    @property
+    def token_bytes(self) -> int:
+        """Of a position, all layers."""
+        return len(self.layers) * self.row_bytes
+
+    def add(self, layer: int) -> int:
+        """Keep rows of a layer; its index in `layers`."""
+        if layer not in self.layers:
+            self.layers.append(layer)
+        return self.layers.index(layer)
 
     def open(self, slot: int) -> None:
         """A new, empty slot; PlanError if the system refuses."""
+        shape = len(self.layers), self.context, self.row_bytes
         try:
-            self._slots[slot] = np.zeros((self._layers, self.context, self.row_bytes), np.uint8)
+            rows = self._slots[slot] = np.zeros(shape, np.uint8)
+            self._addresses[slot] = int(rows.ctypes.data)
         except (MemoryError, ValueError) as exc:
             size = self.context * self.token_bytes
             raise PlanError(
@@ -44,6 +57,7 @@ class CpuKV:
     def close(self, slot: int) -> None:
         """Give its memory back."""
         self._slots.pop(slot, None)
+        self._addresses.pop(slot, None)
 
     def copy(self, source: int, target: int, count: int) -> None:
         """The first `count` rows of all layers."""
@@ -56,10 +70,10 @@ class CpuKV:
     write = read
 
     def address(self, slot: int) -> int:
-        """Of layer 0, position 0 of a slot."""
-        return int(self._slots[slot].ctypes.data)
+        """Of the first layer, position 0 of a slot."""
+        return self._addresses[slot]
 
-    def rows(self, slot: int, layer: int) -> Array:
-        """All rows of a layer, (context, row_bytes) uint8."""
-        rows: Array = self._slots[slot][layer]
+    def rows(self, slot: int, index: int) -> Array:
+        """All rows of layers[index], (context, row_bytes) uint8."""
+        rows: Array = self._slots[slot][index]
         return rows

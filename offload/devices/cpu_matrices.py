@@ -37,7 +37,7 @@ class Linear:
         self._chunk_of_many = tile_rows(sum(m.n_rows for m in matrices), device.pool.threads)
         self._rounds = any(not m.quant.is_float for m in matrices)
         self.n_bytes = sum(m.n_bytes for m in matrices)
-        device.need("matvec_q16", *matrices)
+        device.need_few("matvec_q16", *matrices)
         device.need("matmul_q16", *matrices)
         self._tables: dict[Kind, Array] = {}
 
@@ -45,7 +45,7 @@ class Linear:
         """New jobs for a few rows, one per matrix, without inputs and outputs."""
         jobs = driver.job_table(len(self.matrices))
         for job, matrix in zip(jobs, self.matrices, strict=True):
-            fill_job(job, matrix, self._device.few_kind(matrix, "matvec_q16", rows))
+            fill_job(job, matrix, matrix.quant.kernel_for("matvec_q16", rows))
         return jobs
 
     def __call__(self, x: Array) -> tuple[Array, ...]:
@@ -66,6 +66,7 @@ class Linear:
             source = x if matrix.quant.is_float else rounded
             out = np.empty((n_tokens, matrix.n_rows), np.float32)
             outs.append(out)
+            job[Job.KERNEL] = matrix.quant.address(kind)
             job[Job.X] = source.ctypes.data
             job[Job.X_STRIDE] = source.strides[0]
             job[Job.N_TOKENS] = n_tokens
@@ -85,14 +86,14 @@ class PerHead:
         self._device = device
         self.matrix = matrix
         self.n_bytes = matrix.count * matrix.n_bytes
-        device.need("matvec_f32", matrix)
+        device.need_few("matvec_f32", matrix)
         device.need("matmul_f32", matrix)
         self._heads: Array = np.arange(matrix.count, dtype=np.int64)
         self._tables: dict[Kind, Array] = {}
 
     def jobs(self, rows: int) -> Array:
         """New jobs for a few rows, one per head, without inputs and outputs."""
-        return self._jobs(self._device.few_kind(self.matrix, "matvec_f32", rows))
+        return self._jobs(self.matrix.quant.kernel_for("matvec_f32", rows))
 
     def _jobs(self, kind: Kind) -> Array:
         jobs = driver.job_table(self.matrix.count)

@@ -54,7 +54,7 @@ def many_rows(batch: Batch, rope: Tables) -> ManyRows:
 class PassState:
     """The `Pass` and `Row` records that the contexts of all tapes point to."""
 
-    def __init__(self, kv: CpuKV, rope: Tables, kind: int) -> None:
+    def __init__(self, kv: CpuKV, rope: Tables) -> None:
         self._kv = kv
         self._rope = rope
         self._rows = np.zeros((MAX_ROWS, len(Row)), np.int64)
@@ -62,27 +62,25 @@ class PassState:
         self._pass[Pass.ROWS // 8] = self._rows.ctypes.data
         self._pass[Pass.LAYER_BYTES // 8] = kv.layer_bytes
         self._pass[Pass.ROW_BYTES // 8] = kv.row_bytes
-        self._pass[Pass.KIND // 8] = kind
+        self._pass[Pass.KIND // 8] = kv.shape.kind
         self.address = int(self._pass.ctypes.data)
-        self._kept: list[object] = []
+        self._forced: Array | None = None
 
     def begin(self, batch: Batch) -> None:
         """Write the rows' records."""
-        self._kept.clear()
         at = 0
         for span in batch.spans:
             cache = self._kv.address(span.slot)
             for position in range(span.first, span.end):
-                cos, sin = self._rope.rows(position, 1)
                 token = -1 if batch.ids is None else batch.ids[at]
-                self._kept.append((cos, sin))
-                self._rows[at] = token, position, cache, cos.ctypes.data, sin.ctypes.data
+                self._rows[at] = (token, position, cache, *self._rope.addresses(position))
                 at += 1
 
     def force(self, ids: Array | None) -> None:
         """Run these experts (layers, rows, K) int64 instead of the router's choice."""
-        self._kept.append(ids)
-        self._pass[Pass.FORCED // 8] = 0 if ids is None else ids.ctypes.data
+        if ids is not self._forced:
+            self._forced = ids
+            self._pass[Pass.FORCED // 8] = 0 if ids is None else ids.ctypes.data
 
 
 class Choices:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offload.devices.base import Check
+from offload.devices.base import Check, Runs
 from offload.devices.cpu_blocks import CpuBlock
 from offload.devices.cpu_writer import Writer
 from quant.compiler import stack
@@ -42,9 +42,8 @@ class CpuTape:
         self._tape = w.tape
         self._steps = w.tape.table()
         self._address = int(self._steps.ctypes.data)
-        self._used = w.experts_used
-        self._expert_bytes = np.zeros(len(blocks), np.int64)
-        self._expert_bytes[: len(w.expert_bytes)] = w.expert_bytes
+        self._used = w.experts_used[: len(w.expert_bytes)]  # set as the tape is played
+        self._expert_bytes = np.array(w.expert_bytes, np.int64)
         self._rows = rows
 
     @property
@@ -70,7 +69,8 @@ class CpuTape:
             device.pool.settle()
             play(control, self._address + first * stride, n)
             device.traffic.read += n_bytes
-        device.traffic.read += int(self._used @ self._expert_bytes)
+        if self._expert_bytes.size:
+            device.traffic.read += int(self._used @ self._expert_bytes)
 
 
 class CpuSegment:
@@ -80,6 +80,8 @@ class CpuSegment:
         self.blocks = blocks
         self._device = device
         self._tapes: dict[int, CpuTape] = {}
+        self._runs = Runs([block.kind for block in blocks])
+        device.traffic.runs.append(self._runs)
 
     def run(self, check: Check) -> None:
         """See Segment."""
@@ -89,8 +91,10 @@ class CpuSegment:
             if rows not in self._tapes:
                 self._tapes[rows] = CpuTape(self._device, self.blocks, rows)
             self._tapes[rows].play(check)
+            self._runs.count += 1
             return
         for block in self.blocks:
             if block.kind in ("attention", "head"):
                 check()
             block.many(many)
+        self._runs.count += 1

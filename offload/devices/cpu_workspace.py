@@ -16,6 +16,7 @@ from offload.weights import Matrix
 from quant.run import attention
 from quant.run.activations import record_bytes
 from quant.run.attention import Attend
+from quant.run.fields import write
 
 MAX_ROWS = 8  # of a tape
 
@@ -109,18 +110,18 @@ class Workspace:
         partials = self.room(f"partials: {name}", attention.partial_bytes(heads, latent))
         size = attention.scratch_bytes(width)
         scratch = self.area(f"attend: {name}", size * self.threads)
-        contexts = np.zeros((MAX_ROWS, len(Attend)), np.int64)
+        contexts = np.stack(
+            [
+                write(
+                    Attend, Q=query.address + row * query.stride, Z=z.address + row * z.stride,
+                    PARTIALS=partials.address + row * partials.stride, N_HEADS=heads, WIDTH=width,
+                    LATENT=latent, N_TOKENS=1, TASK_TOKENS=1, SCRATCH=scratch, SCRATCH_BYTES=size,
+                    CACHE=0, ROW_BYTES=0, KIND=0, FIRST=0, TASK_HEADS=0, STRANDS=0,
+                )
+                for row in range(MAX_ROWS)
+            ]
+        )  # fmt: skip
         self._kept.append(contexts)
-        for row, context in enumerate(contexts):
-            context[Attend.Q] = query.address + row * query.stride
-            context[Attend.Z] = z.address + row * z.stride
-            context[Attend.PARTIALS] = partials.address + row * partials.stride
-            context[Attend.N_HEADS] = heads
-            context[Attend.WIDTH] = width
-            context[Attend.LATENT] = latent
-            context[Attend.N_TOKENS] = context[Attend.TASK_TOKENS] = 1
-            context[Attend.SCRATCH] = scratch
-            context[Attend.SCRATCH_BYTES] = size
         counts = self.area(f"counts: {name}", 8 * MAX_ROWS)
         total = self.area(f"count: {name}", 8)
         return AttendRows(int(contexts.ctypes.data), counts, total, query, z, heads)

@@ -27,11 +27,10 @@ from quant.kernels import (
     _ROW0,
     _ROW_BYTES,
     _W,
-    _X,
-    _X_STRIDE,
     BYTES,
     OFFSETS,
     PLANES,
+    token_at,
 )
 from quant.simd import half
 from quant.simd.vectors import (
@@ -149,7 +148,7 @@ def matvec_32(job: int, r0: int, r1: int) -> None:
     for at in range(0, 1536, 8):
         put_i64(record + at, 0)
     for t in range(i64(job + _N_TOKENS)):
-        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        x = token_at(job, t)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
         if whole < n:
             copy_record(x, n, whole, PLANES, record)

@@ -29,12 +29,11 @@ from quant.kernels import (
     _ROW0,
     _ROW_BYTES,
     _W,
-    _X,
-    _X_STRIDE,
     BYTES,
     GROUP,
     OFFSETS,
     PLANES,
+    token_at,
 )
 from quant.simd.vectors import (
     add_dot_u8x64,
@@ -129,7 +128,7 @@ def matvec_64(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . activations t, activations as records; two blocks at a time."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     for t in range(i64(job + _N_TOKENS)):
-        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        x = token_at(job, t)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
         for r in range(r0, r1):
             p = w + r * row_bytes

@@ -36,12 +36,11 @@ from quant.kernels import (
     _ROW0,
     _ROW_BYTES,
     _W,
-    _X,
-    _X_STRIDE,
     BYTES,
     GROUP,
     PLANES,
     put_results,
+    token_at,
 )
 from quant.simd.vbmi import (
     add_dots,
@@ -146,7 +145,7 @@ def matvec_book(job: int, r0: int, r1: int) -> None:
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     ordered = alloca(81920)  # COLS / 256 * ORDERED
     for t in range(i64(job + _N_TOKENS)):
-        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        x = token_at(job, t)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
         for top in range(r0, r1, 2):
             step = row_bytes if top + 1 < r1 else 0  # the last row of an odd number: twice

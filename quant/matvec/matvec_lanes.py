@@ -34,11 +34,10 @@ from quant.kernels import (
     _ROW0,
     _ROW_BYTES,
     _W,
-    _X,
-    _X_STRIDE,
     BYTES,
     GROUP,
     PLANES,
+    token_at,
 )
 from quant.matvec.matvec_64 import AHEAD, add_16, add_two_32
 from quant.simd.vectors import (
@@ -172,7 +171,7 @@ def matvec_lanes(job: int, r0: int, r1: int) -> None:
     ordered = alloca(73728)  # COLS / 256 * 576
     step = 256 * PLANES + (64 if GROUP == 16 else 0)
     for t in range(i64(job + _N_TOKENS)):
-        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        x = token_at(job, t)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
         for r in range(r0, r1):
             p = w + r * row_bytes

@@ -33,12 +33,11 @@ from quant.kernels import (
     _ROW0,
     _ROW_BYTES,
     _W,
-    _X,
-    _X_STRIDE,
     BYTES,
     GROUP,
     OFFSETS,
     PLANES,
+    token_at,
 )
 from quant.simd.pairs import (
     by_turns_i32,
@@ -197,7 +196,7 @@ def matvec_pairs(job: int, r0: int, r1: int) -> None:
     notes = alloca(6144)  # COLS / 256 * 192
     ordered = alloca(4096)  # COLS / 256 * 128
     for t in range(i64(job + _N_TOKENS)):
-        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        x = token_at(job, t)
         base = x + PLANES * n
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
         for r in range(r0, r1):

@@ -9,6 +9,9 @@ A layout supplies (addresses are int64, a step is 256 columns):
                                     acc and low of kernels.py grow by the step at p; y: the step's
                                     activations, ys: their scales, isums, sums: their sums by GROUP;
                                     acc: [group][plane][16 rows] float32, low the same LOW bytes on
+    add_two(p, y, ys, isums, sums, acc, other, more)
+                                    or None: add_step, and the same with the activations `other`
+                                    bytes on for the sums `more` bytes on; weights unpacked once
     fill_plane(p, plane, w, w_stride, s, o, s_stride)
                                     the step's rows 16 plane .. as weights of a tile (tile.py):
                                     group g at w + g * w_stride, vectors 128 bytes apart; scales
@@ -21,7 +24,6 @@ Rows lie in lanes, so that no sum goes across lanes. The accumulators of a row g
 from __future__ import annotations
 
 from quant.kernels import (
-    _INDEX,
     _N_COLS,
     _N_ROWS,
     _N_TOKENS,
@@ -30,13 +32,14 @@ from quant.kernels import (
     _ROW0,
     _ROW_BYTES,
     _W,
-    _X,
-    _X_STRIDE,
     BYTES,
     GROUP,
     OFFSETS,
     decode,
+    token_at,
 )
+from quant.matvec.few import MOST, SUMS, TO_LOW, clear_sums, put_rows
+from quant.matvec.few import add_step as add_few
 from quant.simd.vectors import (
     alloca,
     f32,
@@ -54,7 +57,9 @@ from quant.tile.tile import PAD, add_lanes
 GROUP_ROWS = 64
 GROUP_BYTES = 0
 LOW = 6144  # bytes from acc to low: more than 16 groups x 4 planes x 16 float32
+ROOM = 10304  # bytes of the sums of a row group; those of two groups lie in other sets of L1
 AHEAD = 6144  # bytes: how far ahead of the step in work its successors are fetched
+FEW_AHEAD = 8192  # the same of `few`
 
 
 def pack_group(blocks: int, q: int, out: int) -> None:
@@ -62,6 +67,12 @@ def pack_group(blocks: int, q: int, out: int) -> None:
 
 
 def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
+    """Open: the layout's own."""
+
+
+def add_two(
+    p: int, y: int, ys: int, isums: int, sums: int, acc: int, other: int, more: int
+) -> None:
     """Open: the layout's own."""
 
 
@@ -94,23 +105,16 @@ def pack(job: int, g0: int, g1: int) -> None:
             out += GROUP_BYTES
 
 
-def add_group(p: int, rows: int, n: int, x: int, out: int, acc: int) -> None:
-    """The first `rows` rows of the row group at p . the record at x -> out; open because GROUP is.
-
-    acc: room for the accumulators.
-    """
-    columns = 256 // GROUP
-    scales = x + n
-    sums = scales + (n // 8 if GROUP == 32 else n // 4)
-    isums = scales + (n // 2 if GROUP == 32 else n // 8 * 5)
-    for i in range(0, columns * 4 * GROUP_ROWS, 64):
+def clear_group(acc: int) -> None:
+    """Zeros for a row group's sums; open because GROUP is."""
+    for i in range(0, 256 // GROUP * 4 * GROUP_ROWS, 64):
         store_f32x16(acc + i, zero_f32x16())
         if OFFSETS:
             store_f32x16(acc + LOW + i, zero_f32x16())
-    for c in range(0, n, 256):
-        to_sum = c // GROUP * 4
-        add_step(p, x + c, scales + c // 8, isums + to_sum, sums + to_sum, acc)
-        p += GROUP_BYTES
+
+
+def put_group(acc: int, rows: int, out: int) -> None:
+    """The first `rows` results of a row group -> out; open."""
     to = out if rows == GROUP_ROWS else acc
     for plane in range(0, 4 * GROUP_ROWS, 64):
         store_f32x16(to + plane, add_lanes(acc + plane, LOW, 4 * GROUP_ROWS))
@@ -119,21 +123,101 @@ def add_group(p: int, rows: int, n: int, x: int, out: int, acc: int) -> None:
             put_f32(out + 4 * r, f32(acc + 4 * r))
 
 
+def add_group(p: int, n: int, x: int, acc: int) -> None:
+    """acc = the row group at p . the record at x; open."""
+    scales = x + n
+    sums = scales + (n // 8 if GROUP == 32 else n // 4)
+    isums = scales + (n // 2 if GROUP == 32 else n // 8 * 5)
+    clear_group(acc)
+    for c in range(0, n, 256):
+        to_sum = c // GROUP * 4
+        add_step(p, x + c, scales + c // 8, isums + to_sum, sums + to_sum, acc)
+        p += GROUP_BYTES
+
+
+def add_group_to_two(p: int, n: int, x: int, other: int, acc: int) -> None:
+    """The same for the records at x and `other` bytes on: sums at acc and ROOM bytes on; open."""
+    scales = x + n
+    sums = scales + (n // 8 if GROUP == 32 else n // 4)
+    isums = scales + (n // 2 if GROUP == 32 else n // 8 * 5)
+    clear_group(acc)
+    clear_group(acc + ROOM)
+    for c in range(0, n, 256):
+        to_sum = c // GROUP * 4
+        add_two(p, x + c, scales + c // 8, isums + to_sum, sums + to_sum, acc, other, ROOM)
+        p += GROUP_BYTES
+
+
 def matvec(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . activations t (Q8 records); r0 is a multiple of GROUP_ROWS.
 
-    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0. Up to a layout's `few`
-    tokens this is faster than `tile.matmul`: the rows of a group stay in caches.
+    Up to a layout's `few` tokens this is faster than `tile.matmul`: the rows of a group stay in
+    caches.
     """
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    index = i64(job + _INDEX)
-    acc = alloca(10240)
+    acc = alloca(10304)  # ROOM
     for top in range(r0, r1, GROUP_ROWS):
         p = w + top // GROUP_ROWS * row_bytes
         for t in range(i64(job + _N_TOKENS)):
-            at = i64(index + 8 * t) if index else t * i64(job + _X_STRIDE)
             out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) + 4 * (top - i64(job + _ROW0))
-            add_group(p, min(GROUP_ROWS, r1 - top), n, i64(job + _X) + at, out, acc)
+            add_group(p, n, token_at(job, t), acc)
+            put_group(acc, min(GROUP_ROWS, r1 - top), out)
+
+
+def few_by_two(job: int, r0: int, r1: int) -> None:
+    """`matvec` for two tokens at a time."""
+    w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
+    n_tokens, stride = i64(job + _N_TOKENS), i64(job + _OUT_STRIDE)
+    acc = alloca(20608)  # 2 * ROOM
+    for top in range(r0, r1, GROUP_ROWS):
+        p = w + top // GROUP_ROWS * row_bytes
+        rows = min(GROUP_ROWS, r1 - top)
+        out = i64(job + _OUT) + 4 * (top - i64(job + _ROW0))
+        for t in range(0, n_tokens, 2):
+            x = token_at(job, t)
+            if t + 1 < n_tokens:
+                add_group_to_two(p, n, x, token_at(job, t + 1) - x, acc)
+                put_group(acc + ROOM, rows, out + stride)
+            else:
+                add_group(p, n, x, acc)
+            put_group(acc, rows, out)
+            out += 2 * stride
+
+
+def few(job: int, r0: int, r1: int) -> None:
+    """`matvec` for a few tokens: a step of 16 rows is unpacked once for all (matvec/few.py)."""
+    w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
+    n_tokens, stride = i64(job + _N_TOKENS), i64(job + _OUT_STRIDE)
+    weights = alloca(8192)
+    s = alloca(1024)
+    o = alloca(1024)
+    accs = alloca(65536)  # 4 planes x 2 TO_LOW
+    more = alloca(512)
+    records = alloca(64)
+    for t0 in range(0, n_tokens, MOST):
+        count = min(MOST, n_tokens - t0)
+        for t in range(count):
+            put_i64(records + 8 * t, token_at(job, t0 + t))
+        for top in range(r0, r1, GROUP_ROWS):
+            planes = (min(GROUP_ROWS, r1 - top) + 15) // 16
+            p = w + top // GROUP_ROWS * row_bytes
+            for plane in range(planes):
+                clear_sums(accs + 2 * TO_LOW * plane, count)
+            for c in range(0, n, 256):
+                for line in range(0, GROUP_BYTES, 64):
+                    prefetch_far(p + FEW_AHEAD + line)
+                for plane in range(planes):
+                    fill_plane(p, plane, weights, GROUP * 32, s, o, 64)
+                    to = accs + 2 * TO_LOW * plane
+                    add_few(weights, s, o, records, count, c, n, more, to)
+                p += GROUP_BYTES
+            out = i64(job + _OUT) + t0 * stride + 4 * (top - i64(job + _ROW0))
+            for plane in range(planes):
+                rows = min(16, r1 - top - 16 * plane)
+                for t in range(count):
+                    put_rows(
+                        accs + 2 * TO_LOW * plane + SUMS * t, rows, out + 64 * plane + t * stride
+                    )
 
 
 def fill_tile(

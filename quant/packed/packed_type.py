@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from quant.compiler import isa
 from quant.compiler.jit import bind, c_kernel, inline
 from quant.ggml import BLOCK, GGMLType
+from quant.matvec import few
 from quant.packed import kernels as packed_kernels
-from quant.quant_type import Kind, QuantType
+from quant.quant_type import Kind, OneToken, QuantType
 from quant.tile import panels, tile
 
 
@@ -29,10 +31,11 @@ class PackedType:
 
     source: the native type. group_rows: rows that share a group. group_bytes: bytes of a group of
     256 columns. pack_group, add_step, fill_plane: what packed_kernels.py asks of a type; from these
-    come the C kernels 'pack', 'matvec' and 'matmul'. 'pack' has jobs with W, ROW_BYTES, N_ROWS,
-    N_COLS of the native rows and OUT, the packed matrix: kernel(job, g0, g1) writes row groups
-    g0 .. g1 - 1.
-    few: tokens up to which 'matvec', one by one, is faster than 'matmul'.
+    come the C kernels 'pack', 'matvec', 'few' and 'matmul'. 'pack' has jobs with W, ROW_BYTES,
+    N_ROWS, N_COLS of the native rows and OUT, the packed matrix: kernel(job, g0, g1) writes row
+    groups g0 .. g1 - 1.
+    few: tokens up to which no panels are wanted. looped: up to which 'matvec', one after the other,
+    is faster than 'few'.
     version: of the bytes; whoever changes the layout raises it, and packed files are made anew.
     """
 
@@ -41,8 +44,10 @@ class PackedType:
     group_bytes: int
     pack_group: Any
     add_step: Any
+    add_two: Any = None
     fill_plane: Any
     few: int
+    looped: int = 1
     version: int = 1
     _compiled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -57,8 +62,12 @@ class PackedType:
         return False
 
     def kernel_kind(self, kind: Kind) -> Kind:
-        """The kernel that serves a kind: there is one for each."""
-        return kind
+        """The kernel that serves a kind; AVX2 stores weights of planes otherwise than `few`."""
+        return "matvec" if kind == "few" and isa.PAIRS else kind
+
+    def kernel_for(self, kind: OneToken, n_tokens: int) -> Kind:
+        """The fastest kernel without panels for so many tokens."""
+        return kind if n_tokens <= self.looped else "few"
 
     def panel(self, planes: int = 1) -> panels.Panel:
         """How 'matmul' wants the records of its tokens."""
@@ -76,8 +85,10 @@ class PackedType:
         """Bytes of a packed matrix."""
         return self.groups(n_rows) * self.row_stride(n_cols)
 
-    def address(self, kind: str) -> int:
-        """Address of the compiled kernel 'pack', 'matvec' or 'matmul'."""
+    def address(self, kind: Kind | Literal["pack"]) -> int:
+        """Address of the compiled kernel 'pack', 'matvec', 'few' or 'matmul'."""
+        if kind != "pack":
+            kind = self.kernel_kind(kind)
         if kind not in self._compiled:
             self._compiled[kind] = c_kernel(self._specialised(kind))
         return int(self._compiled[kind].address)
@@ -95,22 +106,46 @@ class PackedType:
             "decode": self.source.decode,
             "pack_group": self.pack_group,
             "add_step": self.add_step,
+            "add_two": self.add_two,
             "fill_plane": self.fill_plane,
         }
         if kind == "matmul":
             names |= tile.intrinsics(
                 1, self.source.group, self.source.weights, offsets=self.source.offsets
             )
-        for helper, source in OPEN_HELPERS[kind].items():
+        elif kind == "few":
+            names |= few.intrinsics(1, self.source.group, offsets=self.source.offsets)
+        template = "few_by_two" if kind == "few" and self.add_two is not None else kind
+        for helper, source in OPEN_HELPERS[template].items():
             names[helper] = inline(bind(source, f"{helper}_{name}", **names))
-        return bind(TEMPLATES[kind], name, **names)
+        return bind(TEMPLATES[template], name, **names)
 
 
 # Helpers of the templates that have open names themselves, in the order in which they are bound.
-LANES = {f.__name__: f for f in (tile.sums_of, tile.sums_of_two, tile.add_lanes)}
+def _of(*helpers: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    return {helper.__name__: helper for helper in helpers}
+
+
+LANES = _of(tile.sums_of, tile.sums_of_two, tile.add_lanes)
+GROUP = LANES | _of(packed_kernels.clear_group, packed_kernels.put_group, packed_kernels.add_group)
 OPEN_HELPERS: dict[str, dict[str, Callable[..., Any]]] = {
     "pack": {},
-    "matvec": LANES | {"add_group": packed_kernels.add_group},
+    "matvec": LANES
+    | _of(packed_kernels.clear_group, packed_kernels.put_group, packed_kernels.add_group),
+    "few_by_two": LANES
+    | _of(
+        packed_kernels.clear_group,
+        packed_kernels.put_group,
+        packed_kernels.add_group,
+        packed_kernels.add_group_to_two,
+    ),
+    "few": LANES
+    | {
+        "correct": few.correct,
+        "add_few": few.add_step,
+        "clear_sums": few.clear_sums,
+        "put_rows": few.put_rows,
+    },
     "matmul": LANES
     | {
         "fill_tile": packed_kernels.fill_tile,
@@ -121,5 +156,7 @@ OPEN_HELPERS: dict[str, dict[str, Callable[..., Any]]] = {
 TEMPLATES: dict[str, Callable[..., None]] = {
     "pack": packed_kernels.pack,
     "matvec": packed_kernels.matvec,
+    "few": packed_kernels.few,
+    "few_by_two": packed_kernels.few_by_two,
     "matmul": tile.matmul,
 }

@@ -30,6 +30,7 @@ from quant.packed import (
 )
 from quant.packed.packed_type import PackedType
 from quant.run.driver import JOB_BYTES
+from quant.run.fields import I64, Fields, write
 from quant.run.pool import Pool
 from quant.simd.vectors import call_kernel, i64
 
@@ -55,16 +56,23 @@ def packed_type(ggml_type: GGMLType) -> PackedType | None:
     return PACKED_TYPES.get(ggml_type)
 
 
+class Pack(Fields):
+    """Fields of `pack_task`."""
+
+    JOBS = I64
+    GROUPS = I64  # of rows, of each job
+
+
 @task
 def pack_task(context: int, index: int, thread: int) -> None:
-    """One row group of one job; context: jobs, groups of each."""
-    groups = i64(context + 8)
-    job = i64(context) + index // groups * JOB_BYTES
+    """One row group of one job. context: `Pack`."""
+    groups = i64(context + Pack.GROUPS)
+    job = i64(context + Pack.JOBS) + index // groups * JOB_BYTES
     group = index % groups
     call_kernel(i64(job + _FN), job, group, group + 1)
 
 
 def run_pack(pool: Pool, jobs: np.ndarray, groups: int) -> None:
     """Every job's kernel 'pack' over all its row groups; all jobs have `groups` of them."""
-    context = np.array([jobs.ctypes.data, groups], np.int64)
+    context = write(Pack, JOBS=jobs.ctypes.data, GROUPS=groups)
     pool.run(pack_task.address, context.ctypes.data, len(jobs) * groups)

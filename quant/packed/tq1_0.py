@@ -7,6 +7,8 @@ Strips: packed_trios.py. Any byte of a file is taken in: its digits are what `de
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from quant.compiler import isa
@@ -58,6 +60,15 @@ def pack_group(blocks: int, q: int, out: int) -> None:
 
 
 @inline
+def add_dots(dot0: Any, dot1: Any, dot2: Any, d0: Any, d1: Any, d2: Any, ys: int, to: int) -> None:
+    """The sums of three planes + a strip's dots, of one token."""
+    scale = splat_float(ys)
+    store_floats(to, fma(dot0, d0 * scale, load_floats(to)))
+    store_floats(to + 64, fma(dot1, d1 * scale, load_floats(to + 64)))
+    store_floats(to + 128, fma(dot2, d2 * scale, load_floats(to + 128)))
+
+
+@inline
 def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
     """Contract in packed_kernels.py."""
     minus = alloca(256)
@@ -73,10 +84,34 @@ def add_step(p: int, y: int, ys: int, isums: int, sums: int, acc: int) -> None:
                 for line in range(0, STRIP, 64):
                     prefetch(at + AHEAD + line)
             dot0, dot1, dot2 = strip_dots(at, y + 32 * g, minus + 32 * g)
-            scale = splat_float(ys + 4 * g)
-            store_floats(to, fma(dot0, d0 * scale, load_floats(to)))
-            store_floats(to + 64, fma(dot1, d1 * scale, load_floats(to + 64)))
-            store_floats(to + 128, fma(dot2, d2 * scale, load_floats(to + 128)))
+            add_dots(dot0, dot1, dot2, d0, d1, d2, ys + 4 * g, to)
+            at += STRIP
+            to += 4 * ROWS
+
+
+@inline
+def add_two(
+    p: int, y: int, ys: int, isums: int, sums: int, acc: int, other: int, more: int
+) -> None:
+    """Contract in packed_kernels.py; as add_step."""
+    minus = alloca(512)
+    negate_columns(y, minus)
+    negate_columns(y + other, minus + 256)
+    for rows in range(0, 64, 4 * LANES):
+        d0 = load_halves(p + rows // 2)
+        d1 = load_halves(p + 32 + rows // 2)
+        d2 = load_halves(p + 64 + rows // 2)
+        at = p + STRIPS + rows
+        to = acc + rows
+        for g in range(8):
+            if rows == 0:
+                for line in range(0, STRIP, 64):
+                    prefetch(at + AHEAD + line)
+            # both before anything is stored: what is unpacked then serves both
+            dot0, dot1, dot2 = strip_dots(at, y + 32 * g, minus + 32 * g)
+            dot3, dot4, dot5 = strip_dots(at, y + other + 32 * g, minus + 256 + 32 * g)
+            add_dots(dot0, dot1, dot2, d0, d1, d2, ys + 4 * g, to)
+            add_dots(dot3, dot4, dot5, d0, d1, d2, ys + other + 4 * g, to + more)
             at += STRIP
             to += 4 * ROWS
 
@@ -102,6 +137,7 @@ PACKED = PackedType(
     group_bytes=GROUP_BYTES,
     pack_group=pack_group,
     add_step=add_step,
+    add_two=add_two,
     fill_plane=fill_plane,
     few=5 if isa.PAIRS else 32,
 )

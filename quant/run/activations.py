@@ -30,6 +30,7 @@ import numpy as np
 
 from quant.compiler import isa
 from quant.compiler.jit import inline, kernel, task
+from quant.run.fields import I64, Fields, write
 from quant.run.pool import Pool
 from quant.simd.vectors import (
     abs_f32,
@@ -144,20 +145,33 @@ def _rest(x: Any, whole: Any) -> Any:
     return max_f32(min_f32(rest, most), zero_f32() - most)
 
 
+class Quantize(Fields):
+    """Fields of `quantize_task`."""
+
+    X = I64  # (N,) float32 of a row
+    X_STRIDE = I64
+    N = I64
+    OUT = I64  # its record
+    OUT_STRIDE = I64
+    PLANES = I64
+
+
 @task
 def quantize_task(context: int, index: int, thread: int) -> None:
-    """One row. context: x, its row stride, n, out, its row stride, planes."""
-    x = i64(context) + index * i64(context + 8)
-    n = i64(context + 16)
-    out = i64(context + 24) + index * i64(context + 32)
+    """One row. context: `Quantize`."""
+    x = i64(context + Quantize.X) + index * i64(context + Quantize.X_STRIDE)
+    n = i64(context + Quantize.N)
+    out = i64(context + Quantize.OUT) + index * i64(context + Quantize.OUT_STRIDE)
     for c in range(0, n, 32):
-        quantize_32(x + 4 * c, n, out, c, i64(context + 40))
+        quantize_32(x + 4 * c, n, out, c, i64(context + Quantize.PLANES))
 
 
 def quantize_rows(pool: Pool, x: np.ndarray, out: np.ndarray, planes: int) -> None:
     """X (T, n) float32 -> records out (T, record_bytes) uint8, in parallel over rows."""
-    fields = [x.ctypes.data, x.strides[0], x.shape[1], out.ctypes.data, out.strides[0], planes]
-    context = np.array(fields, np.int64)
+    context = write(
+        Quantize, X=x.ctypes.data, X_STRIDE=x.strides[0], N=x.shape[1], OUT=out.ctypes.data,
+        OUT_STRIDE=out.strides[0], PLANES=planes,
+    )  # fmt: skip
     pool.run(quantize_task.address, context.ctypes.data, len(x))
 
 

@@ -18,11 +18,11 @@ on how rows are grouped into tasks, or on which other tokens are computed: prefi
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 
 from quant.compiler.jit import inline, task
+from quant.run.cache_rows import RowKind, widen_rows
+from quant.run.fields import I64, Fields, write
 from quant.run.pool import Pool
 from quant.simd.floats import (
     LANES,
@@ -33,7 +33,6 @@ from quant.simd.floats import (
     first_lane,
     first_lanes_v,
     fma_v,
-    load_f16_v,
     load_v,
     max_v,
     maximum_v,
@@ -57,51 +56,33 @@ ROWS = 64 if WIDE else 32  # (token, head) pairs of a task, at most
 PARTIAL_BYTES = 1 << 25  # of partial results at a time
 
 
-class Attend(IntEnum):
-    """Fields of the context of both tasks (int64 each); addresses and strides in bytes."""
+class Attend(Fields):
+    """Fields of the context of both tasks; addresses and strides in bytes."""
 
-    Q = 0  # (tokens, heads, width) float32, scaled
-    Z = 1  # (tokens, heads, latent) float32, written by merge_task
-    CACHE = 2  # position 0
-    ROW_BYTES = 3
-    HALF = 4  # 1: rows are float16, 0: float32
-    FIRST = 5  # position of token 0
-    N_HEADS = 6  # a multiple of HEADS
-    WIDTH = 7  # elements of a row, a multiple of 16
-    LATENT = 8  # a multiple of 16
-    N_TOKENS = 9
-    TASK_HEADS = 10  # heads of a task, a multiple of HEADS
-    TASK_TOKENS = 11  # tokens of a task
-    STRANDS = 12  # at least min(STRANDS, ceil((first + n_tokens) / SPLIT))
-    PARTIALS = 13  # (tokens, heads, strands, latent + 16) float32: z, maximum, total
-    SCRATCH = 14
-    SCRATCH_BYTES = 15  # per thread: scratch_bytes(width)
+    Q = I64  # (tokens, heads, width) float32, scaled
+    Z = I64  # (tokens, heads, latent) float32, written by merge_task
+    CACHE = I64  # position 0
+    ROW_BYTES = I64
+    KIND = I64  # a RowKind
+    FIRST = I64  # position of token 0
+    N_HEADS = I64  # a multiple of HEADS
+    WIDTH = I64  # elements of a row, a multiple of 16
+    LATENT = I64  # a multiple of 16
+    N_TOKENS = I64
+    TASK_HEADS = I64  # heads of a task, a multiple of HEADS
+    TASK_TOKENS = I64  # tokens of a task
+    STRANDS = I64  # at least min(STRANDS, ceil((first + n_tokens) / SPLIT))
+    PARTIALS = I64  # (tokens, heads, strands, latent + 16) float32: z, maximum, total
+    SCRATCH = I64
+    SCRATCH_BYTES = I64  # per thread: scratch_bytes(width)
 
 
-(
-    _Q, _Z, _CACHE, _ROW_BYTES, _HALF, _FIRST, _N_HEADS, _WIDTH, _LATENT, _N_TOKENS,
-    _TASK_HEADS, _TASK_TOKENS, _STRANDS, _PARTIALS, _SCRATCH, _SCRATCH_BYTES,
-) = (8 * int(f) for f in Attend)  # fmt: skip
 _P = 4 * BLOCK  # bytes of a row of scores
 
 
 def scratch_bytes(width: int) -> int:
     """Scratch that one thread needs: a block of the cache in float32, and its scores."""
     return 4 * BLOCK * (width + ROWS)
-
-
-@inline
-def widen_block(row: int, row_bytes: int, half: bool, n: int, width: int, out: int) -> None:
-    """n cache rows -> (n, width) float32."""
-    for s in range(n):
-        at = row + s * row_bytes
-        if half:
-            for i in range(0, width, LANES):
-                store_v(out + 4 * i, load_f16_v(at + 2 * i))
-        else:
-            for i in range(0, width, LANES):
-                store_v(out + 4 * i, load_v(at + 4 * i))
-        out += 4 * width
 
 
 @inline
@@ -152,27 +133,31 @@ def attend_task(context: int, index: int, thread: int) -> None:
 
     index: (tokens / TASK_TOKENS, heads / TASK_HEADS, STRANDS), the last fastest.
     """
-    n_heads, width, latent = i64(context + _N_HEADS), i64(context + _WIDTH), i64(context + _LATENT)
-    strands, first = i64(context + _STRANDS), i64(context + _FIRST)
-    half, row_bytes = i64(context + _HALF) == 1, i64(context + _ROW_BYTES)
+    n_heads, width, latent = (
+        i64(context + Attend.N_HEADS),
+        i64(context + Attend.WIDTH),
+        i64(context + Attend.LATENT),
+    )
+    strands, first = i64(context + Attend.STRANDS), i64(context + Attend.FIRST)
+    kind, row_bytes = i64(context + Attend.KIND), i64(context + Attend.ROW_BYTES)
     strand = index % strands
-    groups = (n_heads + i64(context + _TASK_HEADS) - 1) // i64(context + _TASK_HEADS)
-    h0 = index // strands % groups * i64(context + _TASK_HEADS)
-    t0 = index // strands // groups * i64(context + _TASK_TOKENS)
-    heads = min(i64(context + _TASK_HEADS), n_heads - h0)
-    t1 = min(t0 + i64(context + _TASK_TOKENS), i64(context + _N_TOKENS))
+    groups = (n_heads + i64(context + Attend.TASK_HEADS) - 1) // i64(context + Attend.TASK_HEADS)
+    h0 = index // strands % groups * i64(context + Attend.TASK_HEADS)
+    t0 = index // strands // groups * i64(context + Attend.TASK_TOKENS)
+    heads = min(i64(context + Attend.TASK_HEADS), n_heads - h0)
+    t1 = min(t0 + i64(context + Attend.TASK_TOKENS), i64(context + Attend.N_TOKENS))
     end = first + t1
     begin = strand * SPLIT
     if begin >= end:
         return
-    block = i64(context + _SCRATCH) + thread * i64(context + _SCRATCH_BYTES)
+    block = i64(context + Attend.SCRATCH) + thread * i64(context + Attend.SCRATCH_BYTES)
     scores = block + 4 * BLOCK * width
     spare = alloca(64)
     z_row = 4 * (latent + 16)
     dz = strands * z_row  # from head to head
-    q = i64(context + _Q) + 4 * width * (t0 * n_heads + h0)
+    q = i64(context + Attend.Q) + 4 * width * (t0 * n_heads + h0)
     dt_q = 4 * width * n_heads  # from token to token
-    z = i64(context + _PARTIALS) + (t0 * n_heads + h0) * dz + strand * z_row
+    z = i64(context + Attend.PARTIALS) + (t0 * n_heads + h0) * dz + strand * z_row
     dt_z = n_heads * dz
     for t in range(t0, t1):
         for h in range(heads):
@@ -184,7 +169,8 @@ def attend_task(context: int, index: int, thread: int) -> None:
     s0 = begin
     while s0 < end:
         rows = min(BLOCK, end - s0)
-        widen_block(i64(context + _CACHE) + s0 * row_bytes, row_bytes, half, rows, width, block)
+        at = i64(context + Attend.CACHE) + s0 * row_bytes
+        widen_rows(kind, at, row_bytes, rows, latent, width - latent, block)
         for s in range(0, rows, 2 * PART):
             p = scores
             for t in range(t0, t1):
@@ -223,11 +209,11 @@ def attend_task(context: int, index: int, thread: int) -> None:
 @task
 def merge_task(context: int, index: int, thread: int) -> None:
     """The strands of one row -> z. context: see `Attend`; index: token * N_HEADS + head."""
-    latent = i64(context + _LATENT)
+    latent = i64(context + Attend.LATENT)
     z_row = 4 * (latent + 16)
-    n = i64(context + _FIRST) + index // i64(context + _N_HEADS) + 1
+    n = i64(context + Attend.FIRST) + index // i64(context + Attend.N_HEADS) + 1
     strands = min(STRANDS, (n + SPLIT - 1) // SPLIT)
-    part = i64(context + _PARTIALS) + index * i64(context + _STRANDS) * z_row
+    part = i64(context + Attend.PARTIALS) + index * i64(context + Attend.STRANDS) * z_row
     top = part + 4 * latent
     best = f32(top)
     for s in range(1, strands):
@@ -239,7 +225,7 @@ def merge_task(context: int, index: int, thread: int) -> None:
         put_f32(at, weight)
         total += weight * f32(at + 4)
     inverse = splat_v(np.float32(1) / total)
-    z = i64(context + _Z) + 4 * latent * index
+    z = i64(context + Attend.Z) + 4 * latent * index
     for i in range(0, 4 * latent, V_BYTES):
         acc = zero_v()
         for s in range(strands):
@@ -268,19 +254,23 @@ def aligned(n_bytes: int) -> np.ndarray:
 
 
 def attend(
-    pool: Pool, q: np.ndarray, cache: int, row_bytes: int, half: bool, first: int, z: np.ndarray
+    pool: Pool,
+    q: np.ndarray,
+    cache: int,
+    row_bytes: int,
+    kind: RowKind,
+    first: int,
+    z: np.ndarray,
 ) -> None:
     """Absorbed attention of T new tokens at positions first .. first + T - 1, causal.
 
-    q: (T, A, width) float32 in C order, A a multiple of 4; cache: address of position 0, rows of
-    `width` halves (half) or float32, row_bytes apart; z: (T, A, latent), written. width and latent
-    are multiples of 16.
+    q: (T, A, width) float32 in C order, A a multiple of 4; cache: address of position 0, rows
+    row_bytes apart; z: (T, A, latent), written. width and latent are multiples of 16.
     """
     n_tokens, n_heads, width = q.shape
     latent = z.shape[2]
     size = scratch_bytes(width)
     scratch = aligned(pool.threads * size)
-    context = np.zeros(len(Attend), np.int64)
     strands = min(STRANDS, -(-(first + n_tokens) // SPLIT))
     per_token = partial_bytes(n_heads, latent, strands)
     step = max(max(1, ROWS // n_heads), PARTIAL_BYTES // per_token)
@@ -288,9 +278,11 @@ def attend(
     for t in range(0, n_tokens, step):
         count = min(step, n_tokens - t)
         heads, tokens = task_shape(count, n_heads, strands, pool.threads)
-        context[:] = (
-            q[t:].ctypes.data, z[t:].ctypes.data, cache, row_bytes, half, first + t, n_heads, width,
-            latent, count, heads, tokens, strands, partials.ctypes.data, scratch.ctypes.data, size,
+        context = write(
+            Attend, Q=q[t:].ctypes.data, Z=z[t:].ctypes.data, CACHE=cache, ROW_BYTES=row_bytes,
+            KIND=int(kind), FIRST=first + t, N_HEADS=n_heads, WIDTH=width, LATENT=latent,
+            N_TOKENS=count, TASK_HEADS=heads, TASK_TOKENS=tokens, STRANDS=strands,
+            PARTIALS=partials.ctypes.data, SCRATCH=scratch.ctypes.data, SCRATCH_BYTES=size,
         )  # fmt: skip
         tasks = -(-count // tokens) * -(-n_heads // heads) * strands
         pool.run(attend_task.address, context.ctypes.data, tasks)

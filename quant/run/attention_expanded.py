@@ -14,12 +14,12 @@ so memory is the same whatever the length of prompt and cache.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 
 from quant.compiler.jit import inline, task
-from quant.run.attention import BLOCK, aligned, soften, widen_block
+from quant.run.attention import BLOCK, aligned, soften
+from quant.run.cache_rows import RowKind, widen_rows
+from quant.run.fields import I64, Fields, write
 from quant.run.pool import Pool
 from quant.simd.floats import (
     LANES,
@@ -40,36 +40,31 @@ from quant.tile.float_tiles import MIX_COLS, dots, mix, mix_one_vector
 TOKENS = 64  # whose scores are kept at a time
 
 
-class Expand(IntEnum):
-    """Fields of the context of `expanded_task` (int64 each); all arrays float32 but the cache."""
+class Expand(Fields):
+    """Fields of the context of `expanded_task`; all arrays float32 but the cache."""
 
-    Q = 0  # (tokens, heads, nope + rope), scaled
-    Z = 1  # (tokens, heads, values), written
-    CACHE = 2  # position 0: rows [c: latent | k_rope: rope]
-    ROW_BYTES = 3
-    HALF = 4  # 1: rows are float16, 0: float32
-    FIRST = 5  # position of token 0
-    N_HEADS = 6
-    WIDTH = 7  # latent + rope; these and those below are multiples of 16
-    LATENT = 8
-    N_TOKENS = 9  # a multiple of 4
-    NOPE = 10
-    VALUES = 11
-    K_B = 12  # (heads, k_rows, nope)
-    K_ROWS = 13  # at most latent
-    V_B = 14  # (heads, values, v_cols)
-    V_COLS = 15  # at least latent
-    TASK_TOKENS = 16  # tokens of a task, a multiple of TOKENS
-    SCRATCH = 17
-    SCRATCH_BYTES = 18  # per thread
-    N_KEYS = 19  # positions of the cache
+    Q = I64  # (tokens, heads, nope + rope), scaled
+    Z = I64  # (tokens, heads, values), written
+    CACHE = I64  # position 0: rows [c: latent | k_rope: rope]
+    ROW_BYTES = I64
+    KIND = I64  # a RowKind
+    FIRST = I64  # position of token 0
+    N_HEADS = I64
+    WIDTH = I64  # latent + rope; these and those below are multiples of 16
+    LATENT = I64
+    N_TOKENS = I64  # a multiple of 4
+    NOPE = I64
+    VALUES = I64
+    K_B = I64  # (heads, k_rows, nope)
+    K_ROWS = I64  # at most latent
+    V_B = I64  # (heads, values, v_cols)
+    V_COLS = I64  # at least latent
+    TASK_TOKENS = I64  # tokens of a task, a multiple of TOKENS
+    SCRATCH = I64
+    SCRATCH_BYTES = I64  # per thread
+    N_KEYS = I64  # positions of the cache
 
 
-(
-    _Q, _Z, _CACHE, _ROW_BYTES, _HALF, _FIRST, _N_HEADS, _WIDTH, _LATENT, _N_TOKENS, _NOPE,
-    _VALUES, _K_B, _K_ROWS, _V_B, _V_COLS, _TASK_TOKENS, _SCRATCH, _SCRATCH_BYTES,
-    _N_KEYS,
-) = (8 * int(f) for f in Expand)  # fmt: skip
 _P = 4 * BLOCK  # bytes of a row of scores
 
 
@@ -90,11 +85,11 @@ def expand_block(
     context: int, head: int, rows: int, block: int, keys: int, values: int, spare: int
 ) -> None:
     """(rows, width) at `block` -> keys (rows, nope + rope), values (rows, VALUES), by fours."""
-    width, latent = i64(context + _WIDTH), i64(context + _LATENT)
-    nope, n_values = i64(context + _NOPE), i64(context + _VALUES)
-    k_rows, v_cols = i64(context + _K_ROWS), i64(context + _V_COLS)
-    k_b = i64(context + _K_B) + 4 * k_rows * nope * head
-    v_b = i64(context + _V_B) + 4 * n_values * v_cols * head
+    width, latent = i64(context + Expand.WIDTH), i64(context + Expand.LATENT)
+    nope, n_values = i64(context + Expand.NOPE), i64(context + Expand.VALUES)
+    k_rows, v_cols = i64(context + Expand.K_ROWS), i64(context + Expand.V_COLS)
+    k_b = i64(context + Expand.K_B) + 4 * k_rows * nope * head
+    v_b = i64(context + Expand.V_B) + 4 * n_values * v_cols * head
     dc = 4 * width
     dk = 4 * (nope + width - latent)
     dv = 4 * n_values
@@ -132,35 +127,36 @@ def expand_block(
 @task
 def expanded_task(context: int, index: int, thread: int) -> None:
     """One head of some tokens. context: see `Expand`; index: (heads, tokens / TASK_TOKENS)."""
-    n_heads, n_tokens = i64(context + _N_HEADS), i64(context + _N_TOKENS)
-    width, n_values = i64(context + _WIDTH), i64(context + _VALUES)
-    key = i64(context + _NOPE) + width - i64(context + _LATENT)
-    first, row_bytes = i64(context + _FIRST), i64(context + _ROW_BYTES)
-    share = i64(context + _TASK_TOKENS)
+    n_heads, n_tokens = i64(context + Expand.N_HEADS), i64(context + Expand.N_TOKENS)
+    width, n_values = i64(context + Expand.WIDTH), i64(context + Expand.VALUES)
+    latent, kind = i64(context + Expand.LATENT), i64(context + Expand.KIND)
+    key = i64(context + Expand.NOPE) + width - latent
+    first, row_bytes = i64(context + Expand.FIRST), i64(context + Expand.ROW_BYTES)
+    share = i64(context + Expand.TASK_TOKENS)
     turns = (n_tokens + share - 1) // share
     head = index // turns
     t0 = index % turns * share
     t1 = min(t0 + share, n_tokens)
-    block = i64(context + _SCRATCH) + thread * i64(context + _SCRATCH_BYTES)
+    block = i64(context + Expand.SCRATCH) + thread * i64(context + Expand.SCRATCH_BYTES)
     keys = block + 4 * BLOCK * width
     values = keys + 4 * BLOCK * key
     scores = values + 4 * BLOCK * n_values
     state = scores + TOKENS * _P  # (share, 2): maximum, total
     spare = alloca(64)
     dq = 4 * key * n_heads  # from token to token
-    q = i64(context + _Q) + 4 * key * head
+    q = i64(context + Expand.Q) + 4 * key * head
     dz = 4 * n_values * n_heads
-    z = i64(context + _Z) + 4 * n_values * head
+    z = i64(context + Expand.Z) + 4 * n_values * head
     for t in range(t0, t1):
         for i in range(0, 4 * n_values, V_BYTES):
             store_v(z + t * dz + i, zero_v())
         put_f32(state + 8 * (t - t0), np.float32(-np.inf))
         put_f32(state + 8 * (t - t0) + 4, np.float32(0))
-    end = min(first + t1, i64(context + _N_KEYS))
+    end = min(first + t1, i64(context + Expand.N_KEYS))
     for s0 in range(0, end, BLOCK):
         rows = min(BLOCK, end - s0)
-        at = i64(context + _CACHE) + s0 * row_bytes
-        widen_block(at, row_bytes, i64(context + _HALF) == 1, rows, width, block)
+        at = i64(context + Expand.CACHE) + s0 * row_bytes
+        widen_rows(kind, at, row_bytes, rows, latent, width - latent, block)
         expand_block(context, head, rows, block, keys, values, spare)
         for tile in range(t0, t1, TOKENS):
             last = min(t1, tile + TOKENS)
@@ -202,7 +198,10 @@ def attend_expanded(
     q: np.ndarray,
     k_b: np.ndarray,
     v_b: np.ndarray,
-    cache: np.ndarray,
+    cache: int,
+    row_bytes: int,
+    kind: RowKind,
+    n_keys: int,
     latent: int,
     first: int,
     z: np.ndarray,
@@ -210,24 +209,23 @@ def attend_expanded(
     """Causal attention of T new tokens at positions first .. first + T - 1.
 
     q (T, A, nope + rope), scaled; k_b (A, at most latent, nope); v_b (A, v, at least latent);
-    cache (positions, latent + rope) float16 or float32; z (T, A, v), written. Widths are multiples
-    of 16; what pads them is zero. T is a multiple of 4; tokens beyond the last position of the
-    cache attend to all of it.
+    cache: address of position 0, n_keys rows row_bytes apart; z (T, A, v), written. Widths are
+    multiples of 16; what pads them is zero. T is a multiple of 4; tokens from position n_keys on
+    attend to all of them.
     """
     n_tokens, n_heads, key = q.shape
-    width, nope, n_values = cache.shape[1], k_b.shape[2], z.shape[2]
+    nope, n_values = k_b.shape[2], z.shape[2]
+    width = latent + key - nope
     turns = max(1, min(-(-n_tokens // TOKENS), 2 * pool.threads // n_heads))
     share = -(-n_tokens // (turns * TOKENS)) * TOKENS
     size = 4 * (BLOCK * (width + key + n_values) + TOKENS * BLOCK + 2 * share)
     scratch = aligned(pool.threads * size)
     scratch[:] = 0  # rows beyond the last position are expanded by fours, to nothing
-    context = np.array(
-        (
-            q.ctypes.data, z.ctypes.data, cache.ctypes.data, cache.strides[0],
-            cache.dtype == np.float16, first, n_heads, width, latent, n_tokens, nope, n_values,
-            k_b.ctypes.data, k_b.shape[1], v_b.ctypes.data, v_b.shape[2], share,
-            scratch.ctypes.data, size, len(cache),
-        ),
-        np.int64,
+    context = write(
+        Expand, Q=q.ctypes.data, Z=z.ctypes.data, CACHE=cache, ROW_BYTES=row_bytes, KIND=int(kind),
+        FIRST=first, N_HEADS=n_heads, WIDTH=width, LATENT=latent, N_TOKENS=n_tokens, NOPE=nope,
+        VALUES=n_values, K_B=k_b.ctypes.data, K_ROWS=k_b.shape[1], V_B=v_b.ctypes.data,
+        V_COLS=v_b.shape[2], TASK_TOKENS=share, SCRATCH=scratch.ctypes.data, SCRATCH_BYTES=size,
+        N_KEYS=n_keys,
     )  # fmt: skip
     pool.run(expanded_task.address, context.ctypes.data, n_heads * -(-n_tokens // share))

@@ -180,29 +180,44 @@ def run_gate_up(pool: Pool, jobs: np.ndarray, chunk: int) -> None:
     pool.run(gate_up_task.address, context.ctypes.data, count_tasks(jobs, chunk))
 
 
+class Down(Fields):
+    """Fields of `down_task`. A job's OUT counts from the thread's scratch."""
+
+    JOBS = I64
+    N_JOBS = I64
+    CHUNK = I64  # rows of a task: columns of a slot in the scratch
+    SCRATCH = I64
+    SCRATCH_BYTES = I64  # of a thread
+    SLOTS = I64  # (TOKENS, TOP_K) int64
+    WEIGHTS = I64  # (TOKENS, TOP_K) float32
+    TOP_K = I64
+    TOKENS = I64
+    OUT = I64
+    OUT_STRIDE = I64
+
+
 @task
 def down_task(context: int, index: int, thread: int) -> None:
     """One chunk of rows of all jobs, and then these columns of all tokens' output.
 
-    context: jobs, how many, chunk, scratch, scratch bytes per thread, slots, weights, K, tokens,
-    out, out stride (see `combine_row`). A job's OUT counts from the thread's scratch, in which a
-    slot has `chunk` columns.
+    context: `Down`; see `combine_row`.
     """
-    first, chunk = i64(context), i64(context + 16)
+    first, chunk = i64(context + Down.JOBS), i64(context + Down.CHUNK)
     r0 = index * chunk
     r1 = min(r0 + chunk, i64(first + _N_ROWS))
-    local = i64(context + 24) + thread * i64(context + 32)
+    local = i64(context + Down.SCRATCH) + thread * i64(context + Down.SCRATCH_BYTES)
     parts = local + JOB_ROOM
-    for job in range(first, first + i64(context + 8) * JOB_BYTES, JOB_BYTES):
+    for job in range(first, first + i64(context + Down.N_JOBS) * JOB_BYTES, JOB_BYTES):
         fn = part_job(job, local, False, parts + i64(job + _OUT), chunk, r0)
         call_kernel(fn, local, r0, r1)
-    slots, weights, top_k = i64(context + 40), i64(context + 48), i64(context + 56)
-    row = i64(context + 72) + 4 * r0
-    for _ in range(i64(context + 64)):
+    slots, weights = i64(context + Down.SLOTS), i64(context + Down.WEIGHTS)
+    top_k = i64(context + Down.TOP_K)
+    row = i64(context + Down.OUT) + 4 * r0
+    for _ in range(i64(context + Down.TOKENS)):
         combine_row(parts, 4 * chunk, slots, weights, top_k, r1 - r0, row)
         slots += 8 * top_k
         weights += 4 * top_k
-        row += i64(context + 80)
+        row += i64(context + Down.OUT_STRIDE)
 
 
 def run_down(
@@ -220,12 +235,10 @@ def run_down(
     """
     size = JOB_ROOM + -(-4 * chunk * slots.size // 64) * 64
     scratch = np.empty((pool.threads, size), np.uint8)
-    context = np.array(
-        (
-            jobs.ctypes.data, len(jobs), chunk, scratch.ctypes.data, size, slots.ctypes.data,
-            weights.ctypes.data, slots.shape[1], len(out), out.ctypes.data, out.strides[0],
-        ),
-        np.int64,
+    context = write(
+        Down, JOBS=jobs.ctypes.data, N_JOBS=len(jobs), CHUNK=chunk, SCRATCH=scratch.ctypes.data,
+        SCRATCH_BYTES=size, SLOTS=slots.ctypes.data, WEIGHTS=weights.ctypes.data,
+        TOP_K=slots.shape[1], TOKENS=len(out), OUT=out.ctypes.data, OUT_STRIDE=out.strides[0],
     )  # fmt: skip
     pool.run(down_task.address, context.ctypes.data, -(-out.shape[1] // chunk))
 

@@ -143,7 +143,7 @@ def route(
 
     logits (T, E); bias (E,) or (0,); ids (T, K) int64 and weights (T, K) are written. The bias
     decides which experts are chosen and nothing else; ties go to the lower index. Where a logit or
-    a bias is infinite or not a number, all weights are not a number.
+    a bias is infinite or not a number, all weights are not a number, of the experts 0 .. K - 1.
     """
     n_tokens, n_experts = logits.shape
     top_k = ids.shape[1]
@@ -195,6 +195,8 @@ def route(
             for e in range(1, n_experts):
                 if choice[e] > choice[best]:
                     best = e
+            if fault != fault:  # nothing compares, but no expert may be chosen twice
+                best = k
             choice[best] = np.float32(-np.inf)
             ids[t, k] = best
             weights[t, k] = scores[best]

@@ -14,6 +14,7 @@ from quant.kernels import Job
 from quant.run import attention, layer_ops
 from quant.run.activations import quantize_32
 from quant.run.attention import Attend
+from quant.run.cache_rows import store_row
 from quant.run.fields import F64, I64, Fields, size
 from quant.run.tape import Pass, Row
 from quant.simd.vectors import (
@@ -26,7 +27,6 @@ from quant.simd.vectors import (
     put_f32,
     put_i64,
     splat_f32,
-    store_f16,
     store_f32,
 )
 
@@ -35,17 +35,7 @@ JOB_BYTES = 8 * len(Job)
 _X, _OUT, _ROW0, _N_ROWS, _KERNEL = (
     8 * int(f) for f in (Job.X, Job.OUT, Job.OUT_ROW0, Job.N_ROWS, Job.KERNEL)
 )
-ATTEND_BYTES = 8 * len(Attend)
-(
-    _ATTEND_CACHE, _ATTEND_ROW_BYTES, _ATTEND_HALF, _ATTEND_FIRST, _ATTEND_HEADS,
-    _ATTEND_TASK_HEADS, _ATTEND_STRANDS,
-) = (
-    8 * int(f)
-    for f in (
-        Attend.CACHE, Attend.ROW_BYTES, Attend.HALF, Attend.FIRST, Attend.N_HEADS,
-        Attend.TASK_HEADS, Attend.STRANDS,
-    )
-)  # fmt: skip
+ATTEND_BYTES = size(Attend)
 
 one_token = inline(attention.task_shape)
 
@@ -178,14 +168,14 @@ def begin_task(context: int, index: int, thread: int) -> None:
     for row in range(i64(context + Begin.ROWS)):
         attend = i64(context + Begin.ATTEND) + ATTEND_BYTES * row
         position = i64(row_of(state, row) + Row.POSITION)
-        put_i64(attend + _ATTEND_ROW_BYTES, i64(state + Pass.ROW_BYTES))
-        put_i64(attend + _ATTEND_HALF, i64(state + Pass.KIND))
-        put_i64(attend + _ATTEND_FIRST, position)
-        n_heads = i64(attend + _ATTEND_HEADS)
+        put_i64(attend + Attend.ROW_BYTES, i64(state + Pass.ROW_BYTES))
+        put_i64(attend + Attend.KIND, i64(state + Pass.KIND))
+        put_i64(attend + Attend.FIRST, position)
+        n_heads = i64(attend + Attend.N_HEADS)
         strands = min(attention.STRANDS, position // attention.SPLIT + 1)
         heads, _ = one_token(1, n_heads, strands, i64(context + Begin.THREADS))
-        put_i64(attend + _ATTEND_TASK_HEADS, heads)
-        put_i64(attend + _ATTEND_STRANDS, strands)
+        put_i64(attend + Attend.TASK_HEADS, heads)
+        put_i64(attend + Attend.STRANDS, strands)
         count = (n_heads + heads - 1) // heads * strands
         put_i64(i64(context + Begin.COUNTS) + 8 * row, count)
         total += count
@@ -206,7 +196,7 @@ class Latent(Fields):
     ROW = I64  # scratch (WIDTH,) float32, zero where c and k_rope do not reach
     ROW_STRIDE = I64
     ROPE_AT = I64  # element of the row where k_rope begins
-    WIDTH = I64  # elements of a cache row, a multiple of 16
+    WIDTH = I64  # elements of a cache row, a multiple of 16 like ROPE_AT
     ATTEND = I64  # `attention.Attend` of each row: CACHE is set
 
 
@@ -221,7 +211,6 @@ def latent_task(context: int, index: int, thread: int) -> None:
     record = row_of(state, index)
     x = i64(context + Latent.X) + i64(context + Latent.X_STRIDE) * index
     row = i64(context + Latent.ROW) + i64(context + Latent.ROW_STRIDE) * index
-    width = i64(context + Latent.WIDTH)
     layer_ops.norm_row(x, i64(context + Latent.WEIGHT), rank, f64(context + Latent.EPS), row)
     k_rope = row + 4 * i64(context + Latent.ROPE_AT)
     for i in range(rope):
@@ -229,13 +218,9 @@ def latent_task(context: int, index: int, thread: int) -> None:
     _rotate(k_rope, rope, record)
     cache = i64(record + Row.CACHE) + i64(context + Latent.LAYER) * i64(state + Pass.LAYER_BYTES)
     at = cache + i64(record + Row.POSITION) * i64(state + Pass.ROW_BYTES)
-    if i64(state + Pass.KIND):
-        for i in range(0, width, 8):
-            store_f16(at + 2 * i, load_f32(row + 4 * i))
-    else:
-        for i in range(0, width, 8):
-            store_f32(at + 4 * i, load_f32(row + 4 * i))
-    put_i64(i64(context + Latent.ATTEND) + ATTEND_BYTES * index + _ATTEND_CACHE, cache)
+    rope_at = i64(context + Latent.ROPE_AT)
+    store_row(i64(state + Pass.KIND), row, rope_at, i64(context + Latent.WIDTH) - rope_at, at)
+    put_i64(i64(context + Latent.ATTEND) + ATTEND_BYTES * index + Attend.CACHE, cache)
 
 
 @inline

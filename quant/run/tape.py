@@ -28,7 +28,7 @@ class Pass(Fields):
     ROWS = I64  # address of `Row` records, one per token
     LAYER_BYTES = I64  # from layer to layer of a KV slot
     ROW_BYTES = I64  # from position to position
-    KIND = I64  # how cache rows are stored
+    KIND = I64  # of cache rows: a `cache_rows.RowKind`
     FORCED = I64  # 0, or (layers, rows, K) int64: experts to run instead of the router's choice
 
 

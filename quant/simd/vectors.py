@@ -178,6 +178,9 @@ put_i64 = _op(types.int64, (P, types.int64), lambda b, m, v: _store(b, v[1], v[0
 put_i32 = _op(  # the low 32 bits
     types.int64, (P, types.int64), lambda b, m, v: _store(b, b.trunc(v[1], I32), v[0])
 )
+put_f16 = _op(  # the nearest half
+    types.int64, (P, types.float32), lambda b, m, v: _store(b, half.narrow(b, v[1]), v[0])
+)
 put_f32 = _op(types.int64, (P, types.float32), lambda b, m, v: _store(b, v[1], v[0]))
 
 

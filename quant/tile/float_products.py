@@ -17,7 +17,6 @@ from typing import Any
 
 from quant.compiler.jit import inline
 from quant.kernels import (
-    _INDEX,
     _N_COLS,
     _N_TOKENS,
     _OUT,
@@ -25,11 +24,10 @@ from quant.kernels import (
     _ROW0,
     _ROW_BYTES,
     _W,
-    _X,
-    _X_STRIDE,
     BYTES,
     SIZE,
     decode_row,
+    token_at,
 )
 from quant.simd.floats import (
     PART,
@@ -69,6 +67,15 @@ def _put_rows(out: int, sums: Any, rows: int, spare: int) -> None:
             put_f32(out + 4 * i, f32(spare + 4 * i))
 
 
+@inline
+def _put_fours(out: int, stride: int, sums: Any, tokens: int, rows: int, spare: int) -> None:
+    """The first `rows` of four sums of one token -> out, and those of the next, if there is one."""
+    store_8(spare, sums)
+    for k in range(min(2, tokens)):
+        for i in range(rows):
+            put_f32(out + k * stride + 4 * i, f32(spare + 16 * k + 4 * i))
+
+
 def matvec_f32(job: int, r0: int, r1: int) -> None:
     """out[t, r] = row r . x[t], x float32; weights are widened in registers."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
@@ -77,7 +84,7 @@ def matvec_f32(job: int, r0: int, r1: int) -> None:
     group = ROWS * row_bytes
     ahead = (AHEAD + group - 1) // group * group if group < 4 * AHEAD else 0
     for t in range(i64(job + _N_TOKENS)):
-        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        x = token_at(job, t)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
         for r in range(r0, r1, ROWS):
             rows = r1 - r
@@ -114,6 +121,44 @@ def matvec_f32(job: int, r0: int, r1: int) -> None:
             _put_rows(out + 4 * r, fold_rows_8(a0, a1, a2, a3, a4, a5, a6, a7), rows, spare)
 
 
+def few_f32(job: int, r0: int, r1: int) -> None:
+    """`matvec_f32` for a few tokens: four rows are read once for every four of them."""
+    w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
+    n_tokens, stride = i64(job + _N_TOKENS), i64(job + _OUT_STRIDE)
+    spare = alloca(64)
+    for r in range(r0, r1, 4):
+        rows = min(4, r1 - r)
+        p0 = w + r * row_bytes
+        p1 = p0 + min(1, rows - 1) * row_bytes
+        p2 = p0 + min(2, rows - 1) * row_bytes
+        p3 = p0 + min(3, rows - 1) * row_bytes
+        for t in range(0, n_tokens, 4):
+            last = n_tokens - 1
+            x0 = token_at(job, t)
+            x1 = token_at(job, min(t + 1, last))
+            x2 = token_at(job, min(t + 2, last))
+            x3 = token_at(job, min(t + 3, last))
+            a0 = zero_v(); a1 = zero_v(); a2 = zero_v(); a3 = zero_v()  # fmt: skip
+            b0 = zero_v(); b1 = zero_v(); b2 = zero_v(); b3 = zero_v()  # fmt: skip
+            c0 = zero_v(); c1 = zero_v(); c2 = zero_v(); c3 = zero_v()  # fmt: skip
+            d0 = zero_v(); d1 = zero_v(); d2 = zero_v(); d3 = zero_v()  # fmt: skip
+            for c in range(0, n, 32):
+                to = 4 * c
+                a0 = dot_32(p0, c, x0 + to, a0); b0 = dot_32(p0, c, x1 + to, b0)  # fmt: skip
+                c0 = dot_32(p0, c, x2 + to, c0); d0 = dot_32(p0, c, x3 + to, d0)  # fmt: skip
+                a1 = dot_32(p1, c, x0 + to, a1); b1 = dot_32(p1, c, x1 + to, b1)  # fmt: skip
+                c1 = dot_32(p1, c, x2 + to, c1); d1 = dot_32(p1, c, x3 + to, d1)  # fmt: skip
+                a2 = dot_32(p2, c, x0 + to, a2); b2 = dot_32(p2, c, x1 + to, b2)  # fmt: skip
+                c2 = dot_32(p2, c, x2 + to, c2); d2 = dot_32(p2, c, x3 + to, d2)  # fmt: skip
+                a3 = dot_32(p3, c, x0 + to, a3); b3 = dot_32(p3, c, x1 + to, b3)  # fmt: skip
+                c3 = dot_32(p3, c, x2 + to, c3); d3 = dot_32(p3, c, x3 + to, d3)  # fmt: skip
+            out = i64(job + _OUT) + t * stride + 4 * (r - i64(job + _ROW0))
+            sums = fold_rows_8(a0, a1, a2, a3, b0, b1, b2, b3)
+            _put_fours(out, stride, sums, n_tokens - t, rows, spare)
+            sums = fold_rows_8(c0, c1, c2, c3, d0, d1, d2, d3)
+            _put_fours(out + 2 * stride, stride, sums, n_tokens - t - 2, rows, spare)
+
+
 def matvec_f32_tiled(job: int, r0: int, r1: int) -> None:
     """`matvec_f32` for any type: eight rows are decoded, then multiplied."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
@@ -121,7 +166,7 @@ def matvec_f32_tiled(job: int, r0: int, r1: int) -> None:
     at = alloca(512)  # ROWS accumulators
     spare = alloca(64)
     for t in range(i64(job + _N_TOKENS)):
-        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        x = token_at(job, t)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
         for r in range(r0, r1, ROWS):
             rows = min(ROWS, r1 - r)
@@ -181,12 +226,10 @@ def _put_quads(out: int, stride: int, sums: Any, tokens: int, rows: int, spare: 
 def matmul_f32(job: int, r0: int, r1: int) -> None:
     """`matvec_f32` for many tokens: a tile of rows is decoded once for up to 128 of them.
 
-    Token t lies at X + INDEX[t], or at X + t * X_STRIDE where INDEX is 0. Tiles of 8 rows x 512
-    columns stay in L1; accumulators wait in memory where a row has more.
+    Tiles of 8 rows x 512 columns stay in L1; accumulators wait in memory where a row has more.
     """
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    x, x_stride, n_tokens = i64(job + _X), i64(job + _X_STRIDE), i64(job + _N_TOKENS)
-    index, stride = i64(job + _INDEX), i64(job + _OUT_STRIDE)
+    n_tokens, stride = i64(job + _N_TOKENS), i64(job + _OUT_STRIDE)
     tile = alloca(16384)  # ROWS * _TILE_ROW
     accs = alloca(65536)  # TILE_TOKENS * ROWS * 64
     spare = alloca(64)
@@ -204,25 +247,13 @@ def matmul_f32(job: int, r0: int, r1: int) -> None:
                     decode_row(start, cols, tile + r * _TILE_ROW)
                 at = accs
                 for t in range(t0, t1, 4):
-                    u1 = min(t + 1, t1 - 1)
-                    u2 = min(t + 2, t1 - 1)
-                    u3 = min(t + 3, t1 - 1)
-                    if index:
-                        y0 = i64(index + 8 * t)
-                        y1 = i64(index + 8 * u1)
-                        y2 = i64(index + 8 * u2)
-                        y3 = i64(index + 8 * u3)
-                    else:
-                        y0 = t * x_stride
-                        y1 = u1 * x_stride
-                        y2 = u2 * x_stride
-                        y3 = u3 * x_stride
-                    y = x + 4 * c0
+                    y0 = token_at(job, t) + 4 * c0
+                    y1 = token_at(job, min(t + 1, t1 - 1)) + 4 * c0
+                    y2 = token_at(job, min(t + 2, t1 - 1)) + 4 * c0
+                    y3 = token_at(job, min(t + 3, t1 - 1)) + 4 * c0
                     for r in range(0, rows, PART):
                         q = tile + r * _TILE_ROW
-                        s = dots(
-                            y + y0, y + y1, y + y2, y + y3, q, _TILE_ROW, 4 * cols, at, begin, end
-                        )
+                        s = dots(y0, y1, y2, y3, q, _TILE_ROW, 4 * cols, at, begin, end)
                         if end:
                             out = out0 + t * stride + 4 * r
                             _put_quads(out, stride, s, t1 - t, rows - r, spare)

@@ -120,7 +120,7 @@ def _transpose(b: Any, rows: list[Any]) -> list[Any]:
 
 
 @cache
-def _transpose_16(zero: int = 0, step: int = 1, *, wide: bool = False, lanes: int = LANES) -> Any:
+def transpose_16(zero: int = 0, step: int = 1, *, wide: bool = False, lanes: int = LANES) -> Any:
     """transpose(src, src_stride, dst, quads, quad_stride, group_stride).
 
     16 rows of 64 bytes at src -> vector m to dst + m // quads * group_stride + m % quads *
@@ -166,7 +166,7 @@ def _transpose_16(zero: int = 0, step: int = 1, *, wide: bool = False, lanes: in
     return _op(types.int64, (P, P, P, P, P, P), generate)
 
 
-transpose_floats = _transpose_16()
+transpose_floats = transpose_16()
 
 
 def transpose_weights(src: int, stride: int, dst: int, quads: int, quad: int, group: int) -> None:
@@ -176,61 +176,67 @@ def transpose_weights(src: int, stride: int, dst: int, quads: int, quad: int, gr
 def fill_tile(
     w: int, row_bytes: int, top: int, rows: int, c0: int, cols: int, tile_w: int, s: int, o: int
 ) -> None:
-    """`cols` columns from c0 on of `rows` rows from `top` on; open because decode_step is.
+    """`cols` columns from c0 on of `rows` rows from `top` on; open because fill_step is.
 
     Rows beyond `rows` repeat the last one. Of a last step with fewer columns the rest is zero.
     """
     steps = (cols + 255) // 256
     group = GROUP * (64 if WIDE else 32)  # bytes
     stride = steps * group + PAD
-    p = w + top * row_bytes + c0 // SIZE * BYTES
-    q16 = alloca(4096)  # 16 rows of 256 weights, then scales and offsets
-    s16 = alloca(1088)
-    o16 = alloca(1088)
-    for step in range(steps):
-        blocks = min(256, cols - 256 * step) // SIZE
-        for half in range(2):
-            for i in range(16):
-                row = p + min(16 * half + i, rows - 1) * row_bytes
-                row += step * (256 // SIZE) * BYTES
-                decode_step(row, blocks, q16 + 256 * i, s16 + 64 * i, o16 + 64 * i)
-            at = tile_w + step * group + 64 * half
-            for k in range(4):
-                transpose_weights(
-                    q16 + 64 * k, 256, at + k * (64 // GROUP) * stride, GROUP // 4,
-                    256 if WIDE else 128, stride,
-                )  # fmt: skip
-            spread_scales(s16, s + step * 128 + 64 * half, steps * 128)
-            if OFFSETS:
-                spread_scales(o16, o + step * 128 + 64 * half, steps * 128)
-
-
-def fill_16(rows: int, at: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
-    """Open: a type's own; see `fill_tile_by_16`."""
-
-
-def fill_tile_by_16(
-    w: int, row_bytes: int, top: int, rows: int, c0: int, cols: int, tile_w: int, s: int, o: int
-) -> None:
-    """`fill_tile` for types that decode 16 rows together, a lane to a row; open as well.
-
-    fill_16(rows, at, w, w_stride, s, o, s_stride): the blocks of 256 `at` bytes behind the 16
-    addresses at `rows` -> half a tile's step: group g at w + g * w_stride, vectors 128 bytes apart;
-    scales and offsets at s, o + g * s_stride.
-    """
-    steps = cols // 256
-    group = GROUP * 32
     places = alloca(128)
     for half in range(2):
         for i in range(16):
             row = top + min(16 * half + i, rows - 1)
-            put_i64(places + 8 * i, w + row * row_bytes + c0 // 256 * BYTES)
+            put_i64(places + 8 * i, w + row * row_bytes + c0 // SIZE * BYTES)
         for step in range(steps):
             to_s = step * 128 + 64 * half
             to_w = tile_w + step * group + 64 * half
-            fill_16(
-                places, step * BYTES, to_w, steps * group + PAD, s + to_s, o + to_s, steps * 128
-            )
+            at = step * (256 // SIZE) * BYTES
+            left = cols - 256 * step
+            fill_step(places, at, left, to_w, stride, s + to_s, o + to_s, steps * 128)
+
+
+def fill_16(rows: int, at: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
+    """Open: a type's own.
+
+    The 256 columns `at` bytes behind the 16 addresses at `rows` -> half a tile's step, a lane to a
+    row: group g at w + g * w_stride, vectors 128 bytes apart; scales and offsets at s, o +
+    g * s_stride.
+    """
+
+
+def fill_by_16(
+    rows: int, at: int, cols: int, w: int, w_stride: int, s: int, o: int, s_stride: int
+) -> None:
+    """`fill_step` with a type's `fill_16`; blocks of 256 come whole."""
+    if SIZE == 256 or cols >= 256:
+        fill_16(rows, at, w, w_stride, s, o, s_stride)
+    else:
+        fill_by_rows(rows, at, cols, w, w_stride, s, o, s_stride)
+
+
+def fill_by_rows(
+    rows: int, at: int, cols: int, w: int, w_stride: int, s: int, o: int, s_stride: int
+) -> None:
+    """`fill_step` for any type: every row is decoded, then turned; open because decode_step is."""
+    q16 = alloca(4096)  # 16 rows of 256 weights, then scales and offsets
+    s16 = alloca(1088)
+    o16 = alloca(1088)
+    for i in range(16):
+        row = i64(rows + 8 * i) + at
+        decode_step(row, min(256, cols) // SIZE, q16 + 256 * i, s16 + 64 * i, o16 + 64 * i)
+    for k in range(4):
+        to = w + k * (64 // GROUP) * w_stride
+        transpose_weights(q16 + 64 * k, 256, to, GROUP // 4, 256 if WIDE else 128, w_stride)
+    spread_scales(s16, s, s_stride)
+    if OFFSETS:
+        spread_scales(o16, o, s_stride)
+
+
+def fill_step(
+    rows: int, at: int, cols: int, w: int, w_stride: int, s: int, o: int, s_stride: int
+) -> None:
+    """Open: `fill_by_rows` or `fill_by_16`; `fill_16` of the first `cols` columns only."""
 
 
 def _row_loads(b: Any, rows: Any, at: Any, vector: Any) -> list[Any]:
@@ -240,26 +246,6 @@ def _row_loads(b: Any, rows: Any, at: Any, vector: Any) -> list[Any]:
         row = b.load(_pointer(b, _plus(b, rows, 8 * i), I64), align=8)
         found.append(b.load(_pointer(b, b.add(row, at), vector), align=1))
     return found
-
-
-def _load_heads(b: Any, m: Any, v: Any) -> Any:
-    """(rows, at, dst): 16 bytes of each row -> four vectors, of their words, at dst."""
-    rows, at, dst = v
-    loaded = _row_loads(b, rows, at, ir.VectorType(I32, 4))
-
-    def joined(x: Any, y: Any) -> Any:
-        return b.shuffle_vector(x, y, _lanes([*range(2 * x.type.count)]))
-
-    quarters = [
-        joined(joined(loaded[i], loaded[4 + i]), joined(loaded[8 + i], loaded[12 + i]))
-        for i in range(4)
-    ]
-    for i, x in enumerate(_fours(b, quarters)):
-        b.store(x, _pointer(b, _plus(b, dst, 64 * i), x.type), align=1)
-    return ir.Constant(I64, 0)
-
-
-load_heads = _op(types.int64, (P,) * 3, _load_heads)
 
 
 @cache
@@ -316,7 +302,7 @@ def intrinsics(planes: int, group: int, weights: range, *, offsets: bool) -> dic
     """What `matmul` leaves open, for a kind of type."""
     stored = storage(weights, planes)
     panel = Panel.of(weights, group, planes)
-    transpose = _transpose_16(stored.zero, stored.step, wide=stored.wide)
+    transpose = transpose_16(stored.zero, stored.step, wide=stored.wide)
     sums = 4 * ROWS * (2 if offsets else 1)
     open_names = {"transpose_weights": transpose, "SUMS": sums, **panel.names()}
     return open_names | strips.intrinsics(panel, stored, sums)

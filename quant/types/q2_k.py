@@ -18,11 +18,14 @@ from quant.compiler.jit import inline
 from quant.ggml import GGMLType
 from quant.matvec.matvec_lanes import GROUPS, words_of
 from quant.quant_type import Direct, Pairs, QuantType
+from quant.simd.packed import halves_from
 from quant.simd.pairs import TWO_BY_TURNS, every_other_down, sixteen_nibbles, words_down
 from quant.simd.unpack import byte_constant
 from quant.simd.vectors import (
+    alloca,
     as_i8,
     f16,
+    load_i32x16,
     load_u8,
     load_u8_as_i32x16,
     load_u8x32_twice,
@@ -32,8 +35,11 @@ from quant.simd.vectors import (
     splat_f16,
     store_f32x16,
     store_i8,
+    store_u8x64,
     to_f32x16,
 )
+from quant.tile.panels import storage
+from quant.tile.turned import put_bytes, row_words, turn
 
 
 @inline
@@ -76,6 +82,33 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         v = load_u8(p + 16 + 32 * k)
         for l in range(4):
             store_i8(q + 128 * k + 32 * l, as_i8((v >> 2 * l) & 3))
+
+
+# --- tile.py: contract there --------------------------------------------------------------------
+
+turn_64, turn_16 = turn(64), turn(16)
+MORE = storage(range(4)).zero
+
+
+@inline
+def fill_16(rows: int, at: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
+    """A block of 16 rows."""
+    words = alloca(1280)
+    turn_16(rows, at, words)
+    turn_64(rows, at + 16, words + 256)
+    both = row_words(rows, at + 80)
+    d = halves_from(both)
+    minus_dmin = halves_from(both >> 16) * numba.float32(-1)
+    for i in range(4):
+        numbers = load_i32x16(words + 64 * i)
+        put_bytes(numbers & 0x0F0F0F0F, d, s + 4 * i * s_stride, s_stride)
+        put_bytes(numbers >> 4 & 0x0F0F0F0F, minus_dmin, o + 4 * i * s_stride, s_stride)
+    for k in range(2):
+        for m in range(8):
+            v = load_u8x64(words + 256 + 512 * k + 64 * m)
+            to = w + (8 * k + m // 4) * w_stride + m % 4 * 128
+            for l in range(4):
+                store_u8x64(to + 2 * l * w_stride, (v >> 2 * l & 3) + MORE)
 
 
 # --- matvec_lanes: contract there -----------------------------------------------------------------
@@ -134,6 +167,7 @@ QUANT = QuantType(
     weights=range(4),
     group=16,
     offsets=True,
+    fill_16=fill_16,
     direct=Direct(
         weights_64=weights_64,
         scales_16=scales_16,

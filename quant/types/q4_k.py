@@ -38,12 +38,12 @@ from quant.simd.vectors import (
     splat_f16,
     store_f32x16,
     store_i8,
-    to_f32x16,
     twice_each,
     u32,
 )
 from quant.tile.panels import storage
-from quant.tile.tile import fill_nibbles, load_heads
+from quant.tile.tile import fill_nibbles
+from quant.tile.turned import put_bytes, turn
 
 
 @inline
@@ -114,31 +114,32 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 64 * k + 32, as_i8(v >> 4))
 
 
+turn_16 = turn(16)
 nibbles_of_64 = fill_nibbles(storage(range(16)).zero)
 
 
 @inline
-def put_scales(x: Any, y: Any, d: Any, to: int, stride: int) -> None:
-    """Bytes 0 .. 3 of x and of y, times d, as floats."""
-    for j in range(4):
-        store_f32x16(to + j * stride, to_f32x16(x >> 8 * j & 255) * d)
-        store_f32x16(to + (4 + j) * stride, to_f32x16(y >> 8 * j & 255) * d)
-
-
-@inline
-def fill_16(rows: int, at: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
-    """Contract in tile.py; see `scales` and `offsets`."""
+def fill_scales(rows: int, at: int, s: int, o: int, stride: int) -> None:
+    """Scales and offsets of 16 rows (Q4_K and Q5_K); see `scales` and `offsets`."""
     heads = alloca(256)
-    load_heads(rows, at, heads)
+    turn_16(rows, at, heads)
     both = load_i32x16(heads)
     a = load_i32x16(heads + 64)
     b = load_i32x16(heads + 128)
     c = load_i32x16(heads + 192)
-    high = c & 0x0F0F0F0F | (a >> 6 & 0x03030303) << 4
-    put_scales(a & 0x3F3F3F3F, high, halves_from(both), s, s_stride)
-    high = c >> 4 & 0x0F0F0F0F | (b >> 6 & 0x03030303) << 4
+    d = halves_from(both)
+    put_bytes(a & 0x3F3F3F3F, d, s, stride)
+    put_bytes(c & 0x0F0F0F0F | (a >> 6 & 0x03030303) << 4, d, s + 4 * stride, stride)
     minus_dmin = halves_from(both >> 16) * numba.float32(-1)
-    put_scales(b & 0x3F3F3F3F, high, minus_dmin, o, s_stride)
+    put_bytes(b & 0x3F3F3F3F, minus_dmin, o, stride)
+    high = c >> 4 & 0x0F0F0F0F | (b >> 6 & 0x03030303) << 4
+    put_bytes(high, minus_dmin, o + 4 * stride, stride)
+
+
+@inline
+def fill_16(rows: int, at: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
+    """Contract in tile.py."""
+    fill_scales(rows, at, s, o, s_stride)
     nibbles_of_64(rows, at + 16, w, w_stride)
     nibbles_of_64(rows, at + 80, w + 4 * w_stride, w_stride)
 

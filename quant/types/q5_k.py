@@ -18,14 +18,19 @@ from quant.quant_type import Direct, Pairs, QuantType
 from quant.simd.pairs import words_down, words_up
 from quant.simd.unpack import move_halves
 from quant.simd.vectors import (
+    alloca,
     as_i8,
     load_u8,
     load_u8x32_twice,
+    load_u8x64,
     shift_halves,
     store_f32x16,
     store_i8,
+    store_u8x64,
 )
-from quant.types.q4_k import offsets, offsets_16, scales, scales_16
+from quant.tile.panels import storage
+from quant.tile.turned import turn
+from quant.types.q4_k import fill_scales, offsets, offsets_16, scales, scales_16
 
 fifth_0, fifth_1, fifth_2, fifth_3 = (move_halves(4 - 2 * k, 3 - 2 * k, 16) for k in range(4))
 
@@ -57,6 +62,26 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 64 * k + 32, as_i8(v >> 4 | (bits >> (2 * k + 1) & 1) << 4))
 
 
+turn_128, turn_32 = turn(128), turn(32)
+MORE = storage(range(32)).zero
+
+
+@inline
+def fill_16(rows: int, at: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
+    """A block of 16 rows; contract in tile.py."""
+    fill_scales(rows, at, s, o, s_stride)
+    words = alloca(2560)
+    turn_32(rows, at + 16, words)
+    turn_128(rows, at + 48, words + 512)
+    for k in range(4):
+        for m in range(8):
+            v = load_u8x64(words + 512 + 512 * k + 64 * m)
+            bits = load_u8x64(words + 64 * m) >> 2 * k
+            to = w + 2 * k * w_stride + 128 * m
+            store_u8x64(to, (v & 15 | (bits & 1) << 4) + MORE)
+            store_u8x64(to + w_stride, (v >> 4 | (bits & 2) << 3) + MORE)
+
+
 @inline
 def weights_32(p: int, z: int, k: int) -> Any:
     """Contract in matvec_pairs.py."""
@@ -76,6 +101,7 @@ QUANT = QuantType(
     decode=decode,
     weights=range(32),
     offsets=True,
+    fill_16=fill_16,
     direct=Direct(
         weights_64=weights_64,
         scales_16=scales_16,

@@ -17,21 +17,28 @@ from typing import Any
 from quant.compiler.jit import inline
 from quant.ggml import GGMLType
 from quant.quant_type import Direct, Pairs, QuantType
+from quant.simd.packed import halves_from
 from quant.simd.pairs import signed_bytes_by_turns, words_down, words_up
 from quant.simd.unpack import move_halves
 from quant.simd.vectors import (
+    alloca,
     as_i8,
     f16,
     i64,
     join_f32,
     load_i8_as_f32,
+    load_i32x16,
     load_u8,
     load_u8x32_twice,
     load_u8x64,
     splat_f16,
     store_f32x16,
     store_i8,
+    store_u8x64,
+    to_f32x16,
 )
+from quant.tile.panels import storage
+from quant.tile.turned import row_words, turn
 
 first_pairs, second_pairs = move_halves(4, 2, 48), move_halves(0, -2, 48)
 
@@ -63,6 +70,35 @@ def decode(p: int, q: int, s: int, o: int) -> None:
         store_i8(q + 128 * k + 32, as_i8(b & 15 | (v & 12) << 2) - 32)
         store_i8(q + 128 * k + 64, as_i8(a >> 4 | v & 48) - 32)
         store_i8(q + 128 * k + 96, as_i8(b >> 4 | (v & 192) >> 2) - 32)
+
+
+# --- tile.py: contract there --------------------------------------------------------------------
+
+turn_192, turn_16 = turn(192), turn(16)
+MORE = storage(range(-32, 32)).zero - 32
+
+
+@inline
+def fill_16(rows: int, at: int, w: int, w_stride: int, s: int, o: int, s_stride: int) -> None:
+    """A block of 16 rows."""
+    words = alloca(3328)
+    turn_192(rows, at, words)
+    turn_16(rows, at + 192, words + 3072)
+    d = halves_from(row_words(rows, at + 206) >> 16)
+    for i in range(4):
+        scales = load_i32x16(words + 3072 + 64 * i)
+        for j in range(4):
+            store_f32x16(s + (4 * i + j) * s_stride, to_f32x16(scales << 24 - 8 * j >> 24) * d)
+    for k in range(2):
+        for m in range(8):
+            a = load_u8x64(words + 1024 * k + 64 * m)
+            b = load_u8x64(words + 1024 * k + 512 + 64 * m)
+            v = load_u8x64(words + 2048 + 512 * k + 64 * m)
+            to = w + (8 * k + m // 4) * w_stride + m % 4 * 128
+            store_u8x64(to, (a & 15 | (v & 3) << 4) + MORE)
+            store_u8x64(to + 2 * w_stride, (b & 15 | (v & 12) << 2) + MORE)
+            store_u8x64(to + 4 * w_stride, (a >> 4 | v & 48) + MORE)
+            store_u8x64(to + 6 * w_stride, (b >> 4 | v >> 2 & 48) + MORE)
 
 
 # --- matvec_pairs: contract there -----------------------------------------------------------------
@@ -97,6 +133,7 @@ QUANT = QuantType(
     decode=decode,
     weights=range(-32, 32),
     group=16,
+    fill_16=fill_16,
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=32),
     pairs=Pairs(weights_32=weights_32, scales=scales, zero=32, most=63),
 )

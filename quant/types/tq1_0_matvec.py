@@ -25,9 +25,8 @@ from quant.kernels import (
     _ROW0,
     _ROW_BYTES,
     _W,
-    _X,
-    _X_STRIDE,
     PLANES,
+    token_at,
 )
 from quant.matvec.row_lanes import (
     add_product,
@@ -142,7 +141,7 @@ def matvec_16_rows(job: int, r0: int, r1: int) -> None:
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     acc = alloca(512)  # 8 groups x 16 rows
     for t in range(i64(job + _N_TOKENS)):
-        x = i64(job + _X) + t * i64(job + _X_STRIDE)
+        x = token_at(job, t)
         out = i64(job + _OUT) + t * i64(job + _OUT_STRIDE) - 4 * i64(job + _ROW0)
         for top in range(r0, r1, 16):
             # quads overlap where rows are few; less than a quad: a row fills a quad
