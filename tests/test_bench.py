@@ -17,13 +17,14 @@ from click.testing import CliRunner, Result
 from cli import kimi_offload
 from offload import bench
 from offload.batch import Batch
-from offload.bench import llama_compare, machine, shape_bench, shapes, summary
+from offload.bench import llama_compare, machine, parallel, shape_bench, shapes, summary
 from offload.bench.draws import Draws
 from offload.bench.gguf_writer import write_model
 from offload.bench.layer_bench import PARTS, BenchDevice, LayerModel, fill_slot, together
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.llama_cpp import LlamaContext, LlamaModel, model_params
 from offload.bench.synthetic import RandomSource, SyntheticStore, random_blocks
+from offload.bench.token_book import EMBEDDING, ObedientSource, TokenBook
 from offload.config import ModelConfig
 from offload.errors import OffloadError, PlanError, RequestError, UnsupportedError
 from offload.gguf import GGUFFile
@@ -133,6 +134,17 @@ def test_too_little_memory_is_refused_with_the_numbers() -> None:
         layout_of(shapes.KIMI_K25, layers=61)
 
 
+def test_experts_of_all_sequences_are_laid_out_in_fewer_layers_if_need_be() -> None:
+    options: dict[str, Any] = {"layers": None, "cache": 480 << 20, "free": 12 * GIB}
+    alone = layout_of(shapes.KIMI_K25, **options)
+    four = layout_of(shapes.KIMI_K25, **options, together=4, for_peer=True)
+    assert alone.experts < 32 <= four.experts
+    assert four.model.num_layers < alone.model.num_layers
+    assert layout_of(shapes.MOONLIGHT, together=64).experts == 64
+    with pytest.raises(PlanError, match="fewer --layers or a smaller --parallel"):
+        layout_of(shapes.KIMI_K25, layers=8, free=8 * GIB, together=8)
+
+
 # --- random weights -----------------------------------------------------------------------------
 
 
@@ -217,6 +229,27 @@ def test_a_device_runs_the_experts_that_were_drawn() -> None:
         device.close()
 
 
+@pytest.mark.parametrize(("full", "top_k", "n", "mean"), [(384, 8, 4, 31.0), (64, 6, 8, 34.9)])
+def test_sequences_read_as_many_experts_as_in_the_whole_model(
+    full: int, top_k: int, n: int, mean: float
+) -> None:
+    assert parallel.expected_distinct(full, top_k, n) == pytest.approx(mean, abs=0.05)
+    draws = Draws(full, top_k * n, top_k)
+    ids = draws.decode(150, n)
+    assert ids.max() < top_k * n
+    assert all(len(set(row)) == top_k for row in ids.reshape(-1, top_k).tolist())
+    assert np.mean([len(np.unique(x)) for x in ids]) == pytest.approx(mean, abs=0.5)
+
+
+def test_overlap_is_the_share_of_experts_in_common_with_the_sequence_before() -> None:
+    for overlap in (0.0, 0.3, 1.0):
+        ids = Draws(64, 48, 6, overlap).decode(100, 4)
+        common = [
+            len(set(a) & set(b)) for x in ids.tolist() for a, b in zip(x, x[1:], strict=False)
+        ]
+        assert np.mean(common) / 6 == pytest.approx(overlap, abs=0.05)
+
+
 # --- the file for the peer ----------------------------------------------------------------------
 
 
@@ -269,6 +302,43 @@ def test_llama_cpp_computes_the_same_model(written: tuple[Path, Layout]) -> None
         device.close()
 
 
+def test_routers_obey_tokens_in_any_program(tmp_path: Path) -> None:
+    import llama_cpp
+
+    types = replace(TYPES, embedding=EMBEDDING)
+    layout = choose_layout(
+        TINY, types, layers=2, cache=1 << 20, free=8 * GIB, for_peer=True, together=3
+    )
+    path = tmp_path / "weights.gguf"
+    book = TokenBook(layout.model.vocab_size, (1, 3), Draws(24, layout.experts, 4))
+    source = ObedientSource(book, layout.experts)
+    write_model(path, layout, lambda done, total: None, source)
+    before, ids = np.arange(5), book.take(2, 3)[1]
+    peer = LlamaModel(path, 1)
+    context = LlamaContext(peer, 16, sequences=3)
+    device = BenchDevice(layout.model, 16, 1)
+    try:
+        context.fill(before)
+        context.step(ids)
+        pointers = [llama_cpp.llama_get_logits_ith(context.pointer, i) for i in range(3)]
+        theirs = np.stack([np.ctypeslib.as_array(p, (layout.model.vocab_size,)) for p in pointers])
+        with GGUFFile.open(path) as file:
+            config = ModelConfig.from_gguf(file)
+            model = LayerModel(config, WeightStore(file, config), device)
+            for slot in (1, 2, 3):
+                model.model.kv.open(slot)
+                model.model.forward(Batch.of(before, slot))
+            ours = model.model.forward(together(ids, 5))
+            for layer in range(2):
+                assert np.array_equal(np.sort(device.routing(layer)), np.sort(book.choices[ids]))
+            del model
+        assert np.linalg.norm(ours - theirs) < 0.15 * np.linalg.norm(theirs)
+    finally:
+        context.close()
+        peer.close()
+        device.close()
+
+
 def test_llama_cpp_does_without_its_amx_kernels(
     written: tuple[Path, Layout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,16 +361,19 @@ def test_a_copied_cache_holds_the_same_tokens(written: tuple[Path, Layout]) -> N
     peer = LlamaModel(written[0], 1)
     theirs = llama_compare.TheirLayers(peer, 2, 512, depth=20, sizes=(1, 3))
     try:
-        times = theirs.parts(np.array([1]))
-        assert {part: len(found) for part, found in times.items()} == dict.fromkeys(PARTS, 2)
-        assert theirs.plain.length == theirs.timed.length == 20
-        layer, head = theirs.whole(np.array([2]))
-        assert layer > 0 < head
+        for n in (1, 3):
+            contexts = theirs.contexts[n]
+            times = theirs.parts(np.arange(n))
+            assert {part: len(found) for part, found in times.items()} == dict.fromkeys(PARTS, 2)
+            assert contexts.plain.length == contexts.timed.length == 20
+            layer, head = theirs.whole(np.arange(n))
+            assert layer > 0 < head
+        timed = theirs.contexts[1].timed
         assert theirs.prefill(np.arange(16)) > 0
-        assert [part for part, _ in theirs.timed.parts] == list(PARTS)  # not the second layer
-        assert theirs.timed.length == 0
+        assert [part for part, _ in timed.parts] == list(PARTS)  # not the second layer
+        assert timed.length == 0
         theirs.parts(np.array([1]))
-        assert theirs.plain.length == theirs.timed.length == 20
+        assert timed.length == 20
     finally:
         theirs.close()
         peer.close()
@@ -329,6 +402,41 @@ def test_ratios_are_their_time_over_ours() -> None:
     ours = {f"{p}_ms": 2.0 for p in (*PARTS, "layer", "prefill_layer")} | {"decode_tps": 6.0}
     theirs = {f"{p}_ms": 3.0 for p in (*PARTS, "layer", "prefill_layer")} | {"decode_tps": 4.0}
     assert set(summary.ratios(theirs, ours).values()) == {1.5}
+
+
+def test_bound_counts_shared_matrices_once_and_different_experts_once_each() -> None:
+    layout = layout_of()
+    parts = {"attention": 10, "router": 2, "routed": 40, "shared": 8, "head": 5, "layer": 60}
+    layout = replace(layout, part_bytes=parts)
+    more = parallel.part_bytes(layout, 6.5)  # 10 bytes for each of a token's 4 experts
+    assert more == {**parts, "routed": 65, "layer": 85}
+    # 3 MoE layers, a dense one with an MLP twice as wide, the head
+    assert summary.whole_model(layout, parts) == 3 * 60 + (10 + 2 * 8) + 5 == 211
+    assert summary.whole_model(layout, more) == 3 * 85 + (10 + 2 * 8) + 5 == 286
+    passes = {
+        "ours": {1: parallel.Pass(median=2, best=1, samples=7),
+                 4: parallel.Pass(median=4, best=4, samples=6)},
+        "llama_cpp": {1: parallel.Pass(median=2, best=2, samples=5),
+                      4: parallel.Pass(median=8, best=5, samples=4)},
+    }  # fmt: skip
+    found = parallel.results(passes, {1: 211, 4: 286}, {1: 4, 4: 6.5}, 9)
+    assert set(found) == {"1", "4"}
+    assert found["1"]["bound"] == found["1"]["speedup"] == found["1"]["of_bound"] == 1
+    four = found["4"]
+    assert four["bound"] == round(4 * 211 / 286, 3)
+    assert (four["speedup"], four["speedup_best"], four["ratio"], four["ratio_best"]) == (
+        2,
+        1,
+        2,
+        1.25,
+    )
+    assert (four["ours"]["tps"], four["llama_cpp"]["tps"], four["llama_cpp"]["speedup"]) == (
+        1,
+        0.5,
+        1,
+    )
+    assert four["of_bound"] == round(2 * 286 / 844, 3)
+    assert (four["distinct_experts"], four["bytes"], four["depth"]) == (6.5, 286, 9)
 
 
 def test_timing_keeps_best_median_and_quartiles() -> None:
@@ -393,7 +501,9 @@ def assert_figures(side: dict[str, Any]) -> None:
 
 def test_bench_of_a_shape_has_all_figures() -> None:
     seen = set()
-    options = bench.ShapeOptions(shape="tiny", threads=1, layers=2, seconds=0.1, depth=8)
+    options = bench.ShapeOptions(
+        shape="tiny", threads=1, layers=2, seconds=0.1, depth=8, parallel=(3, 9)
+    )
     result = bench.bench_shape(options, lambda progress: seen.add(progress.phase))
     assert result == json.loads(json.dumps(result))
     assert_figures(result["ours"])
@@ -406,17 +516,37 @@ def test_bench_of_a_shape_has_all_figures() -> None:
     text = repr(bench.tables(result))
     assert "whole layer" in text
     assert "decode tokens/s" in text
+    assert "decoded together" in text
+    assert any("3: 10.1, 9: 19.3" in note for note in result["notes"])
+    assert_together(result, 3, 9, depth=8)
+
+
+def assert_together(result: dict[str, Any], *numbers: int, depth: int) -> None:
+    found = result["parallel"]
+    assert list(found) == ["1", *map(str, numbers)]
+    assert found["1"]["speedup"] == found["1"]["bound"] == 1
+    for n, entry in found.items():
+        sides = {"ours", "llama_cpp"} & set(result)
+        assert sides <= set(entry)
+        assert ("ratio" in entry) == ("llama_cpp" in sides)
+        assert all(entry[side]["tps_best"] >= entry[side]["tps"] > 0 for side in sides)
+        assert 1 <= entry["bound"] <= int(n)
+        assert entry["depth"] == depth
+        assert entry["gbps"] > 0
 
 
 def test_bench_of_a_shape_against_llama_cpp() -> None:
     options = bench.ShapeOptions(
-        shape="tiny", threads=1, layers=2, seconds=0.1, depth=8, compare=True
-    )
+        shape="tiny", threads=1, layers=2, seconds=0.1, depth=8, compare=True, parallel=(2,),
+        overlap=0.5,
+    )  # fmt: skip
     result = bench.bench_shape(options)
     assert_figures(result["ours"])
     assert_figures(result["llama_cpp"])
     assert {"routed", "layer", "prefill"} <= set(result["ratio"])
     assert "llama.cpp ms>" in bench.tables(result)[1][1]
+    assert_together(result, 2, depth=8)
+    assert result["parallel"]["2"]["distinct_experts"] == 6  # half of 4 are common
 
 
 @pytest.fixture(scope="module")
@@ -428,12 +558,14 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bench_of_a_model_against_llama_cpp(tiny_file: Path) -> None:
     options = bench.ModelOptions(
-        path=tiny_file, prompts=(20,), depths=(0, 30), threads=1, seconds=0.1, compare=True
-    )
+        path=tiny_file, prompts=(20,), depths=(0, 30), threads=1, seconds=0.1, compare=True,
+        parallel=(3, 9),
+    )  # fmt: skip
     result = bench.bench_model(options)
     assert set(result["ours"]) == set(result["ratio"]) == {"prompt 20", "decode 0", "decode 30"}
     assert all(side["tps_best"] >= side["tps"] > 0 for side in result["llama_cpp"].values())
     assert "decode after 30" in repr(bench.tables(result))
+    assert_together(result, 3, 9, depth=0)
 
 
 def test_bench_deeper_than_the_context_is_refused(tiny_file: Path) -> None:
@@ -474,6 +606,13 @@ def test_command_writes_json(tmp_path: Path) -> None:
         (["--shape", "tiny", "--pack-budget", "1"], 2, "--pack-budget belongs to a MODEL"),
         (["--shape", "tiny", "--packed-cache", "x"], 2, "--packed-cache belongs to a MODEL"),
         (["--shape", "tiny", "--memory", "mmap"], 2, "--memory belongs to a MODEL"),
+        (["--parallel", "0"], 2, "0 is not in the range 1<=x<=64"),
+        (["--parallel", "2,65"], 2, "65 is not in the range 1<=x<=64"),
+        (["--parallel", "2,,4"], 2, "'' is not a valid integer"),
+        (["--parallel", "many"], 2, "'many' is not a valid integer"),
+        (["--parallel", "4", "--overlap", "0.5"], 2, "--overlap belongs to --shape"),
+        (["--shape", "tiny", "--overlap", "0.5"], 2, "--overlap belongs to --parallel"),
+        (["--shape", "tiny", "--parallel", "4", "--overlap", "2"], 2, "0<=x<=1"),
         (["--seconds", "nan"], 2, "0<=x<=3600"),
         (["--seconds", "inf"], 2, "0<=x<=3600"),
         (["--json", ""], 2, "the path of the JSON file is empty"),
@@ -498,6 +637,11 @@ def test_command_refuses(arguments: list[str], code: int, message: str) -> None:
         (bench.ModelOptions, {"depths": 5}, "depths must be a list"),
         (bench.ModelOptions, {"depths": [1.5]}, "depths: a whole number from 0 on, not 1.5"),
         (bench.ModelOptions, {"prompts": [0]}, "prompts: a whole number from 1 on, not 0"),
+        (bench.ModelOptions, {"parallel": 4}, "parallel must be a list"),
+        (bench.ModelOptions, {"parallel": (65,)}, "parallel: a whole number from 1 to 64, not 65"),
+        (bench.ModelOptions, {"parallel": (4,), "depths": ()}, "parallel sequences need a depth"),
+        (bench.ShapeOptions, {"shape": "tiny", "overlap": 0.5}, "give parallel, too"),
+        (bench.ShapeOptions, {"shape": "tiny", "parallel": (2,), "overlap": 2}, "overlap must be"),
         (bench.ModelOptions, {"memory": 5}, "--memory 5"),
         (bench.ShapeOptions, {"shape": 5}, "shape must be a str, not 5"),
         (bench.ShapeOptions, {"shape": "tiny", "experts": None}, "experts must be a str"),

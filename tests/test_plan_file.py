@@ -181,7 +181,7 @@ def test_edited_context_threads_and_cache_run(tmp_path: Path) -> None:
     with offload.load(plan=file) as engine:
         kv = engine._sequence.kv
         assert (kv.context, kv.kv_type) == (96, "f32")
-        assert engine._sequence.model.ops.pool.threads == engine.plan.threads == 1
+        assert engine._sequence.model.devices[0].pool.threads == engine.plan.threads == 1
         assert engine.plan.kv.n_bytes == kv.rows.nbytes
         assert "context 96: as the plan says" in engine.plan.notes
         assert not any("the default" in note for note in engine.plan.notes)
@@ -241,7 +241,7 @@ def test_bench_measures_a_given_plan(
 ) -> None:
     def measured(programs: Any, model: Any, *arguments: Any) -> Any:
         programs["ours"].prompt(np.array(IDS))
-        return {"threads": model.ops.pool.threads, "layout": arguments[-1]}
+        return {"threads": model.devices[0].pool.threads, "layout": arguments[-1]}
 
     monkeypatch.setattr(model_bench, "_run", measured)
     options = bench.ModelOptions(path=tiny, prompts=(4,), depths=(), plan=ready)

@@ -34,7 +34,7 @@ from offload.weights import WeightStore
 MEMORY = Path("/dev/shm")  # a file here needs no disk
 
 
-class _Contexts:
+class Contexts:
     """Of a number of sequences: one as users have it, one that stops between parts."""
 
     def __init__(self, model: LlamaModel, context: int, sequences: int) -> None:
@@ -54,16 +54,15 @@ class TheirLayers:
     ) -> None:
         self._layers = layers
         self._before = prefix(vocabulary, depth)
-        self._of = {
-            n: _Contexts(model, (max(PROMPT, depth) if n == 1 else depth) + 8, n) for n in sizes
+        self.contexts = {
+            n: Contexts(model, (max(PROMPT, depth) if n == 1 else depth) + 8, n) for n in sizes
         }
 
-    def _filled(self, n: int) -> _Contexts:
-        first, contexts = self._of[1], self._of[n]
-        first.plain.fill(self._before)
-        for context in (contexts.plain, contexts.timed):
-            if context.length != len(self._before):
-                context.copy_from(first.plain)
+    def _filled(self, n: int) -> Contexts:
+        contexts = self.contexts[n]
+        contexts.plain.fill(self._before)
+        if contexts.timed.length != len(self._before):
+            contexts.timed.copy_from(contexts.plain)
         return contexts
 
     def parts(self, ids: np.ndarray) -> dict[str, list[float]]:
@@ -91,7 +90,7 @@ class TheirLayers:
 
         Not the mean over layers: of its last, llama.cpp computes the last token's experts only.
         """
-        timed = self._of[1].timed
+        timed = self.contexts[1].timed
         timed.truncate(0)
         timed.parts.clear()
         timed.stop_after = PARTS[-1]
@@ -102,7 +101,7 @@ class TheirLayers:
 
     def close(self) -> None:
         """Free all contexts."""
-        for contexts in self._of.values():
+        for contexts in self.contexts.values():
             contexts.plain.close()
             contexts.timed.close()
 
@@ -159,9 +158,7 @@ class LlamaProgram:
     def together(self, depth: int, ids: np.ndarray) -> float:
         """See Program."""
         context = self._together[len(ids)]
-        if context.length != depth:
-            self._context.fill(self._ids[:depth])
-            context.copy_from(self._context)
+        context.fill(self._ids[:depth])
         seconds = context.step(ids)
         context.truncate(depth)
         return seconds

@@ -138,7 +138,7 @@ class LlamaContext:
         return wanted
 
     def run(self, ids: np.ndarray) -> float:
-        """Append tokens to the only sequence; seconds until the logits of the last are there."""
+        """Append tokens to the first sequence; seconds until the logits of the last are there."""
         tokens = np.ascontiguousarray(ids, np.int32)
         began = clock()
         for i in range(0, len(tokens), BATCH):
@@ -177,13 +177,17 @@ class LlamaContext:
             self.length = length
 
     def fill(self, ids: np.ndarray) -> None:
-        """Have exactly these tokens' number in the cache; keeps what is there."""
+        """Have exactly these tokens' number in every sequence; keeps what is there."""
         self.truncate(len(ids))
-        if self.length < len(ids):
-            self.run(ids[self.length :])
+        if self.length == len(ids):
+            return
+        self.run(ids[self.length :])
+        for sequence in range(1, self._sequences):
+            llama_cpp.llama_memory_seq_rm(self._memory, sequence, 0, -1)
+            llama_cpp.llama_memory_seq_cp(self._memory, 0, sequence, -1, -1)
 
     def copy_from(self, other: LlamaContext) -> None:
-        """Take over the cache of the other context's first sequence, in every one of this."""
+        """Take over the first sequence of another context with as many, in every one of this."""
         self.truncate(0)
         if not other.length:
             return
