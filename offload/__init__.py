@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from offload.version import __version__
 
 if TYPE_CHECKING:
-    from offload.answer import Token
+    from offload.speech import Token
     from offload.checks import check_model
     from offload.config import ModelConfig
     from offload.data import embedded_model
@@ -59,7 +59,7 @@ _HOMES = {
     "check_model": "offload.checks",
     "ModelConfig": "offload.config",
     "Engine": "offload.engine",
-    "Token": "offload.answer",
+    "Token": "offload.speech",
     "load": "offload.engine",
     "embedded_model": "offload.data",
     "DeviceError": "offload.errors",

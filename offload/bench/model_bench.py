@@ -19,7 +19,7 @@ from offload.loading import open_model
 from offload.models.deepseek2 import DeepSeek2
 from offload.planner import PlanOptions
 from offload.read_bandwidth import ReadBandwidth
-from offload.sequence import PREFILL_TOKENS
+from offload.engine import CHUNK as PREFILL_TOKENS
 from offload.stats import LoadProgress
 from offload.timing import Timing, seconds_of
 from offload.version import __version__
