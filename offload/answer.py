@@ -34,7 +34,9 @@ class Answer(Iterator[Token]):
         if self.sequence.is_left:
             raise StopIteration
         try:
-            tokens = self._tokens()
+            if not self.sequence.is_joined:
+                self.begin()
+            tokens = self._steps.tokens(self.sequence)
         except BaseException:
             self.close()
             raise
@@ -44,14 +46,6 @@ class Answer(Iterator[Token]):
         if len(tokens) > 1:
             self._rest.extend(tokens[1:])
         return tokens[0]
-
-    def _tokens(self) -> list[Token]:
-        """Those of the next id; [] at the end."""
-        if not self.sequence.is_joined:
-            self.begin()
-        while (tokens := self.ready()) is None:
-            self._steps.advance(self.sequence)
-        return tokens
 
     def begin(self) -> None:
         """Take part in steps from now on."""

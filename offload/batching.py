@@ -143,8 +143,7 @@ def batch_of(parts: List[Part]) -> Batch:
     spans = tuple([_span(part) for part in parts])
     if len(parts) == 1:
         part = parts[0]
-        n = part.end - part.first
-        wanted = np.array([n - 1] if part.is_whole else [], np.int64)
+        wanted = np.array([part.end - part.first - 1] if part.is_whole else [], np.int64)
         return Batch(spans=spans, ids=part.sequence.ids[part.first : part.end], wanted=wanted)
     ids = np.concatenate([part.sequence.ids[part.first : part.end] for part in parts])
     ends = np.cumsum([part.end - part.first for part in parts])

@@ -27,7 +27,8 @@ class Sequence:
     """Made when an answer is asked for; whoever steps works on it, its reader takes what it says.
 
     last: tokens at most, with the prompt's. said: tokens for the reader, id by id. thread: that
-    read last. is_left: nobody will read on. cancels: of the engine, when it was asked for.
+    read last. cancels: of the engine, when it was asked for. is_over: it takes part in no step any
+    more; it has ended, or was cancelled, or error is why, or nobody will read on (is_left).
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, context: int, cancels: int) -> None:
@@ -44,27 +45,18 @@ class Sequence:
         self.said: deque[list[Token]] = deque()
         self.error: BaseException | None = None
         self.thread: threading.Thread | None = None
-        self.is_joined = self.is_left = self.is_cancelled = False
+        self.is_joined = self.is_over = self.is_left = self.is_cancelled = False
         self.cancels = cancels
         self.began = 0.0  # perf_counter
         self._n_read = 0  # ids whose tokens the reader has taken
         self._request = request
         self._tokenizer = tokenizer
+        self._n_vocab = tokenizer.n_vocab
         self._sampler = request.sampler
         self._speech = Speech(request, tokenizer)
-        self._is_torn = self._has_sat = False
+        self.is_torn = self._has_sat = False
 
     # --- what the scheduler looks at --------------------------------------------------------------
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it takes part in no step any more."""
-        return (
-            self.is_left
-            or self.is_cancelled
-            or self.error is not None
-            or self._speech.finish is not None
-        )
 
     @property
     def is_reading(self) -> bool:
@@ -111,8 +103,17 @@ class Sequence:
 
     def cancel(self) -> None:
         """End it; what it has said and nobody has read is dropped."""
-        self.is_cancelled = True
+        self.is_cancelled = self.is_over = True
         self.stats.finish_reason = "cancelled"
+
+    def leave(self) -> None:
+        """Its reader has gone."""
+        self.is_left = self.is_over = True
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error for its reader."""
+        self.error = error
+        self.is_over = True
 
     def tell(self, done: int) -> None:
         """Report how many tokens of the prompt are read; an error there is this answer's."""
@@ -126,7 +127,7 @@ class Sequence:
                 )
         except Exception as exc:
             self.progress = None
-            self.error = exc
+            self.fail(exc)
 
     def sit(self, slot: Slot) -> None:
         """Go on in a slot; where it was reused for the prompt, that is counted."""
@@ -143,6 +144,11 @@ class Sequence:
             self.stats.decode_seconds += seconds
             self.stats.decode_bytes += round(tokens * token_bytes)
 
+    def skip(self, end: int) -> None:
+        """Rows up to `end` are there, and no token is to be chosen."""
+        assert self.slot is not None
+        self.slot.length = end
+
     def take(self, logits: np.ndarray, end: int, check: Callable[[], None]) -> None:
         """Choose the next token from logits (V,) after `end` tokens, and say it.
 
@@ -150,20 +156,18 @@ class Sequence:
         anywhere in here, `mend` goes on.
         """
         assert self.slot is not None
-        self._is_torn = True
-        token_id = self._sampler.sample(logits[: self._tokenizer.n_vocab], self.known)
+        self.is_torn = True
+        token_id = self._sampler.sample(logits[: self._n_vocab], self.ids[: self.n])
         if self.is_reading:
             self.stats.time_to_first_token = time.perf_counter() - self.began
         self.ids[self.n] = token_id
         self.n += 1
         self.slot.length = end
         self._say(self.n, check)
-        self._is_torn = False
+        self.is_torn = False
 
     def mend(self, check: Callable[[], None]) -> None:
-        """If `take` was interrupted: as if it had ended after, or never begun, its last token."""
-        if not self._is_torn:
-            return
+        """After an interruption of `take`: as if it had ended, or never begun."""
         self._sampler.seek(self.n - self.n_prompt)
         self._speech = Speech(self._request, self._tokenizer)
         said = self.n_prompt + self._n_read + len(self.said)
@@ -173,8 +177,8 @@ class Sequence:
             for n in range(said + 1, self.n + 1):
                 self._say(n, check)
         except Exception as exc:
-            self.error = exc
-        self._is_torn = False
+            self.fail(exc)
+        self.is_torn = False
 
     def read(self) -> list[Token]:
         """The next id's tokens, which are there."""
@@ -183,12 +187,14 @@ class Sequence:
 
     def _say(self, n: int, check: Callable[[], None]) -> None:
         """Tell the reader of token n - 1."""
-        tokens = self._speech.say(int(self.ids[n - 1]), is_last=n == self.last)
-        self.stats.decode_tokens = n - self.n_prompt - 1
-        self.stats.repetition = self._speech.repetition
-        if self._speech.finish is not None:
+        speech, stats = self._speech, self.stats
+        tokens = speech.say(int(self.ids[n - 1]), is_last=n == self.last)
+        stats.decode_tokens = n - self.n_prompt - 1
+        stats.repetition = speech.repetition
+        if speech.finish is not None:
             check()
-            self.stats.finish_reason = self._speech.finish
-            self.stats.swapped_bytes = swapped_bytes()
+            stats.finish_reason = speech.finish
+            stats.swapped_bytes = swapped_bytes()
+            self.is_over = True
         if tokens:
             self.said.append(tokens)

@@ -58,33 +58,43 @@ class Speech:
         self.repetition: Repetition | None = None
         self._read = request.reader()
         self._ends = tokenizer.eog_ids
+        self._has_stops = bool(request.sampler.params.stop)
         self._stops = StopMatcher(request.sampler.params.stop)
         self._watch = RepetitionWatch(tokenizer.decode)
         self._channel = request.channel  # of the latest text
 
     def say(self, token_id: int, *, is_last: bool) -> list[Token]:
         """What can be shown after the next token; none after an end token that held nothing."""
-        stops = self._stops
         is_end = token_id in self._ends
         pieces = [] if is_end else self._read(token_id)
         if is_end or is_last:
             self.finish = "stop" if is_end else "length"
             pieces = pieces + self._read(None)
-        said: list[tuple[Channel, str]] = [
-            (p.channel, stops.push(p.text) if p.channel == "content" else p.text) for p in pieces
-        ]
+        said = self._before_stop(pieces)
         loop = None if is_end else self._watch.push(token_id)
         if loop is not None:
-            where = said[-1][0] if said else self._channel
+            where = pieces[-1].channel if pieces else self._channel
             self.repetition = Repetition(n_tokens=loop[0], times=loop[1], channel=where)
-        if stops.stopped is not None:
-            self.finish = "stop"
-        elif self.finish is not None:
-            said.append(("content", stops.flush()))
-        said = [part for part in said if part[1]]
         if not said:
             return [] if is_end else [Token(token_id, "", self._channel)]
-        tokens = []
-        for self._channel, parts in groupby(said, lambda part: part[0]):
-            tokens.append(Token(token_id, "".join(text for _, text in parts), self._channel))
-        return tokens
+        self._channel = said[-1].channel
+        if len(said) == 1:
+            return [Token(token_id, said[0].text, self._channel)]
+        return [
+            Token(token_id, "".join(piece.text for piece in run), channel)
+            for channel, run in groupby(said, lambda piece: piece.channel)
+        ]
+
+    def _before_stop(self, pieces: list[Piece]) -> list[Piece]:
+        """What can be shown of them."""
+        if self._has_stops:
+            stops = self._stops
+            pieces = [
+                Piece(p.channel, stops.push(p.text)) if p.channel == "content" else p
+                for p in pieces
+            ]
+            if stops.stopped is not None:
+                self.finish = "stop"
+            elif self.finish is not None:
+                pieces.append(Piece("content", stops.flush()))
+        return [piece for piece in pieces if piece.text]

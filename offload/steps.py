@@ -92,7 +92,8 @@ class Steps:
         self._jobs: list[Job] = []
         self._waiting: list[Sequence] = []  # for room
         self._stepper: threading.Thread | None = None
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._is_stopped = False  # the pass that runs, if one does
         self._is_closed = self._is_freed = False
 
@@ -111,36 +112,35 @@ class Steps:
             return
         seconds = time.perf_counter() - began
         share = (self.model.bytes_read - read) / batch.n_tokens
-        rows = iter(logits)
         for part in parts:
-            if part.is_whole and part.sequence.is_reading:
+            if part.sequence.progress is not None and part.is_whole and part.sequence.is_reading:
                 part.sequence.tell(part.end)
-        with self._changed:
+        rows = iter(logits)
+        with self._lock:
             for part in parts:
                 part.sequence.count(part.end - part.first, seconds, share)
                 self._deliver(part, next(rows) if part.is_whole else None)
 
     def _schedule(self) -> list[Part]:
-        with self._changed:
-            self._is_stopped = False
-            for sequence in self._sequences:
-                sequence.mend(self.model.check_files)
-            self.tidy()
-            sequences = list(self._sequences)
-        return self._scheduler.parts(sequences)
+        self._is_stopped = False
+        for sequence in self._sequences:
+            if sequence.is_torn:
+                with self._lock:
+                    sequence.mend(self.model.check_files)
+        self.tidy()
+        return self._scheduler.parts(list(self._sequences))
 
     def _deliver(self, part: Part, logits: Array | None) -> None:
         """Go on by a part; logits (V,) if the next token can be chosen now."""
-        sequence, slot = part.sequence, part.sequence.slot
-        assert slot is not None
-        if logits is None or sequence.is_over:
-            slot.length = part.end
-            return
+        sequence = part.sequence
         try:
-            self.model.check_logits(logits)
-            sequence.take(logits, part.end, self.model.check_files)
+            if logits is None or sequence.is_over:
+                sequence.skip(part.end)
+            else:
+                self.model.check_logits(logits)
+                sequence.take(logits, part.end, self.model.check_files)
         except Exception as exc:
-            sequence.error = exc
+            sequence.fail(exc)
 
     def _check_of(self, parts: list[Part]) -> Check:
         """What the model calls before each layer: may the pass go on? Prompts tell how far it is."""
@@ -172,7 +172,7 @@ class Steps:
 
         First come, first served.
         """
-        with self._changed:
+        with self._lock:
             self.check_open()
             self._waiting.append(sequence)
             try:
@@ -193,33 +193,41 @@ class Steps:
         """Whether the rows that it needs are not promised to others."""
         return sequence.promised <= self.slots.budget - self._promised()
 
-    def ready(self, sequence: Sequence) -> list[Token] | None:
-        """What its reader finds: the tokens of an id; [] at the end; None: nothing yet.
+    def tokens(self, sequence: Sequence) -> list[Token]:
+        """The tokens of the next id, or [] at the end; runs steps until they are there.
 
-        Raises what has ended it.
+        Raises what has ended the sequence.
         """
+        while (tokens := self.ready(sequence)) is None:
+            self.advance(sequence)
+        return tokens
+
+    def ready(self, sequence: Sequence) -> list[Token] | None:
+        """The same as far as it is there; None: nothing yet."""
         self.check_open()
-        sequence.thread = threading.current_thread()
         if sequence.is_cancelled:
             return []
-        with self._changed:
+        with self._lock:
             if sequence.said:
                 return sequence.read()
+        if not sequence.is_over:
+            return None
         error, sequence.error = sequence.error, None
         if error is not None:
-            sequence.is_left = True
             raise error
-        return [] if sequence.is_over else None
+        return []
 
     def advance(self, *readers: Sequence) -> None:
         """Run a step, or wait while another thread runs one, unless a reader has something by now."""
         me = threading.current_thread()
         self._check_not_inside(me)
         try:
-            with self._changed:
+            with self._lock:
+                for reader in readers:
+                    reader.thread = me
+                    if reader.said or reader.is_over:
+                        return
                 self.check_open()
-                if any(reader.said or reader.is_over for reader in readers):
-                    return
                 if self._stepper is not None:
                     self._changed.wait(LOOK)
                     return
@@ -232,8 +240,8 @@ class Steps:
     def leave(self, sequence: Sequence) -> None:
         """Nobody reads it any more: it ends, and what waits may use its room. From any thread."""
         if not sequence.is_left:
-            sequence.is_left = True
-            with self._changed:
+            sequence.leave()
+            with self._lock:
                 self._changed.notify_all()
 
     @contextmanager
@@ -242,7 +250,7 @@ class Steps:
         me = threading.current_thread()
         self._check_not_inside(me)
         try:
-            with self._changed:
+            with self._lock:
                 while self._stepper is not None:
                     self._changed.wait(LOOK)
                 self.check_open()
@@ -255,10 +263,11 @@ class Steps:
 
     def tidy(self) -> None:
         """Take their slots from sequences that are over. By the stepper."""
-        with self._changed:
-            for sequence in [s for s in self._sequences if s.is_over]:
+        for sequence in list(self._sequences):
+            if sequence.is_over:
                 self._scheduler.release(sequence)
-                self._sequences.remove(sequence)
+                with self._lock:
+                    self._sequences.remove(sequence)
 
     def logits(self, ids: Array, kind: str) -> Array:
         """Logits (T, V) of all tokens of a sequence of its own, with rows of this kind."""
@@ -309,7 +318,7 @@ class Steps:
     def close(self) -> None:
         """End everything with an error, and free the model after the pass that runs, if one does."""
         self._is_closed = self._is_stopped = True
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
             if self._stepper is threading.current_thread():
                 return  # called in a pass: `_hand_over` will do it
@@ -324,7 +333,7 @@ class Steps:
 
     def _hand_over(self) -> None:
         self._stepper = None
-        with self._changed:
+        with self._lock:
             if self._is_closed and self._stepper is None:
                 self._free()
             self._changed.notify_all()
