@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from offload.version import __version__
 
 if TYPE_CHECKING:
-    from offload.speech import Token
     from offload.checks import check_model
     from offload.config import ModelConfig
     from offload.data import embedded_model
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     )
     from offload.replay import RoutingTrace, hit_rates
     from offload.sampling_params import SamplingParams
+    from offload.speech import Token
     from offload.stats import LoadProgress, Repetition, RunStats
     from offload.tensor_census import census
 

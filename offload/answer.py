@@ -15,7 +15,7 @@ from offload.stream import Channel
 
 
 class Answer(Iterator[Token]):
-    """An iterator over tokens. It begins with the first one asked for, and ends as a generator does.
+    """An iterator over tokens. It begins with the first one asked for; it ends as generators do.
 
     `close()`, or letting go of it, ends it early and frees what it holds. stats: what it cost.
     Several may be open at once, in one thread or in many, and one may be handed on to another

@@ -118,9 +118,7 @@ class Scheduler:
             if other is sequence:
                 break
             if other.slot is not None and other.unread > 1 and other.wants:
-                shared = common(
-                    other.known, other.expanded, sequence.known[:-1], sequence.expanded
-                )
+                shared = common(other.known, other.expanded, sequence.known[:-1], sequence.expanded)
                 if shared >= have + WORTH:
                     return True
         return False

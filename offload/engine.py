@@ -17,12 +17,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from offload import sequence as running
+from offload.all_logits import all_logits
 from offload.answer import Answer, Completion, completions
 from offload.arguments import check_callable, check_type, integer, path_argument, quoted
-from offload.chat import ChatFormat, Message, Prompt, choose_format, completion_prompt
+from offload.chat import ChatFormat, Message, choose_format
 from offload.config import ModelConfig
-from offload.dry import MASK, breaker_mask
 from offload.errors import RequestError
 from offload.expert_layout import Layout, LayoutOptions, budget_bytes
 from offload.gguf import GGUFFile
@@ -31,12 +30,10 @@ from offload.loading import open_model
 from offload.memory import MemoryMode
 from offload.plan import KVType, Plan
 from offload.planner import PlanOptions
-from offload.sampler import make_sampler
-from offload.sampling_params import SamplingParams, defaults_for
-from offload.speech import Reader, Request
+from offload.requests import Requests, is_conversation
+from offload.speech import Request
 from offload.stats import LoadProgress, RunStats
 from offload.steps import Model, Steps
-from offload.stream import Piece, StreamDecoder
 from offload.tokenizer import Tokenizer
 
 CHUNK = 512  # prompt tokens in one step, where the plan does not say
@@ -67,7 +64,8 @@ class Engine:
         slots = KVSlots(model.kv, getattr(plan.kv, "tokens", plan.kv.context))
         chunk = getattr(plan, "chunk", CHUNK) if chunk is None else chunk
         self._steps = Steps(model, slots, chunk=chunk, wait=wait)
-        self._breakers: dict[tuple[str, ...], MASK] = {}
+        context = model.kv.context
+        self._requests = Requests(tokenizer, self.format, config.vocab_size, context)
 
     # --- what people call ---------------------------------------------------------------------
 
@@ -83,10 +81,11 @@ class Engine:
         For measuring: the sequence has a cache of its own, float32 unless asked for. (Rounding a
         cache to halves can flip the choice of an expert; an F32 file would be off by up to 1e-2.)
         """
-        ids = self._check_ids(token_ids)
+        self._steps.holder.check_open()
+        ids = self._requests.check_ids(token_ids)
         if kv_type not in get_args(KVType):
             raise RequestError(f"kv_type must be one of {get_args(KVType)}, not {quoted(kv_type)}")
-        return self._steps.logits(ids, kv_type)
+        return all_logits(self._steps, ids, kv_type)
 
     def generate(
         self, prompt: str | Sequence[int], *, progress: Progress | None = None, **sampling: Any
@@ -99,7 +98,8 @@ class Engine:
         the first token if other answers leave it no room in the KV cache (unless `load` was told to
         wait).
         """
-        return self._answer(self._continuation(prompt, sampling, progress))
+        self._steps.holder.check_open()
+        return self._answer(self._requests.continuation(prompt, sampling, progress))
 
     def chat(
         self,
@@ -114,7 +114,8 @@ class Engine:
         Tokens come with their channel. Text of a message never becomes a special token. progress,
         sampling and errors: as for `generate`.
         """
-        return self._answer(self._reply(messages, thinking, sampling, progress))
+        self._steps.holder.check_open()
+        return self._answer(self._requests.reply(messages, thinking, sampling, progress))
 
     def batch(
         self,
@@ -128,13 +129,13 @@ class Engine:
         """Answer many prompts together; whole answers come as they end, with their index.
 
         prompts: texts or token ids, continued as by `generate`, or lists of messages, answered as
-        by `chat`. sampling: for all of them; options: what is different for each, one mapping per
-        prompt. At most `at_once` run at a time, and as many as the KV cache holds. Bad values of any
-        prompt are RequestErrors at once; what ends one answer later is told in its Completion.
+        by `chat`. sampling: for all of them; options: what is different for each, a dict per
+        prompt. At most `at_once` run at a time, and as many as the KV cache holds. Bad values of
+        any prompt are RequestErrors at once; what ends one answer later is told in its Completion.
         """
-        check_type("prompts", prompts, Iterable)
-        given = list(prompts)
-        each = [{}] * len(given) if options is None else list(options)
+        self._steps.holder.check_open()
+        given = _listed("prompts", prompts)
+        each = [{}] * len(given) if options is None else _listed("options", options)
         if len(each) != len(given):
             raise RequestError(f"{len(given)} prompts have {len(each)} options; one each is needed")
         if (integer(at_once) or 0) < 1:
@@ -142,11 +143,11 @@ class Engine:
         requests = []
         for index, (prompt, own) in enumerate(zip(given, each, strict=True)):
             try:
-                chosen = sampling | dict(own)
+                chosen = sampling | check_type("options", own, dict)
                 requests.append(
-                    self._reply(prompt, thinking, chosen, None)
-                    if _is_conversation(prompt)
-                    else self._continuation(prompt, chosen, None)
+                    self._requests.reply(prompt, thinking, chosen, None)
+                    if is_conversation(prompt)
+                    else self._requests.continuation(prompt, chosen, None)
                 )
             except RequestError as exc:
                 raise RequestError(f"prompt {index}: {exc}") from exc
@@ -156,7 +157,7 @@ class Engine:
         self, messages: Iterable[Message | Mapping[str, Any]], *, thinking: bool | None = None
     ) -> int:
         """How many tokens the prompt of this conversation has; `plan.kv.context` is the most."""
-        self._steps.check_open()
+        self._steps.holder.check_open()
         return len(self.format.build_prompt(messages, thinking=thinking).ids)
 
     def trace_routing(self, callback: Callable[[int, np.ndarray], None] | None) -> None:
@@ -166,7 +167,7 @@ class Engine:
         changed; an error ends the answer whose reader computes.
         """
         check_callable("the callback of trace_routing", callback, optional=True)
-        self._steps.check_open()
+        self._steps.holder.check_open()
         self._steps.model.on_routing = callback
 
     def cancel(self) -> None:
@@ -197,114 +198,16 @@ class Engine:
     ) -> None:
         self.close()
 
-    # --- what stands before an answer ---------------------------------------------------------
-
-    def _continuation(
-        self, prompt: object, sampling: Mapping[str, Any], progress: Progress | None
-    ) -> Request:
-        params = SamplingParams.from_options(sampling)
-        if isinstance(prompt, str):
-            ready = completion_prompt(self.tokenizer, prompt)
-        elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | bytearray):
-            ready = Prompt(ids=list(prompt), text="")
-        else:
-            raise RequestError(
-                "the prompt must be a text or a list of token ids, not of type "
-                f"{type(prompt).__name__}"
-            )
-        params = params.with_defaults(defaults_for("none", thinking=False))
-
-        def reader() -> Reader:
-            decoder = StreamDecoder(self.tokenizer)
-
-            def read(token_id: int | None) -> list[Piece]:
-                text = decoder.flush() if token_id is None else decoder.push(token_id)
-                return [Piece("content", text)]
-
-            return read
-
-        return self._request(ready, params, reader, progress)
-
-    def _reply(
-        self,
-        messages: Any,
-        thinking: bool | None,
-        sampling: Mapping[str, Any],
-        progress: Progress | None,
-    ) -> Request:
-        params = SamplingParams.from_options(sampling)
-        prompt = self.format.build_prompt(messages, thinking=thinking)
-        thinks = self.format.thinking_mode != "none" and not prompt.after_thinking
-        params = params.with_defaults(defaults_for(self.format.name, thinks))
-
-        def reader() -> Reader:
-            splitter = prompt.splitter(self.tokenizer)
-
-            def read(token_id: int | None) -> list[Piece]:
-                return splitter.flush() if token_id is None else splitter.push(token_id)
-
-            return read
-
-        return self._request(prompt, params, reader, progress)
-
-    def _request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        reader: Callable[[], Reader],
-        progress: Progress | None,
-    ) -> Request:
-        """Check what can be checked before anything is computed."""
-        ids = self._check_ids(prompt.ids)
-        check_callable("progress", progress, optional=True)
-        return Request(
-            ids=ids,
-            sampler=make_sampler(params, self._breaker_mask(params)),
-            reader=reader,
-            channel="thinking" if prompt.in_thinking else "content",
-            progress=progress,
-        )
-
     def _answer(self, request: Request) -> Answer:
         """The iterator that does the work."""
-        context, cancels = self._steps.slots.kv.context, self._steps.cancels
-        return Answer(self._steps, running.Sequence(request, self.tokenizer, context, cancels))
-
-    def _breaker_mask(self, params: SamplingParams) -> MASK | None:
-        """What cuts repeats for DRY; made once for each choice of breakers."""
-        breakers = params.dry_sequence_breakers
-        if params.dry_multiplier > 0 and breakers not in self._breakers:
-            self._breakers[breakers] = breaker_mask(self.tokenizer, breakers)
-        return self._breakers.get(breakers)
-
-    def _check_ids(self, token_ids: Sequence[int]) -> np.ndarray:
-        self._steps.check_open()
-        try:
-            ids = np.asarray(token_ids)
-        except (ValueError, TypeError, OverflowError) as exc:  # lists of different lengths
-            raise RequestError(f"token ids must be a list of whole numbers: {exc}") from exc
-        if ids.ndim == 1 and ids.size == 0:
-            raise RequestError("the prompt is empty; at least one token is needed")
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise RequestError(
-                f"token ids must be a list of whole numbers, not {ids.ndim}-dimensional {ids.dtype}"
-            )
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            bad = int(ids.min() if ids.min() < 0 else ids.max())
-            raise RequestError(f"token id {bad} is not in 0 .. {self.config.vocab_size - 1}")
-        context = self._steps.slots.kv.context
-        if len(ids) > context:
-            raise RequestError(
-                f"the prompt has {len(ids):,} tokens, the context holds {context:,}; "
-                "shorten the prompt or load with a larger context (--context)"
-            )
-        return ids.astype(np.int64)
+        return Answer(self._steps, self._requests.sequence(request, self._steps.cancels))
 
 
-def _is_conversation(prompt: object) -> bool:
-    """Whether a prompt of `batch` is messages: a list that begins with one."""
-    first = prompt[0] if isinstance(prompt, Sequence) and len(prompt) else None
-    return isinstance(first, Message | Mapping)
+def _listed(what: str, values: Iterable[Any]) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError as exc:
+        raise RequestError(f"{what} must come in a list, not as {quoted(values)}") from exc
 
 
 def load(

@@ -19,13 +19,13 @@ Array = np.ndarray
 class ShimKV:
     """One KVCache a slot."""
 
-    def __init__(self, config: Any, context: int, kind: str) -> None:
+    def __init__(self, config: Any, context: int, kind: Any) -> None:
         self.context, self.kind = context, kind
         self.caches: dict[int, KVCache] = {}
         self._config = config
         self.token_bytes = KVCache(config, 1, kind).rows.nbytes
 
-    def open(self, slot: int, kind: str | None = None) -> None:
+    def open(self, slot: int, kind: Any = None) -> None:
         assert slot not in self.caches
         self.caches[slot] = KVCache(self._config, self.context, kind or self.kind)
 
@@ -44,7 +44,7 @@ class ShimKV:
 class ShimModel:
     """Runs the spans of a batch one after the other."""
 
-    def __init__(self, model: Any, context: int, kind: str) -> None:
+    def __init__(self, model: Any, context: int, kind: Any) -> None:
         self.model = model
         self.config = model.config
         self.kv = ShimKV(model.config, context, kind)
@@ -54,11 +54,11 @@ class ShimModel:
         self.close = model.ops.close
 
     @property
-    def bytes_read(self) -> int:
+    def bytes_read(self) -> Any:
         return self.model.ops.bytes_read
 
     @property
-    def on_routing(self) -> Callable[[int, Array], None] | None:
+    def on_routing(self) -> Any:
         return self.model.on_routing
 
     @on_routing.setter
@@ -66,6 +66,7 @@ class ShimModel:
         self.model.on_routing = callback
 
     def forward(self, batch: Batch, check: Callable[[], None] = lambda: None) -> Array:
+        assert batch.ids is not None
         logits, at = [], 0
         for span in batch.spans:
             cache = self.kv.caches[span.slot]

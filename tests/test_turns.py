@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import tiny_gguf
+from offload.turns import Cancelled, Turns
 from tiny_gguf import TinyModel
 
 import offload
 from offload import OffloadError, RequestError
 from offload.engine import Engine
-from offload.turns import Cancelled, Turns
 from quant.ggml import GGMLType
 
 MODEL = TinyModel(
