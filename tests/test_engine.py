@@ -85,9 +85,7 @@ def test_logits_of_a_float_file_do_not_depend_on_the_cache_type(
         np.testing.assert_array_equal(half.logits(prompt), single.logits(prompt))
 
 
-def test_logits_of_more_tokens_than_one_pass_takes(
-    engine: Engine, path: Path
-) -> None:
+def test_logits_of_more_tokens_than_one_pass_takes(engine: Engine, path: Path) -> None:
     prompt = engine.tokenizer.encode(PROMPT)
     with offload.load(path, context=512, threads=1, chunk=7) as small:
         np.testing.assert_array_equal(small.logits(prompt), engine.logits(prompt))
