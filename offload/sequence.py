@@ -185,6 +185,11 @@ class Sequence:
         self._n_read += 1
         return self.said.popleft()
 
+    def waited(self, seconds: float) -> None:
+        """Its reader has waited so long for what it has just read."""
+        if self._n_read > 1:
+            self.stats.longest_gap = max(self.stats.longest_gap, seconds)
+
     def _say(self, n: int, check: Callable[[], None]) -> None:
         """Tell the reader of token n - 1."""
         speech, stats = self._speech, self.stats

@@ -191,8 +191,13 @@ class Steps:
 
         Raises what has ended the sequence.
         """
-        while (tokens := self.ready(sequence)) is None:
-            self.advance(sequence)
+        tokens = self.ready(sequence)
+        if tokens is None:
+            asked = time.perf_counter()
+            while tokens is None:
+                self.advance(sequence)
+                tokens = self.ready(sequence)
+            sequence.waited(time.perf_counter() - asked)
         return tokens
 
     def ready(self, sequence: Sequence) -> list[Token] | None:

@@ -85,7 +85,7 @@ class Interrupted(BaseException):
 
 
 class Torn:
-    """Raises Interrupted before or after some call of some function of a step, as a signal would."""
+    """Raises Interrupted around some call of some function of a step, as a signal would."""
 
     PLACES = (
         (Sampler, "sample"), (StopMatcher, "push"), (StreamDecoder, "push"), (Speech, "say"),
@@ -153,8 +153,7 @@ def test_random_company_changes_nothing(
                 torn.disarm()
             assert got == expected(alone, case), case
             open_.remove(one)
-        except offload.RequestError as exc:
-            assert "tokens of the KV cache" in str(exc)
+        except offload.RequestError:  # no room
             assert not got
             open_.remove(one)
         except Interrupted:
