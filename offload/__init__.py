@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from offload.version import __version__
 
 if TYPE_CHECKING:
+    from offload.answer import Answer, Completion
     from offload.checks import check_model
     from offload.config import ModelConfig
     from offload.data import embedded_model
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
     from offload.replay import RoutingTrace, hit_rates
     from offload.sampling_params import SamplingParams
+    from offload.sessions import Session
     from offload.speech import Token
     from offload.stats import LoadProgress, Repetition, RunStats
     from offload.tensor_census import census
@@ -58,7 +60,10 @@ _HOMES = {
     "census": "offload.tensor_census",
     "check_model": "offload.checks",
     "ModelConfig": "offload.config",
+    "Answer": "offload.answer",
+    "Completion": "offload.answer",
     "Engine": "offload.engine",
+    "Session": "offload.sessions",
     "Token": "offload.speech",
     "load": "offload.engine",
     "embedded_model": "offload.data",
@@ -98,8 +103,10 @@ _HOMES = {
 
 __all__ = [
     "AdmitLFU",
+    "Answer",
     "CachePolicy",
     "CacheStats",
+    "Completion",
     "DeviceError",
     "Engine",
     "ExpertCache",
@@ -125,6 +132,7 @@ __all__ = [
     "RoutingTrace",
     "RunStats",
     "SamplingParams",
+    "Session",
     "Token",
     "UnsupportedError",
     "__version__",

@@ -48,7 +48,11 @@ class Scheduler:
         answering: list[Part] = []
         reading: list[Sequence] = []
         for sequence in sequences:
-            if not sequence.wants or not self._has_rows(sequence, sequences):
+            try:
+                if not sequence.wants or not self._has_rows(sequence, sequences):
+                    continue
+            except Exception as exc:  # the system refuses memory
+                sequence.fail(exc)
                 continue
             slot = sequence.slot
             assert slot is not None

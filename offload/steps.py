@@ -30,11 +30,17 @@ Check = Callable[[], None]
 
 
 class Model(Protocol):
-    """What a step needs of a model. bytes_read: of weights, so far."""
+    """What a step needs of a model."""
 
-    config: ModelConfig
-    bytes_read: int
     on_routing: Callable[[int, Array], None] | None  # layer, expert_ids (T, K)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's sizes."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights that went through kernels so far."""
 
     @property
     def kv(self) -> KVRows:
