@@ -229,11 +229,10 @@ class Engine:
         return Answer(self._steps, self._requests.sequence(request, self._steps.cancels))
 
 
-def _listed(what: str, values: Iterable[Any]) -> list[Any]:
-    try:
-        return list(values)
-    except TypeError as exc:
-        raise RequestError(f"{what} must come in a list, not as {quoted(values)}") from exc
+def _listed(what: str, values: object) -> list[Any]:
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
+        raise RequestError(f"{what} must come in a list, not as {quoted(values)}")
+    return list(values)
 
 
 def load(
