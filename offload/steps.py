@@ -102,15 +102,17 @@ class Steps:
         if not parts:
             return
         batch = batch_of(parts)
+        telling = [p for p in parts if p.sequence.progress is not None and p.sequence.is_reading]
+        check = self._check_of(telling) if telling else self._check
         read, began = self.model.bytes_read, time.perf_counter()
         try:
-            logits = self.model.forward(batch, self._check_of(parts))
+            logits = self.model.forward(batch, check)
         except Cancelled:
             return
         seconds = time.perf_counter() - began
         share = (self.model.bytes_read - read) / batch.n_tokens
-        for part in parts:
-            if part.sequence.progress is not None and part.is_whole and part.sequence.is_reading:
+        for part in telling:
+            if part.is_whole:
                 part.sequence.tell(part.end)
         rows = iter(logits)
         with self.holder.lock:
@@ -139,15 +141,8 @@ class Steps:
         except Exception as exc:
             sequence.fail(exc)
 
-    def _check_of(self, parts: list[Part]) -> Check:
-        """What the model calls before each layer: whether to go on; and prompts tell."""
-        telling = [
-            part
-            for part in parts
-            if part.sequence.progress is not None and part.sequence.is_reading
-        ]
-        if not telling:
-            return self._check
+    def _check_of(self, telling: list[Part]) -> Check:
+        """`_check` that also tells how far prompts are."""
         layers, layer = self.model.config.num_layers, 0
 
         def check() -> None:
@@ -160,6 +155,7 @@ class Steps:
         return check
 
     def _check(self) -> None:
+        """What the model calls before each layer: whether to go on."""
         if self._is_stopped:
             self.holder.check_open()
             raise Cancelled
@@ -214,9 +210,9 @@ class Steps:
         with self.holder.lock:
             if sequence.said:
                 return sequence.read()
-        if not sequence.is_over:
-            return None
-        error, sequence.error = sequence.error, None
+            if not sequence.is_over:
+                return None
+            error, sequence.error = sequence.error, None
         if error is not None:
             raise error
         return []

@@ -137,28 +137,32 @@ def model_of(steps: Steps) -> FakeModel:
     return model  # type: ignore[no-any-return]
 
 
-def ask(
-    steps: Steps,
-    ids: list[int],
-    *,
-    progress: Callable[[Any], None] | None = None,
-    **sampling: Any,
-) -> Answer:
-    """An answer to token ids."""
+def request(
+    ids: list[int], *, progress: Callable[[Any], None] | None = None, **sampling: Any
+) -> Request:
+    """For an answer to token ids; token i is the letter 65 + i."""
 
     def reader() -> Callable[[int | None], list[Piece]]:
         return lambda i: [] if i is None else [Piece("content", chr(65 + i))]
 
     sampling.setdefault("temperature", 0)
-    request = Request(
+    return Request(
         ids=np.array(ids),
         sampler=make_sampler(SamplingParams(**sampling)),
         reader=reader,
         channel="content",
         progress=progress,
     )
+
+
+def answer(steps: Steps, asked: Request) -> Answer:
     context = steps.model.kv.context
-    return Answer(steps, Sequence(request, TOKENIZER, context, steps.cancels))
+    return Answer(steps, Sequence(asked, TOKENIZER, context, steps.cancels))
+
+
+def ask(steps: Steps, ids: list[int], **options: Any) -> Answer:
+    """An answer to token ids; options: of `request`."""
+    return answer(steps, request(ids, **options))
 
 
 def alone(context: int, ids: list[int], **sampling: Any) -> list[int]:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_model import alone, ask, make_steps, model_of
+from fake_model import alone, answer, ask, make_steps, model_of, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload import batch
-from offload.answer import Answer
+from offload.answer import Answer, completions
 from offload.batching import WORTH, shares
 from offload.errors import GGUFError, OffloadError, RequestError
 from offload.steps import Steps
@@ -155,6 +155,39 @@ def test_statistics_of_an_answer_in_company() -> None:
         assert stats.longest_gap > 0
 
 
+def test_a_batch_keeps_to_its_limits_and_survives_one_bad_answer() -> None:
+    steps = make_steps(64, chunk=8)
+    model_of(steps).damaged = 47
+    prompts = [[i] * 10 for i in range(1, 8)] + [[47]]
+    requests = [request(prompt, max_tokens=1 + i) for i, prompt in enumerate(prompts)]
+    done = list(completions(requests, lambda asked: answer(steps, asked), steps, 3))
+    assert sorted(one.index for one in done) == list(range(8))
+    for one in done:
+        if one.index == 7:
+            assert isinstance(one.error, GGUFError)
+            continue
+        ids_ = alone(64, prompts[one.index], max_tokens=1 + one.index)
+        assert one.error is None
+        assert one.ids == tuple(ids_)
+        assert one.text == "".join(chr(65 + i) for i in ids_)
+        assert one.stats.decode_tokens == one.index
+    assert max(len(b.spans) for b in model_of(steps).batches) == 3
+    running = ask(steps, [1] * 50, max_tokens=10)  # leaves room for one at a time
+    next(running)
+    alone_each = completions(requests[:3], lambda asked: answer(steps, asked), steps, 3)
+    with pytest.raises(RequestError, match="are left by 1 unfinished"):
+        next(alone_each)
+
+
+def test_leaving_a_batch_ends_its_answers() -> None:
+    steps = make_steps(64)
+    requests = [request([i], max_tokens=i) for i in (1, 20, 30)]
+    done = completions(requests, lambda asked: answer(steps, asked), steps, 3)
+    assert next(done).index == 0
+    done.close()  # type: ignore[attr-defined]
+    assert len(ids(ask(steps, [1] * 40, max_tokens=24))) == 24
+
+
 # --- rows -------------------------------------------------------------------------------------
 
 
@@ -250,7 +283,7 @@ def test_answers_without_a_limit_share_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("expanded", [False, True])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([1, 3, 8, 64]), st.sampled_from([48, 80, 200]))
 def test_random_company(expanded: bool, seed: int, chunk: int, budget: int) -> None:
     """Also where contexts are long: with prompts of two forms, which must not be mixed up."""
