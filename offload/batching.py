@@ -105,7 +105,7 @@ class Scheduler:
             elif other.slot is not None and (is_younger or not other.wants):
                 victim = other
         if victim is None:
-            return False
+            return self.slots.reclaim([other.slot for other in sequences])
         self.release(victim)
         return True
 

@@ -85,8 +85,9 @@ class Engine:
         """
         self._steps.holder.check_open()
         ids = self._requests.check_ids(token_ids)
-        if kv_type not in get_args(KVType):
-            raise RequestError(f"kv_type must be one of {get_args(KVType)}, not {quoted(kv_type)}")
+        if not isinstance(kv_type, str) or kv_type not in get_args(KVType):
+            kinds = " or ".join(map(repr, get_args(KVType)))
+            raise RequestError(f"kv_type must be {kinds}, not {quoted(kv_type)}")
         return all_logits(self._steps, ids, kv_type)
 
     def generate(

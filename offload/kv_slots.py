@@ -65,11 +65,14 @@ class Slot:
 
 
 class KVSlots:
-    """At most `budget` rows in slots. One caller at a time, and never during a forward pass."""
+    """At most `budget` rows in slots; so many that one sequence of any length has room.
+
+    One caller at a time, and never during a forward pass.
+    """
 
     def __init__(self, kv: KVRows, budget: int) -> None:
         self.kv = kv
-        self.budget = budget
+        self.budget = max(budget, kv.context)
         self._slots: list[Slot] = []
         self._lent: set[int] = set()
         self._clock = 0
@@ -112,9 +115,17 @@ class KVSlots:
             self.drop(slot)
 
     def drop(self, slot: Slot) -> None:
-        """Give the memory of its rows back."""
-        self._slots.remove(slot)
-        self.kv.close(slot.number)
+        """Give the memory of its rows back; twice is fine."""
+        if slot in self._slots:
+            self._slots.remove(slot)
+            self.kv.close(slot.number)
+
+    def reclaim(self, held: list[Slot | None]) -> bool:
+        """Release what an interruption has left promised to nobody; whether there was such."""
+        lost = [slot for slot in self._slots if slot.promised and slot not in held]
+        for slot in lost:
+            self.release(slot)
+        return bool(lost)
 
     def drop_all(self) -> None:
         """Forget everything that no sequence uses."""

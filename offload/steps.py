@@ -97,7 +97,7 @@ class Steps:
     # --- one step ---------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Schedule, run, sample, deliver. By the stepper."""
+        """Schedule, run, sample, deliver. By the holder."""
         parts = self._schedule()
         if not parts:
             return
@@ -240,7 +240,7 @@ class Steps:
             self.holder.notify()
 
     def tidy(self) -> None:
-        """Take their slots from sequences that are over. By the stepper."""
+        """Take their slots from sequences that are over. By the holder."""
         for sequence in list(self._sequences):
             if sequence.is_over:
                 self._scheduler.release(sequence)

@@ -155,14 +155,14 @@ def request(
     )
 
 
-def answer(steps: Steps, asked: Request) -> Answer:
+def answer_to(steps: Steps, asked: Request) -> Answer:
     context = steps.model.kv.context
     return Answer(steps, Sequence(asked, TOKENIZER, context, steps.cancels))
 
 
 def ask(steps: Steps, ids: list[int], **options: Any) -> Answer:
     """An answer to token ids; options: of `request`."""
-    return answer(steps, request(ids, **options))
+    return answer_to(steps, request(ids, **options))
 
 
 def alone(context: int, ids: list[int], **sampling: Any) -> list[int]:

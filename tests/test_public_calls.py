@@ -157,6 +157,7 @@ def test_calls_of_an_engine(engine: offload.Engine) -> None:
         tried(lambda value=value: engine.generate(value, max_tokens=1))
         tried(lambda value=value: engine.generate([value], max_tokens=1))
         tried(lambda value=value: engine.logits([1, value]))
+        tried(lambda value=value: engine.logits([1], kv_type=value))
         tried(lambda value=value: tokenizer.decode([value]))
         for field in offload.SamplingParams.__dataclass_fields__:
             tried(lambda field=field, value=value: offload.SamplingParams(**{field: value}))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_model import alone, answer, ask, make_steps, model_of, request
+from fake_model import alone, answer_to, ask, make_steps, model_of, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -160,7 +160,7 @@ def test_a_batch_keeps_to_its_limits_and_survives_one_bad_answer() -> None:
     model_of(steps).damaged = 47
     prompts = [[i] * 10 for i in range(1, 8)] + [[47]]
     requests = [request(prompt, max_tokens=1 + i) for i, prompt in enumerate(prompts)]
-    done = list(completions(requests, lambda asked: answer(steps, asked), steps, 3))
+    done = list(completions(requests, lambda asked: answer_to(steps, asked), steps, 3))
     assert sorted(one.index for one in done) == list(range(8))
     for one in done:
         if one.index == 7:
@@ -174,7 +174,7 @@ def test_a_batch_keeps_to_its_limits_and_survives_one_bad_answer() -> None:
     assert max(len(b.spans) for b in model_of(steps).batches) == 3
     running = ask(steps, [1] * 50, max_tokens=10)  # leaves room for one at a time
     next(running)
-    alone_each = completions(requests[:3], lambda asked: answer(steps, asked), steps, 3)
+    alone_each = completions(requests[:3], lambda asked: answer_to(steps, asked), steps, 3)
     with pytest.raises(RequestError, match="are left by 1 unfinished"):
         next(alone_each)
 
@@ -182,7 +182,7 @@ def test_a_batch_keeps_to_its_limits_and_survives_one_bad_answer() -> None:
 def test_leaving_a_batch_ends_its_answers() -> None:
     steps = make_steps(64)
     requests = [request([i], max_tokens=i) for i in (1, 20, 30)]
-    done = completions(requests, lambda asked: answer(steps, asked), steps, 3)
+    done = completions(requests, lambda asked: answer_to(steps, asked), steps, 3)
     assert next(done).index == 0
     done.close()  # type: ignore[attr-defined]
     assert len(ids(ask(steps, [1] * 40, max_tokens=24))) == 24
@@ -338,6 +338,19 @@ def random_company(rng: random.Random, steps: Steps) -> None:
         steps.slots.drop_all()
     assert steps.slots.free_rows == steps.slots.budget
     assert not model_of(steps).kv.slots
+
+
+def test_a_slot_lost_in_an_interruption_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = make_steps(64)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("offload.sequence.Sequence.sit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(ask(steps, [1] * 50))
+    assert ids(ask(steps, [2] * 50)) == alone(64, [2] * 50)
 
 
 # --- ends -------------------------------------------------------------------------------------
