@@ -252,6 +252,12 @@ def load_options(command: F) -> F:
             show_default=True,
             help="Number type of the attention cache; q8_0 takes half of f16's RAM.",
         ),
+        click.option(
+            "--chunk",
+            type=click.IntRange(min=1, max=MOST),
+            metavar="TOKENS",
+            help="Tokens of a prompt that are read in one step.  [default: 512]",
+        ),
     )
     for option in reversed((*options, *LAYOUT_OPTIONS)):
         command = option(command)

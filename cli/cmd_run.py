@@ -25,6 +25,7 @@ from cli.answering import (
     stream_chat,
     stream_completion,
 )
+from cli.chat_session import ChatSession
 from cli.model_argument import model_argument
 from cli.plan_options import PLAN_FILE, check_plan_alone
 from cli.prompt_input import read_prompt
@@ -59,6 +60,13 @@ if TYPE_CHECKING:
     help="Let the model think first, or answer at once.  [default: as the model does]",
 )
 @click.option("--hide-thinking", is_flag=True, help="Let it think, but show only the answer.")
+@click.option(
+    "--session",
+    type=GivenPath(what="name of the session's file"),
+    metavar="FILE",
+    help="Go on with the conversation in FILE, and keep it there, with what the model has read of"
+    " it; a new one if FILE is not there.",
+)
 @sampling_options
 @load_options
 @PLAN_FILE
@@ -86,6 +94,8 @@ def command(model: Path | None, **values: Any) -> None:
         )
     if values["plan_file"] is not None:
         check_plan_alone()
+    if values["raw"] and values["session"]:
+        raise click.UsageError("--raw continues each text by itself: there is no --session with it")
     settings = Settings(
         system=values["system"],
         thinking=values["thinking"],
@@ -105,12 +115,16 @@ def command(model: Path | None, **values: Any) -> None:
             say(str(engine.plan), err=True)
         check_thinking(engine, settings)
         name = model.name if model else EMBEDDED
+        session = None
+        if values["session"]:
+            session = ChatSession(engine, values["session"])
+            settings = session.load(settings)
         if prompt is None:
             from cli.chat_ui import run_chat
 
-            run_chat(engine, settings, name=name)
+            run_chat(engine, settings, name=name, session=session)
         else:
-            _answer_once(engine, settings, prompt, name)
+            _answer_once(engine, settings, prompt, name, session)
 
 
 def _load(model: Path | None, values: dict[str, Any]) -> Engine:
@@ -130,17 +144,22 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
             context=values["context"],
             threads=values["threads"],
             kv_type=values["kv_type"],
+            chunk=values["chunk"],
             **{name: values[name] for name in LAYOUT_NAMES},
             progress=display.callback,
         )
 
 
-def _answer_once(engine: Engine, settings: Settings, prompt: str, name: str) -> None:
+def _answer_once(
+    engine: Engine, settings: Settings, prompt: str, name: str, session: ChatSession | None
+) -> None:
     from cli._render import say, stats_text
 
     with no_echo():
         if settings.raw:
             answer = stream_completion(engine, settings, prompt)
+        elif session is not None:
+            answer = session.answer(prompt, settings)
         else:
             messages = [*first_messages(settings), {"role": "user", "content": prompt}]
             answer = stream_chat(engine, settings, messages)

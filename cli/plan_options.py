@@ -40,6 +40,7 @@ IN_PLAN = {
     "packed_cache": "packed.cache",
     "memory": "placements",
     "pin": "workers.cpus",
+    "chunk": "chunk",
 }
 
 
@@ -88,6 +89,7 @@ def plan_of(
         memory=values["memory"],
         layout=layout_wish(values),
         pin=values["pin"],
+        chunk=values["chunk"],
     )
     with LoadDisplay() as display:
         plan = offload.plan_model(file, config, wish, offload.probe(), display.callback)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from offload.version import __version__
 
 if TYPE_CHECKING:
-    from offload.answer import Token
+    from offload.answer import Answer, Completion
     from offload.checks import check_model
     from offload.config import ModelConfig
     from offload.data import embedded_model
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     )
     from offload.replay import RoutingTrace, hit_rates
     from offload.sampling_params import SamplingParams
+    from offload.sessions import Session
+    from offload.speech import Token
     from offload.stats import LoadProgress, Repetition, RunStats
     from offload.tensor_census import census
 
@@ -59,8 +61,11 @@ _HOMES = {
     "census": "offload.tensor_census",
     "check_model": "offload.checks",
     "ModelConfig": "offload.config",
+    "Answer": "offload.answer",
+    "Completion": "offload.answer",
     "Engine": "offload.engine",
-    "Token": "offload.answer",
+    "Session": "offload.sessions",
+    "Token": "offload.speech",
     "load": "offload.engine",
     "embedded_model": "offload.data",
     "DeviceError": "offload.errors",
@@ -100,8 +105,10 @@ _HOMES = {
 
 __all__ = [
     "AdmitLFU",
+    "Answer",
     "CachePolicy",
     "CacheStats",
+    "Completion",
     "DeviceError",
     "Engine",
     "ExpertCache",
@@ -127,6 +134,7 @@ __all__ = [
     "RoutingTrace",
     "RunStats",
     "SamplingParams",
+    "Session",
     "Token",
     "UnsupportedError",
     "__version__",

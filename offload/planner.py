@@ -33,6 +33,7 @@ from offload.tensor_census import Census
 
 DEFAULT_CONTEXT = 32_768
 MOST = 2**53  # of any count; floats still hold it
+CHUNK = 512  # prompt tokens in one step: fewer cost speed, more make others wait
 RESERVE = 512 << 20  # bytes left to the system and to scratch buffers
 TIERS: Final[Mapping[MemoryMode, Tier]] = {
     "mmap": "mmap",
@@ -52,17 +53,19 @@ class PlanOptions:
 
     device: str = "auto"
     context: int | None = None
+    kv_tokens: int | None = None
     threads: int | None = None
     kv_type: KVType = "f16"
     memory: MemoryMode = "mmap"
     layout: LayoutOptions = field(default_factory=LayoutOptions)
     pin: bool | None = None
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Check the kinds of values; ranges are `make_plan`'s. PlanError, DeviceError."""
         if not isinstance(self.device, str):
             raise DeviceError(f"device {quoted(self.device)} is no name; give 'auto' or 'cpu'")
-        for name in ("context", "threads"):
+        for name in ("context", "kv_tokens", "threads", "chunk"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else _whole(name, value))
         check_kv_type(self.kv_type)
@@ -99,6 +102,8 @@ def make_plan(
     device, why = resolve(options.device)
     remarks = [f"device {device}: {why}"]
     kv = _kv(config, tensors, hardware, options)
+    if options.chunk is not None and options.chunk < 1:
+        raise PlanError(f"--chunk {options.chunk}: at least 1 token is read in one step")
     free, used = hardware.cpu.ram_free, used_bytes(tensors)
     tier = TIERS[options.memory]
     if tier != "mmap":
@@ -120,6 +125,7 @@ def make_plan(
         workers=_workers(hardware, options, others),
         is_locked=options.memory == "resident",
         reads_ahead=used <= free,
+        chunk=options.chunk or CHUNK,
         predicted=Prediction(bytes_per_token=tensors.bytes_per_token),
         remarks=tuple(remarks),
     )
@@ -224,10 +230,16 @@ def _kv(
         reason = f"the default; the model was trained on {config.context_length:,}"
         if context == room:
             reason = "what fits in free RAM"
+    tokens = options.kv_tokens or context
+    if not context <= tokens <= max(context, fits):
+        raise PlanError(
+            f"--kv-tokens {options.kv_tokens}: all answers together need {context:,} tokens (the "
+            f"context of one) to {max(context, fits):,} (what fits in free RAM)"
+        )
     return KVSpec(
         context=context,
-        tokens=context,
+        tokens=tokens,
         kv_type=options.kv_type,
-        n_bytes=context * per_token,
+        n_bytes=tokens * per_token,
         why=reason,
     )
