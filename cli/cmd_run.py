@@ -124,6 +124,7 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
             context=values["context"],
             threads=values["threads"],
             kv_type=values["kv_type"],
+            chunk=values["chunk"],
             **{name: values[name] for name in LAYOUT_NAMES},
             progress=display.callback,
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from offload.version import __version__
 
 if TYPE_CHECKING:
-    from offload.answer import Token
+    from offload.answer import Answer, Completion
     from offload.checks import check_model
     from offload.config import ModelConfig
     from offload.data import embedded_model
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from offload.replay import RoutingTrace, hit_rates
     from offload.sampling_params import SamplingParams
+    from offload.speech import Token
     from offload.stats import LoadProgress, Repetition, RunStats
     from offload.tensor_census import census
 
@@ -58,8 +59,10 @@ _HOMES = {
     "census": "offload.tensor_census",
     "check_model": "offload.checks",
     "ModelConfig": "offload.config",
+    "Answer": "offload.answer",
+    "Completion": "offload.answer",
     "Engine": "offload.engine",
-    "Token": "offload.answer",
+    "Token": "offload.speech",
     "load": "offload.engine",
     "embedded_model": "offload.data",
     "DeviceError": "offload.errors",
@@ -98,8 +101,10 @@ _HOMES = {
 
 __all__ = [
     "AdmitLFU",
+    "Answer",
     "CachePolicy",
     "CacheStats",
+    "Completion",
     "DeviceError",
     "Engine",
     "ExpertCache",

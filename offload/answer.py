@@ -1,118 +1,139 @@
-"""How an answer is made: prefill, then sample and feed back; ids become text when they can."""
+"""Answer: what `Engine.generate` and `chat` return. Completion: a whole one of `Engine.batch`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
-import numpy as np
-
-from offload.repetition import RepetitionWatch
-from offload.sampler import Sampler
-from offload.sequence import Report, Sequence
-from offload.stats import Repetition, RunStats
-from offload.stream import Channel, Piece, StopMatcher
-from offload.tokenizer import Tokenizer
-from offload.turns import Cancelled, Turn
+from offload.errors import OffloadError
+from offload.sequence import Sequence
+from offload.speech import Request, Token
+from offload.stats import RunStats
+from offload.steps import Steps
+from offload.stream import Channel
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token.
+class Answer(Iterator[Token]):
+    """An iterator over tokens. It begins with the first one asked for; it ends as generators do.
 
-    text: what can be printed now, possibly "" (half a character, a held stop string, a special
-    token). channel: "thinking" or "content". An id comes twice only if its text belongs to both;
-    the end token comes only if text was held back until then.
+    `close()`, or letting go of it, ends it early and frees what it holds. stats: what it cost.
+    Several may be open at once, in one thread or in many, and one may be handed on to another
+    thread. Every answer is the one that it would be alone, bit for bit.
     """
 
-    id: int
-    text: str
-    channel: Channel = "content"
+    def __init__(self, steps: Steps, sequence: Sequence) -> None:
+        self.stats: RunStats = sequence.stats
+        self.sequence = sequence
+        self._steps = steps
+        self._rest: deque[Token] = deque()  # of the latest id
+
+    def __next__(self) -> Token:
+        if self._rest:
+            return self._rest.popleft()
+        if self.sequence.is_left:
+            raise StopIteration
+        try:
+            if not self.sequence.is_joined:
+                self.begin()
+            tokens = self._steps.tokens(self.sequence)
+        except BaseException:
+            self.close()
+            raise
+        if not tokens:
+            self.close()
+            raise StopIteration
+        if len(tokens) > 1:
+            self._rest.extend(tokens[1:])
+        return tokens[0]
+
+    def begin(self) -> None:
+        """Take part in steps from now on."""
+        self.sequence.begin()
+        self._steps.add(self.sequence)
+
+    def ready(self) -> list[Token] | None:
+        """The tokens of the next id, if they are there; [] at the end."""
+        return self._steps.ready(self.sequence)
+
+    def close(self) -> None:
+        """End it; from any thread, twice is fine."""
+        self._rest.clear()
+        self._steps.leave(self.sequence)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A checked request. ids: the prompt, (n,) int64; read: pieces of a token id, None at the end.
+class Completion:
+    """A whole answer. index: of its prompt; ids: as generated, with the end token.
 
-    channel: of the first token. progress: told while the prompt is read.
+    error: what ended it early, if anything did.
     """
 
-    ids: np.ndarray
-    sampler: Sampler
-    read: Callable[[int | None], list[Piece]]
-    channel: Channel
-    progress: Report | None
+    index: int
+    text: str
+    thinking: str
+    ids: tuple[int, ...]
+    stats: RunStats
+    error: OffloadError | None = None
 
 
-def answer(
-    request: Request, sequence: Sequence, turn: Turn, tokenizer: Tokenizer, stats: RunStats
-) -> Iterator[Token]:
-    """Tokens with their text; what may be part of a stop string is held back."""
-    stops = StopMatcher(request.sampler.params.stop)
-    watch = RepetitionWatch(tokenizer.decode)
-    channel = request.channel  # of the latest text
-    for token_id in decode(request, sequence, turn, tokenizer.eog_ids, tokenizer.n_vocab, stats):
-        is_end = token_id in tokenizer.eog_ids
-        pieces = [] if is_end else request.read(token_id)
-        if stats.finish_reason is not None:
-            pieces = pieces + request.read(None)
-        said: list[tuple[Channel, str]] = [
-            (p.channel, stops.push(p.text) if p.channel == "content" else p.text) for p in pieces
-        ]
-        loop = None if is_end else watch.push(token_id)
-        if loop is not None:
-            where = said[-1][0] if said else channel
-            stats.repetition = Repetition(n_tokens=loop[0], times=loop[1], channel=where)
-        if stops.stopped is not None:
-            stats.finish_reason = "stop"
-        elif stats.finish_reason is not None:
-            said.append(("content", stops.flush()))
-        said = [part for part in said if part[1]]
-        if not said and not is_end:
-            said = [(channel, "")]
-        for channel, parts in groupby(said, lambda part: part[0]):
-            yield Token(token_id, "".join(text for _, text in parts), channel)
-        if stops.stopped is not None:
-            return
+def completions(
+    requests: Iterable[Request], start: Callable[[Request], Answer], steps: Steps, at_once: int
+) -> Iterator[Completion]:
+    """Answer together, at most `at_once` and as many as there is room for; whole ones as they come.
 
-
-def decode(
-    request: Request,
-    sequence: Sequence,
-    turn: Turn,
-    ends: frozenset[int],
-    n_vocab: int,
-    stats: RunStats,
-) -> Iterator[int]:
-    """Token ids. `stats.finish_reason` is set before the last one, which may be an end token."""
-    began = time.perf_counter()
-    sampler, n = request.sampler, len(request.ids)
-    room, most = sequence.context - n + 1, sampler.params.max_tokens
-    budget = room if most is None else min(room, most)
-    ids = np.empty(n + budget, np.int64)
-    ids[:n] = request.ids
+    start: makes the answer to a request.
+    """
+    waiting = deque(enumerate(requests))
+    running: dict[int, Answer] = {}
+    said: dict[int, list[Token]] = {}
     try:
-        logits = sequence.prefill(request.ids, turn, stats, request.progress)
-        stats.prompt_seconds = time.perf_counter() - began
-        for i in range(n, n + budget):
-            token_id = sampler.sample(logits[:n_vocab], ids[:i])
-            if i == n:
-                stats.time_to_first_token = time.perf_counter() - began
-            ids[i] = token_id
-            if token_id in ends:
-                stats.finish_reason = "stop"
-            elif i + 1 == n + budget:
-                stats.finish_reason = "length"
-            if stats.finish_reason is not None:
-                sequence.check_weights()
-            yield token_id
-            if stats.finish_reason is not None:
-                return
-            step = time.perf_counter()
-            logits = sequence.next(token_id, turn, stats)
-            stats.decode_seconds += time.perf_counter() - step
-            stats.decode_tokens += 1
-    except Cancelled:
-        stats.finish_reason = "cancelled"
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                index, request = waiting[0]
+                answer = start(request)
+                if running and not steps.has_room(answer.sequence):
+                    break
+                waiting.popleft()
+                running[index], said[index] = answer, []
+                answer.begin()
+            got = {index: _ready(answer) for index, answer in running.items()}
+            for index, tokens in got.items():
+                if isinstance(tokens, list) and tokens:
+                    said[index] += tokens
+                elif tokens is not None:
+                    error = None if isinstance(tokens, list) else tokens
+                    yield _completion(index, running.pop(index), said.pop(index), error)
+            if all(tokens is None for tokens in got.values()):
+                steps.advance(*(answer.sequence for answer in running.values()))
+    finally:
+        for answer in running.values():
+            answer.close()
+
+
+def _ready(answer: Answer) -> list[Token] | OffloadError | None:
+    try:
+        return answer.ready()
+    except OffloadError as exc:
+        return exc
+
+
+def _completion(
+    index: int, answer: Answer, tokens: list[Token], error: OffloadError | None
+) -> Completion:
+    answer.close()
+
+    def text(channel: Channel) -> str:
+        return "".join(token.text for token in tokens if token.channel == channel)
+
+    return Completion(
+        index=index,
+        text=text("content"),
+        thinking=text("thinking"),
+        ids=tuple(answer.sequence.generated),
+        stats=answer.stats,
+        error=error,
+    )

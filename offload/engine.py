@@ -2,44 +2,44 @@
 
     for token in engine.generate("In the beginning"):     # plain continuation
     for token in engine.chat([{"role": "user", "content": "Hi"}]):
+    for done in engine.batch(["One", "Two", "Three"]):    # many prompts, whole answers
 
-One answer at a time: another one is refused, or waits (`load(..., wait=True)`); see turns.py. How
-an answer comes about is in answer.py.
+Several answers may be open at once, in one thread or in many: their tokens are computed together
+(steps.py), and each is the one that it would be alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from offload import sequence
-from offload.answer import Request, Token, answer
-from offload.arguments import check_callable, check_type, path_argument
-from offload.chat import ChatFormat, Message, Prompt, choose_format, completion_prompt
+from offload.all_logits import all_logits
+from offload.answer import Answer, Completion, completions
+from offload.arguments import check_callable, check_type, integer, path_argument, quoted
+from offload.chat import ChatFormat, Message, choose_format
 from offload.config import ModelConfig
-from offload.dry import MASK, breaker_mask
 from offload.errors import RequestError
 from offload.expert_layout import Layout, LayoutOptions, budget_bytes
 from offload.gguf import GGUFFile
-from offload.kv_cache import KVCache
+from offload.kv_slots import KVSlots
 from offload.loading import open_model
-from offload.memory import MemoryMode, swapped_bytes
-from offload.models.deepseek2 import DeepSeek2
+from offload.memory import MemoryMode
 from offload.plan import KVType, Plan
 from offload.planner import PlanOptions
-from offload.sampler import make_sampler
-from offload.sampling_params import SamplingParams, defaults_for
+from offload.requests import Requests, is_conversation
+from offload.speech import Request
 from offload.stats import LoadProgress, RunStats
-from offload.stream import Piece, StreamDecoder
+from offload.steps import Model, Steps
 from offload.tokenizer import Tokenizer
-from offload.turns import Cancelled, Turn, Turns
+
+CHUNK = 512  # prompt tokens in one step, where the plan does not say
+AT_ONCE = 8  # answers of a batch that run together
 
 Progress = Callable[[LoadProgress], None]
-Answer = Generator[Token, None, None]
 
 
 class Engine:
@@ -51,37 +51,42 @@ class Engine:
         config: ModelConfig,
         tokenizer: Tokenizer,
         plan: Plan,
-        model: DeepSeek2,
+        model: Model,
         *,
+        chunk: int | None = None,
         wait: bool = False,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.plan = plan
-        self.stats = RunStats()
         self.format: ChatFormat = choose_format(file.metadata, tokenizer)
         self._file = file
-        self._sequence = sequence.Sequence(model, KVCache(config, plan.kv.context, plan.kv.kv_type))
-        self._turns = Turns(wait=wait)
-        self._breakers: dict[tuple[str, ...], MASK] = {}
+        slots = KVSlots(model.kv, getattr(plan.kv, "tokens", plan.kv.context))
+        chunk = getattr(plan, "chunk", CHUNK) if chunk is None else chunk
+        self._steps = Steps(model, slots, chunk=chunk, wait=wait)
+        context = model.kv.context
+        self._requests = Requests(tokenizer, self.format, config.vocab_size, context)
 
     # --- what people call ---------------------------------------------------------------------
 
-    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+    @property
+    def stats(self) -> RunStats:
+        """Of the answer that was begun last; `Answer.stats` are those of any other."""
+        latest = self._steps.latest
+        return RunStats() if latest is None else latest.stats
+
+    def logits(self, token_ids: Sequence[int], *, kv_type: KVType = "f32") -> np.ndarray:
         """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32.
 
-        For measuring: the sequence has a float32 cache of its own, whatever kv_type is. (Rounding a
+        For measuring: the sequence has a cache of its own, float32 unless asked for. (Rounding a
         cache to halves can flip the choice of an expert; an F32 file would be off by up to 1e-2.)
         """
-        ids = self._check_ids(token_ids)
-        turn = self._turns.ask()
-        try:
-            self._begin(turn)
-            return self._sequence.logits(ids, turn)
-        except Cancelled:
-            raise RequestError("cancelled before all logits were computed") from None
-        finally:
-            turn.end()
+        self._steps.holder.check_open()
+        ids = self._requests.check_ids(token_ids)
+        if not isinstance(kv_type, str) or kv_type not in get_args(KVType):
+            kinds = " or ".join(map(repr, get_args(KVType)))
+            raise RequestError(f"kv_type must be {kinds}, not {quoted(kv_type)}")
+        return all_logits(self._steps, ids, kv_type)
 
     def generate(
         self, prompt: str | Sequence[int], *, progress: Progress | None = None, **sampling: Any
@@ -89,27 +94,13 @@ class Engine:
         """Continue a text, or token ids. sampling: fields of SamplingParams.
 
         Special tokens written in a text are ordinary text. progress: called while the prompt is
-        read, with phase "prompt" and counts of tokens. Raises RequestError at once for bad values,
-        for a prompt that the context cannot hold, and while another answer runs.
+        read, by whichever thread computes, with phase "prompt" and counts of tokens. Raises
+        RequestError at once for bad values and for a prompt that the context cannot hold, and at
+        the first token if other answers leave it no room in the KV cache (unless `load` was told to
+        wait).
         """
-        params = SamplingParams.from_options(sampling)
-        if isinstance(prompt, str):
-            ready = completion_prompt(self.tokenizer, prompt)
-        elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | bytearray):
-            ready = Prompt(ids=list(prompt), text="")
-        else:
-            raise RequestError(
-                "the prompt must be a text or a list of token ids, not of type "
-                f"{type(prompt).__name__}"
-            )
-        params = params.with_defaults(defaults_for("none", thinking=False))
-        decoder = StreamDecoder(self.tokenizer)
-
-        def read(token_id: int | None) -> list[Piece]:
-            text = decoder.flush() if token_id is None else decoder.push(token_id)
-            return [Piece("content", text)]
-
-        return self._answer(ready, params, read, progress)
+        self._steps.holder.check_open()
+        return self._answer(self._requests.continuation(prompt, sampling, progress))
 
     def chat(
         self,
@@ -124,49 +115,77 @@ class Engine:
         Tokens come with their channel. Text of a message never becomes a special token. progress,
         sampling and errors: as for `generate`.
         """
-        params = SamplingParams.from_options(sampling)
-        prompt = self.format.build_prompt(messages, thinking=thinking)
-        thinks = self.format.thinking_mode != "none" and not prompt.after_thinking
-        params = params.with_defaults(defaults_for(self.format.name, thinks))
-        splitter = prompt.splitter(self.tokenizer)
+        self._steps.holder.check_open()
+        return self._answer(self._requests.reply(messages, thinking, sampling, progress))
 
-        def read(token_id: int | None) -> list[Piece]:
-            return splitter.flush() if token_id is None else splitter.push(token_id)
+    def batch(
+        self,
+        prompts: Iterable[str | Sequence[int] | Sequence[Message | Mapping[str, Any]]],
+        *,
+        options: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool | None = None,
+        at_once: int = AT_ONCE,
+        **sampling: Any,
+    ) -> Iterator[Completion]:
+        """Answer many prompts together; whole answers come as they end, with their index.
 
-        return self._answer(prompt, params, read, progress)
+        prompts: texts or token ids, continued as by `generate`, or lists of messages, answered as
+        by `chat`. sampling: for all of them; options: what is different for each, a dict per
+        prompt. At most `at_once` run at a time, and as many as the KV cache holds. Bad values of
+        any prompt are RequestErrors at once; what ends one answer later is told in its Completion.
+        """
+        self._steps.holder.check_open()
+        given = _listed("prompts", prompts)
+        each = [{}] * len(given) if options is None else _listed("options", options)
+        if len(each) != len(given):
+            raise RequestError(f"{len(given)} prompts have {len(each)} options; one each is needed")
+        if (integer(at_once) or 0) < 1:
+            raise RequestError(f"at_once must be a whole number from 1 on, not {quoted(at_once)}")
+        requests = []
+        for index, (prompt, own) in enumerate(zip(given, each, strict=True)):
+            try:
+                chosen = sampling | check_type("options", own, dict)
+                requests.append(
+                    self._requests.reply(prompt, thinking, chosen, None)
+                    if is_conversation(prompt)
+                    else self._requests.continuation(prompt, chosen, None)
+                )
+            except RequestError as exc:
+                raise RequestError(f"prompt {index}: {exc}") from exc
+        return completions(requests, self._answer, self._steps, at_once)
 
     def prompt_tokens(
         self, messages: Iterable[Message | Mapping[str, Any]], *, thinking: bool | None = None
     ) -> int:
         """How many tokens the prompt of this conversation has; `plan.kv.context` is the most."""
-        self._turns.check_open()
+        self._steps.holder.check_open()
         return len(self.format.build_prompt(messages, thinking=thinking).ids)
 
     def trace_routing(self, callback: Callable[[int, np.ndarray], None] | None) -> None:
         """Call callback(layer, expert_ids (T, K) int64) whenever a MoE layer routes; None ends it.
 
-        See offload.RoutingTrace. The array may be kept, not changed; an error ends the answer.
+        T tokens of all answers that run. See offload.RoutingTrace. The array may be kept, not
+        changed; an error ends the answer whose reader computes.
         """
         check_callable("the callback of trace_routing", callback, optional=True)
-        self._turns.check_open()
-        self._sequence.model.on_routing = callback
+        self._steps.holder.check_open()
+        self._steps.model.on_routing = callback
 
     def cancel(self) -> None:
-        """End the running answer before the next layer; safe in signal handlers and threads.
+        """End all running answers before the next layer; safe in signal handlers and threads.
 
-        Without one, answers that were asked for and not begun are ended. The engine is free at
-        once.
+        Without one, answers that were asked for and not begun are ended. Those that wait for room
+        are not.
         """
-        self._turns.cancel()
+        self._steps.cancel()
 
     def close(self) -> None:
         """Give the file and the cache back. The engine cannot be used afterwards.
 
-        A running answer ends before its next layer, one that waits at once, each with an error.
+        Running answers end before the next layer, those that wait at once, each with an error.
         Calling it twice is fine.
         """
-        self._turns.close()
-        self._sequence.close()
+        self._steps.close()
         self._file.close()
 
     def __enter__(self) -> Engine:
@@ -180,70 +199,15 @@ class Engine:
     ) -> None:
         self.close()
 
-    # --- what stands before an answer ---------------------------------------------------------
+    def _answer(self, request: Request) -> Answer:
+        """The iterator that does the work."""
+        return Answer(self._steps, self._requests.sequence(request, self._steps.cancels))
 
-    def _begin(self, turn: Turn) -> None:
-        """Take the engine, and check what must hold before every answer."""
-        turn.begin()
 
-    def _answer(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        read: Callable[[int | None], list[Piece]],
-        progress: Progress | None,
-    ) -> Answer:
-        """Check what can be checked now; the returned iterator does the work."""
-        ids = self._check_ids(prompt.ids)
-        check_callable("progress", progress, optional=True)
-        request = Request(
-            ids=ids,
-            sampler=make_sampler(params, self._breaker_mask(params)),
-            read=read,
-            channel="thinking" if prompt.in_thinking else "content",
-            progress=progress,
-        )
-        return self._run(request, self._turns.ask())
-
-    def _run(self, request: Request, turn: Turn) -> Answer:
-        stats = RunStats(prompt_tokens=len(request.ids), seed=request.sampler.seed)
-        try:
-            self._begin(turn)
-            self.stats = stats
-            yield from answer(request, self._sequence, turn, self.tokenizer, stats)
-            stats.swapped_bytes = swapped_bytes()
-        finally:
-            turn.end()
-
-    def _breaker_mask(self, params: SamplingParams) -> MASK | None:
-        """What cuts repeats for DRY; made once for each choice of breakers."""
-        breakers = params.dry_sequence_breakers
-        if params.dry_multiplier > 0 and breakers not in self._breakers:
-            self._breakers[breakers] = breaker_mask(self.tokenizer, breakers)
-        return self._breakers.get(breakers)
-
-    def _check_ids(self, token_ids: Sequence[int]) -> np.ndarray:
-        self._turns.check_open()
-        try:
-            ids = np.asarray(token_ids)
-        except (ValueError, TypeError, OverflowError) as exc:  # lists of different lengths
-            raise RequestError(f"token ids must be a list of whole numbers: {exc}") from exc
-        if ids.ndim == 1 and ids.size == 0:
-            raise RequestError("the prompt is empty; at least one token is needed")
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise RequestError(
-                f"token ids must be a list of whole numbers, not {ids.ndim}-dimensional {ids.dtype}"
-            )
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            bad = int(ids.min() if ids.min() < 0 else ids.max())
-            raise RequestError(f"token id {bad} is not in 0 .. {self.config.vocab_size - 1}")
-        context = self._sequence.context
-        if len(ids) > context:
-            raise RequestError(
-                f"the prompt has {len(ids):,} tokens, the context holds {context:,}; "
-                "shorten the prompt or load with a larger context (--context)"
-            )
-        return ids.astype(np.int64)
+def _listed(what: str, values: object) -> list[Any]:
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
+        raise RequestError(f"{what} must come in a list, not as {quoted(values)}")
+    return list(values)
 
 
 def load(
@@ -258,6 +222,7 @@ def load(
     pack_budget: float | None = None,
     packed_cache: str | PathLike[str] | None = None,
     pin: bool | None = None,
+    chunk: int | None = None,
     wait: bool = False,
     progress: Progress | None = None,
 ) -> Engine:
@@ -268,13 +233,16 @@ def load(
     kv_type: "f16" or "f32". memory: "mmap", "resident" or "hugepages". experts_layout: "native",
     "packed" or "auto"; pack_budget: GiB for packed experts (None: what is free); packed_cache: a
     folder that keeps them. pin: workers on cores of their own (None: where it helps).
-    wait: an answer that is asked for while another runs waits for it instead of being refused.
+    chunk: prompt tokens computed in one step, between two tokens of other answers (None: 512).
+    wait: an answer that other answers leave no room in the KV cache waits instead of being refused.
     progress: called now and then while loading.
     Raises GGUFError, UnsupportedError, PlanError, DeviceError or RequestError, each with the way
     out.
     """
     check_callable("progress", progress, optional=True)
     check_type("wait", wait, bool)
+    if chunk is not None and (integer(chunk) or 0) < 1:
+        raise RequestError(f"chunk must be a whole number from 1 on, not {quoted(chunk)}")
     report = progress or (lambda _: None)
     options = PlanOptions(
         device=device,
@@ -291,8 +259,8 @@ def load(
     )
     parts = open_model(path, options, report)
     try:
-        return Engine(*parts, wait=wait)
+        return Engine(*parts, chunk=chunk, wait=wait)
     except BaseException:
-        parts[-1].ops.close()
+        parts[-1].close()
         parts[0].close()
         raise

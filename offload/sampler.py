@@ -164,6 +164,12 @@ class Sampler:
         """The seed in use; the same seed, parameters and logits give the same ids."""
         return self._seed
 
+    def seek(self, n_tokens: int) -> None:
+        """Go to where the random stream is after `n_tokens` tokens."""
+        bits = np.random.PCG64(self._seed)
+        bits.advance(n_tokens)
+        self._rng = np.random.Generator(bits)
+
     def _candidates(self, logits: F32, recent: Recent) -> State:
         """The ids that may come (None: all), ascending, and their logits."""
         if logits.ndim != 1 or len(logits) == 0:

@@ -1,142 +1,205 @@
-"""Sequence: a model, the KV cache, and the tokens whose rows are in it. One pass at a time.
+"""Sequence: one answer in the making: its tokens, where their rows are, and what its reader gets.
 
-Tokens whose prefix is still in the cache are not computed again; that never changes a result
-(prefill and decoding agree bit for bit up to devices/cpu_attention.EXACT_CONTEXT tokens).
+Its tokens are `ids[:n]`; the rows of the first `slot.length` are in the KV cache. It takes part in
+steps (steps.py) until it is over, but never runs more than AHEAD tokens ahead of its reader.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 
-from offload.kv_cache import KVCache
-from offload.models.deepseek2 import DeepSeek2
+from offload.batch import expanded_end
+from offload.kv_slots import Slot
+from offload.memory import swapped_bytes
+from offload.speech import Request, Speech, Token
 from offload.stats import LoadProgress, RunStats
-from offload.turns import Turn
+from offload.tokenizer import Tokenizer
 
-PREFILL_TOKENS = 512  # prompt tokens in one forward pass
-
-Report = Callable[[LoadProgress], None]
+AHEAD = 2  # tokens that wait for their reader
 
 
 class Sequence:
-    """The owner of model and cache. Every pass belongs to a turn, asked before each layer."""
+    """Made when an answer is asked for; whoever steps works on it, its reader takes what it says.
 
-    def __init__(self, model: DeepSeek2, kv: KVCache) -> None:
-        self.model = model
-        self.kv = kv
-        self.context = kv.context
-        self._config = model.config
-        self._ids: list[int] = []  # the tokens whose rows are in the cache
-        self._lock = threading.RLock()  # held during forward passes
-        self._in_pass = False
-        self._is_closed = False
+    last: tokens at most, with the prompt's. said: tokens for the reader, id by id. thread: that
+    read last. cancels: of the engine, when it was asked for. is_over: it takes part in no step any
+    more; it has ended, or was cancelled, or error is why, or nobody will read on (is_left).
+    """
 
-    def logits(self, ids: np.ndarray, turn: Turn) -> np.ndarray:
-        """Logits (T, V) of all tokens of a sequence of its own, with a float32 cache."""
-        kv = KVCache(self._config, len(ids), "f32")
-        parts = []
-        for part in np.split(ids, range(PREFILL_TOKENS, len(ids), PREFILL_TOKENS)):
-            with self._lock:
-                turn.enter()
-                parts.append(self._pass(part, kv, turn.check, all_logits=True))
-        return np.concatenate(parts)
+    def __init__(self, request: Request, tokenizer: Tokenizer, context: int, cancels: int) -> None:
+        n, most = len(request.ids), request.sampler.params.max_tokens
+        room = context - n + 1
+        self.last = n + (room if most is None else min(room, most))
+        self.ids = np.empty(self.last, np.int64)
+        self.ids[:n] = request.ids
+        self.n = self.n_prompt = n
+        self.expanded = expanded_end(n)
+        self.slot: Slot | None = None
+        self.progress = request.progress
+        self.stats = RunStats(prompt_tokens=n, seed=request.sampler.seed)
+        self.said: deque[list[Token]] = deque()
+        self.error: BaseException | None = None
+        self.thread: threading.Thread | None = None
+        self.is_joined = self.is_over = self.is_left = self.is_cancelled = False
+        self.cancels = cancels
+        self.began = 0.0  # perf_counter
+        self._n_read = 0  # ids whose tokens the reader has taken
+        self._request = request
+        self._tokenizer = tokenizer
+        self._n_vocab = tokenizer.n_vocab
+        self._sampler = request.sampler
+        self._speech = Speech(request, tokenizer)
+        self.is_torn = self._has_sat = False
 
-    def prefill(
-        self, prompt: np.ndarray, turn: Turn, stats: RunStats, report: Report | None
-    ) -> np.ndarray:
-        """Logits (V,) of the prompt's last token; computes what the cache does not hold."""
-        with self._lock:
-            turn.enter()
-            known = np.array(self._ids[: self.kv.length])
-            n = min(len(known), len(prompt) - 1)
-            differs = np.flatnonzero(known[:n] != prompt[:n])
-            keep = int(differs[0]) if differs.size else n
-            self.kv.truncate(keep)
-            stats.reused_tokens = keep
-        reading = Reading(turn, report, len(prompt) - keep, self._config.num_layers)
-        logits = np.empty((0, 0), np.float32)
-        for i in range(keep, len(prompt), PREFILL_TOKENS):
-            part = prompt[i : i + PREFILL_TOKENS]
-            reading.begin(i - keep, len(part))
-            with self._lock:
-                turn.enter()
-                logits = self._append(part, reading.check)
-        reading.end()
-        last: np.ndarray = logits[-1]
-        return last
+    # --- what the scheduler looks at --------------------------------------------------------------
 
-    def next(self, token_id: int, turn: Turn, stats: RunStats) -> np.ndarray:
-        """Logits (V,) after one more token."""
-        with self._lock:
-            turn.enter()
-            before = self.model.ops.bytes_read
-            logits: np.ndarray = self._append(np.array([token_id]), turn.check)[-1]
-            stats.decode_bytes += self.model.ops.bytes_read - before
-        return logits
+    @property
+    def is_reading(self) -> bool:
+        """Whether it has not yet said anything."""
+        return self.n == self.n_prompt
 
-    def check_weights(self) -> None:
-        """Raise GGUFError if they were changed meanwhile; at the end of an answer."""
-        with self._lock:
-            if not self._is_closed:
-                self.model.check_files()
+    @property
+    def wants(self) -> bool:
+        """Whether its reader has room for a token."""
+        return len(self.said) < AHEAD
 
-    def close(self) -> None:
-        """Free everything, once no pass runs: at the end of this thread's own one, if there is."""
-        with self._lock:
-            self._is_closed = True
-            if not self._in_pass and hasattr(self, "model"):
-                self.model.ops.close()
-                del self.model, self.kv
+    @property
+    def known(self) -> np.ndarray:
+        """All its tokens so far."""
+        return self.ids[: self.n]
 
-    def _append(self, ids: np.ndarray, check: Callable[[], None]) -> np.ndarray:
-        """Append ids to the cache -> logits (1, V) of the last. With the lock held."""
-        del self._ids[self.kv.length :]
-        logits = self._pass(ids, self.kv, check)
-        self._ids += ids.tolist()
-        return logits
+    @property
+    def generated(self) -> list[int]:
+        """The ids of the answer so far."""
+        ids: list[int] = self.ids[self.n_prompt : self.n].tolist()
+        return ids
 
-    def _pass(
-        self, ids: np.ndarray, kv: KVCache, check: Callable[[], None], *, all_logits: bool = False
-    ) -> np.ndarray:
-        """One forward pass, with the lock held."""
-        self._in_pass = True
+    @property
+    def unread(self) -> int:
+        """Tokens whose rows are not in the cache: one while it answers, more of a prompt."""
+        return self.n - (0 if self.slot is None else self.slot.length)
+
+    @property
+    def promised(self) -> int:
+        """Rows that it is promised, or asks for.
+
+        Those of all its tokens if max_tokens says how many. Else the prompt's, and it grows.
+        """
+        is_limited = self._sampler.params.max_tokens is not None
+        start = max(self.n, self.last - 1) if is_limited else self.n
+        return start if self.slot is None else max(start, self.slot.promised)
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Its reader waits for the first token from now on."""
+        self.is_joined = True
+        self.began = time.perf_counter()
+
+    def cancel(self) -> None:
+        """End it; what it has said and nobody has read is dropped."""
+        self.is_cancelled = self.is_over = True
+        self.stats.finish_reason = "cancelled"
+
+    def leave(self) -> None:
+        """Its reader has gone."""
+        self.is_left = self.is_over = True
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error for its reader."""
+        self.error = error
+        self.is_over = True
+
+    def tell(self, done: int) -> None:
+        """Report how many tokens of the prompt are read; an error there is this answer's."""
+        reused = self.stats.reused_tokens
         try:
-            return self.model.forward(ids, kv, all_logits=all_logits, check=check)
-        finally:
-            self._in_pass = False
-            if self._is_closed:  # by a function that this pass called
-                self.close()
+            if self.progress is not None:
+                self.progress(
+                    LoadProgress(
+                        phase="prompt", done_bytes=done - reused, total_bytes=self.n_prompt - reused
+                    )
+                )
+        except Exception as exc:
+            self.progress = None
+            self.fail(exc)
 
+    def sit(self, slot: Slot) -> None:
+        """Go on in a slot; where it was reused for the prompt, that is counted."""
+        self.slot = slot
+        if self.is_reading and not self._has_sat:
+            self.stats.reused_tokens = slot.length
+            self._has_sat = True
 
-class Reading:
-    """Tells how far a prompt is, in tokens: at the start, before each layer, at the end."""
+    def count(self, tokens: int, seconds: float, token_bytes: float) -> None:
+        """Count a step with `tokens` of it; token_bytes: read for each token of the step."""
+        if self.is_reading:
+            self.stats.prompt_seconds = time.perf_counter() - self.began
+        else:
+            self.stats.decode_seconds += seconds
+            self.stats.decode_bytes += round(tokens * token_bytes)
 
-    def __init__(self, turn: Turn, report: Report | None, total: int, layers: int) -> None:
-        self._turn = turn
-        self._report = report
-        self._total = total
-        self._layers = layers
-        self._first, self._n, self._layer = 0, 0, 0
+    def skip(self, end: int) -> None:
+        """Rows up to `end` are there, and no token is to be chosen."""
+        assert self.slot is not None
+        self.slot.length = end
 
-    def begin(self, first: int, n: int) -> None:
-        """Tokens first .. first + n - 1 come next."""
-        self._first, self._n, self._layer = first, n, 0
+    def take(self, logits: np.ndarray, end: int, check: Callable[[], None]) -> None:
+        """Choose the next token from logits (V,) after `end` tokens, and say it.
 
-    def check(self) -> None:
-        """Before each layer: `Turn.check`, and the word."""
-        self._turn.check()
-        if self._report is not None:
-            self._tell(self._first + self._n * self._layer // (self._layers + 1))
-            self._layer = min(self._layer + 1, self._layers)
+        check: whether the last token may be given away; it may raise. After an interruption
+        anywhere in here, `mend` goes on.
+        """
+        assert self.slot is not None
+        self.is_torn = True
+        token_id = self._sampler.sample(logits[: self._n_vocab], self.ids[: self.n])
+        if self.is_reading:
+            self.stats.time_to_first_token = time.perf_counter() - self.began
+        self.ids[self.n] = token_id
+        self.n += 1
+        self.slot.length = end
+        self._say(self.n, check)
+        self.is_torn = False
 
-    def end(self) -> None:
-        """All of it has been read."""
-        if self._report is not None:
-            self._tell(self._total)
+    def mend(self, check: Callable[[], None]) -> None:
+        """After an interruption of `take`: as if it had ended, or never begun."""
+        self._sampler.seek(self.n - self.n_prompt)
+        self._speech = Speech(self._request, self._tokenizer)
+        said = self.n_prompt + self._n_read + len(self.said)
+        for n in range(self.n_prompt + 1, said + 1):
+            self._speech.say(int(self.ids[n - 1]), is_last=False)
+        try:
+            for n in range(said + 1, self.n + 1):
+                self._say(n, check)
+        except Exception as exc:
+            self.fail(exc)
+        self.is_torn = False
 
-    def _tell(self, done: int) -> None:
-        assert self._report is not None
-        self._report(LoadProgress(phase="prompt", done_bytes=done, total_bytes=self._total))
+    def read(self) -> list[Token]:
+        """The next id's tokens, which are there."""
+        self._n_read += 1
+        return self.said.popleft()
+
+    def waited(self, seconds: float) -> None:
+        """Its reader has waited so long for what it has just read."""
+        if self._n_read > 1:
+            self.stats.longest_gap = max(self.stats.longest_gap, seconds)
+
+    def _say(self, n: int, check: Callable[[], None]) -> None:
+        """Tell the reader of token n - 1."""
+        speech, stats = self._speech, self.stats
+        tokens = speech.say(int(self.ids[n - 1]), is_last=n == self.last)
+        stats.decode_tokens = n - self.n_prompt - 1
+        stats.repetition = speech.repetition
+        if speech.finish is not None:
+            check()
+            stats.finish_reason = speech.finish
+            stats.swapped_bytes = swapped_bytes()
+            self.is_over = True
+        if tokens:
+            self.said.append(tokens)

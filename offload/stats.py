@@ -28,10 +28,13 @@ class Repetition:
 
 @dataclass(slots=True, kw_only=True)
 class RunStats:
-    """Counts and seconds of the answer that was begun last (zero before the first).
+    """Counts and seconds of one answer.
 
     reused_tokens: of the prompt, found in the KV cache and not computed again.
-    bytes_read_per_token: weights that went through the kernels per decoded token.
+    prompt_seconds, time_to_first_token: since the first token was asked for.
+    decode_seconds: of the steps that it took part in, whoever else did.
+    longest_gap: seconds that its reader waited for a token after the first.
+    decode_bytes: weights that went through the kernels, its share where others took part.
     repetition: set as soon as the answer goes round in circles, and counted on.
     swapped_bytes: of this process in swap space, at the end of the answer.
     """
@@ -42,6 +45,7 @@ class RunStats:
     decode_tokens: int = 0
     decode_seconds: float = 0.0
     time_to_first_token: float = 0.0
+    longest_gap: float = 0.0
     decode_bytes: int = 0
     seed: int = 0
     finish_reason: FinishReason | None = None

@@ -197,11 +197,11 @@ def test_load_flags_reach_the_engine(engine: FakeEngine) -> None:
     call(
         *("run", "m.gguf", "-p", "Hi", "--context", "99", "--threads", "3", "--kv-type", "f32"),
         *("--experts-layout", "packed", "--pack-budget", "1.5", "--packed-cache", "kept"),
-        *("--memory", "resident", "--no-pin"),
+        *("--memory", "resident", "--no-pin", "--chunk", "64"),
     )
     expected = {"path": Path("m.gguf"), "device": "auto", "context": 99, "threads": 3}
     layout = {"experts_layout": "packed", "pack_budget": 1.5, "packed_cache": Path("kept")}
-    other = {"kv_type": "f32", "memory": "resident", "pin": False}
+    other = {"kv_type": "f32", "memory": "resident", "pin": False, "chunk": 64}
     assert engine.load_arguments == {**expected, **layout, **other}
 
 

@@ -73,7 +73,7 @@ def call_of(function: Callable[..., Any], name: str, value: object) -> Callable[
     "name",
     [
         "path", "device", "context", "threads", "kv_type", "memory", "experts_layout",
-        "pack_budget", "packed_cache", "pin", "wait", "progress",
+        "pack_budget", "packed_cache", "pin", "chunk", "wait", "progress",
     ],
 )  # fmt: skip
 def test_load_takes_odd_values_or_refuses_them(
@@ -113,6 +113,7 @@ def test_load_takes_odd_values_or_refuses_them(
         ({"pin": "yes"}, "--pin"),
         ({"progress": 5}, "progress must be a function or None, not 5"),
         ({"wait": 1}, "wait must be a bool, not 1"),
+        ({"chunk": 0}, "chunk must be a whole number from 1 on, not 0"),
     ],
 )
 def test_load_says_what_is_wrong(path: Path, options: dict[str, Any], message: str) -> None:
@@ -136,9 +137,13 @@ def test_calls_of_an_engine(engine: offload.Engine) -> None:
         "encode_parts": lambda v: v if v in ([], {}, ()) else tokenizer.encode_parts(v),
         "progress": lambda v: None if v is None else engine.generate("x", progress=v),
         "generate": lambda v: v if isinstance(v, str) else engine.generate(v),
+        "batch": lambda v: engine.batch(v),
+        "options": lambda v: engine.batch(["x"], options=v),
+        "at_once": lambda v: engine.batch(["x"], at_once=v, max_tokens=1),
     }
     accepted = {"trace_routing": 1, "encode": 1, "special_id": 1, "decode": 3, "token_bytes": 1,
-                "is_control": 1, "encode_parts": 3, "progress": 1, "generate": 1}  # fmt: skip
+                "is_control": 1, "encode_parts": 3, "progress": 1, "generate": 1,
+                "batch": 2, "options": 1, "at_once": 2}  # fmt: skip
     for name, call in always_wrong.items():
         outcomes = [tried(lambda call=call, value=value: call(value)) for value in ODD]
         assert outcomes.count(None) == accepted.get(name, 0), name
@@ -147,6 +152,7 @@ def test_calls_of_an_engine(engine: offload.Engine) -> None:
         tried(lambda value=value: engine.generate(value, max_tokens=1))
         tried(lambda value=value: engine.generate([value], max_tokens=1))
         tried(lambda value=value: engine.logits([1, value]))
+        tried(lambda value=value: engine.logits([1], kv_type=value))
         tried(lambda value=value: tokenizer.decode([value]))
         for field in offload.SamplingParams.__dataclass_fields__:
             tried(lambda field=field, value=value: offload.SamplingParams(**{field: value}))

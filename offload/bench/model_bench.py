@@ -12,6 +12,7 @@ import numpy as np
 from offload.bench import machine
 from offload.bench.layer_bench import filled_cache
 from offload.bench.options import ModelOptions
+from offload.engine import CHUNK as PREFILL_TOKENS
 from offload.errors import RequestError
 from offload.hardware import probe
 from offload.kv_cache import KVCache
@@ -19,7 +20,6 @@ from offload.loading import open_model
 from offload.models.deepseek2 import DeepSeek2
 from offload.planner import PlanOptions
 from offload.read_bandwidth import ReadBandwidth
-from offload.sequence import PREFILL_TOKENS
 from offload.stats import LoadProgress
 from offload.timing import Timing, seconds_of
 from offload.version import __version__

@@ -1,0 +1,55 @@
+"""Logits of every position, for measuring: a sequence of its own that nobody samples from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from offload.batch import Batch, Span, expanded_end
+from offload.errors import RequestError
+from offload.steps import Cancelled, Steps
+
+
+class Job:
+    """What can be cancelled."""
+
+    is_over = is_cancelled = False
+
+    def cancel(self) -> None:
+        """End it before the next layer."""
+        self.is_cancelled = True
+
+
+def all_logits(steps: Steps, ids: np.ndarray, kind: str) -> np.ndarray:
+    """(T, V) float32 of tokens ids (T,) in a slot of its own with rows of this kind.
+
+    Between two pieces of the prompt, answers may run their steps.
+    """
+    job, number, parts = Job(), None, []
+    steps.jobs.append(job)
+
+    def check() -> None:
+        steps.holder.check_open()
+        if job.is_cancelled:
+            raise Cancelled
+
+    try:
+        for first in range(0, len(ids), steps.chunk):
+            with steps.holder.alone():
+                check()
+                if number is None:
+                    number = steps.slots.lend(kind)
+                piece = ids[first : first + steps.chunk]
+                span = Span(
+                    slot=number, first=first, count=len(piece), expanded=expanded_end(len(ids))
+                )
+                batch = Batch(spans=(span,), ids=piece, wanted=np.arange(len(piece)))
+                parts.append(steps.model.forward(batch, check))
+                steps.model.check_logits(parts[-1])
+    except Cancelled:
+        raise RequestError("cancelled before all logits were computed") from None
+    finally:
+        steps.jobs.remove(job)
+        if number is not None and not steps.holder.is_closed:
+            with steps.holder.alone():
+                steps.slots.take_back(number)
+    return np.concatenate(parts)

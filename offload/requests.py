@@ -1,0 +1,144 @@
+"""Requests: what a caller asks for, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from offload import sequence
+from offload.arguments import check_callable
+from offload.chat import ChatFormat, Message, Prompt, completion_prompt
+from offload.dry import MASK, breaker_mask
+from offload.errors import RequestError
+from offload.sampler import make_sampler
+from offload.sampling_params import SamplingParams, defaults_for
+from offload.speech import Reader, Report, Request
+from offload.stream import Piece, StreamDecoder
+from offload.tokenizer import Tokenizer
+
+
+class Requests:
+    """Makes them for one model. context: the most tokens of a sequence."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, chat_format: ChatFormat, vocab_size: int, context: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._format = chat_format
+        self._vocab_size = vocab_size
+        self._context = context
+        self._breakers: dict[tuple[str, ...], MASK] = {}
+
+    def continuation(
+        self, prompt: object, sampling: Mapping[str, Any], progress: Report | None
+    ) -> Request:
+        """Go on with a text, or with token ids."""
+        params = SamplingParams.from_options(sampling)
+        if isinstance(prompt, str):
+            ready = completion_prompt(self._tokenizer, prompt)
+        elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | bytearray):
+            ready = Prompt(ids=list(prompt), text="")
+        else:
+            raise RequestError(
+                "the prompt must be a text or a list of token ids, not of type "
+                f"{type(prompt).__name__}"
+            )
+        params = params.with_defaults(defaults_for("none", thinking=False))
+
+        tokenizer = self._tokenizer
+
+        def reader() -> Reader:
+            decoder = StreamDecoder(tokenizer)
+
+            def read(token_id: int | None) -> list[Piece]:
+                text = decoder.flush() if token_id is None else decoder.push(token_id)
+                return [Piece("content", text)]
+
+            return read
+
+        return self._request(ready, params, reader, progress)
+
+    def reply(
+        self,
+        messages: Any,
+        thinking: bool | None,
+        sampling: Mapping[str, Any],
+        progress: Report | None,
+    ) -> Request:
+        """Answer messages."""
+        params = SamplingParams.from_options(sampling)
+        prompt = self._format.build_prompt(messages, thinking=thinking)
+        thinks = self._format.thinking_mode != "none" and not prompt.after_thinking
+        params = params.with_defaults(defaults_for(self._format.name, thinks))
+
+        tokenizer = self._tokenizer
+
+        def reader() -> Reader:
+            splitter = prompt.splitter(tokenizer)
+
+            def read(token_id: int | None) -> list[Piece]:
+                return splitter.flush() if token_id is None else splitter.push(token_id)
+
+            return read
+
+        return self._request(prompt, params, reader, progress)
+
+    def _request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        reader: Callable[[], Reader],
+        progress: Report | None,
+    ) -> Request:
+        """Check what can be checked before anything is computed."""
+        ids = self.check_ids(prompt.ids)
+        check_callable("progress", progress, optional=True)
+        return Request(
+            ids=ids,
+            sampler=make_sampler(params, self._breaker_mask(params)),
+            reader=reader,
+            channel="thinking" if prompt.in_thinking else "content",
+            progress=progress,
+        )
+
+    def _breaker_mask(self, params: SamplingParams) -> MASK | None:
+        """What cuts repeats for DRY; made once for each choice of breakers."""
+        breakers = params.dry_sequence_breakers
+        if params.dry_multiplier > 0 and breakers not in self._breakers:
+            self._breakers[breakers] = breaker_mask(self._tokenizer, breakers)
+        return self._breakers.get(breakers)
+
+    def check_ids(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Token ids of a prompt that this model can read, (n,) int64; RequestError."""
+        try:
+            ids = np.asarray(token_ids)
+        except (ValueError, TypeError, OverflowError) as exc:  # lists of different lengths
+            raise RequestError(f"token ids must be a list of whole numbers: {exc}") from exc
+        if ids.ndim == 1 and ids.size == 0:
+            raise RequestError("the prompt is empty; at least one token is needed")
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise RequestError(
+                f"token ids must be a list of whole numbers, not {ids.ndim}-dimensional {ids.dtype}"
+            )
+        if ids.min() < 0 or ids.max() >= self._vocab_size:
+            bad = int(ids.min() if ids.min() < 0 else ids.max())
+            raise RequestError(f"token id {bad} is not in 0 .. {self._vocab_size - 1}")
+        context = self._context
+        if len(ids) > context:
+            raise RequestError(
+                f"the prompt has {len(ids):,} tokens, the context holds {context:,}; "
+                "shorten the prompt or load with a larger context (--context)"
+            )
+        return ids.astype(np.int64)
+
+    def sequence(self, request: Request, cancels: int) -> sequence.Sequence:
+        """What steps work on; cancels: of the engine by now."""
+        return sequence.Sequence(request, self._tokenizer, self._context, cancels)
+
+
+def is_conversation(prompt: object) -> bool:
+    """Whether a prompt is messages: a list that begins with one."""
+    first = prompt[0] if isinstance(prompt, Sequence) and len(prompt) else None
+    return isinstance(first, Message | Mapping)

@@ -1,0 +1,100 @@
+"""Speech: token ids become tokens with their text, as soon as they can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from offload.repetition import RepetitionWatch
+from offload.sampler import Sampler
+from offload.stats import FinishReason, LoadProgress, Repetition
+from offload.stream import Channel, Piece, StopMatcher
+from offload.tokenizer import Tokenizer
+
+Report = Callable[[LoadProgress], None]
+Reader = Callable[[int | None], list[Piece]]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    text: what can be printed now, possibly "" (half a character, a held stop string, a special
+    token). channel: "thinking" or "content". An id comes twice only if its text belongs to both;
+    the end token comes only if text was held back until then.
+    """
+
+    id: int
+    text: str
+    channel: Channel = "content"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A checked request. ids: the prompt, (n,) int64.
+
+    reader: makes what gives the pieces of a token id, or at the end, of None, what is left.
+    channel: of the first token. progress: told while the prompt is read.
+    """
+
+    ids: np.ndarray
+    sampler: Sampler
+    reader: Callable[[], Reader]
+    channel: Channel
+    progress: Report | None
+
+
+class Speech:
+    """The text of one answer; what may be part of a stop string is held back.
+
+    finish: why it has ended. repetition: the loop that it is in.
+    """
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        self.finish: FinishReason | None = None
+        self.repetition: Repetition | None = None
+        self._read = request.reader()
+        self._ends = tokenizer.eog_ids
+        self._has_stops = bool(request.sampler.params.stop)
+        self._stops = StopMatcher(request.sampler.params.stop)
+        self._watch = RepetitionWatch(tokenizer.decode)
+        self._channel = request.channel  # of the latest text
+
+    def say(self, token_id: int, *, is_last: bool) -> list[Token]:
+        """What can be shown after the next token; none after an end token that held nothing."""
+        is_end = token_id in self._ends
+        pieces = [] if is_end else self._read(token_id)
+        if is_end or is_last:
+            self.finish = "stop" if is_end else "length"
+            pieces = pieces + self._read(None)
+        said = self._before_stop(pieces)
+        loop = None if is_end else self._watch.push(token_id)
+        if loop is not None:
+            where = pieces[-1].channel if pieces else self._channel
+            self.repetition = Repetition(n_tokens=loop[0], times=loop[1], channel=where)
+        if not said:
+            return [] if is_end else [Token(token_id, "", self._channel)]
+        self._channel = said[-1].channel
+        if len(said) == 1:
+            return [Token(token_id, said[0].text, self._channel)]
+        return [
+            Token(token_id, "".join(piece.text for piece in run), channel)
+            for channel, run in groupby(said, lambda piece: piece.channel)
+        ]
+
+    def _before_stop(self, pieces: list[Piece]) -> list[Piece]:
+        """What can be shown of them."""
+        if self._has_stops:
+            stops = self._stops
+            pieces = [
+                Piece(p.channel, stops.push(p.text)) if p.channel == "content" else p
+                for p in pieces
+            ]
+            if stops.stopped is not None:
+                self.finish = "stop"
+            elif self.finish is not None:
+                pieces.append(Piece("content", stops.flush()))
+        return [piece for piece in pieces if piece.text]

@@ -1,0 +1,287 @@
+"""Steps: forward passes for everybody who is answering, run by whoever waits for a token.
+
+There is no thread of our own. A reader whose next token is not there runs a step, for all sequences
+at once; other readers wait meanwhile, and find theirs. Nobody reads, nothing is computed. Whatever
+ends a pass early, an interrupt, a cancel or an error, is as if the pass had not begun: the next one
+computes the same rows again. What readers do when they go (`Sequence.leave`) takes effect before
+the next step.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from offload.batch import Batch
+from offload.batching import Part, Scheduler, batch_of
+from offload.config import ModelConfig
+from offload.errors import RequestError
+from offload.holder import Holder
+from offload.kv_slots import KVRows, KVSlots
+from offload.sequence import Sequence
+from offload.speech import Token
+
+Array = np.ndarray
+Check = Callable[[], None]
+
+
+class Model(Protocol):
+    """What a step needs of a model."""
+
+    on_routing: Callable[[int, Array], None] | None  # layer, expert_ids (T, K)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's sizes."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights that went through kernels so far."""
+
+    @property
+    def kv(self) -> KVRows:
+        """The rows of all layers."""
+
+    def forward(self, batch: Batch, check: Check = ...) -> Array:
+        """Logits (len(wanted), V) float32, a new array; the spans' rows are written to their slots.
+
+        `check` is called before each layer, or every few, and may raise.
+        """
+
+    def check_logits(self, logits: Array) -> object:
+        """GGUFError if logits of one sequence may not be given away."""
+
+    def check_files(self) -> None:
+        """GGUFError if weights have changed under their map."""
+
+    def close(self) -> None:
+        """Give threads and memory back."""
+
+
+class Cancelled(Exception):  # noqa: N818
+    """Raised inside a forward pass by `Engine.cancel`; never leaves the engine."""
+
+
+class Cancellable(Protocol):
+    """An answer, or something else that the model computes."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to cancel."""
+
+    def cancel(self) -> None:
+        """End it before the next layer."""
+
+
+class Steps:
+    """The sequences of one model. latest: the answer that was begun last."""
+
+    def __init__(self, model: Model, slots: KVSlots, *, chunk: int, wait: bool) -> None:
+        self.model = model
+        self.slots = slots
+        self.chunk = chunk
+        self.holder = Holder(model.close)
+        self.jobs: list[Cancellable] = []  # beside sequences
+        self.cancels = 0  # calls of `cancel` that found nothing to cancel
+        self.latest: Sequence | None = None
+        self._scheduler = Scheduler(slots, chunk)
+        self._may_wait = wait
+        self._sequences: list[Sequence] = []  # the oldest first
+        self._waiting: list[Sequence] = []  # for room
+        self._is_stopped = False  # the pass that runs, if one does
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Schedule, run, sample, deliver. By the holder."""
+        parts = self._schedule()
+        if not parts:
+            return
+        batch = batch_of(parts)
+        telling = [p for p in parts if p.sequence.progress is not None and p.sequence.is_reading]
+        check = self._check_of(telling) if telling else self._check
+        read, began = self.model.bytes_read, time.perf_counter()
+        try:
+            logits = self.model.forward(batch, check)
+        except Cancelled:
+            return
+        seconds = time.perf_counter() - began
+        share = (self.model.bytes_read - read) / sum([part.end - part.first for part in parts])
+        for part in telling:
+            if part.is_whole:
+                part.sequence.tell(part.end)
+        rows = iter(logits)
+        with self.holder.lock:
+            for part in parts:
+                part.sequence.count(part.end - part.first, seconds, share)
+                self._deliver(part, next(rows) if part.is_whole else None)
+
+    def _schedule(self) -> list[Part]:
+        self._is_stopped = self.holder.is_closed
+        for sequence in self._sequences:
+            if sequence.is_torn:
+                with self.holder.lock:
+                    sequence.mend(self.model.check_files)
+        self.tidy()
+        return self._scheduler.parts(list(self._sequences))
+
+    def _deliver(self, part: Part, logits: Array | None) -> None:
+        """Go on by a part; logits (V,) if the next token can be chosen now."""
+        sequence = part.sequence
+        try:
+            if logits is None or sequence.is_over:
+                sequence.skip(part.end)
+            else:
+                self.model.check_logits(logits)
+                sequence.take(logits, part.end, self.model.check_files)
+        except Exception as exc:
+            sequence.fail(exc)
+
+    def _check_of(self, telling: list[Part]) -> Check:
+        """`_check` that also tells how far prompts are."""
+        layers, layer = self.model.config.num_layers, 0
+
+        def check() -> None:
+            nonlocal layer
+            self._check()
+            for part in telling:
+                part.sequence.tell(part.first + (part.end - part.first) * layer // (layers + 1))
+            layer = min(layer + 1, layers)
+
+        return check
+
+    def _check(self) -> None:
+        """What the model calls before each layer: whether to go on."""
+        if self._is_stopped:
+            self.holder.check_open()
+            raise Cancelled
+
+    # --- readers ----------------------------------------------------------------------------------
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence take part as soon as there is room for it; RequestError if there is none.
+
+        First come, first served.
+        """
+        with self.holder.lock:
+            self.holder.check_open()
+            self._waiting.append(sequence)
+            try:
+                while self._waiting[0] is not sequence or not self.has_room(sequence):
+                    self._refuse(sequence)
+                    self.holder.wait()
+                    self.holder.check_open()
+                    sequence.cancels = self.cancels  # a cancel was meant for those that ran
+                self._sequences.append(sequence)
+                self.latest = sequence
+            finally:
+                self._waiting.remove(sequence)
+                self.holder.notify()
+        if sequence.cancels != self.cancels:
+            sequence.cancel()
+
+    def has_room(self, sequence: Sequence) -> bool:
+        """Whether the rows that it needs are not promised to others."""
+        return sequence.promised <= self.slots.budget - self._promised()
+
+    def tokens(self, sequence: Sequence) -> list[Token]:
+        """The tokens of the next id, or [] at the end; runs steps until they are there.
+
+        Raises what has ended the sequence.
+        """
+        tokens = self.ready(sequence)
+        if tokens is None:
+            asked = time.perf_counter()
+            while tokens is None:
+                self.advance(sequence)
+                tokens = self.ready(sequence)
+            sequence.waited(time.perf_counter() - asked)
+        return tokens
+
+    def ready(self, sequence: Sequence) -> list[Token] | None:
+        """The same as far as it is there; None: nothing yet."""
+        self.holder.check_open()
+        if sequence.is_cancelled:
+            return []
+        with self.holder.lock:
+            if sequence.said:
+                return sequence.read()
+            if not sequence.is_over:
+                return None
+            error, sequence.error = sequence.error, None
+        if error is not None:
+            raise error
+        return []
+
+    def advance(self, *readers: Sequence) -> None:
+        """Run a step, or wait for another thread's, unless a reader has something by now."""
+        holder, me = self.holder, threading.current_thread()
+        holder.check_not_inside()
+        try:
+            with holder.lock:
+                for reader in readers:
+                    reader.thread = me
+                    if reader.said or reader.is_over:
+                        return
+                if not holder.take_or_wait():
+                    return
+            self.step()
+        finally:
+            holder.give()
+
+    def leave(self, sequence: Sequence) -> None:
+        """Nobody reads it any more: it ends, and what waits may use its room. From any thread."""
+        if not sequence.is_left:
+            sequence.leave()
+            self.holder.notify()
+
+    def tidy(self) -> None:
+        """Take their slots from sequences that are over. By the holder."""
+        for sequence in list(self._sequences):
+            if sequence.is_over:
+                self._scheduler.release(sequence)
+                with self.holder.lock:
+                    self._sequences.remove(sequence)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """End what runs; else answers that were asked for and have not begun. Takes no lock."""
+        running = [x for x in (*self._sequences, *self.jobs) if not x.is_over]
+        for one in running:
+            one.cancel()
+        self.cancels += not running
+        self._is_stopped = True
+
+    def close(self) -> None:
+        """End everything with an error, and free the model after the pass that runs."""
+        self.holder.is_closed = self._is_stopped = True
+        self.holder.close()
+
+    def _promised(self) -> int:
+        return sum(s.promised for s in list(self._sequences) if not s.is_over)
+
+    def _refuse(self, sequence: Sequence) -> None:
+        """RequestError unless a sequence without room may wait."""
+        others = [s for s in self._sequences if not s.is_over]
+        budget = self.slots.budget
+        lack = (
+            f"this answer needs {sequence.promised:,} tokens of the KV cache (prompt and "
+            f"max_tokens), {budget - self._promised():,} of {budget:,} are left by "
+            f"{len(others)} unfinished answers"
+        )
+        if not self._may_wait:
+            raise RequestError(
+                f"{lack}; iterate those to their end or close() them, set a lower max_tokens, or "
+                "load with a larger context or with wait=True"
+            )
+        me = threading.current_thread()
+        if any(other.thread is me for other in others):
+            raise RequestError(
+                f"{lack}, and this thread has not finished one of those, so waiting for it would "
+                "never end; iterate it to its end or close() it first"
+            )
