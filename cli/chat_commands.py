@@ -156,7 +156,7 @@ def _save(chat: Chat, name: str) -> None:
         sampling=chat.settings.sampling,
     )
     path = save_chat(name, kept)
-    say(f"Saved: {neutralise_line(str(path))}, {_turns(chat.conversation)}.", dim=True)
+    say(f"Saved: {neutralise_line(str(path))}, {turns_text(chat.conversation)}.", dim=True)
 
 
 def _load(chat: Chat, name: str) -> None:
@@ -175,10 +175,11 @@ def _load(chat: Chat, name: str) -> None:
         sampling=kept.sampling,
     )
     chat.go_on_with(kept.conversation)
-    say(f"Loaded: {_turns(kept.conversation)}, with their settings.", dim=True)
+    say(f"Loaded: {turns_text(kept.conversation)}, with their settings.", dim=True)
 
 
-def _turns(conversation: Conversation) -> str:
+def turns_text(conversation: Conversation) -> str:
+    """How many turns it has."""
     n_turns = len(conversation.turns)
     return "1 turn" if n_turns == 1 else f"{n_turns} turns"
 

@@ -15,7 +15,8 @@ from cli.answering import (
     stream_chat,
     stream_completion,
 )
-from cli.chat_commands import obey
+from cli.chat_commands import obey, turns_text
+from cli.chat_session import ChatSession
 from cli.conversation import Conversation, Window, is_nearly_full
 
 if TYPE_CHECKING:
@@ -28,14 +29,23 @@ class Chat:
     question: the last one; is_answered: it is the last turn of the conversation.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, read_line: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        read_line: Callable[[], str],
+        session: ChatSession | None = None,
+    ) -> None:
         self.engine = engine
         self.settings = settings
         self.has_answered = False
         self.is_done = False
         self._read_line = read_line
         self._was_ctrl_c = False  # the last thing that the user did, here or during an answer
-        self.go_on_with(Conversation(system=settings.system))
+        self._session = session
+        self.go_on_with(
+            Conversation(system=settings.system) if session is None else session.conversation
+        )
 
     def go_on_with(self, conversation: Conversation) -> None:
         """Make `conversation` the one that is continued."""
@@ -66,7 +76,7 @@ class Chat:
             try:
                 text = self._read_line()
             except EOFError:
-                return
+                break
             except KeyboardInterrupt:
                 if self._was_ctrl_c:
                     raise
@@ -83,6 +93,7 @@ class Chat:
                 elif text.strip():
                     self.ask(text, self.conversation, self.settings)
             self._was_ctrl_c |= around.was_requested
+        self._keep()
 
     def ask(self, text: str, conversation: Conversation, settings: Settings) -> None:
         """Answer `text` after `conversation`, which then becomes ours; an error changes nothing."""
@@ -114,6 +125,12 @@ class Chat:
         if settings.show_stats:
             say(stats_text(self.engine.stats), err=True, dim=True)
         say("")
+        self._keep()
+
+    def _keep(self) -> None:
+        """Save the session, if there is one."""
+        if self._session is not None:
+            self._session.save(self.conversation, self.settings)
 
     def _window(self, text: str, conversation: Conversation) -> Window:
         """What the model will see; says so when turns are forgotten."""
@@ -158,15 +175,19 @@ def _note(text: str) -> None:
     say(f"[{text}]", err=True, dim=True)
 
 
-def run_chat(engine: Engine, settings: Settings, *, name: str) -> None:
+def run_chat(
+    engine: Engine, settings: Settings, *, name: str, session: ChatSession | None = None
+) -> None:
     """Greet, then chat until the user leaves."""
     from cli.input_line import make_session
 
-    session = make_session()
+    lines = make_session()
     say(
         f"{neutralise_line(engine.config.name or name)}. /help lists the commands, Ctrl-D leaves.",
         dim=True,
     )
     if name == EMBEDDED:
         say("A small demonstration. Where it speaks of a GPU, it means a later version.", dim=True)
-    Chat(engine, settings, lambda: session.prompt(">>> ")).loop()
+    if session is not None and session.conversation.turns:
+        say(f"The session goes on: {turns_text(session.conversation)}.", dim=True)
+    Chat(engine, settings, lambda: lines.prompt(">>> "), session).loop()

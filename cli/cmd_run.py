@@ -25,6 +25,7 @@ from cli.answering import (
     stream_chat,
     stream_completion,
 )
+from cli.chat_session import ChatSession
 from cli.model_argument import model_argument
 from cli.prompt_input import read_prompt
 
@@ -58,6 +59,13 @@ if TYPE_CHECKING:
     help="Let the model think first, or answer at once.  [default: as the model does]",
 )
 @click.option("--hide-thinking", is_flag=True, help="Let it think, but show only the answer.")
+@click.option(
+    "--session",
+    type=GivenPath(what="name of the session's file"),
+    metavar="FILE",
+    help="Go on with the conversation in FILE, and keep it there, with what the model has read of"
+    " it; a new one if FILE is not there.",
+)
 @sampling_options
 @load_options
 @click.option(
@@ -82,6 +90,8 @@ def command(model: Path | None, **values: Any) -> None:
         raise click.UsageError(
             "--raw uses no chat template, so --system and --[no-]thinking have no meaning with it"
         )
+    if values["raw"] and values["session"]:
+        raise click.UsageError("--raw continues each text by itself: there is no --session with it")
     settings = Settings(
         system=values["system"],
         thinking=values["thinking"],
@@ -101,12 +111,16 @@ def command(model: Path | None, **values: Any) -> None:
             say(str(engine.plan), err=True)
         check_thinking(engine, settings)
         name = model.name if model else EMBEDDED
+        session = None
+        if values["session"]:
+            session = ChatSession(engine, values["session"])
+            settings = session.load(settings)
         if prompt is None:
             from cli.chat_ui import run_chat
 
-            run_chat(engine, settings, name=name)
+            run_chat(engine, settings, name=name, session=session)
         else:
-            _answer_once(engine, settings, prompt, name)
+            _answer_once(engine, settings, prompt, name, session)
 
 
 def _load(model: Path | None, values: dict[str, Any]) -> Engine:
@@ -130,12 +144,16 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
         )
 
 
-def _answer_once(engine: Engine, settings: Settings, prompt: str, name: str) -> None:
+def _answer_once(
+    engine: Engine, settings: Settings, prompt: str, name: str, session: ChatSession | None
+) -> None:
     from cli._render import say, stats_text
 
     with no_echo():
         if settings.raw:
             answer = stream_completion(engine, settings, prompt)
+        elif session is not None:
+            answer = session.answer(prompt, settings)
         else:
             messages = [*first_messages(settings), {"role": "user", "content": prompt}]
             answer = stream_chat(engine, settings, messages)

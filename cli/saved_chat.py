@@ -49,14 +49,7 @@ def save_chat(name: str, chat: SavedChat) -> Path:
                 f"{path} exists and is no saved conversation, so it is left alone; "
                 "choose another name"
             ) from exc
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "system": chat.conversation.system,
-        "messages": Conversation(turns=chat.conversation.turns).messages(),
-        "settings": {"thinking": chat.thinking, "sampling": chat.sampling},
-    }
-    data = json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8", "replace") + b"\n"
+    data = to_text(chat).encode("utf-8", "replace") + b"\n"
     if len(data) > LARGEST:
         raise RequestError(
             f"the conversation takes {len(data):,} bytes, more than the {LARGEST:,} that "
@@ -64,6 +57,33 @@ def save_chat(name: str, chat: SavedChat) -> Path:
         )
     _write(path, data)
     return path
+
+
+def to_text(chat: SavedChat) -> str:
+    """The JSON that a file holds."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "system": chat.conversation.system,
+        "messages": Conversation(turns=chat.conversation.turns).messages(),
+        "settings": {"thinking": chat.thinking, "sampling": chat.sampling},
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1)
+
+
+def from_text(text: str, label: object) -> SavedChat:
+    """What the JSON of a file holds; RequestError that names `label` and says what is wrong."""
+    from offload.errors import RequestError
+
+    try:
+        return _check(json.loads(text))
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except ValueError as exc:  # JSON that is none, or with a number of too many digits
+        reason = f"it is not JSON: {exc}"
+    except RequestError as exc:
+        reason = str(exc)
+    raise RequestError(f"{label} is no conversation that can be loaded: {reason}")
 
 
 def load_chat(name: str) -> SavedChat:
@@ -75,15 +95,13 @@ def load_chat(name: str) -> SavedChat:
 
     path = _path(name)
     try:
-        return _check(json.loads(_read(path)))
-    except RecursionError:
-        reason = "it is nested too deeply"
+        text = _read(path)
     except UnicodeDecodeError as exc:
         reason = f"it is not UTF-8 text: byte {exc.object[exc.start]:#04x} at {exc.start}"
-    except ValueError as exc:  # JSON that is none, or with a number of too many digits
-        reason = f"it is not JSON: {exc}"
     except RequestError as exc:
         reason = str(exc)
+    else:
+        return from_text(text, path)
     raise RequestError(f"{path} is no conversation that can be loaded: {reason}")
 
 

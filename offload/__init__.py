@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from offload.replay import RoutingTrace, hit_rates
     from offload.sampling_params import SamplingParams
+    from offload.sessions import Session
     from offload.speech import Token
     from offload.stats import LoadProgress, Repetition, RunStats
     from offload.tensor_census import census
@@ -62,6 +63,7 @@ _HOMES = {
     "Answer": "offload.answer",
     "Completion": "offload.answer",
     "Engine": "offload.engine",
+    "Session": "offload.sessions",
     "Token": "offload.speech",
     "load": "offload.engine",
     "embedded_model": "offload.data",
@@ -130,6 +132,7 @@ __all__ = [
     "RoutingTrace",
     "RunStats",
     "SamplingParams",
+    "Session",
     "Token",
     "UnsupportedError",
     "__version__",

@@ -31,6 +31,7 @@ from offload.memory import MemoryMode
 from offload.plan import KVType, Plan
 from offload.planner import PlanOptions
 from offload.requests import Requests, is_conversation
+from offload.sessions import Session, Sessions
 from offload.speech import Request
 from offload.stats import LoadProgress, RunStats
 from offload.steps import Model, Steps
@@ -65,6 +66,7 @@ class Engine:
         chunk = getattr(plan, "chunk", CHUNK) if chunk is None else chunk
         self._steps = Steps(model, slots, chunk=chunk, wait=wait)
         context = model.kv.context
+        self._sessions = Sessions(file, config.name, self._steps)
         self._requests = Requests(tokenizer, self.format, config.vocab_size, context)
 
     # --- what people call ---------------------------------------------------------------------
@@ -170,6 +172,30 @@ class Engine:
         check_callable("the callback of trace_routing", callback, optional=True)
         self._steps.holder.check_open()
         self._steps.model.on_routing = callback
+
+    def save_session(
+        self, path: str | PathLike[str], answer: Answer | None = None, *, note: str = ""
+    ) -> None:
+        """Write what is in the KV cache of a conversation to a file, whole or not at all.
+
+        answer: one of the conversation's, its last at best; None: the one that was begun last.
+        note: text that `load_session` gives back, the conversation for people, say. Raises
+        RequestError.
+        """
+        self._steps.holder.check_open()
+        place = path_argument("the path of the session", path)
+        sequence = self._steps.latest
+        if answer is not None:
+            sequence = check_type("answer", answer, Answer).sequence
+        self._sessions.save(place, sequence, check_type("note", note, str))
+
+    def load_session(self, path: str | PathLike[str]) -> Session:
+        """Bring a saved KV cache back: prompts that begin with its tokens go on from there.
+
+        Raises RequestError for a file that is none, damaged, or of another model.
+        """
+        self._steps.holder.check_open()
+        return self._sessions.load(path_argument("the path of the session", path))
 
     def cancel(self) -> None:
         """End all running answers before the next layer; safe in signal handlers and threads.

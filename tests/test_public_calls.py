@@ -140,10 +140,15 @@ def test_calls_of_an_engine(engine: offload.Engine) -> None:
         "batch": lambda v: engine.batch(v),
         "options": lambda v: engine.batch(["x"], options=v),
         "at_once": lambda v: engine.batch(["x"], at_once=v, max_tokens=1),
+        "save_session": lambda v: None if v == "x" else engine.save_session(v),
+        "answer": lambda v: None if v is None else engine.save_session("x", v),
+        "note": lambda v: None if v == "x" else engine.save_session("x", note=v),
+        "load_session": engine.load_session,
     }
     accepted = {"trace_routing": 1, "encode": 1, "special_id": 1, "decode": 3, "token_bytes": 1,
                 "is_control": 1, "encode_parts": 3, "progress": 1, "generate": 1,
-                "batch": 2, "options": 1, "at_once": 2}  # fmt: skip
+                "batch": 2, "options": 1, "at_once": 2, "save_session": 1, "answer": 1,
+                "note": 1}  # fmt: skip
     for name, call in always_wrong.items():
         outcomes = [tried(lambda call=call, value=value: call(value)) for value in ODD]
         assert outcomes.count(None) == accepted.get(name, 0), name
