@@ -142,15 +142,15 @@ def shares(unread: List[int], chunk: int) -> list[int]:
 
 def batch_of(parts: List[Part]) -> Batch:
     """What the model computes in a step: logits for the parts that are whole."""
-    spans = tuple([_span(part) for part in parts])
-    if len(parts) == 1:
+    if len(parts) == 1:  # most steps: not worth four arrays
         part = parts[0]
         wanted = np.array([part.end - part.first - 1] if part.is_whole else [], np.int64)
-        return Batch(spans=spans, ids=part.sequence.ids[part.first : part.end], wanted=wanted)
+        ids = part.sequence.ids[part.first : part.end]
+        return Batch(spans=(_span(part),), ids=ids, wanted=wanted)
     ids = np.concatenate([part.sequence.ids[part.first : part.end] for part in parts])
     ends = np.cumsum([part.end - part.first for part in parts])
     whole = np.array([part.is_whole for part in parts])
-    return Batch(spans=spans, ids=ids, wanted=ends[whole] - 1)
+    return Batch(spans=tuple(map(_span, parts)), ids=ids, wanted=ends[whole] - 1)
 
 
 def _span(part: Part) -> Span:

@@ -192,6 +192,15 @@ class Engine:
         self._steps.holder.check_open()
         return self._sessions.load(path_argument("the path of the session", path))
 
+    def step(self) -> None:
+        """One step for all answers that have begun: schedule, run, sample, deliver (steps.py).
+
+        Readers run steps whenever their next token is not there yet; a program with a loop of its
+        own may run them ahead. If another thread is in a step, waits for it instead. Does nothing
+        for answers whose tokens nobody takes.
+        """
+        self._steps.advance()
+
     def cancel(self) -> None:
         """End all running answers before the next layer; safe in signal handlers and threads.
 

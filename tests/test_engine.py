@@ -15,6 +15,7 @@ from tiny_gguf import SPECIALS, TinyModel
 
 import offload
 from offload import DeviceError, GGUFError, OffloadError, PlanError, RequestError, UnsupportedError
+from offload.batch import Batch
 from offload.engine import Engine
 from offload.speech import Token
 from quant.ggml import GGMLType
@@ -370,17 +371,13 @@ def test_cancel_ends_a_prompt_before_the_next_layer(engine: Engine) -> None:
     forget(engine)
     seen = []
 
-    def cancel(layer: int, _: np.ndarray) -> None:
-        seen.append(layer)
+    def cancel(progress: offload.LoadProgress) -> None:
+        seen.append(progress)
         thread, _ = in_thread(engine.cancel)
         thread.join()
 
-    engine.trace_routing(cancel)
-    try:
-        assert list(engine.generate(PROMPT)) == []
-    finally:
-        engine.trace_routing(None)
-    assert seen == [MODEL.dense]  # the first layer with a router
+    assert list(engine.generate(PROMPT, progress=cancel)) == []
+    assert len(seen) == 1
     assert engine.stats.finish_reason == "cancelled"
     assert text(engine.generate(PROMPT, temperature=0, max_tokens=5)) == expected
 
@@ -407,12 +404,19 @@ def test_cancel_without_an_answer_does_not_hit_the_next(engine: Engine) -> None:
 
 
 def test_cancelled_logits_are_an_error_of_the_request(engine: Engine) -> None:
-    engine.trace_routing(lambda *_: engine.cancel())
+    model = engine._steps.model
+    forward = model.forward
+
+    def cancelled(batch: Batch, check: Callable[[], None]) -> np.ndarray:
+        engine.cancel()
+        return forward(batch, check)
+
+    model.forward = cancelled  # type: ignore[method-assign]
     try:
         with pytest.raises(RequestError, match="cancelled"):
             engine.logits([1, 2, 3])
     finally:
-        engine.trace_routing(None)
+        del model.forward
     assert engine.logits([1, 2, 3]).shape == (3, MODEL.vocab)
 
 
