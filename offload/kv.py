@@ -19,11 +19,14 @@ class KV:
         self.token_bytes = sum(store.token_bytes for store in stores)
         self.kind = stores[0].kind
 
-    def open(self, slot: int) -> None:
-        """A new, empty slot of `context` rows; PlanError if a system refuses the memory."""
+    def open(self, slot: int, kind: str | None = None) -> None:
+        """A new, empty slot of `context` rows; PlanError if a system refuses the memory.
+
+        kind: of its rows, None: `kind`.
+        """
         try:
             for store in self._stores:
-                store.open(slot)
+                store.open(slot, kind)
         except BaseException:
             self.close(slot)
             raise

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from quant.compiler.jit import inline
+from quant.compiler.jit import OPEN, inline
 from quant.simd.vectors import (
     alloca,
     dot_i8x64,
@@ -107,14 +107,12 @@ JOB_FIELDS = 21
 ) = (8 * int(f) for f in Job)  # fmt: skip
 
 
-# open names of the templates, replaced by jit.c_kernel
-SIZE = 256  # weights per block
-BYTES = 0  # bytes per block
-
-
-OFFSETS = True  # False: the type never writes o
-PLANES = 1  # int8 planes of the activation records
-GROUP = 32  # columns that share a scale
+# open names of the templates, filled in by jit.bind
+SIZE: int = OPEN  # weights per block
+BYTES: int = OPEN  # bytes per block
+OFFSETS: bool = OPEN  # False: the type never writes o
+PLANES: int = OPEN  # int8 planes of the activation records
+GROUP: int = OPEN  # columns that share a scale
 STEP = 256  # columns
 
 

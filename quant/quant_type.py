@@ -126,10 +126,9 @@ class Pairs:
         names["ORDERED"] = self.ordered if wants_order else 0
         names["CROWDED"] = names["GROUP"] == 16 and names["OFFSETS"]
         names |= reductions(doublings(self.most))
-        for own in (
-            *("weights_32", "scales", "offsets", "shifts", "turned", "prepare"),
-            *("finish", "finish_both", "order"),
-        ):
+        for own in ("weights_32", "scales", "offsets", "prepare"):
+            names[own] = getattr(self, own)
+        for own in ("shifts", "turned", "finish", "finish_both", "order"):  # not all have them
             if getattr(self, own) is not None:
                 names[own] = getattr(self, own)
         for own in ("order", "finish_both"):  # open: they ask for PLANES
@@ -241,14 +240,13 @@ class QuantType:
             "fill_16": self.fill_16,
         }
         template = kind.removesuffix("_q16")
-        helpers = {} if self.is_float else dict(OPEN_HELPERS)
-        if self.fill_16 is not None and tile.LANES == 16:
+        helpers = {} if self.is_float else dict(OPEN_HELPERS[template])
+        if self.fill_16 is not None and tile.LANES == 16 and "fill_step" in helpers:
             helpers["fill_step"] = tile.fill_by_16
         if template == "matmul":
             names |= tile.intrinsics(planes, self.group, self.weights, offsets=self.offsets)
         elif template == "few":
             names |= few.intrinsics(planes, self.group, offsets=self.offsets)
-            helpers |= few.OPEN_HELPERS
         for helper, source in helpers.items():
             names[helper] = inline(bind(source, f"{helper}_{name}", **names))
         if template == "matvec":
@@ -274,21 +272,23 @@ class QuantType:
         return kernels.matvec, names
 
 
-# Helpers of the templates that have open names themselves.
-OPEN_HELPERS: dict[str, Callable[..., Any]] = {
-    "decode_row": kernels.decode_quantised_row,
-    "decode_step": kernels.decode_step,
-    "dot_64": kernels.dot_64,
-    "put_results": kernels.put_results,
-    "spread_scales": tile.spread_scales,
-    "fill_by_rows": tile.fill_by_rows,
-    "fill_step": tile.fill_by_rows,
-    "fill_tile": tile.fill_tile,
-    "fetch": tile.fetch,
-    "sums_of": tile.sums_of,
-    "sums_of_two": tile.sums_of_two,
-    "add_lanes": tile.add_lanes,
-    "block_at": panels.block_at,
+def _of(*helpers: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    return {helper.__name__: helper for helper in helpers}
+
+
+# Helpers of the templates that have open names themselves, in the order in which they are bound.
+FLOATS = {"decode_row": kernels.decode_quantised_row}
+LANES = _of(tile.sums_of, tile.sums_of_two, tile.add_lanes)
+BY_ROWS = _of(kernels.decode_step, tile.spread_scales, tile.fill_by_rows)
+FILL = {**BY_ROWS, "fill_step": tile.fill_by_rows}
+OPEN_HELPERS: dict[str, dict[str, Callable[..., Any]]] = {
+    "dequantize": FLOATS,
+    "matvec": _of(kernels.decode_step, kernels.dot_64, kernels.put_results),
+    "few": LANES | FILL | few.OPEN_HELPERS,
+    "matmul": LANES | FILL | _of(tile.fill_tile, tile.fetch, panels.block_at),
+    "matvec_f32": FLOATS,
+    "few_f32": FLOATS,
+    "matmul_f32": FLOATS,
 }
 TEMPLATES: dict[str, Callable[..., None]] = {
     "dequantize": kernels.dequantize,

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from test_quant import moderate_rows, normal
 
+from quant import kernels
 from quant.compiler import isa
+from quant.compiler.jit import bind
 from quant.ggml import BLOCK, GGMLType
 from quant.kernels import Job
 from quant.packed.packed_type import PackedType
@@ -111,6 +113,11 @@ def test_few_tokens_of_packed_rows_have_the_bits_of_one(t: GGMLType) -> None:
     pool.close()
     w = room.reshape(-1, packed.row_stride(n_cols))
     assert_few_is_one_by_one(packed, "matvec", w, (rows, n_cols))
+
+
+def test_what_a_template_leaves_open_must_be_bound() -> None:
+    with pytest.raises(TypeError, match=r"matvec leaves open .*decode_step.* GROUP"):
+        bind(kernels.matvec, "half_bound", SIZE=256, BYTES=1)
 
 
 @pytest.mark.slow

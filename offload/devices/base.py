@@ -168,8 +168,8 @@ class KVStore(Protocol):
     def kind(self) -> str:
         """Of rows: "f16", "f32"."""
 
-    def open(self, slot: int) -> None:
-        """A new, empty slot; PlanError if the system refuses."""
+    def open(self, slot: int, kind: str | None = None) -> None:
+        """A new, empty slot; kind: of its rows, None: `kind`. PlanError if the system refuses."""
 
     def close(self, slot: int) -> None:
         """Give its memory back; unknown slots are ignored."""

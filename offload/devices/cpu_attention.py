@@ -22,6 +22,7 @@ import numpy as np
 from offload.batch import EXACT_CONTEXT, Span
 from offload.devices import cpu_rows
 from offload.devices.base import Kind, LatentAttention
+from offload.devices.cpu_kv import LayerRows
 from offload.devices.cpu_matrices import Linear, PerHead
 from offload.devices.cpu_workspace import Room
 from quant.run import attention, attention_expanded, row_tasks
@@ -151,7 +152,7 @@ class Attention:
         heads = []
         for span, part in m.spans:
             rows = self.device.kv.rows(span.slot, self._layer_rows)
-            self.device.kv.shape.store(rows[span.first : span.end], c[part], k_rope[part, 0])
+            rows.shape.store(rows.data[span.first : span.end], c[part], k_rope[part, 0])
             heads += [
                 self._attend(q[part][a - span.first : b - span.first], rows, a, expanded)
                 for a, b, expanded in pieces(span)
@@ -159,14 +160,14 @@ class Attention:
         (out,) = self._output(np.concatenate(heads))
         m.x += out
 
-    def _attend(self, q: Array, rows: Array, first: int, expanded: bool) -> Array:
+    def _attend(self, q: Array, rows: LayerRows, first: int, expanded: bool) -> Array:
         """Q (T, A, nope + rope) at positions first .. over cache rows -> (T, A * v)."""
         if expanded:
             return self._attend_expanded(q, rows, first)
         return self._attend_absorbed(q, rows, first)
 
-    def _attend_absorbed(self, q: Array, rows: Array, first: int) -> Array:
-        weights, shape = self._weights, self.device.kv.shape
+    def _attend_absorbed(self, q: Array, rows: LayerRows, first: int) -> Array:
+        weights, shape = self._weights, rows.shape
         n_tokens, n_heads = q.shape[:2]
         nope, rope = weights.nope, weights.rope
         heads = -(-n_heads // attention.HEADS) * attention.HEADS
@@ -179,12 +180,12 @@ class Attention:
         wide *= np.float32(weights.scale)
         z = np.empty((n_tokens, heads, shape.latent), np.float32)
         attention.attend(
-            self.device.pool, wide, rows.ctypes.data, shape.row_bytes, shape.kind, first, z,
+            self.device.pool, wide, rows.data.ctypes.data, shape.row_bytes, shape.kind, first, z,
         )  # fmt: skip
         return self._values(z[:, :n_heads, : weights.rank]).reshape(n_tokens, -1)
 
-    def _attend_expanded(self, q: Array, rows: Array, first: int) -> Array:
-        weights, shape = self._weights, self.device.kv.shape
+    def _attend_expanded(self, q: Array, rows: LayerRows, first: int) -> Array:
+        weights, shape = self._weights, rows.shape
         n_tokens, n_heads = q.shape[:2]
         nope, rope, v = weights.nope, weights.rope, weights.v_b.n_rows
         k_b = np.stack([self._keys.dense(h) for h in range(n_heads)])
@@ -199,7 +200,7 @@ class Attention:
         k_rope = wide[:n_tokens, :, padded_nope : padded_nope + rope]
         np.multiply(q[:, :, nope:], scale, out=k_rope)
         z = np.empty((padded_rows, n_heads, v_b.shape[1]), np.float32)
-        cache = rows.ctypes.data, shape.row_bytes, shape.kind, first + n_tokens
+        cache = rows.data.ctypes.data, shape.row_bytes, shape.kind, first + n_tokens
         attention_expanded.attend_expanded(
             self.device.pool, wide, k_b, v_b, *cache, shape.latent, first, z
         )

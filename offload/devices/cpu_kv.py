@@ -5,35 +5,45 @@ What a row is: offload/kv_cache.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple, cast
+
 import numpy as np
 
 from offload.errors import PlanError
 from offload.kv_cache import CacheShape
+from offload.plan import KVType
 
 Array = np.ndarray
+
+
+class LayerRows(NamedTuple):
+    """A layer's rows in a slot: (context, row_bytes) uint8, and what they are."""
+
+    data: Array
+    shape: CacheShape
 
 
 class CpuKV:
     """Slots of `context` rows each; see KVStore. The system maps a slot's memory as it is written.
 
-    Row r of layers[i] lies layer_bytes * i + row_bytes * r behind a slot's address. Layers are
-    added before the first slot is opened.
+    shape: of rows, unless a slot is opened with another kind. Layers are added before the first
+    slot is opened.
     """
 
     def __init__(self, shape: CacheShape, context: int) -> None:
         self.shape = shape
         self.context = context
         self.kind: str = shape.kv_type
-        self.row_bytes = shape.row_bytes
-        self.layer_bytes = context * shape.row_bytes
         self.layers: list[int] = []
         self._slots: dict[int, Array] = {}
-        self._addresses: dict[int, int] = {}
+        self._shapes: dict[int, CacheShape] = {}
+        self._records: dict[int, tuple[int, int, int, int]] = {}
 
     @property
     def token_bytes(self) -> int:
         """Of a position, all layers."""
-        return len(self.layers) * self.row_bytes
+        return len(self.layers) * self.shape.row_bytes
 
     def add(self, layer: int) -> int:
         """Keep rows of a layer; its index in `layers`."""
@@ -41,23 +51,25 @@ class CpuKV:
             self.layers.append(layer)
         return self.layers.index(layer)
 
-    def open(self, slot: int) -> None:
+    def open(self, slot: int, kind: str | None = None) -> None:
         """A new, empty slot; PlanError if the system refuses."""
-        shape = len(self.layers), self.context, self.row_bytes
+        shape = replace(self.shape, kv_type=cast("KVType", kind or self.kind))
         try:
-            rows = self._slots[slot] = np.zeros(shape, np.uint8)
-            self._addresses[slot] = int(rows.ctypes.data)
+            rows = np.zeros((len(self.layers), self.context, shape.row_bytes), np.uint8)
         except (MemoryError, ValueError) as exc:
-            size = self.context * self.token_bytes
+            size = self.context * len(self.layers) * shape.row_bytes
             raise PlanError(
                 f"a KV cache of {self.context:,} tokens needs {size / 2**30:.1f} GiB, which the "
                 "system refuses; ask for a smaller --context"
             ) from exc
+        self._slots[slot], self._shapes[slot] = rows, shape
+        layer_bytes = self.context * shape.row_bytes
+        self._records[slot] = int(rows.ctypes.data), layer_bytes, shape.row_bytes, shape.kind
 
     def close(self, slot: int) -> None:
         """Give its memory back."""
-        self._slots.pop(slot, None)
-        self._addresses.pop(slot, None)
+        for by_slot in (self._slots, self._shapes, self._records):
+            by_slot.pop(slot, None)
 
     def copy(self, source: int, target: int, count: int) -> None:
         """The first `count` rows of all layers."""
@@ -69,11 +81,10 @@ class CpuKV:
 
     write = read
 
-    def address(self, slot: int) -> int:
-        """Of the first layer, position 0 of a slot."""
-        return self._addresses[slot]
+    def record(self, slot: int) -> tuple[int, int, int, int]:
+        """What `tape.Row` says of a slot: address, bytes of a layer and of a row, kind of rows."""
+        return self._records[slot]
 
-    def rows(self, slot: int, index: int) -> Array:
-        """All rows of layers[index], (context, row_bytes) uint8."""
-        rows: Array = self._slots[slot][index]
-        return rows
+    def rows(self, slot: int, index: int) -> LayerRows:
+        """All rows of layers[index]."""
+        return LayerRows(self._slots[slot][index], self._shapes[slot])

@@ -60,9 +60,6 @@ class PassState:
         self._rows = np.zeros((MAX_ROWS, len(Row)), np.int64)
         self._pass = np.zeros(len(Pass), np.int64)
         self._pass[Pass.ROWS // 8] = self._rows.ctypes.data
-        self._pass[Pass.LAYER_BYTES // 8] = kv.layer_bytes
-        self._pass[Pass.ROW_BYTES // 8] = kv.row_bytes
-        self._pass[Pass.KIND // 8] = kv.shape.kind
         self.address = int(self._pass.ctypes.data)
         self._forced: Array | None = None
 
@@ -70,10 +67,10 @@ class PassState:
         """Write the rows' records."""
         at = 0
         for span in batch.spans:
-            cache = self._kv.address(span.slot)
+            cache = self._kv.record(span.slot)
             for position in range(span.first, span.end):
                 token = -1 if batch.ids is None else batch.ids[at]
-                self._rows[at] = (token, position, cache, *self._rope.addresses(position))
+                self._rows[at] = (token, position, *cache, *self._rope.addresses(position))
                 at += 1
 
     def force(self, ids: Array | None) -> None:

@@ -51,8 +51,27 @@ def kernel() -> Callable[[Callable[..., Any]], Any]:
     return compiled_when_called
 
 
+class _Open:
+    """What stands for a number that a template leaves open."""
+
+
+OPEN: Any = _Open()
+
+
 def bind(template: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
-    """A copy of `template` called `name` whose open globals are `names` (no closure: cacheable)."""
+    """A copy of `template` called `name` whose open globals are `names` (no closure: cacheable).
+
+    Open are plain functions (nothing else can be called that is one) and numbers that are OPEN. A
+    name that is None is one that this copy does not reach.
+    """
+    known = {**template.__globals__, **names}
+    left = [
+        open_name
+        for open_name in template.__code__.co_names
+        if isinstance(known.get(open_name), (_Open, pytypes.FunctionType))
+    ]
+    if left:
+        raise TypeError(f"kernel {name}: {template.__name__} leaves open {', '.join(left)}")
     fn = pytypes.FunctionType(template.__code__, {**template.__globals__, **names}, name)
     fn.__qualname__ = name
     fn.__module__ = template.__module__

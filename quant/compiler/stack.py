@@ -1,4 +1,4 @@
-"""Stacks large enough for kernels, which keep their tiles there (1.8 MB at most, tile.py).
+"""Stacks large enough for kernels, which keep their tiles there (tile.py, the largest).
 
 A thread's stack may be smaller than usual (`ulimit -s`, threading.stack_size, some C libraries);
 the system ends a program that runs over it without a word. So threads that we start get ROOM, and
@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
 
-ROOM = 8 << 20  # bytes of the stacks that we make
-NEEDED = 4 << 20  # of a stack on which kernels may run
+OF_KERNELS = 2 << 20  # bytes: what a kernel keeps there at most
+NEEDED = 2 * OF_KERNELS  # of a stack on which kernels may run: its owner's frames lie there, too
+ROOM = 2 * NEEDED  # of the stacks that we make
 _lock = threading.Lock()
 _here = threading.local()
 

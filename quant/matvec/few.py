@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import types
 
 from quant.compiler import isa
+from quant.compiler.jit import OPEN
 from quant.kernels import (
     _N_COLS,
     _N_TOKENS,
@@ -65,7 +66,9 @@ MOST = 8  # tokens for which a row is decoded once
 AHEAD = 8192  # bytes of 16 rows: how far ahead they are fetched
 SUMS = 1024  # bytes from a token's sums to the next one's: at most 16 groups
 TO_LOW = MOST * SUMS  # from sums of products to those of offsets
-ZERO = 0  # what stored weights are too large by
+SUMS_ROOM = 2 * TO_LOW
+MORE_ROOM = 64 * MOST
+ZERO: int = OPEN  # what stored weights are too large by
 
 
 def products_4(*arguments: int) -> None:
@@ -142,8 +145,8 @@ def few(job: int, r0: int, r1: int) -> None:
     weights = alloca(8192)
     s = alloca(1024)
     o = alloca(1024)
-    acc = alloca(16384)  # 2 * TO_LOW
-    more = alloca(512)  # MOST * 64
+    acc = alloca(SUMS_ROOM)
+    more = alloca(MORE_ROOM)
     places = alloca(128)
     records = alloca(64)
     for t0 in range(0, n_tokens, MOST):

@@ -18,7 +18,7 @@ from typing import Any
 from llvmlite import ir
 
 from quant.compiler import isa
-from quant.compiler.jit import inline
+from quant.compiler.jit import OPEN, inline
 from quant.kernels import (
     _N_COLS,
     _N_TOKENS,
@@ -72,7 +72,7 @@ from quant.simd.vectors import (
 )
 
 AHEAD = 6144  # bytes: see matvec_64; open
-ZERO = 0  # what the stored weights exceed the real ones by
+ZERO: int = OPEN  # what the stored weights exceed the real ones by
 
 
 def weights_2(p: int) -> Any:

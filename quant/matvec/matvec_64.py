@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from quant.compiler.jit import inline
+from quant.compiler.jit import OPEN, inline
 from quant.kernels import (
     _N_COLS,
     _N_TOKENS,
@@ -65,7 +65,7 @@ from quant.simd.vectors import (
 # what lies 2 to 4 KB ahead, as they do, takes up to twice as long as asking for nothing; 8 KB is
 # faster than 6 where each core has a way to memory of its own, slower where two share one (Zen 4)
 AHEAD = 6144
-ZERO = 0  # what the stored weights exceed the real ones by
+ZERO: int = OPEN  # what the stored weights exceed the real ones by
 
 
 def weights_64(p: int, k: int) -> Any:

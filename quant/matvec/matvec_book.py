@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from quant.compiler.jit import inline
+from quant.compiler.jit import OPEN, inline
 from quant.kernels import (
     _N_COLS,
     _N_TOKENS,
@@ -82,7 +82,7 @@ from quant.simd.vectors import (
 from quant.types.books import IQ2_WEIGHTS, halves_of_trits
 
 COLS = 32768  # whose activations are kept in order; wider rows do it again for every two rows
-SIGNED = True
+SIGNED: bool = OPEN
 
 
 def dots(p: int, r: int, y: int) -> Any:

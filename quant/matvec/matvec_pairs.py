@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from quant.compiler.jit import inline
+from quant.compiler.jit import OPEN, inline
 from quant.kernels import (
     _N_COLS,
     _N_TOKENS,
@@ -64,10 +64,10 @@ from quant.simd.vectors import (
 
 AHEAD = 4096  # bytes
 COLS = 8192  # that are prepared together
-NOTES = 0  # bytes that `prepare` writes for a block, at most 192
-ORDERED = 0  # and `order`, at most 128
-ZERO = 0
-CROWDED = False  # groups of 16 with offsets
+NOTES: int = OPEN  # bytes that `prepare` writes for a block, at most 192
+ORDERED: int = OPEN  # and `order`, at most 128
+ZERO: int = OPEN
+CROWDED: bool = OPEN  # groups of 16 with offsets
 
 
 def weights_32(p: int, z: int, k: int) -> Any:

@@ -23,6 +23,7 @@ Rows lie in lanes, so that no sum goes across lanes. The accumulators of a row g
 
 from __future__ import annotations
 
+from quant.compiler.jit import OPEN
 from quant.kernels import (
     _N_COLS,
     _N_ROWS,
@@ -38,7 +39,7 @@ from quant.kernels import (
     decode,
     token_at,
 )
-from quant.matvec.few import MOST, SUMS, TO_LOW, clear_sums, put_rows
+from quant.matvec.few import MORE_ROOM, MOST, SUMS, SUMS_ROOM, clear_sums, put_rows
 from quant.matvec.few import add_step as add_few
 from quant.simd.vectors import (
     alloca,
@@ -54,10 +55,12 @@ from quant.simd.vectors import (
 )
 from quant.tile.tile import PAD, add_lanes
 
-GROUP_ROWS = 64
-GROUP_BYTES = 0
+GROUP_ROWS: int = OPEN
+GROUP_BYTES: int = OPEN
 LOW = 6144  # bytes from acc to low: more than 16 groups x 4 planes x 16 float32
-ROOM = 10304  # bytes of the sums of a row group; those of two groups lie in other sets of L1
+ROOM = 10304  # bytes of the sums of a row group; those of two tokens lie in other sets of L1
+ROOM_OF_TWO = 2 * ROOM
+PLANES_ROOM = 4 * SUMS_ROOM
 AHEAD = 6144  # bytes: how far ahead of the step in work its successors are fetched
 FEW_AHEAD = 8192  # the same of `few`
 
@@ -155,7 +158,7 @@ def matvec(job: int, r0: int, r1: int) -> None:
     caches.
     """
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
-    acc = alloca(10304)  # ROOM
+    acc = alloca(ROOM)
     for top in range(r0, r1, GROUP_ROWS):
         p = w + top // GROUP_ROWS * row_bytes
         for t in range(i64(job + _N_TOKENS)):
@@ -168,7 +171,7 @@ def few_by_two(job: int, r0: int, r1: int) -> None:
     """`matvec` for two tokens at a time."""
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     n_tokens, stride = i64(job + _N_TOKENS), i64(job + _OUT_STRIDE)
-    acc = alloca(20608)  # 2 * ROOM
+    acc = alloca(ROOM_OF_TWO)
     for top in range(r0, r1, GROUP_ROWS):
         p = w + top // GROUP_ROWS * row_bytes
         rows = min(GROUP_ROWS, r1 - top)
@@ -191,8 +194,8 @@ def few(job: int, r0: int, r1: int) -> None:
     weights = alloca(8192)
     s = alloca(1024)
     o = alloca(1024)
-    accs = alloca(65536)  # 4 planes x 2 TO_LOW
-    more = alloca(512)
+    accs = alloca(PLANES_ROOM)
+    more = alloca(MORE_ROOM)
     records = alloca(64)
     for t0 in range(0, n_tokens, MOST):
         count = min(MOST, n_tokens - t0)
@@ -202,13 +205,13 @@ def few(job: int, r0: int, r1: int) -> None:
             planes = (min(GROUP_ROWS, r1 - top) + 15) // 16
             p = w + top // GROUP_ROWS * row_bytes
             for plane in range(planes):
-                clear_sums(accs + 2 * TO_LOW * plane, count)
+                clear_sums(accs + SUMS_ROOM * plane, count)
             for c in range(0, n, 256):
                 for line in range(0, GROUP_BYTES, 64):
                     prefetch_far(p + FEW_AHEAD + line)
                 for plane in range(planes):
                     fill_plane(p, plane, weights, GROUP * 32, s, o, 64)
-                    to = accs + 2 * TO_LOW * plane
+                    to = accs + SUMS_ROOM * plane
                     add_few(weights, s, o, records, count, c, n, more, to)
                 p += GROUP_BYTES
             out = i64(job + _OUT) + t0 * stride + 4 * (top - i64(job + _ROW0))
@@ -216,7 +219,7 @@ def few(job: int, r0: int, r1: int) -> None:
                 rows = min(16, r1 - top - 16 * plane)
                 for t in range(count):
                     put_rows(
-                        accs + 2 * TO_LOW * plane + SUMS * t, rows, out + 64 * plane + t * stride
+                        accs + SUMS_ROOM * plane + SUMS * t, rows, out + 64 * plane + t * stride
                     )
 
 

@@ -167,9 +167,10 @@ def begin_task(context: int, index: int, thread: int) -> None:
     total = 0
     for row in range(i64(context + Begin.ROWS)):
         attend = i64(context + Begin.ATTEND) + ATTEND_BYTES * row
-        position = i64(row_of(state, row) + Row.POSITION)
-        put_i64(attend + Attend.ROW_BYTES, i64(state + Pass.ROW_BYTES))
-        put_i64(attend + Attend.KIND, i64(state + Pass.KIND))
+        record = row_of(state, row)
+        position = i64(record + Row.POSITION)
+        put_i64(attend + Attend.ROW_BYTES, i64(record + Row.ROW_BYTES))
+        put_i64(attend + Attend.KIND, i64(record + Row.KIND))
         put_i64(attend + Attend.FIRST, position)
         n_heads = i64(attend + Attend.N_HEADS)
         strands = min(attention.STRANDS, position // attention.SPLIT + 1)
@@ -216,10 +217,10 @@ def latent_task(context: int, index: int, thread: int) -> None:
     for i in range(rope):
         put_f32(k_rope + 4 * i, f32(x + 4 * (rank + i)))
     _rotate(k_rope, rope, record)
-    cache = i64(record + Row.CACHE) + i64(context + Latent.LAYER) * i64(state + Pass.LAYER_BYTES)
-    at = cache + i64(record + Row.POSITION) * i64(state + Pass.ROW_BYTES)
+    cache = i64(record + Row.CACHE) + i64(context + Latent.LAYER) * i64(record + Row.LAYER_BYTES)
+    at = cache + i64(record + Row.POSITION) * i64(record + Row.ROW_BYTES)
     rope_at = i64(context + Latent.ROPE_AT)
-    store_row(i64(state + Pass.KIND), row, rope_at, i64(context + Latent.WIDTH) - rope_at, at)
+    store_row(i64(record + Row.KIND), row, rope_at, i64(context + Latent.WIDTH) - rope_at, at)
     put_i64(i64(context + Latent.ATTEND) + ATTEND_BYTES * index + Attend.CACHE, cache)
 
 

@@ -26,9 +26,6 @@ class Pass(Fields):
     """What all rows of a pass share."""
 
     ROWS = I64  # address of `Row` records, one per token
-    LAYER_BYTES = I64  # from layer to layer of a KV slot
-    ROW_BYTES = I64  # from position to position
-    KIND = I64  # of cache rows: a `cache_rows.RowKind`
     FORCED = I64  # 0, or (layers, rows, K) int64: experts to run instead of the router's choice
 
 
@@ -38,6 +35,9 @@ class Row(Fields):
     TOKEN = I64  # -1: its row of x is given
     POSITION = I64
     CACHE = I64  # address of layer 0, position 0 of its KV slot
+    LAYER_BYTES = I64  # from layer to layer of it
+    ROW_BYTES = I64  # from position to position
+    KIND = I64  # of its rows: a `cache_rows.RowKind`
     COS = I64  # address of the position's rope / 2 float32
     SIN = I64
 

@@ -29,7 +29,7 @@ from llvmlite import ir
 from numba import types
 
 from quant.compiler import isa
-from quant.compiler.jit import bind, c_kernel, inline
+from quant.compiler.jit import OPEN, bind, c_kernel, inline
 from quant.kernels import (
     _INDEX,
     _N_COLS,
@@ -64,12 +64,12 @@ MOST = 192 if isa.ISA.startswith("avx512") else 96
 COLS = 2048  # columns of a block
 
 # open, filled in by `Panel.names`
-TOKENS = 2
-WIDE = False
-ACTIVATIONS = 32  # bytes of a token in an element
-NUMBERS = 64  # where an element's scales begin
-ELEMENT = 128  # bytes of an element
-ZERO = 0
+TOKENS: int = OPEN
+WIDE: bool = OPEN
+ACTIVATIONS: int = OPEN  # bytes of a token in an element
+NUMBERS: int = OPEN  # where an element's scales begin
+ELEMENT: int = OPEN  # bytes of an element
+ZERO: int = OPEN
 
 
 class Storage(NamedTuple):

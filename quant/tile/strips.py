@@ -284,9 +284,7 @@ def intrinsics(panel: Panel, stored: Storage, sums: int) -> dict[str, Any]:
     narrow = stored.wide or stored.quads > 0
     more: dict[str, Any] = {"NARROW": narrow}
     for name, count in (("many", panel.tokens), ("one", 1)):
-        if narrow:
-            more[f"narrow_{name}"] = _narrow_strips(count, panel, stored, sums)
-        else:
-            more[f"strips_{name}"] = _strips(count, panel, stored, sums)
+        made = (_narrow_strips if narrow else _strips)(count, panel, stored, sums)
+        more[f"narrow_{name}"], more[f"strips_{name}"] = (made, None) if narrow else (None, made)
         more[f"offsets_{name}"] = _offset_strips(count, panel)
     return more

@@ -18,7 +18,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from quant.compiler import isa
+from quant.compiler import isa, stack
+from quant.compiler.jit import OPEN
 from quant.kernels import (
     _N_COLS,
     _N_TOKENS,
@@ -67,14 +68,22 @@ AHEAD = 8  # tokens: how early their lines of the output are fetched
 
 LANES = 16 if isa.ISA.startswith("avx512") else 8  # of a register
 
+# bytes on the stack, for every type: at most 16 groups of columns, 16 bits to a weight, and sums of
+# products and of offsets of both halves of the rows
+WEIGHTS_ROOM = 2 * ROWS * COLS + 16 * PAD
+SCALES_ROOM = 4 * ROWS * COLS // 16
+SUMS_ROOM = TILES * 16 * (4 * 64 * MOST + APART)
+ZEROS_ROOM = 6 * 4 * 64  # of as many tokens as a pass takes
+assert WEIGHTS_ROOM + 2 * SCALES_ROOM + SUMS_ROOM + ZEROS_ROOM <= stack.OF_KERNELS
+
 # open, filled in by `intrinsics`; see strips.py and panels.py
-TOKENS = 2  # per pass over the tile
-SUMS = 256  # bytes from a token's sums of 32 rows to the next one's
-NARROW = False  # a pass takes half of the rows
-WIDE = False  # 16 bits for a weight and an activation
-ACTIVATIONS = 32  # bytes of a token in an element of a panel
-NUMBERS = 64  # where an element's numbers begin
-ELEMENT = 128  # bytes of an element
+TOKENS: int = OPEN  # per pass over the tile
+SUMS: int = OPEN  # bytes from a token's sums of 32 rows to the next one's
+NARROW: bool = OPEN  # a pass takes half of the rows
+WIDE: bool = OPEN  # 16 bits for a weight and an activation
+ACTIVATIONS: int = OPEN  # bytes of a token in an element of a panel
+NUMBERS: int = OPEN  # where an element's numbers begin
+ELEMENT: int = OPEN  # bytes of an element
 
 
 # --- 16 x 16 lanes of 32 bits ---------------------------------------------------------------------
@@ -337,12 +346,12 @@ def matmul(job: int, r0: int, r1: int) -> None:
     w, row_bytes, n = i64(job + _W), i64(job + _ROW_BYTES), i64(job + _N_COLS)
     n_tokens, panels = i64(job + _N_TOKENS), i64(job + _PANELS)
     lanes = 256 // GROUP
-    tile_w = alloca(134144)  # ROWS * COLS, of 16 bits at most, and 16 x PAD
-    tile_s = alloca(16384)  # ROWS * COLS / 16 floats
-    tile_o = alloca(16384)
-    accs = alloca(1585152)  # TILES x lanes x MOST x 2 halves x (sums: 64 bytes, of offsets: 64)
-    zeros = alloca(1536)  # TOKENS x SUMS: what sums begin with
-    for i in range(0, 1536, 64):
+    tile_w = alloca(WEIGHTS_ROOM)
+    tile_s = alloca(SCALES_ROOM)
+    tile_o = alloca(SCALES_ROOM)
+    accs = alloca(SUMS_ROOM)
+    zeros = alloca(ZEROS_ROOM)  # what sums begin with
+    for i in range(0, ZEROS_ROOM, 64):
         store_f32x16(zeros + i, zero_f32x16())
     apart = SUMS * MOST + APART  # bytes from the sums of one group of columns to the next
     for first in range(r0, r1, TILES * ROWS):
