@@ -4,6 +4,7 @@
     bench_shape(ShapeOptions(...))   milliseconds per layer by part, extrapolated to all layers
     tables(result)                   either result for people;  write_plot: the roofline picture
 
+Either measures sequences that are decoded together, too (`parallel`), against one alone.
 Both run the engine's own code on the engine's own objects, and measure the machine's read bandwidth
 in the same run. Results are plain dictionaries, ready for JSON.
 """

@@ -26,7 +26,7 @@ def _parallel_table(r: dict[str, Any]) -> Table:
     for name in programs:
         columns += [f"{NAMES[name]} tokens/s>", "best>"]
     columns += ["ratio>", "of bests>"] if "ratio" in first else []
-    columns += ["speedup>", "bound>", "of it>", "experts>", "MB read>", "GB/s>"]
+    columns += ["speedup>", "of bests>", "bound>", "of the bound>", "experts>", "MB read>", "GB/s>"]
     rows = []
     for n, entry in numbers.items():
         row = [n]
@@ -34,7 +34,8 @@ def _parallel_table(r: dict[str, Any]) -> Table:
             row += [f"{entry[name]['tps']:.2f}", f"{entry[name]['tps_best']:.2f}"]
         if "ratio" in entry:
             row += [f"{entry['ratio']:.2f}", f"{entry['ratio_best']:.2f}"]
-        row += [f"{entry['speedup']:.2f}", f"{entry['bound']:.2f}", f"{entry['of_bound']:.0%}"]
+        row += [f"{entry['speedup']:.2f}", f"{entry['speedup_best']:.2f}"]
+        row += [f"{entry['bound']:.2f}", f"{entry['of_bound']:.0%}"]
         row += [f"{entry['distinct_experts']:.1f}", f"{entry['bytes'] / 1e6:.1f}"]
         rows.append((*row, f"{entry['gbps']:.2f}"))
     title = (
