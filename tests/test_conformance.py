@@ -37,6 +37,8 @@ DEVICES: dict[str, Callable[[ModelConfig, KVSpec], Device]] = {
     "null over cpu": lambda config, kv: NullDevice(config, kv, inner=CpuDevice(config, kv, 2)),
 }
 FLOATS = (G.F32, G.F16, G.BF16)
+# varies fastest, so that a kernel is compiled by one test
+on_every_device = pytest.mark.parametrize("device", DEVICES, indirect=True)
 TOKENS = (64, 1, 2, 7, 8)  # the first is what the others are held to, bit for bit
 H, E, K = 256, 8, 2
 MODEL = TinyModel(layers=2, dense=1, hidden=H, experts=E, top_k=K, width=256, heads=4)
@@ -47,7 +49,7 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture
 def device(request: pytest.FixtureRequest, write: Files) -> Iterator[Device]:
     with GGUFFile.open(write(MODEL)) as file:
         config = ModelConfig.from_gguf(file)
@@ -142,6 +144,7 @@ def after(
 # --- blocks -----------------------------------------------------------------------------------
 
 
+@on_every_device
 @pytest.mark.parametrize("kind", QUANT_TYPES, ids=lambda t: t.name)
 def test_embedding_is_the_dequantised_rows(device: Device, kind: G) -> None:
     table, values = matrix(kind, 0, 1, 70, H)
@@ -160,6 +163,7 @@ def test_embedding_is_the_dequantised_rows(device: Device, kind: G) -> None:
         np.testing.assert_array_equal(device.leave(Next("attention", device)).x, rows)
 
 
+@on_every_device
 @pytest.mark.parametrize("kind", QUANT_TYPES, ids=lambda t: t.name)
 def test_mlp(device: Device, rng: np.random.Generator, kind: G) -> None:
     """Two int8 planes of activations; their rounding is 1/256 of int8's."""
@@ -188,6 +192,7 @@ ROLES = {kind.name: ((kind,) * 3, None) for kind in QUANT_TYPES} | {
 }
 
 
+@on_every_device
 @pytest.mark.parametrize("name", ROLES)
 def test_experts(device: Device, rng: np.random.Generator, name: str) -> None:
     """One int8 plane for routed experts: about 1 % of their result."""
@@ -225,6 +230,7 @@ def n_bytes(mlp: GatedMLP | None) -> int:
     return 0 if mlp is None else mlp.gate.n_bytes + mlp.up.n_bytes + mlp.down.n_bytes
 
 
+@on_every_device
 @pytest.mark.parametrize("sigmoid", [True, False])
 @pytest.mark.parametrize("kind", [G.F32, G.Q8_0], ids=lambda t: t.name)
 def test_router(device: Device, rng: np.random.Generator, kind: G, sigmoid: bool) -> None:
@@ -256,6 +262,7 @@ def test_router(device: Device, rng: np.random.Generator, kind: G, sigmoid: bool
         np.testing.assert_array_equal(device.routing(1), got.routing.expert_ids)
 
 
+@on_every_device
 @pytest.mark.parametrize("kind", [G.F32, G.Q6_K], ids=lambda t: t.name)
 def test_head_gives_the_wanted_rows(device: Device, rng: np.random.Generator, kind: G) -> None:
     head, values = matrix(kind, 60, 1, 70, H)
@@ -347,6 +354,7 @@ def test_attention_of_several_sequences(name: str, shape: str, kv: KVType, write
 # --- what else a device owes ------------------------------------------------------------------
 
 
+@on_every_device
 @pytest.mark.parametrize("n", [3, 20])
 def test_activations_come_back_as_they_were_given(
     device: Device, rng: np.random.Generator, n: int
@@ -369,6 +377,7 @@ def test_activations_come_back_as_they_were_given(
     assert device.leave(Next("mlp", device)).n_bytes == n * 4 * H
 
 
+@on_every_device
 @pytest.mark.parametrize("n", [3, 20])
 def test_blocks_of_one_segment_are_those_of_several(
     device: Device, rng: np.random.Generator, n: int
@@ -394,6 +403,7 @@ def test_blocks_of_one_segment_are_those_of_several(
     np.testing.assert_array_equal(results[2], results[0])
 
 
+@on_every_device
 def test_slots_of_a_store(device: Device, write: Files) -> None:
     with GGUFFile.open(write(MODEL)) as file:
         config = ModelConfig.from_gguf(file)
