@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 Array = np.ndarray
+FEW_ROWS = 16  # batches of at most so many tokens need no arrangement for many
 EXACT_CONTEXT = 4096  # positions before it are always in the absorbed form
 EXPANDED_TOKENS = 512  # prompts beyond it are expanded in whole pieces of this many
 
@@ -74,6 +75,23 @@ class Batch:
             raise ValueError(f"a batch has ids or rows, one per token of its spans ({n})")
         if len(self.spans) > 1 and len({span.slot for span in self.spans}) != len(self.spans):
             raise ValueError("two spans of a batch in one KV slot")
+
+    def parts(self) -> list[Batch]:
+        """In batches of FEW_ROWS tokens, if all are of different sequences; else as it is."""
+        n = self.n_tokens
+        if n <= FEW_ROWS or len(self.spans) < n:
+            return [self]
+        cuts = [slice(at, min(at + FEW_ROWS, n)) for at in range(0, n, FEW_ROWS)]
+        return [
+            Batch(
+                spans=self.spans[cut],
+                wanted=self.wanted[(self.wanted >= cut.start) & (self.wanted < cut.stop)]
+                - cut.start,
+                ids=None if self.ids is None else self.ids[cut],
+                rows=None if self.rows is None else self.rows[cut],
+            )
+            for cut in cuts
+        ]
 
     @staticmethod
     def of(ids: Array | Sequence[int], slot: int = 0, first: int = 0, **span: int) -> Batch:

@@ -44,6 +44,12 @@ class Model:
         if max(span.end for span in batch.spans) > self.kv.context:
             ends = [span.end for span in batch.spans]
             raise ValueError(f"a KV slot has {self.kv.context} rows; the spans end at {ends}")
+        parts = batch.parts()
+        if len(parts) == 1:
+            return self._pass(batch, check)
+        return np.concatenate([self._pass(part, check) for part in parts])
+
+    def _pass(self, batch: Batch, check: Check) -> Array:
         for device in self.devices:
             device.begin(batch)
         last: Device | None = None

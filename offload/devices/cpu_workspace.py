@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from offload.batch import FEW_ROWS
 from offload.weights import Matrix
 from quant.run import attention
 from quant.run.activations import record_bytes
 from quant.run.attention import Attend
 from quant.run.fields import write
 
-MAX_ROWS = 8  # of a tape
+MAX_ROWS = FEW_ROWS  # of a tape
 
 
 class Room(NamedTuple):
