@@ -38,7 +38,9 @@ OF_FLOATS: dict[Kind, Kind] = {  # all products of a float type are those of flo
     **dict.fromkeys(FEW_OF.values(), "few_f32"),
     **dict.fromkeys(("matmul", "matmul_q16", "matmul_f32"), "matmul_f32"),
 }
-FEW = 16  # tokens up to which `few` is faster than `matmul` and making panels
+# measured with few_bench
+FEW = 4 if isa.PAIRS else 16  # tokens up to which `few` is faster than `matmul` and making panels
+ONE_BY_ONE = 3 if isa.PAIRS else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,7 @@ class QuantType:
     dot_32: Any = None
     fill_16: Any = None
     overrides: dict[Kind, Callable[..., None]] = field(default_factory=dict)
-    looped: int = 1
+    looped: int = ONE_BY_ONE
     _compiled: dict[Kind, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -269,7 +271,7 @@ class QuantType:
         for hooks, fits in choices:
             if hooks is not None and fits:
                 return hooks.kernel(name, names)
-        return kernels.matvec, names
+        return TEMPLATES["matvec"], names
 
 
 def _of(*helpers: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
@@ -292,6 +294,7 @@ OPEN_HELPERS: dict[str, dict[str, Callable[..., Any]]] = {
 }
 TEMPLATES: dict[str, Callable[..., None]] = {
     "dequantize": kernels.dequantize,
+    "matvec": kernels.matvec,
     "few": few.few,
     "matmul": tile.matmul,
     "few_f32": float_products.few_f32,

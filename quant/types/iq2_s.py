@@ -18,7 +18,7 @@ import numba
 from quant.compiler.jit import inline
 from quant.ggml import GGMLType
 from quant.matvec.matvec_book import odd_steps_16, signed_dots_of_8s
-from quant.quant_type import Book, Pairs, QuantType
+from quant.quant_type import ONE_BY_ONE, Book, Pairs, QuantType
 from quant.simd.lookups import (
     fields,
     fields_4,
@@ -150,4 +150,5 @@ QUANT = QuantType(
         notes=128,
         most=43,
     ),
+    looped=max(ONE_BY_ONE, 2),
 )

@@ -147,4 +147,5 @@ QUANT = QuantType(
         notes=160,
         most=43,
     ),
+    looped=3,
 )

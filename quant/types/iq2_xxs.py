@@ -137,4 +137,5 @@ QUANT = QuantType(
         notes=64,
         most=43,
     ),
+    looped=3,
 )

@@ -138,4 +138,5 @@ QUANT = QuantType(
         notes=160,
         most=15,
     ),
+    looped=3,
 )

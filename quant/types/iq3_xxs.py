@@ -146,4 +146,5 @@ QUANT = QuantType(
         notes=64,
         most=62,
     ),
+    looped=3,
 )

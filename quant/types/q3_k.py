@@ -19,7 +19,7 @@ import numba
 
 from quant.compiler.jit import inline
 from quant.ggml import GGMLType
-from quant.quant_type import Direct, Pairs, QuantType
+from quant.quant_type import ONE_BY_ONE, Direct, Pairs, QuantType
 from quant.simd.lookups import fields
 from quant.simd.pairs import every_other_down, signed_bytes_by_turns, words_down, words_up
 from quant.simd.unpack import load_u8_as_i32, move_halves
@@ -122,4 +122,5 @@ QUANT = QuantType(
     group=16,
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=4),
     pairs=Pairs(weights_32=weights_32, scales=scales, shifts=every_other_down, zero=4, most=28),
+    looped=max(ONE_BY_ONE, 2),
 )

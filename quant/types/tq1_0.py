@@ -154,4 +154,5 @@ QUANT = QuantType(
     direct=Direct(weights_64=weights_64, scales_16=scales_16, zero=1),
     overrides=dict.fromkeys(MATVEC, matvec_16_rows) if isa.VBMI else {},
     pairs=Pairs(weights_32=weights_32, scales=scales, zero=1, most=2),
+    looped=3,
 )

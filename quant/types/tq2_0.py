@@ -98,4 +98,5 @@ QUANT = QuantType(
         lanes_down=lanes_down,
     ),
     pairs=Pairs(weights_32=weights_32, scales=scales, shifts=every_other_down, zero=1, most=12),
+    looped=3,
 )
