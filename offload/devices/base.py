@@ -105,7 +105,7 @@ class Activations:
 
 @dataclass(slots=True)
 class Runs:
-    """How often a segment ran, and what blocks it has."""
+    """How often a segment ran, and what blocks it has; one for each segment that is made."""
 
     kinds: Sequence[Kind]
     count: int = 0
@@ -113,7 +113,11 @@ class Runs:
 
 @dataclass(slots=True)
 class Traffic:
-    """What a device did so far. read: bytes of weights that went through kernels."""
+    """What a device did so far.
+
+    read: bytes of weights that went through kernels, of each expert in use once. The device counts
+    these and `runs`; bytes_in and bytes_out are counted as activations cross (offload/forward.py).
+    """
 
     read: int = 0
     bytes_in: int = 0
