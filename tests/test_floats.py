@@ -13,7 +13,6 @@ import numba
 import numpy as np
 import pytest
 import reference
-from test_targets import instructions, x86
 
 from quant.ggml import GGMLType
 from quant.products import dequantize, matmul_f32
@@ -200,28 +199,6 @@ def test_head_groups_do_not_change_a_bit(
 
 
 # --- in processes of their own ----------------------------------------------------------------
-
-
-@x86
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("target", "cpu", "register", "least"),
-    [("avx512", "skylake-avx512", "zmm", 16), ("avx2", "haswell", "ymm", 8)],
-    ids=["avx512", "avx2"],
-)
-def test_tiles_stay_in_the_registers_of_other_processors(
-    target: str, cpu: str, register: str, least: int
-) -> None:
-    found = instructions(target, cpu, "F16:matvec_f32", "F16:matmul_f32")
-    assert found[f"vfmadd231ps {register}"] >= least, found.most_common(30)
-    assert found[f"vcvtph2ps {register}"] >= 1
-    assert target == "avx512" or not any("zmm" in name for name in found)
-
-
-@pytest.mark.slow
-def test_tiles_compile_to_neon() -> None:
-    found = instructions("generic", "", "--aarch64", "F16:matmul_f32")
-    assert found["fmla vector"] >= 16, found.most_common(30)
 
 
 @pytest.mark.slow
