@@ -149,7 +149,7 @@ def test_weights_of_any_bytes_are_among_those_named(t: GGMLType) -> None:
         pytest.param(t, planes, id=f"{t.name}-{planes}")
         for t in QUANTISED
         for planes in (1, 2)
-        if t.name[:3] not in ("IQ1", "IQ2") and (planes == 1 or t in TWO_PLANES)
+        if t.name[:3] not in ("IQ1", "IQ2") and (planes == 1 or t.name in TWO_PLANES)
     ],
 )
 def test_products_of_the_largest_weights_and_activations_fit(t: GGMLType, planes: int) -> None:
