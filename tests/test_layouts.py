@@ -476,8 +476,7 @@ def test_bench_of_a_shape_packs_when_asked(monkeypatch: pytest.MonkeyPatch) -> N
     assert parts[0]["layer"] - parts[1]["layer"] == parts[0]["routed"] - parts[1]["routed"]
     assert packed["ours"]["routed_ms"] > 0
     assert any(note.startswith("experts of layer") for note in packed["notes"])
-    if compare:
-        assert any("ours its packed copy" in note for note in packed["notes"])
+    assert any("ours its packed copy" in note for note in packed["notes"])
 
 
 def test_bench_of_a_model_says_its_layout(tiny: Path) -> None:

@@ -146,4 +146,5 @@ PACKED = PackedType(
     add_step=add_step,
     fill_plane=fill_plane,
     few=5 if isa.PAIRS else 20,
+    looped=4,
 )

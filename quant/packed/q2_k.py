@@ -178,4 +178,5 @@ PACKED = PackedType(
     add_step=add_step,
     fill_plane=fill_plane,
     few=11 if isa.PAIRS else 32,
+    looped=4,
 )

@@ -304,4 +304,5 @@ PACKED = PackedType(
     add_step=add_step,
     fill_plane=fill_plane,
     few=5 if isa.PAIRS else 8,
+    looped=4,
 )

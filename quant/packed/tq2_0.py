@@ -117,4 +117,5 @@ PACKED = PackedType(
     add_step=add_step,
     fill_plane=fill_plane,
     few=18 if isa.PAIRS else 32,
+    looped=4,
 )
