@@ -22,8 +22,9 @@ from offload import (
     make_plan,
     probe,
 )
+from offload.devices.cpu_kv import CpuKV
 from offload.hardware import CpuInfo
-from offload.kv_cache import KVCache, cache_bytes
+from offload.kv_cache import cache_bytes, cache_shape
 from offload.plan import BlockName, KVType
 from offload.planner import DEFAULT_CONTEXT, RESERVE
 from offload.tensor_census import Census
@@ -86,7 +87,12 @@ def test_cache_of_k25_has_the_known_size(k25: Model) -> None:
 
 def test_cache_bytes_are_what_the_cache_takes(toy: Model) -> None:
     for kv_type in get_args(KVType):
-        assert KVCache(toy[0], 77, kv_type).rows.nbytes == cache_bytes(toy[0], 77, kv_type)
+        store = CpuKV(cache_shape(toy[0], kv_type), 77)
+        for layer in range(toy[0].num_layers):
+            store.add(layer)
+        store.open(0)
+        rows = store.read(0, 77)
+        assert sum(layer.nbytes for layer in rows) == cache_bytes(toy[0], 77, kv_type)
 
 
 def test_context_that_does_not_fit_is_refused_with_the_numbers(k25: Model) -> None:
