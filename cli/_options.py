@@ -258,12 +258,6 @@ def load_options(command: F) -> F:
             metavar="TOKENS",
             help="Tokens of a prompt that are read in one step.  [default: 512]",
         ),
-        click.option(
-            "--chunk",
-            type=click.IntRange(min=1, max=MOST),
-            metavar="TOKENS",
-            help="Tokens of a prompt that are read in one step.  [default: 512]",
-        ),
     )
     for option in reversed((*options, *LAYOUT_OPTIONS)):
         command = option(command)

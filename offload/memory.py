@@ -251,6 +251,18 @@ def interleave(address: int, n_bytes: int, nodes: int) -> bool:
     return bool(done == 0)
 
 
+def wants_huge_pages(data: Array) -> None:
+    """Ask for huge pages where `data`, memory of our own, will be written as a whole.
+
+    The first touch of 575 MB in small pages took 2.8 s, in huge ones 0.5.
+    """
+    if not LINUX or data.nbytes < HUGE:
+        return
+    start = data.ctypes.data // HUGE * HUGE
+    end = -(-(data.ctypes.data + data.nbytes) // HUGE) * HUGE
+    _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
+
+
 def advise(data: Array, advice: Literal["need", "drop"]) -> None:
     """Tell the system about a view of a mapped file: read it ahead, or forget our part of it."""
     if not LINUX or not data.size:

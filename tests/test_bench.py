@@ -61,7 +61,7 @@ TYPES = shapes.types_named("TQ1_0:Q4_K", "Q8_0", "Q4_K")
 @pytest.fixture(autouse=True)
 def _tiny_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
-    monkeypatch.setattr(shape_bench, "PROMPT", 16)
+    monkeypatch.setattr(shape_bench, "PROMPT", 24)
 
 
 def layout_of(config: ModelConfig = TINY, **changes: Any) -> Layout:
@@ -177,7 +177,7 @@ def test_store_gives_every_tensor_memory_of_its_own() -> None:
 
 def test_layer_model_is_the_engines_model_and_its_parts_sum_up_to_it() -> None:
     layout = layout_of()
-    device = BenchDevice(layout.model, 16, 1)
+    device = BenchDevice(layout.model, 24, 1)
     try:
         model = LayerModel(layout.model, SyntheticStore(layout.specs), device)
         kv = model.model.kv
@@ -194,7 +194,7 @@ def test_layer_model_is_the_engines_model_and_its_parts_sum_up_to_it() -> None:
         assert {part: len(found) for part, found in times.items()} == dict.fromkeys(PARTS, 2)
         layer, head = model.whole(one)
         assert min(layer, head, *sum(times.values(), [])) > 0
-        assert model.first_layer(Batch.of(np.arange(16))) > 0
+        assert model.first_layer(Batch.of(np.arange(24))) > 0
     finally:
         device.close()
 
@@ -316,7 +316,7 @@ def test_routers_obey_tokens_in_any_program(tmp_path: Path) -> None:
     before, ids = np.arange(5), book.take(2, 3)[1]
     peer = LlamaModel(path, 1)
     context = LlamaContext(peer, 16, sequences=3)
-    device = BenchDevice(layout.model, 16, 1)
+    device = BenchDevice(layout.model, 24, 1)
     try:
         context.fill(before)
         context.step(ids)

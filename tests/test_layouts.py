@@ -461,7 +461,7 @@ def test_plan_says_nodes_pinning_memory(tiny: Path) -> None:
 
 def test_bench_of_a_shape_packs_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
-    monkeypatch.setattr(shape_bench, "PROMPT", 16)
+    monkeypatch.setattr(shape_bench, "PROMPT", 24)
     results = {}
     for layout in ("native", "packed"):
         options = bench.ShapeOptions(

@@ -179,10 +179,10 @@ def test_edited_context_threads_and_cache_run(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(edited(real, edit).to_json())
     with offload.load(plan=file) as engine:
-        kv = engine._sequence.kv
-        assert (kv.context, kv.kv_type) == (96, "f32")
-        assert engine._sequence.model.devices[0].pool.threads == engine.plan.threads == 1
-        assert engine.plan.kv.n_bytes == kv.rows.nbytes
+        kv = engine._steps.model.kv
+        assert (kv.context, kv.kind) == (96, "f32")
+        assert engine._steps.model.devices[0].pool.threads == engine.plan.threads == 1
+        assert engine.plan.kv.n_bytes == 96 * kv.token_bytes
         assert "context 96: as the plan says" in engine.plan.notes
         assert not any("the default" in note for note in engine.plan.notes)
         with pytest.raises(offload.RequestError, match="the context holds 96"):
@@ -205,7 +205,7 @@ def test_edited_layers_are_packed_and_tiers_hold_what_they_say(tiny: Path, ready
 
     mixed = edited(ready, edit)
     with offload.load(tiny, plan=mixed) as engine:
-        store = engine._sequence.model._weights
+        store = engine._steps.model._weights
         assert {name.split(".")[1] for name in store.packed} == {"2"}
         copies = {name for name in store.copies if "_exps" in name}
         assert {name.split(".")[1] for name in copies} == {"1"}

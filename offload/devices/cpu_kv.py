@@ -12,6 +12,7 @@ import numpy as np
 
 from offload.errors import PlanError
 from offload.kv_cache import CacheShape
+from offload.memory import wants_huge_pages
 from offload.plan import KVType
 
 Array = np.ndarray
@@ -73,13 +74,19 @@ class CpuKV:
 
     def copy(self, source: int, target: int, count: int) -> None:
         """The first `count` rows of all layers."""
+        self.write(target, count)
         self._slots[target][:, :count] = self._slots[source][:, :count]
 
     def read(self, slot: int, count: int) -> list[Array]:
         """The first `count` rows of each layer; views."""
         return list(self._slots[slot][:, :count])
 
-    write = read
+    def write(self, slot: int, count: int) -> list[Array]:
+        """The same, to be written."""
+        layers = self.read(slot, count)
+        for rows in layers:
+            wants_huge_pages(rows)
+        return layers
 
     def record(self, slot: int) -> tuple[int, int, int, int]:
         """What `tape.Row` says of a slot: address, bytes of a layer and of a row, kind of rows."""
