@@ -44,7 +44,7 @@ from quant.run.pool import Pool
 
 GIB = 1 << 30
 REAL = dict(packed.PACKED_TYPES)  # before the toys take their places
-IDS = [1, 5, 9, 200, 77, 3, 18, 21, 100]
+IDS = [1, 5, 9, 200, 77, 3, 18, 21, 100, 4, 8, 90, 201, 33, 2, 17, 20, 6]  # more than a tape takes
 
 
 @pytest.fixture(autouse=True)

@@ -113,7 +113,7 @@ def test_load_takes_odd_values_or_refuses_them(
         ({"pin": "yes"}, "--pin"),
         ({"progress": 5}, "progress must be a function or None, not 5"),
         ({"wait": 1}, "wait must be a bool, not 1"),
-        ({"chunk": 0}, "chunk must be a whole number from 1 on, not 0"),
+        ({"chunk": 0}, "--chunk 0: at least 1 token"),
     ],
 )
 def test_load_says_what_is_wrong(path: Path, options: dict[str, Any], message: str) -> None:
