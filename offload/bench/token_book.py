@@ -18,7 +18,7 @@ from offload.bench.synthetic import RandomSource
 from quant.ggml import GGMLType
 
 Array = np.ndarray
-RMS = 256.0  # of an embedding; a layer of random weights adds about 2
+RMS = 4096.0  # of an embedding; a layer of random weights adds 2 (TQ1_0) to some hundred (Q2_K)
 EMBEDDING = GGMLType.F16
 
 
