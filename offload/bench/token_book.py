@@ -18,8 +18,8 @@ from offload.bench.synthetic import RandomSource
 from quant.ggml import GGMLType
 
 Array = np.ndarray
-RMS = 4096.0  # of an embedding; a layer of random weights adds 2 (TQ1_0) to some hundred (Q2_K)
-EMBEDDING = GGMLType.F16
+RMS = 1e6  # of an embedding; a layer of random weights adds 2 (TQ1_0) to thousands (Q2_K)
+EMBEDDING = GGMLType.F32
 
 
 class Tokens(Protocol):
@@ -91,7 +91,7 @@ class ObedientSource(RandomSource):
             np.put_along_axis(chosen, self._choices, 1, axis=1)
             table = chosen @ rows
             table *= RMS * np.sqrt(spec.shape[-1] / self._choices.shape[1])
-            yield table.astype(np.float16).view(np.uint8).reshape(-1)
+            yield table.view(np.uint8).reshape(-1)
         else:
             yield from super().tensor(name, spec)
 

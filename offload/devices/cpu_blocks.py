@@ -8,16 +8,14 @@ import numpy as np
 
 from offload.devices import cpu_rows
 from offload.devices.base import GatedMLP, Kind, Router, Routing
-from offload.devices.cpu_experts import Branch, FeedForward
+from offload.devices.cpu_experts import FeedForward
+from offload.devices.cpu_few_experts import FewExperts
 from offload.devices.cpu_jobs import fill_job
 from offload.devices.cpu_matrices import Linear
-from offload.devices.cpu_workspace import MAX_ROWS, Room, Vector
+from offload.devices.cpu_workspace import Room
 from offload.weights import Matrix
-from quant.kernels import Job
-from quant.quant_type import OneToken, for_records
-from quant.run import driver, expert_tasks, layer_ops, row_tasks
-from quant.run.expert_tasks import Route, Schedule
-from quant.run.layer_ops import Combine
+from quant.run import driver, expert_tasks, row_tasks
+from quant.run.expert_tasks import Route
 
 if TYPE_CHECKING:
     from offload.devices.cpu import CpuDevice
@@ -204,136 +202,3 @@ class Head:
         (m.logits,) = self._head(
             cpu_rows.rms_norm(self.device.pool, x, self._norm, self.device.eps)
         )
-
-
-class FewExperts:
-    """The steps of experts for a few rows: jobs of both regions, grouped by expert.
-
-    Slots of outputs: the router's choices, sorted by expert, then the shared expert's rows.
-    """
-
-    def __init__(self, w: Writer, ffn: FeedForward, h: Vector, layer: int) -> None:
-        self._w = w
-        self._ffn = ffn
-        self._h = h
-        self._layer = layer
-        self._top_k = 0 if ffn.routed is None else w.device.config.num_experts_per_tok
-        self._n_shared = int(ffn.shared is not None)
-        choices = w.rows * self._top_k
-        self._first = driver.job_table(choices + self._n_shared)
-        self._second = driver.job_table(choices + self._n_shared)
-        self._row_bytes = 4 * w.device.config.hidden_size
-        most = MAX_ROWS * (self._top_k + self._n_shared)
-        self._y = w.device.workspace.area("outputs of experts", most * self._row_bytes)
-        self._choices = choices
-
-    def write(self) -> None:
-        """Schedule, gate and up, down, combine."""
-        w, ffn, tape = self._w, self._ffn, self._w.tape
-        w.flush()
-        if ffn.shared is not None:  # first in line, for its chunks are the longest
-            self._write_shared(ffn.shared)
-        if ffn.routed is not None:
-            self._fill(ffn.routed, slice(self._n_shared, None))
-        mlps = [b.mlp for b in ffn.branches]
-        chunk = w.chunk(self._first, 32, *(m.gate for m in mlps), *(m.up for m in mlps))
-        chunk_down = w.chunk(self._second, 16, *(m.down for m in mlps))
-        counts = 0, 0
-        slots, stride = self._slots()
-        if ffn.routed is not None:
-            counts = self._write_schedule(ffn.routed, chunk, chunk_down, slots, stride)
-        size = driver.gate_up_scratch(chunk, w.rows)
-        scratch = w.device.workspace.area("gate and up", size * w.device.pool.threads)
-        context = tape.context(
-            driver.GateUp, JOBS=tape.keep(self._first), CHUNK=chunk, SCRATCH=scratch,
-            SCRATCH_BYTES=size,
-        )  # fmt: skip
-        count = driver.count_tasks(self._first, chunk)
-        tape.add(driver.gate_up_task.address, context, count, counts[0])
-        w.run_jobs(self._second, chunk_down, counts[1])
-        weights = w.device.choices(w.device.config.num_experts_per_tok).weights
-        skipped = w.device.config.num_experts_per_tok if ffn.routed is None else 0  # a weight of 1
-        context = tape.context(
-            Combine, PARTS=self._y, PARTS_STRIDE=self._row_bytes, SLOTS=slots, SLOTS_STRIDE=stride,
-            WEIGHTS=weights.address + 4 * skipped, WEIGHTS_STRIDE=weights.stride,
-            COUNT=self._top_k + self._n_shared, N=self._row_bytes // 4,
-            X=w.x.address, X_STRIDE=w.x.stride,
-        )  # fmt: skip
-        tape.add(layer_ops.combine_task.address, context, w.rows)
-
-    def _slots(self) -> tuple[int, int]:
-        """(address of (rows, choices of a row) int64, bytes of a row); the shared one's are set."""
-        slots = np.zeros((self._w.rows, self._top_k + self._n_shared), np.int64)
-        if self._n_shared:
-            slots[:, -1] = self._choices + np.arange(self._w.rows)
-        return self._w.tape.keep(slots), slots.strides[0]
-
-    def _fill(self, branch: Branch, part: slice) -> tuple[Array, Array]:
-        """Jobs of a branch from its template."""
-        kind = for_records("matvec", branch.planes)
-        first, second = self._first[part], self._second[part]
-        first[:], second[:] = branch.templates(kind)
-        first[:, Job.X_STRIDE] = self._h.form(branch.mlp.gate, branch.planes).stride
-        first[:, Job.X_STRIDE2] = self._h.form(branch.mlp.up, branch.planes).stride
-        first[:, Job.OUT_STRIDE] = second[:, Job.X_STRIDE] = branch.h_bytes
-        second[:, Job.OUT_STRIDE] = self._row_bytes
-        first[:, Job.N_TOKENS] = second[:, Job.N_TOKENS] = 1
-        return first, second
-
-    def _kernels(self, branch: Branch, rows: int) -> tuple[int, int, int]:
-        """Addresses of the kernels of gate, up and down for so many rows."""
-        kind: OneToken = "matvec" if branch.planes == 1 else "matvec_q16"
-        mlp = branch.mlp
-        a, b, c = (
-            m.quant.address(m.quant.kernel_for(kind, rows)) for m in (mlp.gate, mlp.up, mlp.down)
-        )
-        return a, b, c
-
-    def _hidden(self, branch: Branch, slots: int) -> int:
-        """Room for what gate and up leave."""
-        return self._w.device.workspace.area(f"hidden {branch.planes}", slots * branch.h_bytes)
-
-    def _write_shared(self, branch: Branch) -> None:
-        first, second = self._fill(branch, slice(1))
-        gate, up, down = self._kernels(branch, self._w.rows)
-        first[:, Job.KERNEL], first[:, Job.KERNEL2], second[:, Job.KERNEL] = gate, up, down
-        first[:, Job.X] = self._h.form(branch.mlp.gate, branch.planes).address
-        first[:, Job.X2] = self._h.form(branch.mlp.up, branch.planes).address
-        first[:, Job.OUT] = second[:, Job.X] = self._hidden(branch, MAX_ROWS)
-        second[:, Job.OUT] = self._y + self._row_bytes * self._choices
-        first[:, Job.N_TOKENS] = second[:, Job.N_TOKENS] = self._w.rows
-        self._w.n_bytes += branch.bytes_per_expert
-
-    def _write_schedule(
-        self, branch: Branch, chunk: int, chunk_down: int, slots: int, stride: int
-    ) -> tuple[int, int]:
-        """The step that aims the jobs; addresses of the numbers of tasks of both regions."""
-        w, tape, device = self._w, self._w.tape, self._w.device
-        n_experts = branch.mlp.gate.count
-        kernels = np.array([self._kernels(branch, n + 1) for n in range(w.rows)], np.int64)
-        gate, up = (self._h.form(m, branch.planes) for m in (branch.mlp.gate, branch.mlp.up))
-        gate_tasks, down_tasks = (
-            -(-m.n_rows // c) for m, c in ((branch.mlp.gate, chunk), (branch.mlp.down, chunk_down))
-        )
-        others, down_others = (
-            driver.count_tasks(jobs[: self._n_shared], c)
-            for jobs, c in ((self._first, chunk), (self._second, chunk_down))
-        )
-        work = expert_tasks.work_bytes(w.rows, self._top_k, n_experts)
-        count, down_count = (tape.keep(np.zeros(1, np.int64)) for _ in range(2))
-        jobs_at = self._first.strides[0] * self._n_shared
-        context = tape.context(
-            Schedule, ROWS=w.rows, TOP_K=self._top_k, EXPERTS=n_experts,
-            IDS=device.choices(self._top_k).ids_at(self._layer),
-            ADDRESSES=tape.keep(branch.places.addresses), FIRST=tape.keep(branch.places.resident),
-            WORK=device.workspace.area("schedule", work), SLOTS=slots, SLOTS_STRIDE=stride,
-            GATE_UP=tape.keep(self._first) + jobs_at, DOWN=tape.keep(self._second) + jobs_at,
-            KERNELS=tape.keep(kernels), X=gate.address, X_STRIDE=gate.stride, X2=up.address,
-            X2_STRIDE=up.stride, H=self._hidden(branch, MAX_ROWS * self._top_k),
-            H_BYTES=branch.h_bytes, Y=self._y, Y_BYTES=self._row_bytes,
-            USED=w.count_experts(branch.bytes_per_expert),
-            GATE_UP_TASKS=gate_tasks, GATE_UP_OTHERS=others, GATE_UP_COUNT=count,
-            DOWN_TASKS=down_tasks, DOWN_OTHERS=down_others, DOWN_COUNT=down_count,
-        )  # fmt: skip
-        tape.add(expert_tasks.schedule_task.address, context)
-        return count, down_count
