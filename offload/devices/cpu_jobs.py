@@ -13,8 +13,8 @@ from quant.run import driver
 from quant.run.activations import empty_records, quantize_row, quantize_rows
 from quant.run.pool import Pool
 from quant.tile import tile
+from quant.tile.inner_loops import ROWS
 from quant.tile.panels import Panel
-from quant.tile.strips import ROWS
 
 Array = np.ndarray
 # Of weights per turn of a thread: big enough to stream, small enough to share.

@@ -7,7 +7,7 @@
     scales, part j: byte 4 r + i is (scale: low nibble, min: high nibble) of row 16 j + r and the
     section's columns 16 i .. 16 i + 15
 
-Vectors: packed_pairs.py.
+Vectors: fours.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ import numpy as np
 
 from quant.compiler import isa
 from quant.compiler.jit import inline
-from quant.packed.kernels import AHEAD, LOW
-from quant.packed.packed_type import PackedType
-from quant.packed.pairs import (
+from quant.packed.fours import (
     ROWS,
     SECTION,
     add_fields,
@@ -34,6 +32,8 @@ from quant.packed.pairs import (
     pairs,
     store_four,
 )
+from quant.packed.kernels import AHEAD, LOW
+from quant.packed.packed_type import PackedType
 from quant.simd.packed import (
     HALVES,
     LANES,

@@ -12,7 +12,7 @@
     columns 64 k + 16 i .. + 15 have their low 4 bits in nibble k % 2 of nibble vector k / 2, the
     upper 2 in bits 2 k, 2 k + 1 of the pairs; together a number of 6 bits, -32 .. 31
 
-Vectors: packed_pairs.py.
+Vectors: fours.py.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ import numpy as np
 
 from quant.compiler import isa
 from quant.compiler.jit import inline
-from quant.packed.kernels import AHEAD
-from quant.packed.packed_type import PackedType
-from quant.packed.pairs import (
+from quant.packed.fours import (
     ROWS,
     fetch_part,
     four_floats,
@@ -35,6 +33,8 @@ from quant.packed.pairs import (
     pairs,
     store_four,
 )
+from quant.packed.kernels import AHEAD
+from quant.packed.packed_type import PackedType
 from quant.simd.packed import (
     HALVES,
     LANES,

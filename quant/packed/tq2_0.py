@@ -2,7 +2,7 @@
 
     | 64 halves: d | 64 vectors of 4 columns, 64 bytes each |        weight = d * (pair - 1)
 
-Vectors: packed_pairs.py.
+Vectors: fours.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import numpy as np
 
 from quant.compiler import isa
 from quant.compiler.jit import inline
-from quant.packed.kernels import AHEAD
-from quant.packed.packed_type import PackedType
-from quant.packed.pairs import (
+from quant.packed.fours import (
     ROWS,
     SECTION,
     add_fields,
@@ -24,6 +22,8 @@ from quant.packed.pairs import (
     pairs,
     store_four,
 )
+from quant.packed.kernels import AHEAD
+from quant.packed.packed_type import PackedType
 from quant.simd.packed import (
     HALVES,
     LANES,

@@ -6,8 +6,9 @@
     panel   the activations of all tokens, in the order in which loops read them (panels.py)
 
 A 32-bit lane is a row, so that no sum goes across lanes: one instruction multiplies 16 rows x 4
-columns with four bytes of a token, which every lane gets (strips.py, which also says how a weight
-is stored; those of 16 bits are two columns to a lane). Results are those of `matvec`, bit for bit.
+columns with four bytes of a token, which every lane gets (inner_loops.py, which also says how a
+weight is stored; those of 16 bits are two columns to a lane). Results are those of `matvec`, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -57,14 +58,14 @@ from quant.simd.vectors import (
     store_f32x16,
     zero_f32x16,
 )
-from quant.tile import strips
+from quant.tile import inner_loops
+from quant.tile.inner_loops import ROWS
 from quant.tile.panels import COLS, MOST, Panel, block_at, storage
-from quant.tile.strips import ROWS
 
 TILES = 384 // MOST  # that share a block of the panel
 APART = 192  # bytes: a token's sums of all groups are added, and must not share a set of the cache
 PAD = 192  # bytes after each group of a tile's weights: a step writes to all groups, likewise
-AHEAD = 8  # tokens: how early their lines of the output are fetched
+TOKENS_AHEAD = 8  # tokens: how early their lines of the output are fetched
 
 LANES = 16 if isa.ISA.startswith("avx512") else 8  # of a register
 
@@ -76,7 +77,7 @@ SUMS_ROOM = TILES * 16 * (4 * 64 * MOST + APART)
 ZEROS_ROOM = 6 * 4 * 64  # of as many tokens as a pass takes
 assert WEIGHTS_ROOM + 2 * SCALES_ROOM + SUMS_ROOM + ZEROS_ROOM <= stack.OF_KERNELS
 
-# open, filled in by `intrinsics`; see strips.py and panels.py
+# open, filled in by `intrinsics`; see inner_loops.py and panels.py
 TOKENS: int = OPEN  # per pass over the tile
 SUMS: int = OPEN  # bytes from a token's sums of 32 rows to the next one's
 NARROW: bool = OPEN  # a pass takes half of the rows
@@ -314,31 +315,31 @@ def intrinsics(planes: int, group: int, weights: range, *, offsets: bool) -> dic
     transpose = transpose_16(stored.zero, stored.step, wide=stored.wide)
     sums = 4 * ROWS * (2 if offsets else 1)
     open_names = {"transpose_weights": transpose, "SUMS": sums, **panel.names()}
-    return open_names | strips.intrinsics(panel, stored, sums)
+    return open_names | inner_loops.intrinsics(panel, stored, sums)
 
 
-def strips_many(*arguments: int) -> None:
-    """Open: `strips` of TOKENS tokens."""
+def loop_many(*arguments: int) -> None:
+    """Open: `inner_loop` of TOKENS tokens."""
 
 
-def strips_one(*arguments: int) -> None:
-    """Open: `strips` of one token."""
+def loop_one(*arguments: int) -> None:
+    """Open: `inner_loop` of one token."""
 
 
 def narrow_many(*arguments: int) -> None:
-    """Open: `narrow_strips` of TOKENS tokens."""
+    """Open: `narrow_loop` of TOKENS tokens."""
 
 
 def narrow_one(*arguments: int) -> None:
-    """Open: `narrow_strips` of one token."""
+    """Open: `narrow_loop` of one token."""
 
 
 def offsets_many(*arguments: int) -> None:
-    """Open: `offset_strips` of TOKENS tokens."""
+    """Open: `offset_loop` of TOKENS tokens."""
 
 
 def offsets_one(*arguments: int) -> None:
-    """Open: `offset_strips` of one token."""
+    """Open: `offset_loop` of one token."""
 
 
 def matmul(job: int, r0: int, r1: int) -> None:
@@ -397,9 +398,9 @@ def matmul(job: int, r0: int, r1: int) -> None:
                                     else:
                                         narrow_one(w0, s0, used, y, numbers, a0, b0)
                             elif many_left:
-                                strips_many(tw, ts, used, y, numbers, at, start)
+                                loop_many(tw, ts, used, y, numbers, at, start)
                             else:
-                                strips_one(tw, ts, used, y, numbers, at, start)
+                                loop_one(tw, ts, used, y, numbers, at, start)
                             if OFFSETS:
                                 if many_left:
                                     offsets_many(to, used, numbers, at + 64, start + 64)
@@ -412,7 +413,7 @@ def matmul(job: int, r0: int, r1: int) -> None:
                 to_out = i64(job + _OUT) + 4 * (top - i64(job + _ROW0))
                 for t in range(count):
                     out = to_out + (t0 + t) * i64(job + _OUT_STRIDE)
-                    ahead = out + AHEAD * i64(job + _OUT_STRIDE)
+                    ahead = out + TOKENS_AHEAD * i64(job + _OUT_STRIDE)
                     prefetch_to_write(ahead)
                     prefetch_to_write(ahead + 64)
                     for half in range(2 if rows > 16 else 1):

@@ -1,7 +1,7 @@
 """The inner loops of `tile.matmul`: what multiplies a tile's rows with tokens, as LLVM.
 
-`strips` takes one group of columns of a tile's rows through all steps for a few tokens. How a tile
-stores weights depends on the instruction set and on the values that a type's weights can have
+`inner_loop` takes one group of columns of a tile's rows through all steps for a few tokens. How a
+tile stores weights depends on the instruction set and on the values that a type's weights can have
 (panels.py):
 
     VNNI          unsigned bytes 128 too large, four products added to a sum in one instruction
@@ -45,8 +45,8 @@ from quant.simd.vectors import (
 from quant.tile.panels import Panel, Storage
 
 ROWS = 32
-AHEAD = 16  # elements of a panel: how early they are fetched, into the second cache
-HALF = ROWS // 2  # rows: what `_narrow_strips` takes at a time
+ELEMENTS_AHEAD = 16  # elements of a panel: how early they are fetched, into the second cache
+HALF = ROWS // 2  # rows: what `_narrow_loop` takes at a time
 
 fetch_far = _prefetch(2)
 
@@ -68,9 +68,9 @@ def _in_order(b: Any, x: Any) -> Any:
 
 
 def _fetch_element(b: Any, m: Any, y: Any, panel: Panel) -> None:
-    """The element AHEAD of the one at y."""
+    """The element ELEMENTS_AHEAD of the one at y."""
     for line in range(0, panel.element, 64):
-        fetch_far(b, m, [_plus(b, y, AHEAD * panel.element + line)])
+        fetch_far(b, m, [_plus(b, y, ELEMENTS_AHEAD * panel.element + line)])
 
 
 def _for_steps(b: Any, steps: Any, kept: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
@@ -104,8 +104,8 @@ def _both(b: Any, at: Any) -> list[Any]:
     return [b.load(_pointer(b, _plus(b, at, 64 * half), f32x16.llvm), align=1) for half in range(2)]
 
 
-def _strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
-    """strips(w, s, steps, y, numbers, acc, start).
+def _inner_loop(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
+    """inner_loop(w, s, steps, y, numbers, acc, start).
 
     One group of columns of 32 rows for `tokens` tokens: acc = start + all steps. y, numbers: the
     first token's activations and scale in the element of the first step; elements of steps follow
@@ -163,8 +163,8 @@ def _strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
     return _op(types.int64, (P,) * 7, generate)
 
 
-def _narrow_strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
-    """narrow_strips(w, s, steps, y, numbers, acc, start).
+def _narrow_loop(tokens: int, panel: Panel, stored: Storage, apart: int) -> Any:
+    """narrow_loop(w, s, steps, y, numbers, acc, start).
 
     The same for HALF rows, in vectors of 8, with `maddubs` or `madd`.
     """
@@ -230,8 +230,8 @@ def _narrow_strips(tokens: int, panel: Panel, stored: Storage, apart: int) -> An
     return _op(types.int64, (P,) * 7, generate)
 
 
-def _offset_strips(tokens: int, panel: Panel) -> Any:
-    """offset_strips(o, steps, numbers, low, start): the same for offsets * sums.
+def _offset_loop(tokens: int, panel: Panel) -> Any:
+    """offset_loop(o, steps, numbers, low, start): the same for offsets * sums.
 
     As many rows at a time as registers hold sums of.
     """
@@ -284,7 +284,7 @@ def intrinsics(panel: Panel, stored: Storage, sums: int) -> dict[str, Any]:
     narrow = stored.wide or stored.quads > 0
     more: dict[str, Any] = {"NARROW": narrow}
     for name, count in (("many", panel.tokens), ("one", 1)):
-        made = (_narrow_strips if narrow else _strips)(count, panel, stored, sums)
-        more[f"narrow_{name}"], more[f"strips_{name}"] = (made, None) if narrow else (None, made)
-        more[f"offsets_{name}"] = _offset_strips(count, panel)
+        made = (_narrow_loop if narrow else _inner_loop)(count, panel, stored, sums)
+        more[f"narrow_{name}"], more[f"loop_{name}"] = (made, None) if narrow else (None, made)
+        more[f"offsets_{name}"] = _offset_loop(count, panel)
     return more
