@@ -11,7 +11,7 @@ from os import PathLike
 
 import numpy as np
 
-from offload.batch import Batch
+from offload.batch import FEW_ROWS, Batch
 from offload.checks import check_model
 from offload.config import ModelConfig
 from offload.data import embedded_model
@@ -56,11 +56,12 @@ def open_model(
                 plan.kv.context,
                 config.context_length,
             )
-        devices = {
-            name: open_device(name, config, plan.kv, plan.threads, plan.workers.cpu_sets)
-            for name in plan.devices
-        }
+        devices: dict[str, Device] = {}
         try:
+            for name in plan.devices:
+                devices[name] = open_device(
+                    name, config, plan.kv, plan.threads, plan.workers.cpu_sets
+                )
             store = WeightStore(file, config)
             weights = Weights(file, store, config, plan, hardware.cpu.topology.nodes)
             with closing(Pool(plan.threads, plan.workers.cpu_sets)) as pool:
@@ -86,7 +87,9 @@ def compile_kernels(model: Model, report: Report) -> None:
     """Compile, or load from the cache, every kernel that the model needs in its context."""
     steps = model.compile_steps()
     # then drivers and small operations, by running one row, a few and many
-    steps += [partial(_try_out, model, rows) for rows in (1, 2, 9) if rows <= model.kv.context]
+    steps += [
+        partial(_try_out, model, rows) for rows in (1, 2, FEW_ROWS + 1) if rows <= model.kv.context
+    ]
     for i, step in enumerate(steps):
         report(LoadProgress(phase="compile", done_bytes=i, total_bytes=len(steps)))
         step()
