@@ -59,10 +59,6 @@ class Matrix:
         """Bytes of one of the `count` matrices."""
         return -(-self.n_rows // self.group_rows) * self.row_bytes
 
-    def rows_of(self, index: int) -> int:
-        """Address of row 0 of matrix `index`."""
-        return self.address + index * self.stride
-
 
 def matrix_from_array(name: str, x: np.ndarray) -> Matrix:
     """A float32 Matrix from (n_rows, n_cols) or (count, n_rows, n_cols); rows padded to 32."""

@@ -59,7 +59,7 @@ class Branch:
     """
 
     def __init__(self, device: CpuDevice, mlp: GatedMLP, planes: int) -> None:
-        device.need_few("matvec" if planes == 1 else "matvec_q16", mlp.gate, mlp.up, mlp.down)
+        device.need_few(for_records("matvec", planes), mlp.gate, mlp.up, mlp.down)
         device.need(for_records("matmul", planes), mlp.gate, mlp.up, mlp.down)
         self.mlp = mlp
         self.planes = planes

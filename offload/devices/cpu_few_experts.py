@@ -9,7 +9,7 @@ import numpy as np
 from offload.devices.cpu_experts import Branch, FeedForward
 from offload.devices.cpu_workspace import MAX_ROWS, Vector
 from quant.kernels import Job
-from quant.quant_type import OneToken, for_records
+from quant.quant_type import for_records
 from quant.run import driver, expert_tasks, layer_ops
 from quant.run.expert_tasks import Schedule
 from quant.run.layer_ops import Combine
@@ -96,7 +96,7 @@ class FewExperts:
 
     def _kernels(self, branch: Branch, rows: int) -> tuple[int, int, int]:
         """Addresses of the kernels of gate, up and down for so many rows."""
-        kind: OneToken = "matvec" if branch.planes == 1 else "matvec_q16"
+        kind = for_records("matvec", branch.planes)
         mlp = branch.mlp
         a, b, c = (
             m.quant.address(m.quant.kernel_for(kind, rows)) for m in (mlp.gate, mlp.up, mlp.down)
