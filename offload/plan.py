@@ -176,6 +176,7 @@ class Plan:
             f"{workers.threads} thread{'s' * (workers.threads > 1)}: {workers.why}",
             f"threads: {workers.cpus_why}",
             kv,
+            f"prompts: at most {self.chunk:,} tokens in one step, between two of other answers",
             self.packed.note,
             *self.outcome,
         )
