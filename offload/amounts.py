@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 GIB = 1 << 30
 
 
@@ -17,3 +19,20 @@ def amount(n_bytes: float) -> str:
 def binary_amount(n_bytes: float) -> str:
     """In powers of 1024, as memory is sold: `0.31 GiB`, `12.0 MiB`."""
     return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / 2**20:.1f} MiB"
+
+
+UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4} | {
+    "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
+}  # fmt: skip
+_AMOUNT = re.compile(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]i?)?(b?)\s*", re.IGNORECASE | re.ASCII)
+
+
+def parse_amount(text: str) -> int:
+    """Bytes that a text means: '24GiB', '1.5 GB', '512M', '4096'; ValueError says what is needed.
+
+    A plain letter is a power of 1000, with an i one of 1024.
+    """
+    found = _AMOUNT.fullmatch(text)
+    if found is None:
+        raise ValueError("an amount is written like 24GiB, 1.5GB or 512MiB")
+    return round(float(found[1]) * UNITS[(found[2] or "").lower()])

@@ -21,8 +21,9 @@ KVType = Literal["f16", "q8_0", "f32"]
 # dense: the MLP of leading layers; head: with the last norm.
 BlockName = Literal["embedding", "attention", "dense", "router", "shared", "routed", "head"]
 
-# Where bytes lie: in the mapped file, in memory of our own, in huge pages of our own.
-Tier = Literal["mmap", "ram", "hugepages"]
+# Where bytes lie: in the mapped file, in memory of our own, in huge pages of our own, or (routed
+# experts alone) in the file, read with direct I/O as they are needed.
+Tier = Literal["mmap", "ram", "hugepages", "disk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,22 @@ class Packed:
         plural = "s" * (len(self.layers) > 1)
         size = binary_amount(self.n_bytes)
         return f"experts of layer{plural} {self.layers} packed, {size} in {where}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertSlots:
+    """Slots in RAM for copies of routed experts: the expert cache. n_bytes 0: there is none.
+
+    n_bytes: of all slots together, the most that they may take; slots: how many that is. policy:
+    who is evicted, a name of POLICIES. copies: into slots, per layer and step, behind the
+    computation at most.
+    """
+
+    n_bytes: int = 0
+    slots: int = 0
+    policy: str = "lru"
+    copies: int = 2
+    why: str = "as asked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +136,7 @@ class Plan:
     placements: Mapping[BlockName, Placement]
     overrides: Mapping[BlockName, Mapping[Layers, Placement]] = field(default_factory=dict)
     packed: Packed = Packed()
+    cache: ExpertSlots = ExpertSlots(why="off")
     kv: KVSpec
     workers: Workers
     is_locked: bool = False

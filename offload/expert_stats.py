@@ -1,0 +1,64 @@
+"""What the expert tiers did: hits and misses by layer, bytes by tier, waiting; for people to read.
+
+A *hit* is an expert that lay in a slot when its layer asked for it; experts of one forward pass and
+layer count once, as in `offload.replay`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclass(slots=True, kw_only=True)
+class LayerTiers:
+    """One layer. uses (E,) int64: how often each expert was asked for; resident (E,) bool: now."""
+
+    uses: Array
+    resident: Array
+    hits: int = 0
+    misses: int = 0
+    loads: int = 0  # copies into slots, those made ahead included
+    evictions: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits of all that was asked for, 0 .. 1; 0 before the first."""
+        return self.hits / max(1, self.hits + self.misses)
+
+
+@dataclass(slots=True, kw_only=True)
+class ExpertStats:
+    """All layers with routed experts.
+
+    home: where an expert lies that is in no slot: "disk", or "mmap", "ram", "hugepages".
+    slots, slot_bytes: in use at most, of all layers. policy: as in POLICIES; "" without slots.
+    bytes: read from each tier so far ("slots", and home). passes: forward passes so far.
+    stalled: seconds in which computing waited for reads. read_seconds: in which reads were under
+    way. copies: experts copied into slots behind the computation. prefetched, prefetch_used: bytes
+    read ahead by prediction, and those of them that were asked for afterwards.
+    decision: why misses wait for a copy, or run at home, with the measured costs.
+    """
+
+    layers: dict[int, LayerTiers] = field(default_factory=dict)
+    home: str = "mmap"
+    policy: str = ""
+    slots: int = 0
+    slot_bytes: int = 0
+    bytes: dict[str, int] = field(default_factory=dict)
+    passes: int = 0
+    stalled: float = 0.0
+    read_seconds: float = 0.0
+    copies: int = 0
+    prefetched: int = 0
+    prefetch_used: int = 0
+    decision: str = ""
+
+    @property
+    def hit_rate(self) -> float:
+        """Of all layers together, 0 .. 1."""
+        hits = sum(layer.hits for layer in self.layers.values())
+        return hits / max(1, hits + sum(layer.misses for layer in self.layers.values()))
