@@ -13,7 +13,7 @@ import numpy as np
 
 from offload.batch import Batch
 from offload.config import ModelConfig
-from offload.devices.base import Array, Block, Check, Device, Segment
+from offload.devices.base import Array, Block, Check, Device, Kind, Segment
 from offload.kv import KV
 from offload.weights import WeightStore
 
@@ -69,6 +69,15 @@ class Model:
     def bytes_read(self) -> int:
         """Bytes of weights that went through kernels so far."""
         return sum(device.traffic.read for device in self.devices)
+
+    @property
+    def seconds(self) -> dict[Kind, float]:
+        """Of blocks so far, by kind, on all devices that tell."""
+        total: dict[Kind, float] = {}
+        for device in self.devices:
+            for kind, seconds in device.traffic.seconds.items():
+                total[kind] = total.get(kind, 0.0) + seconds
+        return total
 
     def check_logits(self, logits: Array) -> None:
         """GGUFError, with the damaged tensor, if they are not finite, or if the files changed."""

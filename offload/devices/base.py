@@ -117,12 +117,14 @@ class Traffic:
 
     read: bytes of weights that went through kernels, of each expert in use once. The device counts
     these and `runs`; bytes_in and bytes_out are counted as activations cross (offload/forward.py).
+    seconds: of the blocks run, by kind, where the device knows them.
     """
 
     read: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     runs: list[Runs] = field(default_factory=list)
+    seconds: dict[Kind, float] = field(default_factory=dict)
 
     @property
     def calls(self) -> Counter[Kind]:
@@ -132,6 +134,10 @@ class Traffic:
             for kind in segment.kinds:
                 calls[kind] += segment.count
         return calls
+
+    def took(self, kind: Kind, seconds: float) -> None:
+        """Blocks of a kind ran so long."""
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
 
 
 class Block(Protocol):
