@@ -13,7 +13,7 @@ import numpy as np
 
 from offload.batch import Batch
 from offload.config import ModelConfig
-from offload.devices.base import Array, Block, Check, Device, Kind, Segment
+from offload.devices.base import Array, Block, Check, Device, Segment
 from offload.kv import KV
 from offload.weights import WeightStore
 
@@ -70,14 +70,12 @@ class Model:
         """Bytes of weights that went through kernels so far."""
         return sum(device.traffic.read for device in self.devices)
 
-    @property
-    def seconds(self) -> dict[Kind, float]:
-        """Of blocks so far, by kind, on all devices that tell."""
-        total: dict[Kind, float] = {}
-        for device in self.devices:
-            for kind, seconds in device.traffic.seconds.items():
-                total[kind] = total.get(kind, 0.0) + seconds
-        return total
+    def block_seconds(self) -> list[float]:
+        """Of blocks so far, in the order of KINDS, on all devices that tell."""
+        first, *others = (device.traffic.times.seconds() for device in self.devices)
+        for other in others:
+            first = [a + b for a, b in zip(first, other, strict=True)]
+        return first
 
     def check_logits(self, logits: Array) -> None:
         """GGUFError, with the damaged tensor, if they are not finite, or if the files changed."""

@@ -21,16 +21,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from offload.batch import Batch
+from offload.devices.block_times import BlockTimes
+from offload.devices.block_times import Kind as Kind
 from offload.weights import Matrix
 
 Array = np.ndarray
 Check = Callable[[], None]
-Kind = Literal["embedding", "attention", "mlp", "router", "experts", "head"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,14 +118,14 @@ class Traffic:
 
     read: bytes of weights that went through kernels, of each expert in use once. The device counts
     these and `runs`; bytes_in and bytes_out are counted as activations cross (offload/forward.py).
-    seconds: of the blocks run, by kind, where the device knows them.
+    times: of the blocks run, where the device knows them.
     """
 
     read: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     runs: list[Runs] = field(default_factory=list)
-    seconds: dict[Kind, float] = field(default_factory=dict)
+    times: BlockTimes = field(default_factory=BlockTimes)
 
     @property
     def calls(self) -> Counter[Kind]:
@@ -134,10 +135,6 @@ class Traffic:
             for kind in segment.kinds:
                 calls[kind] += segment.count
         return calls
-
-    def took(self, kind: Kind, seconds: float) -> None:
-        """Blocks of a kind ran so long."""
-        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
 
 
 class Block(Protocol):

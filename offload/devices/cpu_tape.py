@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offload.devices.base import Check, Kind, Runs
+from offload.devices.base import Check, Runs
 from offload.devices.cpu_blocks import CpuBlock
 from offload.devices.cpu_writer import Writer
 from quant.compiler import stack
@@ -33,11 +33,8 @@ class CpuTape:
         self._device = device
         self._slices: list[tuple[int, int, int]] = []  # first step, steps, bytes of weights
         w = Writer(device, rows, len(blocks))
-        self._kinds: list[Kind] = list(dict.fromkeys(block.kind for block in blocks))
-        self._ticks = np.zeros(len(self._kinds), np.int64)  # of the blocks of each kind
         for block in blocks:
-            ticks = self._ticks[self._kinds.index(block.kind) :]
-            w.tape.ticks_at = int(ticks.ctypes.data)
+            w.tape.ticks_at = device.traffic.times.ticks_at(block.kind)
             block.steps(w)
             if w.n_bytes - self._bytes >= device.slice_bytes:
                 self._cut(w)
@@ -69,25 +66,15 @@ class CpuTape:
             self._head_jobs[0, Job.OUT] = device.few_logits.ctypes.data
         play = run_tape if stack.is_roomy() else partial(stack.call, run_tape)
         control, stride = device.pool.address, self._steps.strides[0]
-        self._ticks[:] = 0
-        seconds = 0.0
         for first, n, n_bytes in self._slices:
             check()
             device.pool.settle()
             began = time.perf_counter()
             play(control, self._address + first * stride, n)
-            seconds += time.perf_counter() - began
+            device.traffic.times.played += time.perf_counter() - began
             device.traffic.read += n_bytes
         if self._expert_bytes.size:
             device.traffic.read += int(self._used @ self._expert_bytes)
-        self._tell_times(seconds)
-
-    def _tell_times(self, seconds: float) -> None:
-        """Share the seconds of a pass among the kinds of blocks as their ticks say."""
-        ticks = self._ticks.tolist()
-        a_tick = seconds / max(1, sum(ticks))
-        for kind, n in zip(self._kinds, ticks, strict=True):
-            self._device.traffic.took(kind, n * a_tick)
 
 
 class CpuSegment:
@@ -115,5 +102,5 @@ class CpuSegment:
                 check()
             began = time.perf_counter()
             block.many(many)
-            self._device.traffic.took(block.kind, time.perf_counter() - began)
+            self._device.traffic.times.add(block.kind, time.perf_counter() - began)
         self._runs.count += 1

@@ -3,10 +3,11 @@
     steps (n, 5) int64: | FN: task(context, i, thread) | CONTEXT | COUNT | COUNT_AT | TICKS_AT |
 
 COUNT: of tasks. COUNT_AT is 0, or the address of a count that an earlier step sets. TICKS_AT is 0,
-or the address of an int64 that grows by the step's time on the processor's own clock (clock.py). A
-step with one task runs on the caller's thread; others are a parallel region of the pool. Tasks and
-their contexts are in row_tasks.py and expert_tasks.py. What differs from pass to pass is in one
-`Pass` record and one `Row` record per token, which all contexts point to.
+or the address of an int64 that grows by the time since the last one that was not, on the
+processor's own clock (clock.py). A step with one task runs on the caller's thread; others are a
+parallel region of the pool. Tasks and their contexts are in row_tasks.py and expert_tasks.py. What
+differs from pass to pass is in one `Pass` record and one `Row` record per token, which all contexts
+point to.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from quant.run.fields import I64, Fields, write
 from quant.run.pool import run_region
 from quant.simd.vectors import call_kernel, i64, put_i64
 
-STEP_FIELDS = 5
+STEP_FIELDS, TICKS_AT = 5, 4
 
 
 class Pass(Fields):
@@ -89,4 +90,7 @@ class Tape:
 
     def table(self) -> np.ndarray:
         """The steps, (n, STEP_FIELDS) int64; valid as long as the tape lives."""
-        return np.array(self._steps, np.int64).reshape(-1, STEP_FIELDS)
+        table = np.array(self._steps, np.int64).reshape(-1, STEP_FIELDS)
+        same = table[:-1, TICKS_AT] == table[1:, TICKS_AT]
+        table[:-1, TICKS_AT][same] = 0  # one look at the clock for all of them
+        return table
