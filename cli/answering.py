@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cli._interrupt import StopOnCtrlC
-from cli._render import say
+from cli._render import say, stats_text
 from cli.answer_writer import AnswerWriter
 from cli.progress import PromptDisplay
 
@@ -149,6 +149,13 @@ def note_full_context(engine: Engine, settings: Settings) -> None:
             err=True,
             dim=True,
         )
+
+
+def say_stats(engine: Engine) -> None:
+    """The figures of the last answer, and how they compare with what was predicted."""
+    say(stats_text(engine.stats), err=True, dim=True)
+    for line in engine.check_prediction():
+        say(line, err=True, dim=True)
 
 
 def completion_tokens(stats: RunStats) -> int:

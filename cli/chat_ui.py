@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cli._interrupt import StopOnCtrlC, no_echo
-from cli._render import error_line, neutralise_line, say, stats_text
+from cli._render import error_line, neutralise_line, say
 from cli.answering import (
     EMBEDDED,
     Message,
     Settings,
     note_full_context,
+    say_stats,
     stream_chat,
     stream_completion,
 )
@@ -123,7 +124,7 @@ class Chat:
             self.question, self.is_answered = text, True
             self._warn()
         if settings.show_stats:
-            say(stats_text(self.engine.stats), err=True, dim=True)
+            say_stats(self.engine)
         say("")
         self._keep()
 

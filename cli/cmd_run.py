@@ -22,6 +22,7 @@ from cli.answering import (
     check_thinking,
     first_messages,
     note_full_context,
+    say_stats,
     stream_chat,
     stream_completion,
 )
@@ -153,7 +154,7 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
 def _answer_once(
     engine: Engine, settings: Settings, prompt: str, name: str, session: ChatSession | None
 ) -> None:
-    from cli._render import say, stats_text
+    from cli._render import say
 
     with no_echo():
         if settings.raw:
@@ -169,6 +170,6 @@ def _answer_once(
         say(answer_json(engine, settings, answer, model=engine.config.name or name))
     note_full_context(engine, settings)
     if settings.show_stats:
-        say(stats_text(engine.stats), err=True, dim=True)
+        say_stats(engine)
     if answer.was_stopped:
         click.get_current_context().exit(EXIT_INTERRUPTED)

@@ -31,10 +31,12 @@ from offload.memory import MemoryMode
 from offload.plan import KVType, Plan
 from offload.planner import PlanOptions, check_kv_type
 from offload.requests import Requests, is_conversation
+from offload.self_check import self_check
 from offload.sessions import Session, Sessions
 from offload.speech import Request
 from offload.stats import LoadProgress, RunStats
 from offload.steps import Model, Steps
+from offload.tensor_census import census
 from offload.tokenizer import Tokenizer
 
 AT_ONCE = 8  # answers of a batch that run together
@@ -73,6 +75,15 @@ class Engine:
         """Of the answer that was begun last; `Answer.stats` are those of any other."""
         latest = self._steps.latest
         return RunStats() if latest is None else latest.stats
+
+    def check_prediction(self) -> list[str]:
+        """Lines: predicted against measured speed of the answer that was begun last, by part.
+
+        Empty before 64 decoded tokens. If they are far apart, looks at the machine for the reason,
+        which takes about a second.
+        """
+        self._steps.holder.check_open()
+        return self_check(self.config, census(self._file, self.config), self.plan, self.stats)
 
     def logits(self, token_ids: Sequence[int], *, kv_type: KVType = "f32") -> np.ndarray:
         """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32.

@@ -136,13 +136,15 @@ class Sequence:
             self.stats.reused_tokens = slot.length
             self._has_sat = True
 
-    def count(self, tokens: int, seconds: float, token_bytes: float) -> None:
-        """Count a step with `tokens` of it; token_bytes: read for each token of the step."""
+    def count(self, tokens: int, seconds: float, token_bytes: float, blocks: list[float]) -> None:
+        """Count a step with `tokens` of it; token_bytes: read for each token of the step.
+
+        blocks: seconds by kind of block.
+        """
         if self.is_reading:
             self.stats.prompt_seconds = time.perf_counter() - self.began
         else:
-            self.stats.decode_seconds += seconds
-            self.stats.decode_bytes += round(tokens * token_bytes)
+            self.stats.count_step(seconds, tokens * token_bytes, blocks)
 
     def skip(self, end: int) -> None:
         """Rows up to `end` are there, and no token is to be chosen."""
@@ -157,6 +159,8 @@ class Sequence:
         """
         assert self.slot is not None
         self.is_torn = True
+        began = time.perf_counter()
+        is_first = self.is_reading
         token_id = self._sampler.sample(logits[: self._n_vocab], self.ids[: self.n])
         if self.is_reading:
             self.stats.time_to_first_token = time.perf_counter() - self.began
@@ -164,6 +168,8 @@ class Sequence:
         self.n += 1
         self.slot.length = end
         self._say(self.n, check)
+        if not is_first:
+            self.stats.sampling_seconds += time.perf_counter() - began
         self.is_torn = False
 
     def mend(self, check: Callable[[], None]) -> None:

@@ -42,6 +42,9 @@ class Model(Protocol):
     def bytes_read(self) -> int:
         """Bytes of weights that went through kernels so far."""
 
+    def block_seconds(self) -> list[float]:
+        """Of blocks so far, in the order of KINDS (devices/block_times.py); zeros: not told."""
+
     @property
     def kv(self) -> KVRows:
         """The rows of all layers."""
@@ -104,12 +107,14 @@ class Steps:
         batch = batch_of(parts)
         telling = [p for p in parts if p.sequence.progress is not None and p.sequence.is_reading]
         check = self._check_of(telling) if telling else self._check
-        read, began = self.model.bytes_read, time.perf_counter()
+        read, before = self.model.bytes_read, self.model.block_seconds()
+        began = time.perf_counter()
         try:
             logits = self.model.forward(batch, check)
         except Cancelled:
             return
         seconds = time.perf_counter() - began
+        blocks = [b - a for a, b in zip(before, self.model.block_seconds(), strict=True)]
         share = (self.model.bytes_read - read) / batch.n_tokens
         for part in telling:
             if part.is_whole:
@@ -117,7 +122,7 @@ class Steps:
         rows = iter(logits)
         with self.holder.lock:
             for part in parts:
-                part.sequence.count(part.end - part.first, seconds, share)
+                part.sequence.count(part.end - part.first, seconds, share, blocks)
                 self._deliver(part, next(rows) if part.is_whole else None)
 
     def _schedule(self) -> list[Part]:

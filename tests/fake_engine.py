@@ -93,6 +93,9 @@ class FakeEngine:
     def __exit__(self, *args: object) -> None:
         self.is_closed = True
 
+    def check_prediction(self) -> list[str]:
+        return ["predicted 15.10 t/s, measured 15.00"]
+
     def cancel(self) -> None:
         self._is_cancelled = True
 

@@ -74,6 +74,9 @@ class FakeModel:
         self.during: Callable[[], None] = lambda: None
         self.is_closed = False
 
+    def block_seconds(self) -> list[float]:
+        return [0.0] * 6
+
     def forward(self, batch: Batch, check: Callable[[], None] = lambda: None) -> Array:
         assert not self.is_closed
         assert batch.ids is not None

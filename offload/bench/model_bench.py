@@ -13,6 +13,7 @@ import numpy as np
 from offload.bench import machine
 from offload.bench.model_parallel import LEAST_ROUNDS, PAUSE, STEPS, run_together
 from offload.bench.options import ModelOptions
+from offload.bench.pairs import pairs_of_model
 from offload.bench.parallel import Result, sizes
 from offload.bench.programs import OurProgram, Program
 from offload.errors import RequestError
@@ -21,6 +22,7 @@ from offload.hardware import probe
 from offload.loading import open_model
 from offload.read_bandwidth import ReadBandwidth
 from offload.stats import LoadProgress
+from offload.tensor_census import census
 from offload.timing import Timing
 from offload.version import __version__
 from quant.run.pool import Pool
@@ -61,7 +63,9 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
             opened.callback(peer.close)
             programs["llama_cpp"] = peer
             notes.append(peer.about)
-        return _run(programs, model, options, facts, notes, str(file.paths[0]), plan.layout)
+        result = _run(programs, model, options, facts, notes, str(file.paths[0]), plan.layout)
+        counted = census(file, config)
+        return result | pairs_of_model(config, counted, plan, result["ours"], programs["ours"])
 
 
 def _run(

@@ -37,6 +37,7 @@ class OurProgram:
         self.model = model
         self._rng = np.random.default_rng(4)
         self._most = most
+        self.block_seconds: dict[int, list[list[float]]] = {}  # of decoded tokens, by depth
         self._filled = -1  # tokens of `prefix` in all slots of sequences
         for slot in range(most + 1):
             model.kv.open(slot)
@@ -57,7 +58,13 @@ class OurProgram:
         fill_slot(self.model.kv, config, 1, depth)
         ids = self._rng.integers(0, config.vocab_size, (steps, 1))
         batches = [together(token, depth + i) for i, token in enumerate(ids)]
-        return [seconds_of(partial(self.model.forward, batch)) for batch in batches]
+        seconds, told = [], self.block_seconds.setdefault(depth, [])
+        for batch in batches:
+            before = self.model.block_seconds()
+            seconds.append(seconds_of(partial(self.model.forward, batch)))
+            after = self.model.block_seconds()
+            told.append([b - a for a, b in zip(before, after, strict=True)])
+        return seconds
 
     def together(self, depth: int, ids: np.ndarray) -> float:
         """See Program."""

@@ -15,6 +15,7 @@ from offload.bench.draws import Draws
 from offload.bench.layer_bench import BenchDevice, LayerModel
 from offload.bench.layout import Layout, choose_layout
 from offload.bench.options import ShapeOptions
+from offload.bench.pairs import pairs_of_shape
 from offload.bench.parallel import Result, note_on_draws, part_bytes, results, sizes
 from offload.bench.shapes import shape_named, types_named
 from offload.bench.sides import Ours, Samples, Side
@@ -179,6 +180,7 @@ def run(
     sides_results = {name: side(layout, s[1].of) for name, s in samples.items()}
     result = summarise(layout, options.shape, facts, reads, reads_one, sides_results, notes)
     result["shape"]["depth"] = options.depth
+    result |= pairs_of_shape(layout, result["ours"], facts, options.depth)
     if options.parallel:
         result["parallel"] = _parallel(layout, samples, ours, options.depth)
     return result

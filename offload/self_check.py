@@ -1,0 +1,154 @@
+"""Predicted against measured: what a run was expected to take, what it took, and why not the same.
+
+Rates come from this machine's profile; without one, from a shipped profile whose memory's rate is
+replaced by one measured now (a fraction of a second). It is said which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from offload.bench.machine import ASSUMED_CACHE, cache_bytes
+from offload.config import ModelConfig
+from offload.errors import UnsupportedError
+from offload.hardware import BUSY, HardwareProfile, probe
+from offload.plan import Plan
+from offload.prediction import Parts, predicted_parts
+from offload.rate_profiles import saved, shipped
+from offload.rates import Rates
+from offload.read_bandwidth import ReadBandwidth
+from offload.stats import RunStats
+from offload.tensor_census import Census
+from offload.topology import OtherWork
+from quant.run.pool import Pool
+
+TOKENS = 64  # decoded, before anything is compared
+OFF = 0.15  # a prediction that is further off is explained
+LOOK = 0.25  # seconds: are other programs busy?
+PASSES = 3  # over memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What may have made a run slower than predicted, looked at after it.
+
+    ram: bytes/s now; others: share of the cores that other programs use; swapped: bytes of this
+    process; spills: whether mapped weights exceed the memory that is free.
+    """
+
+    ram: float
+    others: float | None = None
+    swapped: int = 0
+    spills: bool = False
+
+
+def rates_here(hardware: HardwareProfile, threads: int) -> tuple[Rates, str] | None:
+    """(rates, where they are from); None if there are none for these kernels."""
+    rates = saved(hardware)
+    if rates is not None:
+        return rates, f"measured on {rates.date}"
+    try:
+        rates = shipped(hardware.cpu.simd)
+    except UnsupportedError:
+        return None
+    rates = replace(rates, ram=memory_now(threads), cores=threads)
+    return rates, f"kernels of {rates.processor}, {rates.date}, and memory measured now"
+
+
+def memory_now(threads: int) -> float:
+    """Bytes per second that so many threads read from memory now; the best of some passes."""
+    bandwidth = ReadBandwidth(cache_bytes() or ASSUMED_CACHE)
+    with contextlib.closing(Pool(threads)) as pool:
+        return max(bandwidth.measure(pool) for _ in range(PASSES))
+
+
+def expected(
+    config: ModelConfig, census: Census, plan: Plan, rates: Rates, context: int, hits: float = 1.0
+) -> Parts:
+    """One decoded token on this machine after `context` others."""
+    cache = cache_bytes() or ASSUMED_CACHE
+    return predicted_parts(config, census, plan, rates, context=context, cache=cache, hit_rate=hits)
+
+
+def conditions(plan: Plan, swapped: int) -> Conditions:
+    """Look at the machine; takes less than a second."""
+    hardware, work = probe(), OtherWork()
+    time.sleep(LOOK)
+    others = work.share(hardware.cpu.cores)
+    return Conditions(
+        ram=memory_now(plan.threads),
+        others=others,
+        swapped=swapped,
+        spills=plan.place("attention").tier == "mmap" and not plan.reads_ahead,
+    )
+
+
+def self_check(config: ModelConfig, census: Census, plan: Plan, stats: RunStats) -> list[str]:
+    """Lines for people after an answer; none before TOKENS tokens or where nothing is known."""
+    measured = stats.parts
+    if stats.decode_tokens < TOKENS or not measured:
+        return []
+    found = rates_here(probe(), plan.threads)
+    if found is None:
+        return []
+    rates, source = found
+    context = stats.prompt_tokens + stats.decode_tokens // 2
+    predicted = expected(config, census, plan, rates, context)
+    measured.pop("sampling")
+    lines = [table_line(predicted, measured, source)]
+    if off_by(predicted, measured) > OFF:
+        lines.append(explanation(predicted, measured, rates, conditions(plan, stats.swapped_bytes)))
+    return lines
+
+
+def off_by(predicted: Parts, measured: Mapping[str, float]) -> float:
+    """How far the measured time is from the predicted one, as a share of the measured."""
+    total = sum(measured.values())
+    return abs(predicted.total - total) / total if total else 0.0
+
+
+def table_line(predicted: Parts, measured: Mapping[str, float], source: str) -> str:
+    """Both rates, and milliseconds by part."""
+    total = sum(measured.values())
+    parts = ", ".join(
+        f"{part} {1e3 * predicted.seconds.get(part, 0.0):.3g}/{1e3 * seconds:.3g}"  # type: ignore[call-overload]
+        for part, seconds in measured.items()
+        if seconds > 0.01 * total
+    )
+    unknown = f"; no rates of {', '.join(predicted.unknown)}" if predicted.unknown else ""
+    return (
+        f"predicted {predicted.tps:.2f} t/s, measured {1 / total:.2f}; ms per token: {parts} "
+        f"(rates: {source}{unknown})"
+    )
+
+
+def explanation(
+    predicted: Parts, measured: Mapping[str, float], rates: Rates, now: Conditions
+) -> str:
+    """Which part was wrong, and the likely reason."""
+    gaps = {part: s - predicted.seconds.get(part, 0.0) for part, s in measured.items()}  # type: ignore[call-overload]
+    part = max(gaps, key=lambda name: abs(gaps[name]))
+    word = "longer" if gaps[part] > 0 else "shorter"
+    head = f"{part} took {1e3 * abs(gaps[part]):.3g} ms {word} than predicted"
+    slower = now.ram / rates.ram if rates.ram else 1.0
+    if gaps[part] < 0:
+        if slower > 1 + OFF and not predicted.fits_cache:
+            return f"{head}: memory is read {slower:.2f} times as fast as in the profile; " + AGAIN
+        return f"{head}: the profile was measured on a busier machine; {AGAIN}"
+    if now.swapped:
+        return f"{head}: parts of this process are swapped out"
+    if now.spills:
+        return f"{head}: the weights exceed free RAM, so parts of them come from disk"
+    if now.others is not None and now.others > BUSY:
+        return f"{head}: other programs use {now.others:.0%} of the cores"
+    if slower < 1 - OFF and not predicted.fits_cache:
+        return f"{head}: memory gives {now.ram / 1e9:.1f} GB/s now, {rates.ram / 1e9:.1f} then"
+    if predicted.unknown:
+        return f"{head}: {', '.join(predicted.unknown)} were not measured; {AGAIN}"
+    return f"{head}; memory, other programs and swap do not explain it"
+
+
+AGAIN = "`kimi-offload doctor --measure` measures again"

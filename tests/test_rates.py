@@ -1,0 +1,145 @@
+"""Profiles of rates: kept, shipped, damaged; `doctor --measure`; what --stats says of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cli import kimi_offload
+from offload import disk_rate, measure_rates, probe, rate_profiles, self_check
+from offload.errors import UnsupportedError
+from offload.prediction import Parts
+from offload.rates import KernelRates, Rates
+from offload.self_check import Conditions, explanation, off_by, table_line
+
+KERNEL = KernelRates(decode=1e9, few=5e8, prompt=1e11)
+
+
+def rates() -> Rates:
+    cpu = probe().cpu
+    return Rates(
+        processor=cpu.name, isa=cpu.simd, cores=2, date="2026-01-02", source="measured", ram=2e10,
+        ram_one=1e10, kernels={"TQ1_0": KERNEL}, region=2e-6, token=5e-5, attend=1e10,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_profiles, "base_folder", lambda: tmp_path / "cache")
+
+
+def test_kept_rates_come_back_on_the_same_processor() -> None:
+    hardware = probe()
+    assert measure_rates.saved(hardware) is None
+    path = measure_rates.keep(rates())
+    assert measure_rates.saved(hardware) == rates()
+    assert [p.name for p in path.parent.iterdir()] == ["rates.json"]
+    other = replace(hardware, cpu=replace(hardware.cpu, name="another"))
+    assert measure_rates.saved(other) is None
+    other = replace(hardware, cpu=replace(hardware.cpu, simd="generic"))
+    assert measure_rates.saved(other) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2}, {"ram": "fast"}, {"ram": -1}, {"ram": True}, {"ram": 1e300}, {"cores": 0},
+        {"kernels": []}, {"kernels": {"TQ1_0": {"decode": 1}}}, {"kernels": {"TQ1_0": 3}},
+        {"processor": 7}, {"region": None}, {"token": float("nan")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_damaged_profiles_count_as_none(change: dict[str, Any]) -> None:
+    path = measure_rates.keep(rates())
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert measure_rates.saved(probe()) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"[]", b"7"])
+def test_no_profiles_count_as_none(data: bytes) -> None:
+    measure_rates.keep(rates()).write_bytes(data)
+    assert measure_rates.saved(probe()) is None
+
+
+def test_a_profile_that_others_may_write_is_not_used() -> None:
+    measure_rates.keep(rates()).chmod(0o666)
+    assert measure_rates.saved(probe()) is None
+
+
+def test_shipped_profiles_are_whole_and_found_by_variant() -> None:
+    for profile in rate_profiles.profiles():
+        assert profile.source == "shipped"
+        assert profile.kernels
+        assert measure_rates.shipped(profile.isa).isa == profile.isa
+    assert measure_rates.shipped("avx512").isa.startswith("avx512")
+    with pytest.raises(UnsupportedError, match="doctor --measure"):
+        measure_rates.shipped("abacus")
+
+
+def test_doctor_measures_keeps_and_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+
+    def measure(pool: Any, hardware: Any, report: Any, disk: float | None) -> Rates:
+        seen.append(disk)
+        return replace(rates(), disk=disk)
+
+    monkeypatch.setattr(measure_rates, "measure", measure)
+    monkeypatch.setattr(disk_rate, "disk_rate", lambda path: 3e9)
+    result = CliRunner().invoke(kimi_offload.kimi_offload, ["doctor", "--measure"])
+    assert result.exit_code == 0, result.output
+    assert "measured 2026-01-02" in result.output
+    assert "not measured" in result.output
+    model = str(tmp_path / "model")
+    result = CliRunner().invoke(kimi_offload.kimi_offload, ["doctor", "--measure", model])
+    assert result.exit_code == 0, result.output
+    assert seen == [None, 3e9]
+
+
+def test_a_disk_is_read_or_says_that_it_cannot(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(20 << 20))
+    rate = disk_rate.disk_rate(path)
+    assert rate is None or rate > 0
+    path.write_bytes(b"small")
+    assert disk_rate.disk_rate(path) is None
+    with pytest.raises(OSError, match="missing"):
+        disk_rate.disk_rate(tmp_path / "missing")
+
+
+# --- what --stats says ----------------------------------------------------------------------------
+
+PREDICTED = Parts(seconds={"attention": 0.010, "experts": 0.010, "rest": 0.0})
+
+
+def test_close_predictions_are_one_line() -> None:
+    measured = {"attention": 0.011, "experts": 0.010, "rest": 0.0}
+    assert off_by(PREDICTED, measured) < self_check.OFF
+    line = table_line(PREDICTED, measured, "measured on a day")
+    assert line == (
+        "predicted 50.00 t/s, measured 47.62; ms per token: attention 10/11, experts 10/10 "
+        "(rates: measured on a day)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        (Conditions(ram=2e10, swapped=1), "swapped out"),
+        (Conditions(ram=2e10, spills=True), "come from disk"),
+        (Conditions(ram=2e10, others=0.5), "other programs use 50%"),
+        (Conditions(ram=1e10), "memory gives 10.0 GB/s now, 20.0 then"),
+        (Conditions(ram=2e10), "do not explain"),
+    ],
+    ids=["swap", "disk", "others", "memory", "unknown"],
+)
+def test_the_part_that_was_wrong_is_named_with_the_reason(now: Conditions, reason: str) -> None:
+    measured = {"attention": 0.010, "experts": 0.025, "rest": 0.0}
+    assert off_by(PREDICTED, measured) > self_check.OFF
+    text = explanation(PREDICTED, measured, rates(), now)
+    assert text.startswith("experts took 15 ms longer than predicted")
+    assert reason in text
