@@ -264,7 +264,7 @@ def _completed(base: Verdict, path: Path, hardware: HardwareProfile) -> Verdict:
 
 def memory_bandwidth(threads: int, ram_free: int) -> float | None:
     """Bytes per second that memory delivers to this many threads; None if that cannot be tried."""
-    from offload.bench.machine import ASSUMED_CACHE, cache_bytes
+    from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
     from offload.read_bandwidth import MINIMUM, ReadBandwidth
 
     caches = cache_bytes() or ASSUMED_CACHE

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from offload.bench.machine import ASSUMED_CACHE, cache_bytes
 from offload.hardware import HardwareProfile
+from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
 from offload.rate_profiles import keep as keep
 from offload.rate_profiles import saved as saved
 from offload.rate_profiles import shipped as shipped

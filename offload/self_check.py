@@ -11,10 +11,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from offload.bench.machine import ASSUMED_CACHE, cache_bytes
 from offload.config import ModelConfig
 from offload.errors import UnsupportedError
 from offload.hardware import BUSY, HardwareProfile, probe
+from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
 from offload.plan import Plan
 from offload.prediction import Parts, predicted_parts
 from offload.rate_profiles import saved, shipped
