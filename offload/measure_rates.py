@@ -21,7 +21,7 @@ from offload.rate_profiles import keep as keep
 from offload.rate_profiles import saved as saved
 from offload.rate_profiles import shipped as shipped
 from offload.rates import KernelRates, Rates
-from offload.read_bandwidth import ReadBandwidth
+from offload.read_bandwidth import CHUNK, ReadBandwidth, read_rate
 from offload.stats import LoadProgress
 from offload.timing import Timing, seconds_of
 from quant.compiler.jit import task
@@ -49,6 +49,7 @@ SECONDS = 0.02  # of a kernel
 GROUPS = 96  # rows: whole groups of every packed layout
 TIMES = 5
 PAUSES = 20
+IN_CACHE = 16 << 20  # bytes: more than cores have of their own
 LIMIT = 50.0  # seconds, after which no further type is begun
 # What files of this family are made of, the commonest first; those below are of routed experts
 # alone, which take Q8 activations.
@@ -101,6 +102,7 @@ def measure(
         disk=disk,
         attend=attend_rate(pool),
         vector=vector_rate(),
+        cache=cache_rate(pool),
     )
 
 
@@ -111,6 +113,13 @@ def ram_rates(pool: Pool, times: int = TIMES) -> tuple[float, float]:
         bandwidth.measure(pool)
         rates = [Timing([bandwidth.measure(p) for _ in range(times)]) for p in (pool, single)]
     return rates[0].median, rates[1].median
+
+
+def cache_rate(pool: Pool) -> float:
+    """Bytes per second that all threads read from the last-level cache."""
+    n_bytes = min(IN_CACHE, (cache_bytes() or ASSUMED_CACHE) // 2)
+    data = np.ones(max(1, n_bytes // CHUNK) * CHUNK, np.uint8)
+    return read_rate(data, pool, 20)
 
 
 # --- kernels --------------------------------------------------------------------------------------

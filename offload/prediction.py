@@ -1,8 +1,8 @@
 """How long a token takes, part by part, from bytes, kernels and one machine's Rates.
 
 A part's time is that of its weights, the longer of reading them from memory and of the kernels'
-arithmetic (in the last-level cache: the arithmetic alone), and what its parallel regions and its
-vectors on one thread take besides. Nothing here is fitted to a model: all constants are measured.
+arithmetic (or from the last-level cache, if all weights fit into it), and what its parallel regions
+and its vectors on one thread take besides. Nothing here is fitted to a model: all constants are measured.
 """
 
 from __future__ import annotations
@@ -87,7 +87,12 @@ class _Clock:
         return rates
 
     def memory(self, n_bytes: float) -> float:
-        return 0.0 if self.fits else n_bytes / ram_rate(self.rates, self.threads)
+        if not self.fits:
+            return n_bytes / ram_rate(self.rates, self.threads)
+        if self.rates.cache is None:
+            return 0.0
+        share = min(1.0, self.threads / self.rates.cores)
+        return n_bytes / (share * self.rates.cache)
 
     def parts(self) -> Parts:
         return Parts(seconds=self.seconds, unknown=tuple(self.unknown), fits_cache=self.fits)

@@ -30,7 +30,7 @@ LIMIT = 1 << 20  # bytes of a file
 MOST = 1e18
 NAME = "rates.json"
 NEEDED = ("ram", "ram_one", "region", "token")
-OPTIONAL = ("disk", "attend", "vector")
+OPTIONAL = ("disk", "attend", "vector", "cache")
 
 
 def profile_path() -> Path:
