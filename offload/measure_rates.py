@@ -20,7 +20,7 @@ from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
 from offload.rate_profiles import keep as keep
 from offload.rate_profiles import saved as saved
 from offload.rate_profiles import shipped as shipped
-from offload.rates import KernelRates, Rates
+from offload.rates import WIDE, KernelRates, Rates
 from offload.read_bandwidth import CHUNK, ReadBandwidth, read_rate
 from offload.stats import LoadProgress
 from offload.timing import Timing, seconds_of
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[LoadProgress], None]
 Array = np.ndarray
-COLUMNS = 2048
+COLUMNS, NARROW = 2048, 256
 SAMPLE = 96 << 10  # bytes of weights: they stay in a core's cache
 FEW, MANY = 4, 128  # tokens
 SECONDS = 0.02  # of a kernel
@@ -84,7 +84,8 @@ def measure(
             )
             break
         report(LoadProgress(phase="measure", done_bytes=i, total_bytes=len(types) + 1))
-        kernels |= _kernels(t, pool)
+        for n_cols in (COLUMNS, NARROW):
+            kernels |= _kernels(t, n_cols, pool)
     report(LoadProgress(phase="measure", done_bytes=len(types), total_bytes=len(types) + 1))
     ram, ram_one = ram_rates(pool)
     report(LoadProgress(phase="measure", done_bytes=len(types) + 1, total_bytes=len(types) + 1))
@@ -125,10 +126,11 @@ def cache_rate(pool: Pool) -> float:
 # --- kernels --------------------------------------------------------------------------------------
 
 
-def _kernels(t: GGMLType, pool: Pool) -> dict[str, KernelRates]:
-    """All rates of a type by their keys."""
+def _kernels(t: GGMLType, n_cols: int, pool: Pool) -> dict[str, KernelRates]:
+    """All rates of a type by their keys, rows of n_cols columns."""
+    narrow = " narrow" if n_cols < WIDE else ""
     quant = QUANT_TYPES[t]
-    stride = row_bytes(t, COLUMNS)
+    stride = row_bytes(t, n_cols)
     rows = max(GROUPS, SAMPLE // stride // GROUPS * GROUPS)
     blocks = np.random.default_rng(1).integers(0, 256, (rows, stride), np.uint8)
     if quant.is_float:
@@ -136,30 +138,34 @@ def _kernels(t: GGMLType, pool: Pool) -> dict[str, KernelRates]:
     else:  # scales that are finite numbers: halves below 2
         blocks &= 0x3F
     found = {
-        f"{t.name}{' q16' * (planes - 1)}": _rates(quant, blocks, planes, pool)
+        f"{t.name}{' q16' * (planes - 1)}{narrow}": _rates(quant, blocks, n_cols, planes, pool)
         for planes in ((1,) if t in ROUTED else (1, 2))
     }
     packed = packed_type(t)
     if packed is not None:
-        found[f"{t.name} packed"] = _rates(packed, _packed(packed, blocks, pool), 1, pool)
+        found[f"{t.name} packed{narrow}"] = _rates(
+            packed, _packed(packed, blocks, n_cols, pool), n_cols, 1, pool
+        )
     return found
 
 
-def _packed(packed: PackedType, w: Array, pool: Pool) -> Array:
+def _packed(packed: PackedType, w: Array, n_cols: int, pool: Pool) -> Array:
     """Rows in a packed layout, (row groups, bytes of one)."""
-    n_bytes = packed.matrix_bytes(len(w), COLUMNS)
+    n_bytes = packed.matrix_bytes(len(w), n_cols)
     room = np.zeros(n_bytes + 64, np.uint8)
     out = room[-room.ctypes.data % 64 :][:n_bytes]
     job = driver.job_table(1)
     job[0, Job.KERNEL], job[0, Job.W], job[0, Job.OUT] = (
         packed.address("pack"), w.ctypes.data, out.ctypes.data,
     )  # fmt: skip
-    job[0, Job.ROW_BYTES], job[0, Job.N_ROWS], job[0, Job.N_COLS] = w.strides[0], len(w), COLUMNS
+    job[0, Job.ROW_BYTES], job[0, Job.N_ROWS], job[0, Job.N_COLS] = w.strides[0], len(w), n_cols
     run_pack(pool, job, packed.groups(len(w)))
     return out.reshape(packed.groups(len(w)), -1)
 
 
-def _rates(quant: QuantType | PackedType, w: Array, planes: int, pool: Pool) -> KernelRates:
+def _rates(
+    quant: QuantType | PackedType, w: Array, n_cols: int, planes: int, pool: Pool
+) -> KernelRates:
     """w: what quant reads, (rows or row groups, bytes)."""
     group = quant.group_rows if isinstance(quant, PackedType) else 1
     rows = len(w) * group
@@ -171,13 +177,13 @@ def _rates(quant: QuantType | PackedType, w: Array, planes: int, pool: Pool) -> 
     }
     seconds = {}
     for n, kind in kinds.items():
-        x, kept = _activations(quant, n, planes, pool, n == MANY)
+        x, kept = _activations(quant, n, n_cols, planes, pool)
         n_jobs = 16 * pool.threads if n < MANY else pool.threads
         jobs = driver.job_table(n_jobs)
         out = np.zeros((n_jobs, n, rows), np.float32)
         jobs[:, Job.KERNEL] = quant.address(kind)
-        jobs[:, Job.W], jobs[:, Job.ROW_BYTES] = w.ctypes.data, quant_row_bytes(quant)
-        jobs[:, Job.N_ROWS], jobs[:, Job.N_COLS], jobs[:, Job.N_TOKENS] = rows, COLUMNS, n
+        jobs[:, Job.W], jobs[:, Job.ROW_BYTES] = w.ctypes.data, quant_row_bytes(quant, n_cols)
+        jobs[:, Job.N_ROWS], jobs[:, Job.N_COLS], jobs[:, Job.N_TOKENS] = rows, n_cols, n
         jobs[:, Job.X], jobs[:, Job.X_STRIDE] = x.ctypes.data, x.strides[0]
         jobs[:, Job.PANELS] = 0 if kept is None else kept[0]
         jobs[:, Job.OUT] = out.ctypes.data + np.arange(n_jobs) * out.strides[0]
@@ -186,31 +192,31 @@ def _rates(quant: QuantType | PackedType, w: Array, planes: int, pool: Pool) -> 
     return KernelRates(
         decode=w.nbytes / seconds[1],
         few=w.nbytes / seconds[FEW],
-        prompt=rows * COLUMNS * MANY / seconds[MANY],
+        prompt=rows * n_cols * MANY / seconds[MANY],
     )
 
 
-def quant_row_bytes(quant: QuantType | PackedType) -> int:
+def quant_row_bytes(quant: QuantType | PackedType, n_cols: int) -> int:
     """From row to row, or from row group to row group."""
     if isinstance(quant, PackedType):
-        return quant.row_stride(COLUMNS)
-    return row_bytes(quant.ggml_type, COLUMNS)
+        return quant.row_stride(n_cols)
+    return row_bytes(quant.ggml_type, n_cols)
 
 
 def _activations(
-    quant: QuantType | PackedType, n: int, planes: int, pool: Pool, paneled: bool
+    quant: QuantType | PackedType, n: int, n_cols: int, planes: int, pool: Pool
 ) -> tuple[Array, Any]:
     """(n rows as the kernel reads them; panels of them and their memory, or None)."""
-    x = np.random.default_rng(2).standard_normal((n, COLUMNS), np.float32)
+    x = np.random.default_rng(2).standard_normal((n, n_cols), np.float32)
     if quant.is_float:
         return x, None
-    records = empty_records((n,), COLUMNS, planes)
+    records = empty_records((n,), n_cols, planes)
     for row, record in zip(x, records, strict=True):
-        quantize_row(row.ctypes.data, COLUMNS, record.ctypes.data, planes)
-    if not paneled:
+        quantize_row(row.ctypes.data, n_cols, record.ctypes.data, planes)
+    if n < MANY:
         return records, None
     starts = np.array([0, n])
-    return records, driver.make_panels(pool, quant.panel(planes), records, COLUMNS, starts)
+    return records, driver.make_panels(pool, quant.panel(planes), records, n_cols, starts)
 
 
 # --- all else -------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 A part's time is that of its weights, the longer of reading them from memory and of the kernels'
 arithmetic (or from the last-level cache, if all weights fit into it), and what its parallel regions
-and its vectors on one thread take besides. Nothing here is fitted to a model: all constants are measured.
+and its vectors on one thread take besides. Nothing here is fitted to a model: all constants are
+measured.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from offload.config import ModelConfig
 from offload.devices.block_times import KINDS
 from offload.kv_cache import cache_bytes
 from offload.plan import Plan
-from offload.rates import KernelRates, Rates
+from offload.rates import WIDE, KernelRates, Rates
 from offload.tensor_census import Census, Family, FamilyName
 from quant.ggml import BLOCK, GGMLType, row_bytes
 from quant.packed.registry import packed_type
@@ -81,7 +82,8 @@ class _Clock:
         self.seconds[part] += seconds
 
     def kernel(self, key: str) -> KernelRates | None:
-        rates = self.rates.kernels.get(key)
+        known = self.rates.kernels
+        rates = known.get(key) or known.get(key.removesuffix(" narrow"))
         if rates is None:
             self.unknown[key] = None
         return rates
@@ -181,18 +183,23 @@ def loads_of(config: ModelConfig, census: Census, plan: Plan) -> list[Load]:
             continue
         if family.name == "embedding" and tied:
             part = "head"
+        is_down = family.name == "routed down"
+        n_cols = config.moe_intermediate_size if is_down else config.hidden_size
+        narrow = " narrow" * (n_cols < WIDE)
         for t, count in family.types.items():
-            loads += _loads(family, part, t, count.n_bytes, packed)
+            loads += _loads(family, part, t, count.n_bytes, packed, narrow)
     return loads
 
 
-def _loads(family: Family, part: Part, t: GGMLType, n_bytes: int, packed: float) -> Iterable[Load]:
+def _loads(
+    family: Family, part: Part, t: GGMLType, n_bytes: int, packed: float, narrow: str
+) -> Iterable[Load]:
     share = family.bytes_per_token / family.n_bytes
     is_routed = family.name.startswith("routed")
     layout = packed_type(t) if is_routed and packed else None
     per_byte = BLOCK[t].size / BLOCK[t].n_bytes
     plain = 1.0 if layout is None else 1 - packed
-    key = t.name if is_routed else f"{t.name} q16"
+    key = (t.name if is_routed else f"{t.name} q16") + narrow
     if plain:
         part_bytes = plain * n_bytes
         yield Load(
@@ -204,7 +211,7 @@ def _loads(family: Family, part: Part, t: GGMLType, n_bytes: int, packed: float)
         growth = layout.matrix_bytes(SAMPLE_ROWS, SAMPLE_COLUMNS) / native
         part_bytes = packed * n_bytes
         yield Load(
-            part=part, key=f"{t.name} packed", n_bytes=share * part_bytes * growth,
+            part=part, key=f"{t.name} packed{narrow}", n_bytes=share * part_bytes * growth,
             weights=share * part_bytes * per_byte, stored=part_bytes * growth,
         )  # fmt: skip
 

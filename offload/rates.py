@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+WIDE = 512  # columns; kernels take far longer for the bytes of narrower rows
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRates:
@@ -29,11 +31,12 @@ class Rates:
 
     ram: bytes/s that all `cores` read together; ram_one: one alone. kernels: by "TYPE" with Q8
     activations (routed experts), "TYPE q16" (all else), "TYPE packed" (bytes of the packed layout),
-    on this isa, of one core while all are at work. region: seconds to start and end a parallel
-    region. token: seconds of Python per decoded token. disk: direct reads, bytes/s; cache: bytes/s
-    that all cores read together from the last-level cache; attend: multiplications per second and
-    core of attention over a cache; vector: float32 numbers per second that one thread normalises
-    and rounds. None: not measured. date: of the measurement, "2026-11-27".
+    on this isa, of one core while all are at work; " narrow" behind a key: rows of less than WIDE
+    columns. region: seconds to start and end a parallel region. token: seconds of Python per
+    decoded token. disk: direct reads, bytes/s; cache: bytes/s that all cores read together from the
+    last-level cache; attend: multiplications per second and core of attention over a cache; vector:
+    float32 numbers per second that one thread normalises and rounds. None: not measured. date: of
+    the measurement, "2026-11-27".
     """
 
     processor: str

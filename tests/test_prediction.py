@@ -84,9 +84,9 @@ def test_loads_are_all_bytes_of_a_token(mini: tuple[ModelConfig, Census, Plan]) 
     norms = next(f for f in counted.families if f.name == "norms")
     total = sum(x.n_bytes for x in loads) + norms.bytes_per_token
     assert total == pytest.approx(counted.bytes_per_token)
-    assert {x.key for x in loads} == {"Q8_0 q16", "TQ1_0", "F32 q16"}
+    assert {x.key for x in loads} == {"Q8_0 q16 narrow", "TQ1_0 narrow", "F32 q16 narrow"}
     packed = replace(plan, packed=Packed(layers=Layers.of([1, 2, 3])))
-    routed = [x for x in loads_of(config, counted, packed) if x.key == "TQ1_0 packed"]
+    routed = [x for x in loads_of(config, counted, packed) if x.key == "TQ1_0 packed narrow"]
     assert sum(x.weights for x in routed) == 3 * 8 * 3 * 256 * 256
 
 
