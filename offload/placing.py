@@ -53,7 +53,10 @@ class Weights:
         }
 
     def place(self, pool: Pool, report: Report) -> tuple[str, ...]:
-        """Bring all weights where the plan has them; what came of it, a line each."""
+        """Bring all weights where the plan has them; what came of it, a line each.
+
+        GGUFError if a file is not what it was: copies may have read zeros where it has no bytes.
+        """
         packed = self._plan.packed
         chosen = [
             layer
@@ -84,6 +87,8 @@ class Weights:
             *(self._file.mapped if by_tier["mmap"] else ()),
             *(cache.mapped if cache is not None and packed.tier == "mmap" else ()),
         )
+        for mapped in (*self._file.mapped, *(cache.mapped if cache is not None else ())):
+            mapped.check_unchanged()
         return tuple(notes)
 
     def _by_tier(self, packed: set[str]) -> dict[Tier, list[TensorInfo]]:
