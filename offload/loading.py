@@ -23,6 +23,7 @@ from offload.models import architecture
 from offload.placing import Weights
 from offload.plan import BlockName, Plan
 from offload.planning import Wish, plan_model
+from offload.read_ahead import ReadAhead
 from offload.stats import LoadProgress
 from offload.tokenizer import Tokenizer
 from offload.topology import OtherWork
@@ -37,10 +38,11 @@ Report = Callable[[LoadProgress], None]
 
 def open_model(
     path: str | PathLike[str] | None, wish: Wish, report: Report
-) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, Model]:
+) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, Model, ReadAhead]:
     """The parts of an Engine; the file is closed again if any of them cannot be made.
 
-    Planning ends before the device is opened; from there on the plan is executed as it is.
+    Planning ends before the device is opened; from there on the plan is executed as it is. Weights
+    that stay mapped are still being read when this returns.
     """
     neighbours = OtherWork()
     file = GGUFFile.open(embedded_model() if path is None else local_path(path, report))
@@ -81,7 +83,7 @@ def open_model(
     except BaseException:
         file.close()
         raise
-    return file, config, tokenizer, plan, model
+    return file, config, tokenizer, plan, model, ReadAhead(weights.ahead)
 
 
 def compile_kernels(model: Model, trial: Model, report: Report) -> None:
