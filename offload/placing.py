@@ -66,6 +66,9 @@ class Weights:
         ]
         names = {m.name for layer in chosen for m in layer.matrices}
         by_tier = self._by_tier(names | {fused_name(name) for name in names})
+        for info in self._file.tensors.values():  # vectors, which blocks copy: all at once
+            if len(info.shape) == 1:
+                advise(self._file.raw(info.name), "need")
         self.ahead = self._ahead(by_tier["mmap"])
         for tier in ("ram", "hugepages"):
             self._copy(by_tier[tier], self._memory[tier], report)
