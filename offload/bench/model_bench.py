@@ -63,7 +63,9 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
             opened.callback(peer.close)
             programs["llama_cpp"] = peer
             notes.append(peer.about)
-        return _run(programs, model, options, facts, notes, str(file.paths[0]), plan.layout)
+        result = _run(programs, model, options, facts, notes, str(file.paths[0]), plan.layout)
+        model.check_files()  # zeros are read where a file has shrunk
+        return result
 
 
 def _run(
