@@ -30,6 +30,7 @@ from offload.loading import open_model
 from offload.memory import MemoryMode
 from offload.plan import KVType, Plan
 from offload.planner import PlanOptions, check_kv_type
+from offload.read_ahead import ReadAhead
 from offload.requests import Requests, is_conversation
 from offload.sessions import Session, Sessions
 from offload.speech import Request
@@ -52,6 +53,7 @@ class Engine:
         tokenizer: Tokenizer,
         plan: Plan,
         model: Model,
+        ahead: ReadAhead,
         *,
         wait: bool = False,
     ) -> None:
@@ -60,6 +62,7 @@ class Engine:
         self.plan = plan
         self.format: ChatFormat = choose_format(file.metadata, tokenizer)
         self._file = file
+        self._ahead = ahead
         slots = KVSlots(model.kv, plan.kv.tokens)
         self._steps = Steps(model, slots, chunk=plan.chunk, wait=wait)
         context = model.kv.context
@@ -216,6 +219,7 @@ class Engine:
         Calling it twice is fine.
         """
         self._steps.close()
+        self._ahead.close()
         self._file.close()
 
     def __enter__(self) -> Engine:
@@ -297,6 +301,6 @@ def load(
     try:
         return Engine(*parts, wait=wait)
     except BaseException:
-        parts[-1].close()
-        parts[0].close()
+        for part in (parts[-1], parts[-2], parts[0]):
+            part.close()
         raise
