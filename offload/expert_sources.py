@@ -168,8 +168,7 @@ class FileSource:
         """See Source."""
         base = slot.ctypes.data
         gate, up, down = (
-            base + self._at[i] + self._skew(i, expert) + inside
-            for i, inside in self._experts.where
+            base + self._at[i] + self._skew(i, expert) + inside for i, inside in self._experts.where
         )
         return gate, up, down
 

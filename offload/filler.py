@@ -1,8 +1,8 @@
 """Threads that fill slots: reads and copies behind the computation, the urgent ones first.
 
-    ticket = filler.submit(source.fill(expert, slot))
-    ...                              # compute what is there
-    filler.wait(ticket, check)       # raises what went wrong
+ticket = filler.submit(source.fill(expert, slot))
+...                              # compute what is there
+filler.wait(ticket, check)       # raises what went wrong
 """
 
 from __future__ import annotations
