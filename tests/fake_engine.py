@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from offload.errors import RequestError
+from offload.expert_stats import ExpertStats
+from offload.plan import ExpertSlots
 
 
 @dataclass
@@ -62,6 +64,7 @@ class FakeStats:
 @dataclass
 class FakePlan:
     kv: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(context=2048))
+    cache: ExpertSlots = ExpertSlots(why="all experts are in RAM")
 
     def __str__(self) -> str:
         return "token_embd.weight: cpu, because there is no other device"
@@ -80,6 +83,7 @@ class FakeEngine:
         self.load_arguments: dict[str, Any] = {}
         self.stats = FakeStats()
         self.plan = FakePlan()
+        self.expert_stats = ExpertStats()
         self.config = SimpleNamespace(name="fake-model")
         self.format = SimpleNamespace(thinking_mode="switch", name="fake")
         self.error: Exception | None = None
