@@ -49,7 +49,7 @@ class DirectFile:
         done = 0
         while done < need:
             try:
-                got = os.preadv(self._descriptor, [into[done:]], offset + done)
+                got = os.preadv(self._descriptor, [into[done:].data], offset + done)
             except OSError as exc:
                 raise GGUFError(
                     f"{shown(self.path, 1000)}: {reason(exc)} while {need:,} bytes from byte "

@@ -113,7 +113,7 @@ def file_experts(mlp: GatedMLP, parts: Sequence[MappedFile]) -> FileExperts | No
     for i, m in enumerate((mlp.gate, mlp.up, mlp.down)):
         for number, part in enumerate(parts):
             offset = m.address - part.data.ctypes.data
-            if 0 <= offset and offset + (m.count - 1) * m.stride + m.n_bytes <= part.size:
+            if offset >= 0 and offset + (m.count - 1) * m.stride + m.n_bytes <= part.size:
                 found.append((number, offset, m.stride, m.n_bytes, i))
     if len(found) != 3:
         return None

@@ -6,6 +6,7 @@ in an explicit step, and its bytes are counted by both sides.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
@@ -30,6 +31,7 @@ class Model:
         self.on_routing: Callable[[int, Array], None] | None = None
         self._weights = weights
         self.devices: Sequence[Device] = list(dict.fromkeys(b.device for b in self.blocks))
+        self.tiers = [device.tier for device in self.devices if device.tier is not None]
         self.kv = KV([device.kv for device in self.devices])
         self._whole = segments(self.blocks)
         self._without_head = segments(self.blocks[:-1])
@@ -52,18 +54,25 @@ class Model:
     def _pass(self, batch: Batch, check: Check) -> Array:
         for device in self.devices:
             device.begin(batch)
+        began, read = time.perf_counter(), self.bytes_read
         last: Device | None = None
         for device, segment in self._whole if len(batch.wanted) else self._without_head:
             if last is not None:
                 cross(last, segment.blocks[0])
             last = device
             segment.run(check)
+        for tier in self.tiers:
+            tier.after(self._routings, time.perf_counter() - began, self.bytes_read - read)
         if self.on_routing is not None:
-            for router in self._routers:
-                self.on_routing(router.layer, router.device.routing(router.layer))
+            for layer, expert_ids in self._routings().items():
+                self.on_routing(layer, expert_ids)
         if not len(batch.wanted):
             return np.empty((0, self.config.vocab_size), np.float32)
         return self.blocks[-1].device.logits()
+
+    def _routings(self) -> dict[int, Array]:
+        """expert_ids (T, K) of the last pass, by layer."""
+        return {router.layer: router.device.routing(router.layer) for router in self._routers}
 
     @property
     def bytes_read(self) -> int:

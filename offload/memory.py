@@ -263,6 +263,14 @@ def wants_huge_pages(data: Array) -> None:
     _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
 
 
+def advise_unused(data: Array) -> None:
+    """Give pages of our own back: they are zeros when they are touched again."""
+    if LINUX and data.size:
+        _libc().madvise(
+            ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes), mmap.MADV_DONTNEED
+        )
+
+
 def advise(data: Array, advice: Literal["need", "drop"]) -> None:
     """Tell the system about a view of a mapped file: read it ahead, or forget our part of it."""
     if not LINUX or not data.size:

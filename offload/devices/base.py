@@ -21,12 +21,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from offload.batch import Batch
 from offload.weights import Matrix
+
+if TYPE_CHECKING:
+    from offload.expert_tier import ExpertTier
 
 Array = np.ndarray
 Check = Callable[[], None]
@@ -216,6 +219,10 @@ class Device(Protocol):
     @property
     def kv(self) -> KVStore:
         """Rows of its attention blocks."""
+
+    @property
+    def tier(self) -> ExpertTier | None:
+        """Slots for routed experts; None: all of them are computed where they lie."""
 
     def embedding(self, table: Matrix) -> Block:
         """Prepare rows of the table; quantised ones are widened."""

@@ -25,6 +25,7 @@ from offload.devices.cpu_kv import CpuKV
 from offload.devices.cpu_pass import Choices, ManyRows, PassState, many_rows
 from offload.devices.cpu_tape import CpuSegment
 from offload.devices.cpu_workspace import MAX_ROWS, Room, Vector, Workspace
+from offload.expert_tier import ExpertTier
 from offload.kv_cache import cache_shape
 from offload.plan import KVSpec
 from offload.rope import Tables
@@ -45,7 +46,8 @@ RECORDS_OF_MANY: dict[Kernel, int] = {"matmul": 1, "matmul_q16": 2}  # planes
 class CpuDevice:
     """See Device. cpus: logical cores of each thread, to pin them.
 
-    many: the activations of the batch that runs, None while a tape serves its few rows.
+    tier: slots for routed experts, set before blocks are made. many: the activations of the batch
+    that runs, None while a tape serves its few rows.
     slice_bytes: of weights between two looks for a cancel, at least.
     """
 
@@ -62,6 +64,7 @@ class CpuDevice:
         self.eps = float(config.rms_norm_eps)
         self.traffic = Traffic()
         self.pool = Pool(threads, cpus)
+        self.tier: ExpertTier | None = None
         self.kv = CpuKV(cache_shape(config, kv.kv_type), kv.context)
         self.workspace = Workspace(threads)
         self.x = self.workspace.room("x", 4 * (config.hidden_size + 255))
@@ -112,6 +115,8 @@ class CpuDevice:
     def begin(self, batch: Batch) -> None:
         """Few rows go to the records of the tapes; many, and expanded ones, to their own arrays."""
         self._batch = batch
+        if self.tier is not None:
+            self.tier.publish()
         self.n_rows = batch.n_tokens
         self.many = None
         if self.n_rows > MAX_ROWS or any(is_expanded(span) for span in batch.spans):
@@ -174,6 +179,8 @@ class CpuDevice:
 
     def close(self) -> None:
         """End the threads."""
+        if self.tier is not None:
+            self.tier.close()
         self.pool.close()
 
     # --- what blocks ask for ------------------------------------------------------------------

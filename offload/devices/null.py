@@ -98,6 +98,7 @@ class NullDevice:
         self.inner = Zeros(config, kv) if inner is None else inner
         self.kv = self.inner.kv
         self.traffic = self.inner.traffic
+        self.tier = self.inner.tier
 
     def embedding(self, table: Matrix) -> Block:
         """See Device, like all that follows."""

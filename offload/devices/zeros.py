@@ -27,6 +27,7 @@ from offload.devices.base import (
     Traffic,
 )
 from offload.devices.cpu_kv import CpuKV
+from offload.expert_tier import ExpertTier
 from offload.kv_cache import cache_shape
 from offload.plan import KVSpec
 from offload.weights import Matrix
@@ -66,6 +67,7 @@ class Zeros:
 
     def __init__(self, config: ModelConfig, kv: KVSpec) -> None:
         self.traffic = Traffic()
+        self.tier: ExpertTier | None = None
         self.kv = CpuKV(cache_shape(config, kv.kv_type), kv.context)
         self._config = config
         self._batch = Batch.of([0])
