@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from offload.amounts import parse_amount
+
 
 class FiniteRange(click.FloatRange):
     """A float range that refuses nan and infinity too."""
@@ -75,6 +77,28 @@ class Counts(click.types.StringParamType):
         for part in text.split(","):
             number: Any = click.INT.convert(part, param, ctx)  # type: ignore[arg-type]
             self._range.convert(number, param, ctx)
+        return text
+
+
+class Sizes(click.types.StringParamType):
+    """Bytes, written like 24GiB or 9.3MB, with commas between; `most` of them, each above 0."""
+
+    name = "sizes"
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse whatever else."""
+        text = str(super().convert(value, param, ctx))
+        parts = text.split(",")
+        if len(parts) > self._most:
+            self.fail(f"{len(parts)} sizes are too many; give {self._most} at most", param, ctx)
+        try:
+            if min(parse_amount(part) for part in parts) < 1:
+                self.fail(f"{text}: a size is 1 byte or more", param, ctx)
+        except ValueError as exc:
+            self.fail(f"{text}: {exc}", param, ctx)
         return text
 
 
