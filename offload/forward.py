@@ -15,6 +15,7 @@ import numpy as np
 from offload.batch import Batch
 from offload.config import ModelConfig
 from offload.devices.base import Array, Block, Check, Device, Segment
+from offload.expert_stats import ExpertStats
 from offload.kv import KV
 from offload.weights import WeightStore
 
@@ -78,6 +79,12 @@ class Model:
     def bytes_read(self) -> int:
         """Bytes of weights that went through kernels so far."""
         return sum(device.traffic.read for device in self.devices)
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What the routed experts did so far; of the first device that has some."""
+        found = [device.expert_stats for device in self.devices]
+        return next((stats for stats in found if stats.layers), found[0])
 
     def check_logits(self, logits: Array) -> None:
         """GGUFError, with the damaged tensor, if they are not finite, or if the files changed."""

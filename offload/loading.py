@@ -15,6 +15,7 @@ from offload.config import ModelConfig
 from offload.data import embedded_model
 from offload.devices import open_device
 from offload.devices.base import Device
+from offload.devices.cpu import CpuDevice
 from offload.forward import Model
 from offload.gguf import GGUFFile
 from offload.hardware import probe
@@ -25,6 +26,7 @@ from offload.plan import BlockName, Plan
 from offload.planning import Wish, plan_model
 from offload.read_ahead import ReadAhead
 from offload.stats import LoadProgress
+from offload.tiers import open_tier
 from offload.tokenizer import Tokenizer
 from offload.topology import OtherWork
 from offload.try_out import ROWS, Seen, stand_in, try_out
@@ -67,6 +69,9 @@ def open_model(
             weights = Weights(file, store, config, plan, hardware.cpu.topology.nodes)
             with closing(Pool(plan.threads, plan.workers.cpu_sets)) as pool:
                 plan = replace(plan, outcome=weights.place(pool, report))
+            if (tier := open_tier(file, store, config, plan)) is not None:
+                plan = replace(plan, outcome=(*plan.outcome, tier.stats.decision))
+                cast("CpuDevice", devices[plan.place("routed").device]).tier = tier
             blocks = architecture(config.architecture).blocks
             seen = Seen(store)
 

@@ -88,7 +88,7 @@ class Weights:
         if cache is not None:
             notes += cache.summary()
         self._store.watched = (
-            *(self._file.mapped if by_tier["mmap"] else ()),
+            *(self._file.mapped if by_tier["mmap"] or by_tier["disk"] else ()),
             *(cache.mapped if cache is not None and packed.tier == "mmap" else ()),
         )
         for mapped in (*self._file.mapped, *(cache.mapped if cache is not None else ())):
@@ -97,7 +97,9 @@ class Weights:
 
     def _by_tier(self, packed: set[str]) -> dict[Tier, list[TensorInfo]]:
         """What the forward pass reads and is not packed, by tier, in the file's order."""
-        found: dict[Tier, list[TensorInfo]] = {"mmap": [], "ram": [], "hugepages": []}
+        found: dict[Tier, list[TensorInfo]] = {
+            "mmap": [], "ram": [], "hugepages": [], "disk": [],
+        }  # fmt: skip
         for name in expected_tensors(self._config, self._file.tensors.keys()):
             if name not in packed:
                 block, layer = block_of(name, self._config)

@@ -23,6 +23,7 @@ BlockName = Literal["embedding", "attention", "dense", "router", "shared", "rout
 
 # Where bytes lie: in the mapped file, in memory of our own, in huge pages of our own, or (routed
 # experts alone) in the file, read with direct I/O as they are needed.
+MemoryTier = Literal["mmap", "ram", "hugepages"]
 Tier = Literal["mmap", "ram", "hugepages", "disk"]
 
 
@@ -46,7 +47,7 @@ class Packed:
     """
 
     layers: Layers = Layers()
-    tier: Tier = "ram"
+    tier: MemoryTier = "ram"
     cache: str | None = None
     budget: int | None = None
     n_bytes: int = 0

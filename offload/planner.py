@@ -24,11 +24,11 @@ from offload.plan import (
     BlockName,
     KVSpec,
     KVType,
+    MemoryTier,
     Packed,
     Placement,
     Plan,
     Prediction,
-    Tier,
     Workers,
 )
 from offload.tensor_census import Census
@@ -38,12 +38,12 @@ DEFAULT_CONTEXT = 32_768
 MOST = 2**53  # of any count; floats still hold it
 CHUNK = 512  # prompt tokens in one step: fewer cost speed, more make others wait
 RESERVE = 512 << 20  # bytes left to the system and to scratch buffers
-TIERS: Final[Mapping[MemoryMode, Tier]] = {
+TIERS: Final[Mapping[MemoryMode, MemoryTier]] = {
     "mmap": "mmap",
     "resident": "ram",
     "hugepages": "hugepages",
 }
-_WHERE: Final[Mapping[Tier, str]] = {
+_WHERE: Final[Mapping[MemoryTier, str]] = {
     "mmap": "read where it lies in the mapped file",
     "ram": "copied into RAM",
     "hugepages": "copied into huge pages",

@@ -20,6 +20,7 @@ from offload.batch import Batch
 from offload.batching import Part, Scheduler, batch_of
 from offload.config import ModelConfig
 from offload.errors import GGUFError, RequestError
+from offload.expert_stats import ExpertStats
 from offload.holder import Holder
 from offload.kv_slots import KVRows, KVSlots
 from offload.sequence import Sequence
@@ -41,6 +42,10 @@ class Model(Protocol):
     @property
     def bytes_read(self) -> int:
         """Bytes of weights that went through kernels so far."""
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What the routed experts did so far."""
 
     @property
     def kv(self) -> KVRows:

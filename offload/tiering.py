@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Final, Literal, get_args
 
 from offload.amounts import GIB, binary_amount, parse_amount
@@ -13,7 +14,7 @@ from offload.direct_file import SECTOR
 from offload.errors import PlanError
 from offload.plan import BlockName, ExpertSlots, Tier
 from offload.policies import POLICIES
-from offload.slot_budget import LayerExperts, divide, ring_slots
+from offload.slot_budget import RING, LayerExperts, divide
 
 Home = Literal["auto", "map", "disk"]
 CHUNKS: Final = (2048, 1024, 512)  # prompt tokens in a step where every step reads the experts
@@ -33,7 +34,7 @@ class TierOptions:
     cache: int | str = "auto"
     policy: str = "lru"
     home: Home = "auto"
-    profile: str | None = None
+    profile: str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", _cache(self.cache))
@@ -149,7 +150,7 @@ def _on_disk(
 ) -> Tiering:
     """room: for slots and a chunk's outputs, all else is taken off."""
     largest = max(layer.slot_bytes for layer in layers.values())
-    ring = ring_slots(largest) * largest
+    ring = RING[0] * largest
     per_token = 4 * config.hidden_size * (config.num_experts_per_tok + 1)
     if chunk is None:
         fitting = (n for n in CHUNKS if n * per_token <= max(0, room) // SCRATCH_SHARE)
@@ -219,6 +220,6 @@ def _slots(
         slots=division.slots,
         policy=policy,
         copies=COPIES,
-        profile=options.profile,
+        profile=None if options.profile is None else str(options.profile),
         why=why,
     )

@@ -29,6 +29,7 @@ from offload.batch import Batch
 from offload.weights import Matrix
 
 if TYPE_CHECKING:
+    from offload.expert_stats import ExpertStats
     from offload.expert_tier import ExpertTier
 
 Array = np.ndarray
@@ -219,6 +220,10 @@ class Device(Protocol):
     @property
     def kv(self) -> KVStore:
         """Rows of its attention blocks."""
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What its routed experts did so far."""
 
     @property
     def tier(self) -> ExpertTier | None:
