@@ -25,9 +25,6 @@ AROUND = 13  # columns beside the cells: the layer, its hit rate
 
 def show_experts(stats: ExpertStats, before: Mapping[int, np.ndarray], why: str) -> None:
     """The map, as far as anything was asked for, and the lines. why: there are no slots."""
-    if not stats.layers:
-        say("This model has no routed experts.")
-        return
     if any(layer.uses.any() for layer in stats.layers.values()):
         styled = has_style(sys.stdout)
         seen = before if stats.slots else {}

@@ -24,6 +24,7 @@ from offload.chat import ChatFormat, Message, choose_format
 from offload.config import ModelConfig
 from offload.errors import PlanError, RequestError
 from offload.expert_layout import Layout, LayoutOptions, budget_bytes
+from offload.expert_stats import ExpertStats
 from offload.gguf import GGUFFile
 from offload.kv_slots import KVSlots
 from offload.loading import open_model
@@ -73,6 +74,11 @@ class Engine:
         """Of the answer that was begun last; `Answer.stats` are those of any other."""
         latest = self._steps.latest
         return RunStats() if latest is None else latest.stats
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What the tiers of routed experts did so far, of all answers."""
+        return self._steps.model.expert_stats
 
     def logits(self, token_ids: Sequence[int], *, kv_type: KVType = "f32") -> np.ndarray:
         """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32.

@@ -15,6 +15,7 @@ import numpy as np
 from offload.batch import Batch
 from offload.config import ModelConfig
 from offload.devices.base import Array, Block, Check, Device, Segment
+from offload.expert_stats import ExpertStats
 from offload.kv import KV
 from offload.weights import WeightStore
 
@@ -36,6 +37,11 @@ class Model:
         self._whole = segments(self.blocks)
         self._without_head = segments(self.blocks[:-1])
         self._routers = [block for block in self.blocks if block.kind == "router"]
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """Of the device that has a tier."""
+        return self.tiers[0].stats if self.tiers else ExpertStats()
 
     def forward(self, batch: Batch, check: Check = lambda: None) -> Array:
         """Logits (wanted rows, V) float32, a new array; rows are appended to the spans' KV slots.

@@ -20,6 +20,7 @@ from offload.batch import Batch
 from offload.batching import Part, Scheduler, batch_of
 from offload.config import ModelConfig
 from offload.errors import RequestError
+from offload.expert_stats import ExpertStats
 from offload.holder import Holder
 from offload.kv_slots import KVRows, KVSlots
 from offload.sequence import Sequence
@@ -37,6 +38,10 @@ class Model(Protocol):
     @property
     def config(self) -> ModelConfig:
         """The model's sizes."""
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What its expert tiers did."""
 
     @property
     def bytes_read(self) -> int:

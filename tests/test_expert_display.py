@@ -92,8 +92,6 @@ def test_without_slots_it_is_said_why(capsys: Capture) -> None:
     assert "No slots: all experts are in RAM." in out
     assert "missed" not in out
     assert "%" not in out
-    show_experts(ExpertStats(), {}, "off")
-    assert capsys.readouterr().out == "This model has no routed experts.\n"
 
 
 def test_the_chat_shows_what_its_last_answer_missed(capsys: Capture) -> None:
