@@ -131,3 +131,24 @@ class GivenPath(click.Path):
         if value == "":
             self.fail(f"the {self._what} is empty", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Amount(click.ParamType[int | str]):
+    """Bytes, written like 24GiB or 1.5GB, or one of these words; a broken one is a usage error."""
+
+    name = "amount"
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """See click.ParamType."""
+        if isinstance(value, int) or value in self._words:
+            return value  # type: ignore[no-any-return]
+        try:
+            return parse_amount(value)
+        except ValueError as exc:
+            words = "".join(f", or {word}" for word in self._words)
+            self.fail(f"{value!r}: {exc}{words}", param, ctx)

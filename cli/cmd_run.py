@@ -155,6 +155,11 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
             threads=values["threads"],
             kv_type=values["kv_type"],
             chunk=values["chunk"],
+            ram=values["ram"],
+            expert_cache=values["expert_cache"],
+            expert_policy=values["expert_policy"],
+            expert_profile=values["expert_profile"],
+            experts_home=values["experts_home"],
             **{name: values[name] for name in LAYOUT_NAMES},
             progress=display.callback,
         )

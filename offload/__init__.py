@@ -58,8 +58,10 @@ if TYPE_CHECKING:
     from offload.speech import Token
     from offload.stats import LoadProgress, Repetition, RunStats
     from offload.tensor_census import census
+    from offload.tiering import TierOptions
 
 _HOMES = {
+    "TierOptions": "offload.tiering",
     "census": "offload.tensor_census",
     "check_model": "offload.checks",
     "ModelConfig": "offload.config",
@@ -138,6 +140,7 @@ __all__ = [
     "RunStats",
     "SamplingParams",
     "Session",
+    "TierOptions",
     "Token",
     "UnsupportedError",
     "__version__",

@@ -153,6 +153,16 @@ class ExpertTier:
         self.publish()
         return Lease(self, self._pool_of[layer], layer, experts)
 
+    def has_all(self, layer: int, used: int) -> bool:
+        """Whether every expert of a layer lies in a slot, so that nothing need be leased; counted.
+
+        used: how many are computed now.
+        """
+        if not self.places[layer].resident.all():
+            return False
+        self.count_lease(layer, used, 0)
+        return True
+
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Begin copies of experts that may be asked for; nothing in use is evicted for them."""
         pool, size = self._pool_of[layer], self.sources[layer].expert_bytes

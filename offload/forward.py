@@ -85,6 +85,19 @@ class Model:
         """Bytes of weights that went through kernels so far."""
         return sum(device.traffic.read for device in self.devices)
 
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What the routed experts did so far; of the first device that has some."""
+        found = [device.expert_stats for device in self.devices]
+        return next((stats for stats in found if stats.layers), found[0])
+
+    def block_seconds(self) -> list[float]:
+        """Of blocks so far, in the order of KINDS, on all devices that tell."""
+        first, *others = (device.traffic.times.seconds() for device in self.devices)
+        for other in others:
+            first = [a + b for a, b in zip(first, other, strict=True)]
+        return first
+
     def check_logits(self, logits: Array) -> None:
         """GGUFError, with the damaged tensor, if they are not finite, or if the files changed."""
         self._weights.check_logits(logits)

@@ -38,6 +38,7 @@ MAP_HUGETLB = 0x40000
 MPOL_INTERLEAVE = 3
 MBIND = {"x86_64": 237, "aarch64": 235, "riscv64": 235, "ppc64le": 259, "s390x": 268}
 MPOL_MF_MOVE = 2
+MADV_POPULATE_READ = 22
 
 Bind = Callable[[int, int, int], bool]
 
@@ -269,6 +270,18 @@ def advise_unused(data: Array) -> None:
         _libc().madvise(
             ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes), mmap.MADV_DONTNEED
         )
+
+
+def populate(data: Array) -> bool:
+    """Read a view of a mapped file and keep its pages in our page table; False if not done.
+
+    Kernels then meet no page fault there. Old systems cannot, and what cannot be read is not.
+    """
+    if not LINUX:
+        return False
+    start = data.ctypes.data // PAGE * PAGE
+    size = ctypes.c_size_t(data.ctypes.data + data.nbytes - start)
+    return bool(_libc().madvise(ctypes.c_void_p(start), size, MADV_POPULATE_READ) == 0)
 
 
 def advise(data: Array, advice: Literal["need", "drop"]) -> None:

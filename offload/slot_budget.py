@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 RING_BYTES = 64 << 20
 RING = (4, 64)  # slots
+RING_SHARE = 4  # of the budget, at most, beyond the least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +65,10 @@ class Division:
         return any(0 < group.slots < group.cycle for group in self.groups)
 
 
-def ring_slots(largest: int) -> int:
-    """Slots of the ring when an expert takes so many bytes."""
+def ring_slots(n_bytes: int, largest: int) -> int:
+    """Slots of the ring, of a budget of n_bytes, when an expert takes `largest` bytes."""
     least, most = RING
-    return max(least, min(most, RING_BYTES // max(1, largest)))
+    return max(least, min(most, min(RING_BYTES, n_bytes // RING_SHARE) // max(1, largest)))
 
 
 def divide(n_bytes: int, layers: Mapping[int, LayerExperts], *, ring: bool) -> Division:
@@ -76,7 +77,7 @@ def divide(n_bytes: int, layers: Mapping[int, LayerExperts], *, ring: bool) -> D
     for layer, experts in sorted(layers.items()):
         by_size[experts.slot_bytes].append(layer)
     largest = max(by_size, default=0)
-    n_ring = ring_slots(largest) if ring and by_size else 0
+    n_ring = ring_slots(n_bytes, largest) if ring and by_size else 0
     left = max(0, n_bytes - n_ring * largest)
     weights = {
         size: size * sum(layers[layer].n_experts for layer in members)

@@ -21,6 +21,7 @@ from offload.layer_scheduler import Places
 from offload.memory import Memory
 from offload.plan import Plan
 from offload.policies import POLICIES, CachePolicy, Profile
+from offload.routing_trace import RoutingTrace
 from offload.slot_budget import LayerExperts, divide
 from offload.weights import WeightStore
 
@@ -39,12 +40,9 @@ def expert_layers(store: WeightStore, config: ModelConfig) -> dict[int, GatedMLP
 
 
 def open_tier(
-    file: GGUFFile, store: WeightStore, config: ModelConfig, plan: Plan, profile: Profile
+    file: GGUFFile, store: WeightStore, config: ModelConfig, plan: Plan
 ) -> ExpertTier | None:
-    """The tier that a plan has; None if it has no slots and reads nothing from a disk.
-
-    profile: how often experts were used, for policies that want it.
-    """
+    """The tier that a plan has; None if it has no slots and reads nothing from a disk."""
     homes = {
         layer: plan.place("routed", layer).tier
         for layer in range(config.num_layers)
@@ -53,6 +51,9 @@ def open_tier(
     on_disk = [layer for layer, home in homes.items() if home == "disk"]
     if not on_disk and not plan.cache.n_bytes:
         return None
+    profile: Profile = {}
+    if plan.cache.profile is not None:
+        profile = RoutingTrace.load(plan.cache.profile).profile()
     mlps = expert_layers(store, config)
     sources: dict[int, Source] = {}
     if on_disk:

@@ -184,7 +184,7 @@ def loader(engine: FakeEngine) -> Callable[..., FakeEngine]:
         engine.load_arguments = {"path": path, **arguments}
         if progress is not None:
             for done in range(0, 101, 25):
-                progress(FakeProgress("read", done * 10**6, 10**8))
+                progress(FakeProgress("copy", done * 10**6, 10**8))
                 time.sleep(engine.load_seconds / 5)
             progress(FakeProgress("compile", 1, 4))
         return engine

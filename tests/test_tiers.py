@@ -28,7 +28,7 @@ def expected(path: Path) -> np.ndarray:
 def test_logits_are_those_without_slots(files: Files, name: str, waits: bool) -> None:
     path = files(MODELS[name])
     want = expected(path)
-    for n_bytes in (0, 300_000, 1 << 24):
+    for n_bytes in (0, 3_000_000, 1 << 24):
         with tiered(path, n_bytes, waits=waits) as (model, tier):
             for slot, step in enumerate((None, 1, 3, 1)):
                 got = small_models.run(model, IDS, step, slot)
@@ -40,7 +40,7 @@ def test_logits_are_those_without_slots(files: Files, name: str, waits: bool) ->
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_gives_the_same_bits(files: Files, policy: str) -> None:
     path = files(MODELS["mixed"])
-    with tiered(path, 1_000_000, policy) as (model, tier):
+    with tiered(path, 4_000_000, policy) as (model, tier):
         got = small_models.run(model, IDS, 1)
     np.testing.assert_array_equal(got, expected(path))
     assert 0 < tier.stats.hit_rate < 1

@@ -165,8 +165,10 @@ class FeedForward:
         self.layer = layer
         self.routed = None if routed is None else Branch(device, routed, 1)
         self.shared = None if shared is None else Branch(device, shared, 2)
-        if self.routed is not None and device.tier is not None:
-            self.routed.leases = device.tier.join(layer, self.routed.places)
+        if self.routed is not None:
+            device.places[layer] = self.routed.places
+            if device.tier is not None:
+                self.routed.leases = device.tier.join(layer, self.routed.places)
         mlps = [m for m in (routed, shared) if m is not None]
         self.branches = [b for b in (self.routed, self.shared) if b is not None]
         self.n_cols = max(max(m.gate.n_cols, m.up.n_cols) for m in mlps)

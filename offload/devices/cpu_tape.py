@@ -6,6 +6,7 @@ All memory is laid out once; a pass changes a few records. A tape is played in s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ class CpuTape:
         self._device = device
         w = Writer(device, rows, len(blocks))
         for block in blocks:
+            w.tape.ticks_at = device.traffic.times.ticks_at(block.kind)
             block.steps(w)
             if w.uncut_bytes >= device.slice_bytes:
                 w.cut()
@@ -57,10 +59,14 @@ class CpuTape:
         for piece in self._slices:
             check()
             device.pool.settle()
+            began = time.perf_counter()
             play(control, self._address + piece.first * stride, piece.steps)
+            device.traffic.times.played += time.perf_counter() - began
             device.traffic.read += piece.n_bytes
             if piece.then is not None:
+                began = time.perf_counter()
                 piece.then(check)
+                device.traffic.times.add("experts", time.perf_counter() - began)
         if self._expert_bytes.size:
             device.traffic.read += int(self._used @ self._expert_bytes)
 
@@ -89,5 +95,7 @@ class CpuSegment:
         for block in self.blocks:
             if block.kind in ("attention", "head"):
                 check()
+            began = time.perf_counter()
             block.many(many)
+            self._device.traffic.times.add(block.kind, time.perf_counter() - began)
         self._runs.count += 1

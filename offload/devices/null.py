@@ -25,6 +25,7 @@ from offload.devices.base import (
     Segment,
 )
 from offload.devices.zeros import Zeros
+from offload.expert_stats import ExpertStats
 from offload.plan import KVSpec
 from offload.weights import Matrix
 
@@ -152,6 +153,11 @@ class NullDevice:
     def routing(self, layer: int) -> Array:
         """The inner device's."""
         return self.inner.routing(layer)
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """The inner device's."""
+        return self.inner.expert_stats
 
     def close(self) -> None:
         """Close the inner device."""
