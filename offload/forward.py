@@ -38,11 +38,6 @@ class Model:
         self._without_head = segments(self.blocks[:-1])
         self._routers = [block for block in self.blocks if block.kind == "router"]
 
-    @property
-    def expert_stats(self) -> ExpertStats:
-        """Of the device that has a tier."""
-        return self.tiers[0].stats if self.tiers else ExpertStats()
-
     def forward(self, batch: Batch, check: Check = lambda: None) -> Array:
         """Logits (wanted rows, V) float32, a new array; rows are appended to the spans' KV slots.
 
