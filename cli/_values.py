@@ -107,3 +107,39 @@ class GivenPath(click.Path):
         if value == "":
             self.fail(f"the {self._what} is empty", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Amount(click.types.StringParamType):
+    """Bytes, written like 256GiB; more than none."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse."""
+        from offload.amounts import parse_amount
+
+        if isinstance(value, int):
+            return value
+        try:
+            n_bytes = parse_amount(str(super().convert(value, param, ctx)))
+        except ValueError as exc:
+            self.fail(f"{value!r}: {exc}", param, ctx)
+        return n_bytes or self.fail(f"{value!r}: more than 0 is needed", param, ctx)
+
+
+class Rate(click.types.StringParamType):
+    """Bytes per second, written like 89.6GB/s; more than none."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse."""
+        from offload.amounts import parse_rate
+
+        if isinstance(value, float):
+            return value
+        try:
+            rate = parse_rate(str(super().convert(value, param, ctx)))
+        except ValueError as exc:
+            self.fail(f"{value!r}: {exc}", param, ctx)
+        return rate or self.fail(f"{value!r}: more than 0 is needed", param, ctx)

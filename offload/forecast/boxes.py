@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from offload.amounts import amount, binary_amount
+from offload.bench.machine import cache_bytes
 from offload.errors import RequestError
 from offload.forecast.core_rates import Isa, described_rates
 from offload.forecast.gpus import Gpu, gpus_named, with_pcie
@@ -28,7 +29,8 @@ MOST: Final = 1 << 50  # bytes of RAM
 class Box:
     """A machine. ram: bytes free for a model; ram_bandwidth: nominal, bytes/s; disk: bytes/s.
 
-    rates: of its cores, `ram` in them is what they read together. remarks: what is assumed.
+    rates: of its cores, `ram` in them is what they read together. cache: bytes of the last-level
+    cache, 0: unknown. remarks: what is assumed.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Box:
     ram_bandwidth: float
     rates: Rates
     disk: float | None
+    cache: int = 0
     remarks: tuple[str, ...] = ()
 
     @property
@@ -113,7 +116,7 @@ def describe(wish: BoxWish, name: str | None = None) -> Box:
         ram=ram - SYSTEM,
         ram_bandwidth=bandwidth,
         rates=rates,
-        disk=disk or None,
+        disk=disk,
         remarks=tuple(remarks),
     )
 
@@ -133,7 +136,8 @@ def this_machine(hardware: HardwareProfile, rates: Rates, wish: BoxWish) -> Box:
         ram=hardware.cpu.ram_free,
         ram_bandwidth=rates.ram,
         rates=replace(rates, cores=threads, disk=disk),
-        disk=disk or None,
+        disk=disk,
+        cache=cache_bytes() or 0,
         remarks=tuple(remarks),
     )
 

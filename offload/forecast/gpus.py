@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from offload.amounts import GIB, parse_amount
+from offload.amounts import GIB, parse_amount, parse_rate
 from offload.errors import RequestError, shown
 
 SHARE_KEPT: Final = 0.05  # of VRAM: display, context, fragments
@@ -95,17 +95,6 @@ def _one(name: str) -> Gpu:
         raise RequestError(f"--gpu {shown(name)}: VRAM and bandwidth must be above 0")
     # flops of a card of that bandwidth, as the consumer cards have them
     return Gpu(name=name, vram=n_bytes, bandwidth=rate, flops=rate * 80, pcie=25e9)
-
-
-def parse_rate(text: str) -> float:
-    """Bytes per second: '89.6GB/s', '7 GB/s', '7e9' no; a plain number counts GB/s; ValueError."""
-    words = text.strip().lower().removesuffix("/s").removesuffix("ps").strip()
-    if _is_number(words):
-        return float(words) * 1e9
-    try:
-        return float(parse_amount(words))
-    except ValueError:
-        raise ValueError("a rate is written like 89.6GB/s") from None
 
 
 def _is_number(text: str) -> bool:
