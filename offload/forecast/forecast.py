@@ -110,12 +110,14 @@ class Forecast:
             times.append(read["vram"] / sum(gpu.bandwidth for gpu in box.gpus))
         if read["disk"] and box.disk:
             times.append(read["disk"] / box.disk)
-        roof, expected = 1 / max(times), rate(EXPECTED)
+        roof, expected, high = 1 / max(times), rate(EXPECTED), rate(HIGH)
+        if self.facts.n_bytes < box.cache:
+            roof = high  # nothing comes from memory
         seconds = self.seconds
         return Speed(
             low=rate(LOW),
             expected=expected,
-            high=max(expected, min(roof, rate(HIGH))),
+            high=max(expected, min(roof, high)),
             roof=roof,
             binding=max(seconds, key=lambda r: seconds[r]),
         )
