@@ -250,8 +250,11 @@ def test_cards_by_the_names_that_people_write(name: str) -> None:
     assert (gpu.vram, gpu.bandwidth) == (24 * GIB, 1008e9)
 
 
-@pytest.mark.parametrize("name", ["", "4090ti", "0xa100", "65xa100", "24GiB,", "24GiB,x", ",936GB/s",
-                                  "0,936GB/s", "24GiB,0", "xa100"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["", "4090ti", "0xa100", "65xa100", "24GiB,", "24GiB,x", ",936GB/s", "0,936GB/s", "24GiB,0",
+     "xa100"],
+)  # fmt: skip
 def test_cards_that_are_none(name: str) -> None:
     with pytest.raises(RequestError, match="--gpu"):
         gpus_named(name)

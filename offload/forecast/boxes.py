@@ -14,6 +14,7 @@ from offload.forecast.core_rates import Isa, described_rates
 from offload.forecast.gpus import Gpu, gpus_named, with_pcie
 from offload.hardware import HardwareProfile
 from offload.rates import Rates
+from offload.read_bandwidth import memory_bandwidth
 
 log = logging.getLogger(__name__)
 
@@ -142,12 +143,13 @@ def this_machine(hardware: HardwareProfile, rates: Rates, wish: BoxWish) -> Box:
     )
 
 
-def rates_here(hardware: HardwareProfile) -> Rates:
-    """Of this machine: memory is read for a moment, kernels are those of such processors."""
-    from offload.hub_preview import memory_bandwidth
+def rates_here(hardware: HardwareProfile, ram: float | None = None) -> Rates:
+    """Of this machine: kernels are those of such processors.
 
+    ram: bytes/s that all cores read; None: memory is read for a moment to find out.
+    """
     threads = hardware.default_threads()[0]
-    ram = memory_bandwidth(threads, hardware.cpu.ram_free)
+    ram = ram or memory_bandwidth(threads, hardware.cpu.ram_free)
     isa: Isa = "avx512" if "512" in hardware.cpu.simd else "avx2"
     if ram is None:
         log.warning("memory could not be measured; %s/s are assumed", amount(RAM_BANDWIDTH))
