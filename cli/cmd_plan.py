@@ -75,7 +75,7 @@ def command(model: Path | None, table: bool, as_json: bool, **values: Any) -> No
             say(json.dumps(forecast.table_json(verdicts), indent=2, allow_nan=False))
         else:
             show_table(*forecast.verdict_table(verdicts))
-            say("tokens/s: one sequence, GPUs used; this version computes on the CPU alone")
+            say("tokens/s: one sequence decoded, as GPUs allow; this version uses the CPU alone")
         return
     found = _forecast(_facts(model, values), values)
     if as_json:

@@ -107,7 +107,6 @@ def test_experts_on_disk(ram: int, disk: float) -> None:
     found = on("TQ1_0", ram=ram * GIB, ram_bandwidth=89.6e9, cores=8, isa="avx2", disk=disk)
     slots = int((ram * GIB - 3e9 - FIXED - EMBEDDING - CONTEXT * KV) / 9_289_728)
     assert not found.layout.fits
-    assert found.runs
     assert found.layout.ram_experts == slots
     hits = cache_hits(slots / 23_040)
     read = (1 - hits.expected) * 480 * 9_289_728
@@ -155,7 +154,9 @@ def test_a_card_beside_ram(
     # a prompt streams all experts over the link once for 4,096 tokens
     link = 25e9 if "5090" not in gpu else 50e9
     assert found.prefill.expected <= 4096 * 0.9 * link / (23_040 * expert) + 1
-    assert found.this_version.decode.expected < found.decode.expected
+    today = found.this_version
+    assert today is not None
+    assert today.decode.expected < found.decode.expected
 
 
 def test_the_known_example_of_a_layer() -> None:
@@ -268,6 +269,15 @@ def test_what_cannot_be_planned() -> None:
     box = describe(BoxWish(ram=64 * GIB))
     with pytest.raises(PlanError, match=r"2,000,000 tokens needs 140\.5 GB"):
         forecast(k25("TQ1_0"), box, Question(context=2_000_000))
+
+
+def test_a_box_whose_ram_is_too_small_without_its_card() -> None:
+    found = on("TQ1_0", gpus=["rtx4090"], ram=8 * GIB)
+    assert found.this_version is None
+    assert found.decode.binding == "disk"
+    content = forecast_json(found)
+    assert content["this_version"] is None
+    assert [a["what"] for a in content["alternatives"]] == ["better quant: IQ2_XXS experts"]
 
 
 def test_alternatives_are_a_better_quant_and_a_cheaper_box() -> None:

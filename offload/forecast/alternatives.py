@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Final, NamedTuple
 
 from offload.amounts import amount
+from offload.errors import PlanError
 from offload.forecast.boxes import SYSTEM, Box, BoxWish, describe
 from offload.forecast.forecast import Forecast, forecast
 from offload.forecast.model_facts import ModelFacts, Part
@@ -26,16 +28,15 @@ class Alternative(NamedTuple):
 
 def alternatives(asked: Forecast) -> list[Alternative]:
     """The next better quant of the experts on this box, and this model on the next cheaper box."""
-    found = []
-    question = replace(asked.question, context=None)
+    choices = []
     if better := better_quant(asked.facts):
-        found.append(
-            Alternative(f"better quant: {better.name}", forecast(better, asked.box, question))
-        )
+        choices.append((f"better quant: {better.name}", better, asked.box))
     if cheaper := cheaper_box(asked.box):
-        found.append(
-            Alternative(f"cheaper box: {cheaper.name}", forecast(asked.facts, cheaper, question))
-        )
+        choices.append((f"cheaper box: {cheaper.name}", asked.facts, cheaper))
+    question, found = replace(asked.question, context=None), []
+    for what, facts, box in choices:
+        with contextlib.suppress(PlanError):  # not even what every token reads fits there
+            found.append(Alternative(what, forecast(facts, box, question)))
     return found
 
 
@@ -129,5 +130,5 @@ def verdict(found: Forecast) -> str:
         experts = f"; {hits:.0%} of experts from VRAM" if layout.gpu_slots else ""
         return f"fits in {' and '.join(has) if not layout.is_cache else 'RAM'}: {where}{experts}"
     missing = layout.disk_experts * facts.expert_bytes + layout.overflow
-    tail = "read from disk all the time" if box.disk else "and there is no disk to read from"
-    return f"does not fit: {where}, {' and '.join(has)}; {amount(missing)} {tail}"
+    has_all = " and ".join(has)
+    return f"does not fit: {where}, {has_all}; {amount(missing)} stay on disk, read again and again"

@@ -39,7 +39,7 @@ class Box:
     ram: int
     ram_bandwidth: float
     rates: Rates
-    disk: float | None
+    disk: float
     cache: int = 0
     remarks: tuple[str, ...] = ()
 

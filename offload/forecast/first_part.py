@@ -76,7 +76,7 @@ def _completed(files: list[GGUFFile], paths: list[Path], types: TypeChoice | Non
     if size > LARGE and total > 1.02 * len(paths) * size:
         remarks.append(
             f"that is more than {len(paths)} parts as large as the largest here hold "
-            f"({amount(len(paths) * size)}): the true model is smaller"
+            f"({amount(len(paths) * size)}): it may well be smaller"
         )
     return ModelFacts(name=config.name, config=config, parts=parts, remarks=tuple(remarks))
 

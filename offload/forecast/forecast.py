@@ -69,11 +69,6 @@ class Forecast:
     layout: Layout
     question: Question
 
-    @property
-    def runs(self) -> bool:
-        """Whether it runs at all: what does not fit is read from a disk."""
-        return self.layout.fits or self.box.disk is not None
-
     @cached_property
     def bytes_per_token(self) -> Mapping[str, float]:
         """Of weights that a decoded token reads, by tier, with the expected hits.
@@ -108,7 +103,7 @@ class Forecast:
         times = [read["ram"] / box.ram_bandwidth]
         if box.gpus:
             times.append(read["vram"] / sum(gpu.bandwidth for gpu in box.gpus))
-        if read["disk"] and box.disk:
+        if read["disk"]:
             times.append(read["disk"] / box.disk)
         roof, expected, high = 1 / max(times), rate(EXPECTED), rate(HIGH)
         if self.facts.n_bytes < box.cache:
@@ -161,7 +156,7 @@ class Forecast:
 
     def _from_disk(self, chunk: int) -> dict[Resource, float]:
         n_bytes = self.layout.disk_experts * self.facts.expert_bytes + self.layout.overflow
-        return {"disk": n_bytes / (self.box.disk or 1e6) / chunk} if n_bytes else {}
+        return {"disk": n_bytes / self.box.disk / chunk} if n_bytes else {}
 
     @property
     def max_context(self) -> dict[KVType, int]:
@@ -170,12 +165,18 @@ class Forecast:
         return {kind: longest_context(self.facts, self.box, kind) for kind in kinds}
 
     @property
-    def this_version(self) -> Forecast:
-        """What this version of the program does, which computes on the CPU alone."""
+    def this_version(self) -> Forecast | None:
+        """What this version of the program does, which computes on the CPU alone.
+
+        None: it cannot, as not even what every token reads fits in RAM.
+        """
         box, question = self.box.without_gpus(), self.question
         fits = max(1, longest_context(self.facts, box, question.kv_type))
         question = replace(question, context=min(fits, question.context or fits))
-        return forecast(self.facts, box, question)
+        try:
+            return forecast(self.facts, box, question)
+        except PlanError:
+            return None
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -57,6 +57,11 @@ class Layout:
         return not self.disk_experts and not self.overflow
 
     @property
+    def slots(self) -> int:
+        """Experts in VRAM, or in RAM before a disk; 0 where all lie in RAM."""
+        return self.gpu_slots or self.ram_experts * (self.disk_experts > 0)
+
+    @property
     def is_all_vram(self) -> bool:
         """Whether everything that is multiplied lies in VRAM."""
         experts = self.gpu_slots == self.facts.n_experts
@@ -175,7 +180,8 @@ def _experts(layout: Layout) -> list[Placed]:
         rows.append(Placed(name, "vram", layout.gpu_slots * expert, routed * vram, why))
     if layout.ram_experts:
         n_bytes = layout.ram_experts * expert
-        why = "all of them fit" if layout.is_cache or layout.fits else "slots, what RAM has left"
+        why = "all of them fit" if layout.ram_experts == facts.n_experts else "those not in VRAM"
+        why = "slots, what RAM has left" if layout.disk_experts else why
         rows.append(Placed("routed experts", "ram", n_bytes, routed * (1 - vram), why))
     if layout.disk_experts:
         n_bytes = layout.disk_experts * expert
@@ -207,12 +213,14 @@ def check_context(facts: ModelFacts, box: Box, context: int, kv_type: KVType) ->
     per_token = facts.kv_bytes(kv_type)
     fixed = facts.n_bytes - facts.block_bytes("routed")
     room = max(0, box.vram + box.ram - fixed) // per_token
+    if not room:
+        raise PlanError(
+            f"what every token reads ({amount(fixed)}) does not fit into {box.name}; it needs more "
+            "RAM (--ram), or a smaller quant"
+        )
     if context > room:
         raise PlanError(
             f"a context of {context:,} tokens needs {amount(context * per_token)} for its KV cache "
             f"({kv_type}), but beside what every token reads there is room for {room:,} tokens on "
             f"{box.name}: give --context {room:,} or less, or --kv-type q8_0"
-            if room
-            else f"what every token reads ({amount(fixed)}) does not fit into {box.name}: give "
-            "more --ram"
         )

@@ -53,7 +53,8 @@ def forecast_json(found: Forecast) -> dict[str, Any]:
         "remarks": [*found.remarks, *_today_line(found)],
     }
     if box.gpus:
-        content["this_version"] = _figures(found.this_version)
+        today = found.this_version
+        content["this_version"] = None if today is None else _figures(today)
     return content
 
 
@@ -61,14 +62,13 @@ def _figures(found: Forecast) -> dict[str, Any]:
     layout = found.layout
     return {
         "fits": layout.fits,
-        "runs": found.runs,
         "verdict": verdict(found),
-        "decode_tps": _speed(found.decode, found.runs),
-        "prefill_tps": _speed(found.prefill, found.runs),
+        "decode_tps": _speed(found.decode),
+        "prefill_tps": _speed(found.prefill),
         "binding_resource": found.decode.binding,
         "prefill_binding_resource": found.prefill.binding,
         "bytes_per_token": dict(found.bytes_per_token),
-        "expert_slots": layout.gpu_slots if found.box.gpus else layout.ram_experts,
+        "expert_slots": layout.slots,
         "slots": {"vram": layout.gpu_slots, "ram": layout.ram_experts, "disk": layout.disk_experts},
         "expected_hit_rate": {
             "vram": layout.vram_hits._asdict(),
@@ -78,9 +78,7 @@ def _figures(found: Forecast) -> dict[str, Any]:
     }
 
 
-def _speed(speed: Speed, runs: bool) -> dict[str, float]:
-    if not runs:
-        return {"low": 0.0, "expected": 0.0, "high": 0.0, "roof": 0.0}
+def _speed(speed: Speed) -> dict[str, float]:
     return {
         "low": speed.low, "expected": speed.expected, "high": speed.high, "roof": speed.roof,
     }  # fmt: skip
@@ -107,18 +105,17 @@ def forecast_tables(found: Forecast) -> list[Table]:
         ("prompt", *_speed_cells(found.prefill), found.prefill.binding),
     ]
     others = [
-        (a.what, _rate(a.forecast.decode.expected) if a.forecast.runs else "no",
+        (a.what, _rate(a.forecast.decode.expected),
          a.forecast.decode.binding, verdict(a.forecast))
         for a in alternatives(found)
     ]  # fmt: skip
     columns = ("what", "where", "size>", "read per token>", "why")
+    expected = ("", "tokens/s>", "from>", "to>", "roof>", "limited by")
     tables: list[Table] = [
         (f"{found.facts.name} on {found.box.name}", columns, places),
         ("Memory", ("", "", ""), _bars(found)),
+        ("Expected speed", expected, speeds),
     ]
-    if found.runs:
-        expected = ("", "tokens/s>", "from>", "to>", "roof>", "limited by")
-        tables.append(("Expected speed", expected, speeds))
     if others:
         tables.append(("Other choices", ("", "tokens/s>", "limited by", ""), others))
     return tables
@@ -155,7 +152,8 @@ def _bars(found: Forecast) -> list[tuple[str, str, str]]:
 def forecast_notes(found: Forecast) -> list[str]:
     """Lines below the tables."""
     layout, read = found.layout, found.bytes_per_token
-    tiers = ", ".join(f"{name.upper()} {amount(n)}" for name, n in read.items() if n)
+    names = {"vram": "VRAM", "ram": "RAM", "disk": "disk", "pcie": "PCIe (copies to slots)"}
+    tiers = ", ".join(f"{names[name]} {amount(n)}" for name, n in read.items() if n)
     lines = [verdict(found), f"a token reads {tiers}"]
     if layout.gpu_slots:
         lines.append(_hits(f"{layout.gpu_slots:,} expert slots in VRAM", layout.vram_hits))
@@ -174,8 +172,8 @@ def _today_line(found: Forecast) -> list[str]:
     if not found.box.gpus:
         return []
     today = found.this_version
-    if not today.runs:
-        return ["this version does not use GPUs yet, and without it cannot run here"]
+    if today is None:
+        return ["this version does not use GPUs yet, and RAM alone is too small"]
     return [f"{NO_GPU_YET} {_rate(today.decode.expected)} tokens/s ({today.decode.binding})"]
 
 
@@ -188,6 +186,6 @@ def verdict_table(verdicts: list[Verdict]) -> Table:
         speed = found.decode
         rows.append(
             (v.name, _rate(speed.expected), _rate(speed.low), _rate(speed.high),
-             _rate(today.decode.expected), speed.binding, v.words)
+             _rate(today.decode.expected) if today else "no", speed.binding, v.words)
         )  # fmt: skip
     return "What people ask about", columns, rows

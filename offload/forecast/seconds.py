@@ -65,7 +65,7 @@ def token_seconds(
     busy = 1.0 - bool(layout.is_all_vram)
     seconds["fixed costs"] += rates.token + busy * config.num_layers * REGIONS * rates.region
     if layout.overflow:
-        seconds["disk"] += layout.overflow / _disk(box, case)
+        seconds["disk"] += layout.overflow / (case.disk * box.disk)
     if box.gpus:
         kv = depth * layout.kv_bytes / layout.context * layout.gpu_kv
         early = [part for part in layout.on_gpu if part.block != "shared"]
@@ -97,10 +97,6 @@ def vram_rate(box: Box, case: Case = EXPECTED) -> float:
     return share * sum(gpu.bandwidth for gpu in box.gpus)
 
 
-def _disk(box: Box, case: Case) -> float:
-    return case.disk * (box.disk or 1e6)  # without a disk: a sign, not a rate
-
-
 def _gpu_experts(layout: Layout, box: Box, case: Case) -> float:
     """Seconds of the shared expert and the hits, all layers."""
     if not box.gpus:
@@ -116,7 +112,7 @@ def _misses(layout: Layout, box: Box, case: Case) -> dict[Resource, float]:
     routed = [part for part in layout.facts.parts if part.block == "routed"]
     cpu = {r: s * share for r, s in _cpu(routed, layout, box, case).items()}
     read = layout.facts.bytes_read("routed") * share * (1 - layout.ram_hits[case.hits])
-    disk = read / _disk(box, case)
+    disk = read / (case.disk * box.disk)
     return {"disk": disk} if disk > sum(cpu.values()) else cpu
 
 
@@ -171,5 +167,5 @@ def timeline_costs(layout: Layout, box: Box, depth: int) -> Costs:
         merge=MERGE,
         copy=facts.expert_bytes / box.pcie,
         head=head,
-        read=facts.expert_bytes / _disk(box, EXPECTED) if layout.disk_experts else 0.0,
+        read=facts.expert_bytes / (EXPECTED.disk * box.disk) if layout.disk_experts else 0.0,
     )
