@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-from offload.bench.layout import Layout
+import numpy as np
+
+from offload.bench.shapes import TensorSpec
 from offload.bench.synthetic import RandomSource
 from offload.config import ModelConfig
 
 ALIGNMENT = 32
-Value = int | float | bool | str
+NO_VOCABULARY = {"tokenizer.ggml.model": "no_vocab"}
 
 
-def metadata(config: ModelConfig) -> dict[str, Value]:
-    """The keys of a deepseek2 file without a vocabulary."""
+class Written(Protocol):
+    """What a file is made of."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its configuration."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Its tensors."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all tensors."""
+
+
+def metadata(config: ModelConfig) -> dict[str, Any]:
+    """The keys of a deepseek2 file but for those of the vocabulary."""
     rope = config.rope
-    keys: dict[str, Value] = {
+    keys: dict[str, Any] = {
         "block_count": config.num_layers,
         "context_length": config.context_length,
         "embedding_length": config.hidden_size,
@@ -53,19 +71,22 @@ def metadata(config: ModelConfig) -> dict[str, Value]:
         }
         if rope.log_multiplier is not None:
             keys["rope.scaling.yarn_log_multiplier"] = rope.log_multiplier
-    general: dict[str, Value] = {
-        "general.architecture": config.architecture,
-        "general.name": config.name,
-        "tokenizer.ggml.model": "no_vocab",
-    }
+    general = {"general.architecture": config.architecture, "general.name": config.name}
     return general | {f"{config.architecture}.{key}": value for key, value in keys.items()}
 
 
 def write_model(
-    path: Path, layout: Layout, report: Callable[[int, int], None], source: RandomSource
+    path: Path,
+    layout: Written,
+    report: Callable[[int, int], None],
+    source: RandomSource,
+    extra: Mapping[str, Any] = NO_VOCABULARY,
 ) -> None:
-    """Write the tensors of a layout with bytes from the source; report(done, total)."""
-    keys = metadata(layout.model)
+    """Write the tensors of a layout with bytes from the source; report(done, total).
+
+    extra: more keys, the vocabulary's among them.
+    """
+    keys = metadata(layout.model) | dict(extra)
     with path.open("wb") as f:
         f.write(b"GGUF" + struct.pack("<IQQ", 3, len(layout.specs), len(keys)))
         for key, value in keys.items():
@@ -91,15 +112,21 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _typed(value: Value) -> bytes:
-    """Type code and value; ints as u32, floats as f32."""
+def _typed(value: object) -> bytes:
+    """Type code and value; ints as u32, floats as f32; arrays of texts, or of int32."""
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):
         return struct.pack("<II", 4, value)
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
-    return struct.pack("<I", 8) + _string(value)
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + _string(value)
+    if isinstance(value, np.ndarray):
+        return struct.pack("<IIQ", 9, 5, len(value)) + value.astype("<i4").tobytes()
+    if isinstance(value, Sequence):
+        return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))
+    raise TypeError(f"a GGUF key cannot be a {type(value).__name__} here")
 
 
 def _align(f: BinaryIO) -> None:
