@@ -8,10 +8,12 @@ All programs read the same prompt and then the same tokens; what they choose by 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +27,7 @@ from offload.expert_layout import LayoutOptions
 from offload.expert_stats import ExpertStats
 from offload.loading import open_model
 from offload.planner import PlanOptions
+from offload.timing import seconds_of
 
 CONTEXT = 2048  # tokens; then decoding goes on behind the prompt again
 FIRST = 8  # decoded tokens
@@ -156,6 +159,7 @@ class Run:
         self._prompt = min(ask.prompt, decoder.context // 2)
         self._position = self._prompt
         self._tokens = 0
+        self._seconds: list[float] = []  # of every decoded token
         self._began = began
 
     def mark(self) -> Mark:
@@ -200,6 +204,7 @@ class Run:
             "warmup_seconds": round(warm.at - read.at, 1),
             "is_full": warm.read >= goal,
             "steady_tps": _rate(warm, steady),
+            "steady_tps_median": round(1 / statistics.median(self._seconds[warm.tokens :]), 3),
             "steady_tokens": steady.tokens - warm.tokens,
             "steady_seconds": round(steady.at - warm.at, 1),
             "bytes_per_token": _per_token(warm, steady),
@@ -212,7 +217,8 @@ class Run:
         """One token at least."""
         while True:
             at = (self._prompt + self._tokens) % len(self._ids)
-            self._decoder.run(self._ids[at : at + 1], self._position)
+            token = self._ids[at : at + 1]
+            self._seconds.append(seconds_of(partial(self._decoder.run, token, self._position)))
             self._tokens += 1
             self._position += 1
             if self._position == self._decoder.context:

@@ -9,7 +9,7 @@ from offload.amounts import binary_amount
 NAMES = {"ours": "kimi-offload", "mmap": "kimi-offload, plain mmap", "llama_cpp": "llama.cpp"}
 COLUMNS = (
     "RAM", "of the model>", "program", "load s>", "prompt t/s>", "first t/s>", "steady t/s>",
-    "ours is x>", "MB/token>", "disk GB/s>", "hits>", "arrival GB/s>", "of the disk's>",
+    "median>", "ours is x>", "MB/token>", "disk GB/s>", "hits>", "arrival GB/s>", "of the disk's>",
 )  # fmt: skip
 
 
@@ -33,20 +33,24 @@ def budget_table(
         for side in NAMES:
             if side not in entry:
                 continue
-            head = (binary_amount(entry["ram"]), f"{entry['share']:.0%}", NAMES[side])
-            rows.append((*head, *_figures(entry[side], entry["ratio"].get(side))))
+            run, name = entry[side], NAMES[side]
+            if "steady_tps" not in run:
+                name += f": {summed_up(run)}"
+            figures = _figures(run, entry["ratio"].get(side))
+            rows.append((binary_amount(entry["ram"]), f"{entry['share']:.0%}", name, *figures))
     model = result["model"]
     return (f"{model['name']} ({model['path']}), {binary_amount(model['bytes'])}", COLUMNS, rows)
 
 
 def _figures(run: dict[str, Any], ratio: float | None) -> tuple[str, ...]:
     if "steady_tps" not in run:
-        return (summed_up(run), *[""] * (len(COLUMNS) - 4))
+        return ("",) * (len(COLUMNS) - 3)
     return (
         f"{run['load_seconds']:.1f}",
         f"{run['prompt_tps']:.2f}",
         f"{run['first_tps']:.2f}",
         f"{run['steady_tps']:.2f}",
+        f"{run['steady_tps_median']:.2f}",
         "" if ratio is None else f"{ratio:.2f}",
         f"{run['bytes_per_token'] / 1e6:.1f}",
         f"{run['disk_gbps']:.2f}",
