@@ -43,6 +43,7 @@ COMMANDS = {
     "pull": "cli.cmd_pull",
     "inspect": "cli.cmd_inspect",
     "bench": "cli.cmd_bench",
+    "replay": "cli.cmd_replay",
     "doctor": "cli.cmd_doctor",
 }
 

@@ -212,7 +212,11 @@ class FakeDecoder:
         n = len(self.spans)
         layer = LayerTiers(uses=np.zeros(4, int), resident=np.zeros(4, bool), hits=n, misses=n)
         return ExpertStats(
-            layers={0: layer}, home="disk", bytes={"disk": 3 * n, "slots": n}, read_seconds=n * 1e-9
+            layers={0: layer},
+            home="disk",
+            slots=2,
+            bytes={"disk": 3 * n, "slots": n},
+            read_seconds=n * 1e-9,
         )
 
 

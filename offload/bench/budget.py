@@ -31,10 +31,10 @@ from offload.gguf import GGUFFile
 from offload.hardware import probe
 from offload.read_bandwidth import ReadBandwidth
 from offload.stats import LoadProgress
+from offload.tiers import READERS
 from offload.version import __version__
 from quant.run.pool import Pool
 
-READERS = 4  # direct reads under way at once
 RATE_SECONDS = 1.0
 FULL = 0.95  # of the budget, or of the model if it fits: bytes read when memory counts as full
 PATIENCE = 180.0  # seconds beyond ten times those asked for

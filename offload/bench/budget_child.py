@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from offload.expert_layout import LayoutOptions
 from offload.expert_stats import ExpertStats
 from offload.loading import open_model
 from offload.planner import PlanOptions
+from offload.tiering import TierOptions
 from offload.timing import seconds_of
 
 CONTEXT = 2048  # tokens; then decoding goes on behind the prompt again
@@ -73,16 +74,10 @@ class OurDecoder:
     """This program: as it decides by the budget, or with the mapped file alone."""
 
     def __init__(self, ask: Ask) -> None:
-        wanted: dict[str, Any] = {"threads": ask.threads, "context": CONTEXT}
+        options = PlanOptions(threads=ask.threads, context=CONTEXT, ram=ask.ram)
         if ask.side == "mmap":
-            wanted |= {
-                "layout": LayoutOptions(layout="native"), "experts_home": "map",
-                "expert_cache": "off",
-            }  # fmt: skip
-        else:
-            wanted["ram"] = ask.ram
-        known = {field.name for field in fields(PlanOptions)}
-        options = PlanOptions(**{k: v for k, v in wanted.items() if k in known})
+            plain = TierOptions(home="map", cache="off")
+            options = replace(options, layout=LayoutOptions(layout="native"), tiers=plain)
         parts = open_model(ask.path, options, lambda progress: None)
         self._engine, self._model = Engine(*parts), parts[-1]
         plan = parts[3]
@@ -97,8 +92,7 @@ class OurDecoder:
 
     def stats(self) -> ExpertStats | None:
         """See Decoder."""
-        found: ExpertStats | None = getattr(self._engine, "expert_stats", None)
-        return found
+        return self._engine.expert_stats
 
 
 class LlamaDecoder:
@@ -236,8 +230,8 @@ def _per_token(a: Mark, b: Mark) -> int:
 
 
 def _tiers(a: Mark, b: Mark, stats: ExpertStats | None) -> dict[str, Any]:
-    """What the expert tiers did between two marks; empty without them."""
-    if stats is None:
+    """What the expert tiers did between two marks; empty without slots."""
+    if stats is None or not stats.slots:
         return {}
     reading = b.reading - a.reading
     return {

@@ -12,12 +12,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from offload.batch import Batch
-from offload.bench.gguf_writer import write_model
+from offload.bench.gguf_writer import Value, write_model
 from offload.bench.layer_bench import BenchDevice, LayerModel
 from offload.bench.shapes import TensorSpec, TypeChoice, shape_named, tensor_specs, types_named
 from offload.bench.synthetic import RandomSource
@@ -129,7 +128,7 @@ def _check_same(path: Path, wanted: DiskModel) -> None:
         )
 
 
-def _vocabulary() -> dict[str, Any]:
+def _vocabulary() -> dict[str, Value]:
     with GGUFFile.open(embedded_model()) as file:
         keys = {k: v for k, v in file.metadata.items() if k.startswith("tokenizer.")}
         return {k: v if isinstance(v, (str, int, np.ndarray)) else list(v) for k, v in keys.items()}

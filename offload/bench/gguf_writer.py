@@ -1,11 +1,12 @@
-"""Writes a laid-out model as a GGUF file, so that another program can run the same weights."""
+"""Writes models as GGUF files: laid-out ones with random weights, or any tensors with holes."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from types import MappingProxyType
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from offload.bench.synthetic import RandomSource
 from offload.config import ModelConfig
 
 ALIGNMENT = 32
-NO_VOCABULARY = {"tokenizer.ggml.model": "no_vocab"}
+Value = int | float | bool | str | list[str] | np.ndarray  # an array: of int32
+NOTHING: Mapping[str, Value] = MappingProxyType({})
 
 
 class Written(Protocol):
@@ -33,10 +35,10 @@ class Written(Protocol):
         """Of all tensors."""
 
 
-def metadata(config: ModelConfig) -> dict[str, Any]:
-    """The keys of a deepseek2 file but for those of the vocabulary."""
+def metadata(config: ModelConfig) -> dict[str, Value]:
+    """The keys of a deepseek2 file without a vocabulary."""
     rope = config.rope
-    keys: dict[str, Any] = {
+    keys: dict[str, Value] = {
         "block_count": config.num_layers,
         "context_length": config.context_length,
         "embedding_length": config.hidden_size,
@@ -71,7 +73,11 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
         }
         if rope.log_multiplier is not None:
             keys["rope.scaling.yarn_log_multiplier"] = rope.log_multiplier
-    general = {"general.architecture": config.architecture, "general.name": config.name}
+    general: dict[str, Value] = {
+        "general.architecture": config.architecture,
+        "general.name": config.name,
+        "tokenizer.ggml.model": "no_vocab",
+    }
     return general | {f"{config.architecture}.{key}": value for key, value in keys.items()}
 
 
@@ -80,24 +86,14 @@ def write_model(
     layout: Written,
     report: Callable[[int, int], None],
     source: RandomSource,
-    extra: Mapping[str, Any] = NO_VOCABULARY,
+    keys: Mapping[str, Value] = NOTHING,
 ) -> None:
     """Write the tensors of a layout with bytes from the source; report(done, total).
 
-    extra: more keys, the vocabulary's among them.
+    keys: those that the file has beside `metadata`'s, or instead: a vocabulary's, say.
     """
-    keys = metadata(layout.model) | dict(extra)
     with path.open("wb") as f:
-        f.write(b"GGUF" + struct.pack("<IQQ", 3, len(layout.specs), len(keys)))
-        for key, value in keys.items():
-            f.write(_string(key) + _typed(value))
-        offset = 0
-        for name, spec in layout.specs.items():
-            dims = spec.shape[::-1]
-            f.write(_string(name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
-            f.write(struct.pack("<IQ", int(spec.ggml_type), offset))
-            offset += -(-spec.n_bytes // ALIGNMENT) * ALIGNMENT
-        _align(f)
+        write_header(f, metadata(layout.model) | dict(keys), layout.specs)
         done = 0
         for name, spec in layout.specs.items():
             for piece in source.tensor(name, spec):
@@ -107,26 +103,42 @@ def write_model(
             _align(f)
 
 
+def write_header(
+    f: BinaryIO, keys: Mapping[str, Value], specs: Mapping[str, TensorSpec]
+) -> dict[str, int]:
+    """All that comes before the weights; where each tensor starts in the file."""
+    f.write(b"GGUF" + struct.pack("<IQQ", 3, len(specs), len(keys)))
+    for key, value in keys.items():
+        f.write(_string(key) + _typed(value))
+    starts, offset = {}, 0
+    for name, spec in specs.items():
+        dims = spec.shape[::-1]
+        f.write(_string(name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
+        f.write(struct.pack("<IQ", int(spec.ggml_type), offset))
+        starts[name] = offset
+        offset += -(-spec.n_bytes // ALIGNMENT) * ALIGNMENT
+    _align(f)
+    return {name: f.tell() + start for name, start in starts.items()}
+
+
 def _string(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
 
 
-def _typed(value: object) -> bytes:
-    """Type code and value; ints as u32, floats as f32; arrays of texts, or of int32."""
+def _typed(value: Value) -> bytes:
+    """Type code and value; ints as u32, floats as f32."""
+    if isinstance(value, list):
+        return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))
+    if isinstance(value, np.ndarray):
+        return struct.pack("<IIQ", 9, 5, len(value)) + value.astype("<i4").tobytes()
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):
         return struct.pack("<II", 4, value)
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
-    if isinstance(value, str):
-        return struct.pack("<I", 8) + _string(value)
-    if isinstance(value, np.ndarray):
-        return struct.pack("<IIQ", 9, 5, len(value)) + value.astype("<i4").tobytes()
-    if isinstance(value, Sequence):
-        return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))
-    raise TypeError(f"a GGUF key cannot be a {type(value).__name__} here")
+    return struct.pack("<I", 8) + _string(value)
 
 
 def _align(f: BinaryIO) -> None:

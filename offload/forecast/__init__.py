@@ -1,0 +1,1 @@
+"""What a machine will do with a model, before either is there."""
