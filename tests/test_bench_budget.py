@@ -234,7 +234,7 @@ def test_a_run_has_a_prompt_first_tokens_a_warm_up_and_a_steady_state() -> None:
 
 def test_half_of_the_tokens_occurred_just_before() -> None:
     ids = budget_child.stream(100_000)
-    again = [ids[i] in ids[max(0, i - 32) : i] for i in range(1, 4000)]
+    again = [ids[i] in ids[max(0, i - 16) : i] for i in range(1, 4000)]
     assert 0.45 < np.mean(again) < 0.55
 
 

@@ -34,7 +34,7 @@ CONTEXT = 2048  # tokens; then decoding goes on behind the prompt again
 FIRST = 8  # decoded tokens
 WARM = 32  # decoded tokens of the warm-up at least, if there is time
 LEAST = 8  # of the steady state
-AGAIN, LATEST = 0.5, 32  # this share of the tokens is one of that many before it
+AGAIN, LATEST = 0.5, 16  # this share of the tokens is one of that many before it
 STREAM = 8192  # different tokens in the order, at most
 IO = Path("/proc/self/io")
 clock = time.perf_counter
@@ -79,7 +79,7 @@ class OurDecoder:
             plain = TierOptions(home="map", cache="off")
             options = replace(options, layout=LayoutOptions(layout="native"), tiers=plain)
         parts = open_model(ask.path, options, lambda progress: None)
-        self._engine, self._model = Engine(*parts), parts[-1]
+        self._engine, self._model = Engine(*parts), parts[4]
         plan = parts[3]
         self.about = list(plan.notes)
         self.vocabulary = self._model.config.vocab_size
