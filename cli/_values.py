@@ -80,24 +80,6 @@ class Counts(click.types.StringParamType):
         return text
 
 
-class Budgets(click.types.StringParamType):
-    """Amounts of memory with commas between, in bytes or in percent of a model."""
-
-    name = "budgets"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refuse whatever else."""
-        from offload.bench import Budget
-
-        text = str(super().convert(value, param, ctx))
-        for part in text.split(","):
-            try:
-                Budget.parse(part)
-            except ValueError as exc:
-                self.fail(f"{part!r}: {exc}", param, ctx)
-        return text
-
-
 class Sizes(click.types.StringParamType):
     """Bytes, written like 24GiB or 9.3MB, with commas between; `most` of them, each above 0."""
 

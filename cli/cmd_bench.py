@@ -10,7 +10,7 @@ import click
 
 from cli._options import layout_options, layout_wish
 from cli._render import say, show_table
-from cli._values import Budgets, Counts, FiniteRange, GivenPath
+from cli._values import Counts, FiniteRange, GivenPath
 from cli.model_argument import model_argument
 from cli.plan_options import PLAN_FILE, check_plan_alone, given_names
 from cli.progress import LoadDisplay
@@ -24,6 +24,24 @@ WITHOUT_RAM = (
     "overlap", "parallel", "pack_budget", "packed_cache", "memory", "plan_file", "experts_layout",
     "pin", "plot",
 )  # fmt: skip
+
+
+class Budgets(click.types.StringParamType):
+    """Amounts of memory with commas between, in bytes or in percent of a model."""
+
+    name = "budgets"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse whatever else."""
+        from offload import bench
+
+        text = str(super().convert(value, param, ctx))
+        for part in text.split(","):
+            try:
+                bench.Budget.parse(part)
+            except ValueError as exc:
+                self.fail(f"{part!r}: {exc}", param, ctx)
+        return text
 
 
 @click.command("bench")
