@@ -5,17 +5,34 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from types import MappingProxyType
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from offload.bench.layout import Layout
 from offload.bench.shapes import TensorSpec
 from offload.bench.synthetic import RandomSource
 from offload.config import ModelConfig
 
 ALIGNMENT = 32
 Value = int | float | bool | str | list[str] | np.ndarray  # an array: of int32
+NOTHING: Mapping[str, Value] = MappingProxyType({})
+
+
+class Written(Protocol):
+    """What a file is made of."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its configuration."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Its tensors."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all tensors."""
 
 
 def metadata(config: ModelConfig) -> dict[str, Value]:
@@ -65,11 +82,18 @@ def metadata(config: ModelConfig) -> dict[str, Value]:
 
 
 def write_model(
-    path: Path, layout: Layout, report: Callable[[int, int], None], source: RandomSource
+    path: Path,
+    layout: Written,
+    report: Callable[[int, int], None],
+    source: RandomSource,
+    keys: Mapping[str, Value] = NOTHING,
 ) -> None:
-    """Write the tensors of a layout with bytes from the source; report(done, total)."""
+    """Write the tensors of a layout with bytes from the source; report(done, total).
+
+    keys: those that the file has beside `metadata`'s, or instead: a vocabulary's, say.
+    """
     with path.open("wb") as f:
-        write_header(f, metadata(layout.model), layout.specs)
+        write_header(f, metadata(layout.model) | dict(keys), layout.specs)
         done = 0
         for name, spec in layout.specs.items():
             for piece in source.tensor(name, spec):
