@@ -221,7 +221,8 @@ class ExpertTier:
         self.stats.read_seconds = self.filler.busy
         if self.waits:
             return
-        rate = self.filler.n_bytes / self.filler.busy if self.filler.busy else n_bytes / seconds
+        copied, busy = self.filler.n_bytes, self.filler.busy  # nothing was, if all copies failed
+        rate = copied / busy if copied and busy else n_bytes / seconds
         for layer, ids in routings().items():
             if (pool := self._pool_of.get(layer)) is None or not ids.size:
                 continue
