@@ -90,6 +90,7 @@ def open_tier(
         policy=plan.cache.policy if division.slots else "",
         waits=bool(on_disk),
         limit=plan.cache.copies,
+        lent=plan.cache.lent,
         decision=decision,
     )
 
