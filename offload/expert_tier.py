@@ -230,7 +230,8 @@ class ExpertTier:
             self.guesser.after(seconds, rows)
             self.stats.guesses = self.guesser.verdict
             return
-        rate = self.filler.n_bytes / self.filler.busy if self.filler.busy else n_bytes / seconds
+        copied, busy = self.filler.n_bytes, self.filler.busy  # nothing was, if all copies failed
+        rate = copied / busy if copied and busy else n_bytes / seconds
         for layer, ids in routings().items():
             if (pool := self._pool_of.get(layer)) is None or not ids.size:
                 continue
