@@ -35,6 +35,11 @@ def show_experts(stats: ExpertStats, before: Mapping[int, np.ndarray], why: str)
         say(f"No slots: {why.removeprefix('off').lstrip(':, ') or 'off'}.")
 
 
+def stats_lines(stats: ExpertStats) -> list[str]:
+    """What `--stats` says of tiers: nothing where all experts are computed where they lie."""
+    return tier_lines(stats) if stats.slots or stats.home == "disk" else []
+
+
 def uses_so_far(stats: ExpertStats) -> dict[int, np.ndarray]:
     """By layer, a copy: to tell later what was asked for since."""
     return {number: layer.uses.copy() for number, layer in stats.layers.items()}
