@@ -223,6 +223,7 @@ def _slots(
     if division.is_below_cycle and policy in OLDEST:
         if policy != "lru":
             need = sum(group.cycle * group.slot_bytes for group in division.groups)
+            need += division.ring * division.ring_bytes
             raise PlanError(
                 f"--expert-policy {policy}: {division.slots} slots cannot hold the {cycle} experts "
                 "of one token, so all would be evicted before the next one comes: take layer-lru "
