@@ -164,3 +164,23 @@ def test_fault_outside_of_watched_maps_ends_the_process(path: Path) -> None:
     )  # fmt: skip
     assert done.stdout.splitlines() == ["0"]
     assert done.returncode == -signal.SIGBUS
+
+
+GUARDED_LATE = """
+import os, sys
+from pathlib import Path
+from offload.crashes import guard_terminal
+from offload.mapped_file import MappedFile
+file = MappedFile(Path(sys.argv[1]))
+guard_terminal(None, b"")
+os.truncate(sys.argv[1], 0)
+print(file.data.sum(), flush=True)
+"""
+
+
+def test_guard_stays_when_crashes_are_guarded_later(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GUARDED_LATE, str(path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "0\n")
