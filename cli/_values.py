@@ -134,7 +134,7 @@ class GivenPath(click.Path):
 
 
 class Amount(click.ParamType[int | str]):
-    """Bytes, written like 24GiB or 1.5GB, or one of these words; a broken one is a usage error."""
+    """Bytes, more than none, written like 24GiB or 1.5GB; or one of these words."""
 
     name = "amount"
 
@@ -148,7 +148,26 @@ class Amount(click.ParamType[int | str]):
         if isinstance(value, int) or value in self._words:
             return value  # type: ignore[no-any-return]
         try:
-            return parse_amount(value)
+            n_bytes = parse_amount(value)
         except ValueError as exc:
             words = "".join(f", or {word}" for word in self._words)
             self.fail(f"{value!r}: {exc}{words}", param, ctx)
+        return n_bytes or self.fail(f"{value!r}: more than 0 is needed", param, ctx)
+
+
+class Rate(click.types.StringParamType):
+    """Bytes per second, written like 89.6GB/s; more than none."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse."""
+        from offload.amounts import parse_rate
+
+        if isinstance(value, float):
+            return value
+        try:
+            rate = parse_rate(str(super().convert(value, param, ctx)))
+        except ValueError as exc:
+            self.fail(f"{value!r}: {exc}", param, ctx)
+        return rate or self.fail(f"{value!r}: more than 0 is needed", param, ctx)

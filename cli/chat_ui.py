@@ -18,7 +18,7 @@ from cli.answering import (
 from cli.chat_commands import obey, turns_text
 from cli.chat_session import ChatSession
 from cli.conversation import Conversation, Window, is_nearly_full
-from cli.expert_display import uses_so_far
+from cli.expert_display import stats_lines, uses_so_far
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,7 +128,8 @@ class Chat:
             self.question, self.is_answered = text, True
             self._warn()
         if settings.show_stats:
-            say(stats_text(self.engine.stats), err=True, dim=True)
+            for line in (stats_text(self.engine.stats), *stats_lines(self.engine.expert_stats)):
+                say(line, err=True, dim=True)
         say("")
         self._keep()
 

@@ -169,6 +169,7 @@ def _answer_once(
     engine: Engine, settings: Settings, prompt: str, name: str, session: ChatSession | None
 ) -> None:
     from cli._render import say, stats_text
+    from cli.expert_display import stats_lines
 
     with no_echo():
         if settings.raw:
@@ -184,6 +185,7 @@ def _answer_once(
         say(answer_json(engine, settings, answer, model=engine.config.name or name))
     note_full_context(engine, settings)
     if settings.show_stats:
-        say(stats_text(engine.stats), err=True, dim=True)
+        for line in (stats_text(engine.stats), *stats_lines(engine.expert_stats)):
+            say(line, err=True, dim=True)
     if answer.was_stopped:
         click.get_current_context().exit(EXIT_INTERRUPTED)

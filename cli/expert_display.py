@@ -25,9 +25,6 @@ AROUND = 13  # columns beside the cells: the layer, its hit rate
 
 def show_experts(stats: ExpertStats, before: Mapping[int, np.ndarray], why: str) -> None:
     """The map, as far as anything was asked for, and the lines. why: there are no slots."""
-    if not stats.layers:
-        say("This model has no routed experts.")
-        return
     if any(layer.uses.any() for layer in stats.layers.values()):
         styled = has_style(sys.stdout)
         seen = before if stats.slots else {}
@@ -35,7 +32,12 @@ def show_experts(stats: ExpertStats, before: Mapping[int, np.ndarray], why: str)
     for line in tier_lines(stats):
         say(line)
     if not stats.slots:
-        say(f"No slots: {why}.")
+        say(f"No slots: {why.removeprefix('off').lstrip(':, ') or 'off'}.")
+
+
+def stats_lines(stats: ExpertStats) -> list[str]:
+    """What `--stats` says of tiers: nothing where all experts are computed where they lie."""
+    return tier_lines(stats) if stats.slots or stats.home == "disk" else []
 
 
 def uses_so_far(stats: ExpertStats) -> dict[int, np.ndarray]:
@@ -59,8 +61,8 @@ def tier_lines(stats: ExpertStats) -> list[str]:
             f"{amount(n / stats.passes)} from {_place(tier)}" for tier, n in stats.bytes.items()
         ]
         lines.append(f"routed experts, a pass: {', '.join(parts)}")
-    if stats.read_seconds > 0:
-        rate = stats.bytes.get(stats.home, 0) / stats.read_seconds / 1e9
+    if stats.home == "disk" and stats.read_seconds > 0:
+        rate = stats.bytes.get("disk", 0) / stats.read_seconds / 1e9
         lines.append(
             f"reads: {stats.read_seconds:.2f} s at {rate:.2f} GB/s; computing waited for them"
             f" {stats.stalled:.2f} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 
@@ -66,6 +67,11 @@ class DirectFile:
                 )
             done -= done % SECTOR  # the rest of a sector cannot be asked for directly
         return need
+
+    def forget(self, offset: int, n_bytes: int) -> None:
+        """Let the system drop these bytes from its page cache."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._descriptor, offset, n_bytes, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -172,6 +172,12 @@ class FileSource:
         )
         return gate, up, down
 
+    def forget(self, expert: int) -> None:
+        """Let the system drop what it holds of an expert in its page cache."""
+        for extent in self._experts.extents:
+            file = self._files[extent.part]
+            file.forget(extent.offset + expert * extent.stride, extent.n_bytes)
+
     def _skew(self, i: int, expert: int) -> int:
         extent = self._experts.extents[i]
         return (extent.offset + expert * extent.stride) % SECTOR

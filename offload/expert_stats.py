@@ -43,7 +43,8 @@ class ExpertStats:
     stalled: seconds in which computing waited for reads. read_seconds: in which reads were under
     way. copies: experts copied into slots behind the computation. prefetched, prefetch_used: bytes
     read ahead by prediction, and those of them that were asked for afterwards.
-    decision: why misses wait for a copy, or run at home, with the measured costs.
+    guesses: whether that is done, with its figures. decision: why misses wait for a copy, or run at
+    home, with the measured costs.
     """
 
     layers: dict[int, LayerTiers] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class ExpertStats:
     copies: int = 0
     prefetched: int = 0
     prefetch_used: int = 0
+    guesses: str = ""
     decision: str = ""
 
     @property

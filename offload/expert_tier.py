@@ -19,6 +19,7 @@ import numpy as np
 
 from offload.errors import OffloadError
 from offload.expert_cache import ExpertCache
+from offload.expert_guess import Guesser
 from offload.expert_slots import Arena
 from offload.expert_sources import Source
 from offload.expert_stats import ExpertStats, LayerTiers
@@ -30,6 +31,7 @@ from offload.slot_budget import Division, Group
 
 Array = np.ndarray
 Check = Callable[[], None]
+LENT_STEP = 16 << 20  # bytes that slots give back at once
 MakePolicy = Callable[[int], CachePolicy]  # slots -> a new one
 
 
@@ -65,7 +67,8 @@ class ExpertTier:
     """Slots for the layers of `sources`. Used by one thread at a time, whoever computes.
 
     home: the name of the tier where experts lie otherwise; waits: see above. limit: copies per
-    layer and step. decision: in words, why it waits or not.
+    layer and step. lent: bytes of the slots that are the KV cache's as soon as it needs them.
+    decision: in words, why it waits or not.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class ExpertTier:
         policy: str,
         waits: bool,
         limit: int,
+        lent: int = 0,
         decision: str = "",
     ) -> None:
         self.waits = waits
@@ -89,10 +93,13 @@ class ExpertTier:
         ring = Arena(division.ring, division.ring_bytes, memory)
         self.ring = [ring[i] for i in range(division.ring)]
         self._limit = limit
+        self._lent = lent
+        self._taken = 0
         self._division = division
         self._pools = [Pool(self, group, make, memory) for group in division.groups]
         self._pool_of = {layer: pool for pool in self._pools for layer in pool.group.layers}
         self._copies: dict[ExpertKey, tuple[Pool, int, Ticket]] = {}
+        self.guesser = Guesser()
         self._guessed: set[ExpertKey] = set()  # copied by prediction, not asked for yet
         self._is_guessing = False
         self.stats = ExpertStats(
@@ -211,17 +218,20 @@ class ExpertTier:
     # --- misses that run at home ----------------------------------------------------------------
 
     def after(
-        self, routings: Callable[[], Mapping[int, Array]], seconds: float, n_bytes: int
+        self, routings: Callable[[], Mapping[int, Array]], seconds: float, n_bytes: int, rows: int
     ) -> None:
-        """A pass ran: its expert_ids (T, K) by layer, what it took, and bytes that it read.
+        """A pass of so many rows ran: its expert_ids (T, K) by layer, its time, bytes that it read.
 
         Counts, and begins copies of the experts asked for most, as far as computing covers them.
         """
         self.stats.passes += 1
         self.stats.read_seconds = self.filler.busy
         if self.waits:
+            self.guesser.after(seconds, rows)
+            self.stats.guesses = self.guesser.verdict
             return
-        rate = self.filler.n_bytes / self.filler.busy if self.filler.busy else n_bytes / seconds
+        copied, busy = self.filler.n_bytes, self.filler.busy  # nothing was, if all copies failed
+        rate = copied / busy if copied and busy else n_bytes / seconds
         for layer, ids in routings().items():
             if (pool := self._pool_of.get(layer)) is None or not ids.size:
                 continue
@@ -255,25 +265,28 @@ class ExpertTier:
 
     # --- size -----------------------------------------------------------------------------------
 
+    def make_room(self, kv_bytes: int) -> None:
+        """Slots give back what the KV cache has taken of the memory that it lent; or get it again.
+
+        kv_bytes: what it takes now.
+        """
+        taken = min(self._lent, -(-kv_bytes // LENT_STEP) * LENT_STEP)
+        if taken != self._taken:
+            self._taken = taken
+            self.resize(self._division.n_bytes - taken)
+
     def resize(self, n_bytes: int) -> None:
-        """Leave the slots about n_bytes, or what they had at first: slots go, or come back."""
+        """Leave the slots about n_bytes, or what they had at first: slots go, or come back.
+
+        What is in use stays.
+        """
         self.publish()
-        full = sum(p.group.slots * p.group.slot_bytes for p in self._pools)
-        share = min(1.0, max(0, n_bytes - self._ring_bytes) / full) if full else 0.0
+        ring = self._division.ring * self._division.ring_bytes
+        full = self._division.n_bytes - ring
+        share = min(1.0, max(0, n_bytes - ring) / full) if full else 0.0
         for pool in self._pools:
-            wanted = int(pool.group.slots * share)
-            if wanted != pool.cache.slots:
-                pool.resize(wanted)
+            pool.resize(int(pool.group.slots * share))
         self.stats.slots = sum(p.cache.slots for p in self._pools)
-
-    @property
-    def _ring_bytes(self) -> int:
-        return self._division.ring * self._division.ring_bytes
-
-    @property
-    def full_bytes(self) -> int:
-        """What the slots take at most."""
-        return self._division.n_bytes
 
     def close(self) -> None:
         """End the threads."""

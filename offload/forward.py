@@ -53,6 +53,11 @@ class Model:
         return np.concatenate([self._pass(part, check) for part in parts])
 
     def _pass(self, batch: Batch, check: Check) -> Array:
+        if self.tiers:
+            for span in batch.spans:
+                self.kv.grow(span.slot, span.end)
+            for tier in self.tiers:
+                tier.make_room(self.kv.used_bytes)
         for device in self.devices:
             device.begin(batch)
         began, read = time.perf_counter(), self.bytes_read
@@ -63,7 +68,9 @@ class Model:
             last = device
             segment.run(check)
         for tier in self.tiers:
-            tier.after(self._routings, time.perf_counter() - began, self.bytes_read - read)
+            tier.after(
+                self._routings, time.perf_counter() - began, self.bytes_read - read, batch.n_tokens
+            )
         if self.on_routing is not None:
             for layer, expert_ids in self._routings().items():
                 self.on_routing(layer, expert_ids)

@@ -16,6 +16,7 @@ from offload.data import embedded_model
 from offload.devices import open_device
 from offload.devices.base import Device
 from offload.devices.cpu import CpuDevice
+from offload.errors import GGUFError, OffloadError
 from offload.forward import Model
 from offload.gguf import GGUFFile
 from offload.hardware import probe
@@ -85,8 +86,11 @@ def open_model(
             for device in devices.values():
                 device.close()
             raise
-    except BaseException:
+    except BaseException as exc:
+        faults = [part.fault() for part in file.mapped] if isinstance(exc, OffloadError) else []
         file.close()
+        for fault in filter(None, faults):  # what was read of it was not what is there
+            raise GGUFError(fault) from exc
         raise
     return file, config, tokenizer, plan, model, ReadAhead(weights.ahead)
 

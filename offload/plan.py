@@ -71,6 +71,7 @@ class ExpertSlots:
     n_bytes: of all slots together, the most that they may take; slots: how many that is. policy:
     who is evicted, a name of POLICIES. copies: into slots, per layer and step, behind the
     computation at most. profile: a file with a RoutingTrace, for policies that look at earlier use.
+    lent: bytes of n_bytes that are the KV cache's, which takes them back as it grows.
     """
 
     n_bytes: int = 0
@@ -78,6 +79,7 @@ class ExpertSlots:
     policy: str = "lru"
     copies: int = 2
     profile: str | None = None
+    lent: int = 0
     why: str = "as asked"
 
     @property

@@ -65,8 +65,8 @@ def checked_plan(
             )
     if plan.cache.policy not in POLICIES:
         raise PlanError(f'cache.policy: "{shown(plan.cache.policy)}": {", ".join(POLICIES)}')
-    if plan.cache.n_bytes < 0 or plan.cache.copies < 0:
-        raise PlanError("cache: n_bytes and copies are at least 0")
+    if min(plan.cache.n_bytes, plan.cache.copies, plan.cache.lent) < 0:
+        raise PlanError("cache: n_bytes, copies and lent are at least 0")
     if plan.chunk < 1:
         raise PlanError(f"chunk: {plan.chunk}: at least 1 token is read in one step")
     plan = replace(
@@ -228,7 +228,7 @@ def _check_room(
             copied -= candidate.native_bytes
     packed = 0 if plan.packed.tier == "mmap" else plan.packed.n_bytes
     free = hardware.cpu.ram_free
-    slots = plan.cache.n_bytes
+    slots = plan.cache.n_bytes - min(plan.cache.lent, plan.kv.n_bytes)
     if copied + packed + slots + plan.kv.n_bytes + RESERVE > free:
         path = "placements" if copied else "cache.n_bytes" if slots else "packed.layers"
         raise PlanError(

@@ -123,6 +123,7 @@ def make_plan(
         tensors.blocks,
         tier=tier,
         free=free - kv.n_bytes - RESERVE,
+        kv_bytes=kv.n_bytes,
         chunk=options.chunk,
     )
     on_disk = tiering.tier == "disk"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from offload.memory import advise, populate
+
+log = logging.getLogger(__name__)
 
 PIECE = 16 << 20  # bytes between two looks whether to go on
 PAGE = 4096
@@ -16,13 +20,11 @@ PAGE = 4096
 class ReadAhead:
     """A thread that reads these bytes once, in order; it ends by itself, at `close`, and at exit.
 
-    views: of mapped files, uint8. done_bytes: so far. Nothing depends on it: what it has not read
-    is read when a kernel wants it, and errors of the disk are told there.
+    views: of mapped files, uint8. Nothing depends on it: what it has not read is read when a kernel
+    wants it, and errors of the disk are told there.
     """
 
     def __init__(self, views: Sequence[np.ndarray]) -> None:
-        self.total_bytes = sum(len(view) for view in views)
-        self.done_bytes = 0
         self._is_closed = False
         self._thread = threading.Thread(
             target=self._run, args=(list(views),), name="offload-read-ahead", daemon=True
@@ -40,6 +42,7 @@ class ReadAhead:
     def _run(self, views: list[np.ndarray]) -> None:
         pieces = [view[at : at + PIECE] for view in views for at in range(0, len(view), PIECE)]
         del views
+        began, n_bytes = time.monotonic(), sum(map(len, pieces))
         for i, piece in enumerate(pieces):
             if self._is_closed:
                 return
@@ -47,4 +50,4 @@ class ReadAhead:
                 advise(following, "need")
             if not populate(piece):
                 piece[::PAGE].max(initial=0)
-            self.done_bytes += len(piece)
+        log.info("read ahead: %.1f GiB in %.1f s", n_bytes / 2**30, time.monotonic() - began)

@@ -96,12 +96,13 @@ def decide(
     *,
     tier: Tier,
     free: int,
+    kv_bytes: int,
     chunk: int | None,
 ) -> Tiering:
     """Where experts lie, and their slots; PlanError if it cannot be.
 
-    tier: where they would lie in RAM. free: bytes for all weights and slots, without KV cache and
-    reserve. chunk: as asked for.
+    tier: where they would lie in RAM. free: bytes for all weights and slots, without reserve and
+    the kv_bytes that the KV cache has when it is full. chunk: as asked for.
     """
     layers = layer_experts(config, blocks)
     used = sum(blocks.values())
@@ -118,7 +119,15 @@ def decide(
             f"all weights ({binary_amount(used)}) exceed the {binary_amount(max(0, free))} of RAM "
             "that are left for them"
         )
-    return _on_disk(options, config, layers, why=why, room=free - (used - routed), chunk=chunk)
+    return _on_disk(
+        options,
+        config,
+        layers,
+        why=why,
+        room=free - (used - routed),
+        kv_bytes=kv_bytes,
+        chunk=chunk,
+    )
 
 
 def _at_home(
@@ -146,6 +155,7 @@ def _on_disk(
     *,
     why: str,
     room: int,
+    kv_bytes: int,
     chunk: int | None,
 ) -> Tiering:
     """room: for slots and a chunk's outputs, all else is taken off."""
@@ -163,7 +173,9 @@ def _on_disk(
             f"tokens needs; {binary_amount(max(0, ring - room))} are missing: close other programs,"
             " or take a smaller --context or --chunk"
         )
-    n_bytes = room
+    n_bytes, lent = room + kv_bytes, kv_bytes
+    if options.cache != "auto":
+        lent = 0
     if options.cache == "off":
         n_bytes = ring
     elif isinstance(options.cache, int):
@@ -174,11 +186,16 @@ def _on_disk(
                 "for it"
             )
     reason = {
-        "auto": "the RAM that nothing else needs",
+        "auto": "the RAM that nothing else needs, less as the KV cache grows",
         "off": "off, as asked: experts pass through",
     }
     cache = _slots(
-        options, layers, n_bytes, ring=True, why=reason.get(str(options.cache), "as asked")
+        options,
+        layers,
+        n_bytes,
+        ring=True,
+        lent=lent,
+        why=reason.get(str(options.cache), "as asked"),
     )
     return Tiering(
         tier="disk", cache=cache, chunk=chunk, why=why,
@@ -197,6 +214,7 @@ def _slots(
     *,
     ring: bool,
     why: str,
+    lent: int = 0,
 ) -> ExpertSlots:
     """So many bytes of slots, with the cliff of the policies that evict the oldest avoided."""
     division = divide(n_bytes, layers, ring=ring)
@@ -220,6 +238,7 @@ def _slots(
         slots=division.slots,
         policy=policy,
         copies=COPIES,
+        lent=min(lent, n_bytes),
         profile=None if options.profile is None else str(options.profile),
         why=why,
     )

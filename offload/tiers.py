@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import ctypes
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -18,15 +19,19 @@ from offload.expert_tier import ExpertTier
 from offload.filler import Filler
 from offload.gguf import GGUFFile
 from offload.layer_scheduler import Places
-from offload.memory import Memory
+from offload.memory import PAGE, Memory
 from offload.plan import Plan
 from offload.policies import POLICIES, CachePolicy, Profile
 from offload.routing_trace import RoutingTrace
 from offload.slot_budget import LayerExperts, divide
+from offload.timing import seconds_of
 from offload.weights import WeightStore
 
 READERS = 4  # threads; one request each is under way
 COPIERS = 1
+TRIALS = 3
+TELLING = 1 << 20  # bytes of an expert from which on a read's time is its size's
+CHEAPER = 2  # times, that a map must be cheaper
 
 
 def expert_layers(store: WeightStore, config: ModelConfig) -> dict[int, GatedMLP]:
@@ -56,11 +61,12 @@ def open_tier(
         profile = RoutingTrace.load(plan.cache.profile).profile()
     mlps = expert_layers(store, config)
     sources: dict[int, Source] = {}
+    waits = False
     if on_disk:
         files = [DirectFile(part) for part in file.mapped]
-        for layer in on_disk:
-            sources[layer] = disk_source(layer, mlps[layer], file, files)
-        decision = tried_out(sources[on_disk[-1]])
+        on_files = [disk_source(layer, mlps[layer], file, files) for layer in on_disk]
+        sources |= zip(on_disk, on_files, strict=True)
+        waits, decision = tried_out(on_files, [mlps[layer] for layer in on_disk])
         if not all(f.is_direct for f in files):
             decision += "; through the page cache, for this file system has no direct reads"
         home = "disk"
@@ -73,9 +79,7 @@ def open_tier(
             sources[layer] = MemorySource(mlp, places.home)
         decision = "misses run where they lie, in memory; copies are made behind the computation"
         home = next(iter(homes.values()))
-    division = divide(
-        plan.cache.n_bytes, sizes(sources, config.num_experts_per_tok), ring=bool(on_disk)
-    )
+    division = divide(plan.cache.n_bytes, sizes(sources, config.num_experts_per_tok), ring=waits)
 
     def make(slots: int) -> CachePolicy:
         return POLICIES[plan.cache.policy](slots, profile)
@@ -84,12 +88,13 @@ def open_tier(
         sources,
         division,
         make,
-        Filler(READERS if on_disk else COPIERS),
+        Filler(READERS if waits else COPIERS),
         Memory("hugepages"),
         home=home,
         policy=plan.cache.policy if division.slots else "",
-        waits=bool(on_disk),
+        waits=waits,
         limit=plan.cache.copies,
+        lent=plan.cache.lent,
         decision=decision,
     )
 
@@ -115,15 +120,33 @@ def sizes(sources: Mapping[int, Source], top_k: int) -> dict[int, LayerExperts]:
     }
 
 
-def tried_out(source: Source) -> str:
-    """What waiting for a read costs, measured on one expert."""
-    slot = np.empty(source.slot_bytes + SECTOR, np.uint8)
-    slot = slot[-slot.ctypes.data % SECTOR :][: source.slot_bytes]
-    began = time.perf_counter()
-    for task in source.fill(source.n_experts - 1, slot):
-        task()
-    took = time.perf_counter() - began
-    return (
-        f"a miss waits until its {amount(source.expert_bytes)} are read: "
-        f"{1e3 * took:.1f} ms when this was tried"
+def tried_out(sources: Sequence[FileSource], mlps: Sequence[GatedMLP]) -> tuple[bool, str]:
+    """(whether misses wait for their copy, why): both ways, measured on an expert of some layers.
+
+    A miss that does not wait runs from the map, where the system reads its pages as they are
+    touched, and makes room for them at the cost of other pages: that must be far cheaper. Experts
+    too small to tell wait.
+    """
+    waiting, mapped = [], []
+    for source, mlp in list(zip(sources, mlps, strict=True))[-TRIALS:]:
+        slot = np.empty(source.slot_bytes + SECTOR, np.uint8)
+        slot = slot[-slot.ctypes.data % SECTOR :][: source.slot_bytes]
+        expert = source.n_experts - 1
+        source.forget(expert)
+        mapped.append(seconds_of(partial(_touch, mlp, expert)))
+        source.forget(expert)
+        waiting.append(seconds_of(lambda: [task() for task in source.fill(expert, slot)]))  # noqa: B023
+    wait, elsewhere = min(waiting), min(mapped)
+    waits = sources[-1].expert_bytes < TELLING or wait < CHEAPER * elsewhere
+    return waits, (
+        f"misses {'wait until they are read' if waits else 'run from the map'}: an expert of "
+        f"{amount(sources[-1].expert_bytes)} was read in {1e3 * wait:.1f} ms, and through the "
+        f"map in {1e3 * elsewhere:.1f}"
     )
+
+
+def _touch(mlp: GatedMLP, expert: int) -> None:
+    """Read an expert's pages through the map."""
+    for m in (mlp.gate, mlp.up, mlp.down):
+        room = (ctypes.c_uint8 * m.n_bytes).from_address(m.address + expert * m.stride)
+        np.frombuffer(memoryview(room), np.uint8)[::PAGE].max()

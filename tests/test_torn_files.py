@@ -16,7 +16,7 @@ from terminal import ROOT, Terminal
 from tiny_gguf import TinyModel
 
 import offload
-from offload import packing, placing
+from offload import loading, packing, placing
 from quant.ggml import GGMLType as G
 
 pytestmark = pytest.mark.skipif(
@@ -84,6 +84,20 @@ def test_file_that_shrinks_while_it_is_copied(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(placing, "advise", lambda data, advice: os.truncate(path, 0))
     with pytest.raises(offload.GGUFError, match=SHRANK.format("victim")):
         offload.load(path, memory="resident")
+
+
+def test_what_is_wrong_with_a_torn_vocabulary_is_that_it_is_torn(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loading.check_model
+
+    def check(file: offload.GGUFFile) -> object:
+        os.truncate(path, 0)
+        return real(file)
+
+    monkeypatch.setattr(loading, "check_model", check)
+    with pytest.raises(offload.GGUFError, match=SHRANK.format("victim")):
+        offload.load(path)
 
 
 def test_what_was_packed_of_a_torn_file_is_not_kept(

@@ -99,6 +99,8 @@ class CpuDevice:
 
     def router(self, layer: int, router: Router) -> Block:
         """A router."""
+        if self.tier is not None:
+            self.tier.guesser.learn(layer, router)
         return RouterBlock(self, layer, router)
 
     def experts(self, layer: int, routed: GatedMLP | None, shared: GatedMLP | None) -> Block:

@@ -55,6 +55,7 @@ class FewLeased:
         schedule: tuple[int, int],
         regions: tuple[Region, Region],
     ) -> None:
+        self._device = few.device
         self._pool = few.device.pool
         self._layer = few.layer
         self._others = few.n_shared
@@ -75,6 +76,7 @@ class FewLeased:
             self._run(0, self._others + len(experts))
             return
         with self._tier.lease(self._layer, experts) as lease:
+            self._guess()
             self._pool.run(*self._schedule, 1)
             at = self._others + len(lease.ready)
             end = self._others + len(experts)
@@ -86,6 +88,14 @@ class FewLeased:
                 down.jobs[part, Job.W] = where[:, 2]
                 self._run(at, part.stop)
                 at = part.stop
+
+    def _guess(self) -> None:
+        """Read ahead what the next layer may want, behind what this one waits for."""
+        device, guesser = self._device, self._tier.guesser
+        if guesser.is_on:
+            x = device.workspace.view(device.x, device.n_rows, device.config.hidden_size)
+            if (guess := guesser.guess(self._layer, x)) is not None:
+                self._tier.prefetch(*guess)
 
     def _run(self, first: int, end: int) -> None:
         if first < end:
