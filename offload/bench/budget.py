@@ -273,5 +273,11 @@ def _notes(options: BudgetOptions, entries: list[dict[str, Any]], disk: Disk) ->
     slow = [run for run in runs if run.get("is_full") is False]
     if slow:
         notes.append(f"{len(slow)} of {len(runs)} warm-ups ended by time, not by full memory")
+    for entry in entries:
+        notes += [
+            f"{binary_amount(entry['ram'])}: {line}"
+            for line in entry["ours"].get("about", ())
+            if line.startswith(("expert cache", "a miss waits"))
+        ]
     abouts = [line for run in runs for line in run.get("about", ()) if "llama" in line]
     return [*notes, *dict.fromkeys(abouts)]
