@@ -44,6 +44,7 @@ COMMANDS = {
     "inspect": "cli.cmd_inspect",
     "plan": "cli.cmd_plan",
     "bench": "cli.cmd_bench",
+    "replay": "cli.cmd_replay",
     "doctor": "cli.cmd_doctor",
 }
 

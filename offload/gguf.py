@@ -161,10 +161,12 @@ def _open_part(path: Path, part: int) -> tuple[MappedFile, Header]:
     try:
         header = parse_header(mapped.data.data, part, str(path))
     except GGUFError as exc:
+        mapped.check_unchanged()  # if it is not, that is why
         if hint := shards.piece_hint(path):
             raise GGUFError(f"{exc}{hint}") from exc
         raise
     _check_what_follows(mapped, header, path)
+    mapped.check_unchanged()
     return mapped, header
 
 

@@ -12,7 +12,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class LoadProgress:
     """One step. done, total: kernels in phase "compile", tokens in "prompt", else bytes."""
 
-    phase: Literal["download", "check", "read", "copy", "pack", "compile", "lay out", "prompt"]
+    phase: Literal["download", "check", "copy", "pack", "compile", "lay out", "prompt"]
     done_bytes: int
     total_bytes: int
 

@@ -425,10 +425,10 @@ def test_amounts_and_clock() -> None:
 
 
 def test_progress_shows_rate_and_time_left() -> None:
-    text = progress.progress_text("read", 10 * 10**9, 40 * 10**9, 10.0)
+    text = progress.progress_text("copy", 10 * 10**9, 40 * 10**9, 10.0)
     assert text == "10.0 GB / 40.0 GB  1.0 GB/s  ETA 0:30"
     assert progress.progress_text("compile", 10, 40, 5.0) == "10 / 40 kernels  ETA 0:15"
-    assert progress.progress_text("read", 0, 0, 0.0) == "0 B / 0 B"
+    assert progress.progress_text("copy", 0, 0, 0.0) == "0 B / 0 B"
 
 
 # the chat, without a terminal

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quant.compiler import isa
 from quant.compiler.jit import task
 from quant.run import tape
 from quant.run.fields import F64, I64, Fields, size, write
@@ -73,6 +74,28 @@ def test_steps_run_in_order_with_the_counts_of_the_moment(threads: int) -> None:
     tape.run_tape(pool.address, steps.ctypes.data, len(made))
     assert integers(out, 3).tolist() == [7, 8, 9]
     np.testing.assert_array_equal(marks, [11] * 3 + [1] * 97)
+    pool.close()
+
+
+def test_time_of_steps_goes_where_each_says() -> None:
+    pool, made = Pool(2), tape.Tape()
+    ticks, marks = np.zeros(2, np.int64), np.zeros(100, np.int64)
+    context = made.context(Mark, MARKS=made.keep(marks), ADD=1)
+    for i in (0, 1, 1):
+        made.ticks_at = int(ticks[i:].ctypes.data)
+        made.add(mark_task.address, context, 100)
+    made.ticks_at = 0
+    steps = made.table()
+    first = int(ticks.ctypes.data)
+    assert steps[:, tape.TICKS_AT].tolist() == [first, 0, first + 8]
+    tape.run_tape(pool.address, steps.ctypes.data, len(made))
+    np.testing.assert_array_equal(marks, [3] * 100)
+    assert (ticks >= 0).all()
+    if isa.X86:
+        assert (ticks > 0).all()
+        once = ticks.copy()
+        tape.run_tape(pool.address, steps.ctypes.data, len(made))
+        assert (ticks > once).all()  # they add up
     pool.close()
 
 

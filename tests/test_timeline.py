@@ -17,7 +17,7 @@ from offload.forecast.matched import matched_routings
 from offload.forecast.timeline import Costs, Faults, simulate
 from offload.forecast.timeline_plot import plot
 from offload.policies import POLICIES
-from offload.replay import RoutingTrace
+from offload.routing_trace import RoutingTrace
 
 # an RTX 3090 beside two channels of DDR5 at 60 GB/s, K2.5's layers with TQ1_0 experts
 RTX_3090 = Costs(

@@ -21,16 +21,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from offload.batch import Batch
+from offload.devices.block_times import BlockTimes
+from offload.devices.block_times import Kind as Kind
 from offload.weights import Matrix
+
+if TYPE_CHECKING:
+    from offload.expert_stats import ExpertStats
+    from offload.expert_tier import ExpertTier
 
 Array = np.ndarray
 Check = Callable[[], None]
-Kind = Literal["embedding", "attention", "mlp", "router", "experts", "head"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,12 +122,14 @@ class Traffic:
 
     read: bytes of weights that went through kernels, of each expert in use once. The device counts
     these and `runs`; bytes_in and bytes_out are counted as activations cross (offload/forward.py).
+    times: of the blocks run, where the device knows them.
     """
 
     read: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     runs: list[Runs] = field(default_factory=list)
+    times: BlockTimes = field(default_factory=BlockTimes)
 
     @property
     def calls(self) -> Counter[Kind]:
@@ -216,6 +223,14 @@ class Device(Protocol):
     @property
     def kv(self) -> KVStore:
         """Rows of its attention blocks."""
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What its routed experts did so far."""
+
+    @property
+    def tier(self) -> ExpertTier | None:
+        """Slots for routed experts; None: all of them are computed where they lie."""
 
     def embedding(self, table: Matrix) -> Block:
         """Prepare rows of the table; quantised ones are widened."""

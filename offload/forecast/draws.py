@@ -8,7 +8,7 @@ import numpy as np
 
 from offload.arguments import quoted
 from offload.errors import RequestError
-from offload.replay import RoutingTrace
+from offload.routing_trace import RoutingTrace
 
 Array = np.ndarray
 

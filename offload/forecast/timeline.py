@@ -28,7 +28,7 @@ from offload.forecast.draws import passes
 from offload.forecast.events import Event, Lane, Pass, Timeline
 from offload.layer_scheduler import CopyBudget, next_copies, schedule
 from offload.policies import POLICIES, ExpertKey, Profile
-from offload.replay import RoutingTrace
+from offload.routing_trace import RoutingTrace
 
 Array = np.ndarray
 

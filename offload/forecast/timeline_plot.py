@@ -62,7 +62,7 @@ def _lanes(axes: Any, events: list[Event]) -> None:
     axes.set_yticks(range(len(names)), list(LANES.values()))
     axes.invert_yaxis()
     axes.set_xlabel("us of one layer")
-    axes.legend(ncols=5, fontsize="small", loc="lower right")
+    axes.legend(ncols=len(COLOURS), fontsize="small", loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def _passes(axes: Any, timeline: Timeline) -> None:

@@ -1,11 +1,13 @@
 """A tape: a table of steps that one native call plays, so that tokens are decoded without Python.
 
-    steps (n, 4) int64:  | FN: task(context, i, thread) | CONTEXT | COUNT: of tasks | COUNT_AT |
+    steps (n, 5) int64: | FN: task(context, i, thread) | CONTEXT | COUNT | COUNT_AT | TICKS_AT |
 
-COUNT_AT is 0, or the address of a count that an earlier step sets. A step with one task runs on the
-caller's thread; others are a parallel region of the pool. Tasks and their contexts are in
-row_tasks.py and expert_tasks.py. What differs from pass to pass is in one `Pass` record and one
-`Row` record per token, which all contexts point to.
+COUNT: of tasks. COUNT_AT is 0, or the address of a count that an earlier step sets. TICKS_AT is 0,
+or the address of an int64 that grows by the time since the last one that was not, on the
+processor's own clock (clock.py). A step with one task runs on the caller's thread; others are a
+parallel region of the pool. Tasks and their contexts are in row_tasks.py and expert_tasks.py. What
+differs from pass to pass is in one `Pass` record and one `Row` record per token, which all contexts
+point to.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from quant.compiler.jit import kernel
+from quant.run.clock import ticks
 from quant.run.fields import I64, Fields, write
 from quant.run.pool import run_region
-from quant.simd.vectors import call_kernel, i64
+from quant.simd.vectors import call_kernel, i64, put_i64
 
-STEP_FIELDS = 4
+STEP_FIELDS, TICKS_AT = 5, 4
 
 
 class Pass(Fields):
@@ -45,6 +48,7 @@ class Row(Fields):
 @kernel()
 def run_tape(control: int, steps: int, n: int) -> None:
     """Play n steps from the address `steps`; control: of the pool."""
+    began = ticks()
     for i in range(n):
         step = steps + 8 * STEP_FIELDS * i
         count_at = i64(step + 24)
@@ -53,13 +57,19 @@ def run_tape(control: int, steps: int, n: int) -> None:
             call_kernel(i64(step), i64(step + 8), 0, 0)
         else:
             run_region(control, i64(step), i64(step + 8), count)
+        ticks_at = i64(step + 32)
+        if ticks_at:
+            now = ticks()
+            put_i64(ticks_at, i64(ticks_at) + now - began)
+            began = now
 
 
 class Tape:
-    """Steps in the making, and the memory that they point to."""
+    """Steps in the making, and the memory that they point to. ticks_at: of the steps to come."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[int, int, int, int]] = []
+        self.ticks_at = 0
+        self._steps: list[tuple[int, int, int, int, int]] = []
         self._kept: list[Any] = []
 
     def __len__(self) -> int:
@@ -76,8 +86,11 @@ class Tape:
 
     def add(self, fn: int, context: int, count: int = 1, count_at: int = 0) -> None:
         """One more step; its number of tasks is `count`, or read from count_at as it begins."""
-        self._steps.append((fn, context, count, count_at))
+        self._steps.append((fn, context, count, count_at, self.ticks_at))
 
     def table(self) -> np.ndarray:
         """The steps, (n, STEP_FIELDS) int64; valid as long as the tape lives."""
-        return np.array(self._steps, np.int64).reshape(-1, STEP_FIELDS)
+        table = np.array(self._steps, np.int64).reshape(-1, STEP_FIELDS)
+        same = table[:-1, TICKS_AT] == table[1:, TICKS_AT]
+        table[:-1, TICKS_AT][same] = 0  # one look at the clock for all of them
+        return table
