@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cli._paths import package_versions, user_data_dir
-from cli._render import show_table
+from cli._render import say, show_table
 from offload.amounts import amount
 
 if TYPE_CHECKING:
@@ -20,11 +21,26 @@ SHOWN_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avxvnni", "avx512", "
 
 
 @click.command("doctor")
-def command() -> None:
-    """Show the processor, memory, kernel variant and installed versions."""
+@click.option(
+    "--measure",
+    is_flag=False,
+    flag_value="",
+    metavar="[MODEL]",
+    help="Measure memory and kernels (under a minute) and keep the figures; with the name of a "
+    "model's file, its disk, too.",
+)
+def command(measure: str | None) -> None:
+    """Show the processor, memory, kernel variant and installed versions.
+
+    With --measure, how fast this machine is, too: predictions are made from that.
+    """
     import offload
 
-    show_table("Machine", ("", ""), _machine_rows(offload.probe()))
+    if measure is not None:
+        _measure(offload.probe(), measure)
+    profile = offload.probe()
+    show_table("Machine", ("", ""), _machine_rows(profile))
+    show_table("Rates", ("", ""), _rate_rows(profile))
     model = offload.embedded_model()
     size = amount(model.stat().st_size) if model.is_file() else "missing"
     rows = [*package_versions().items(), ("embedded model", f"{size} ({model})")]
@@ -52,6 +68,56 @@ def _machine_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
         ("container", profile.container()),
         ("GPUs", ", ".join(profile.gpus) or "none used: this version computes on the CPU"),
     ]
+
+
+def _measure(profile: HardwareProfile, model: str) -> None:
+    """Measure, and keep what came of it."""
+    from cli.progress import LoadDisplay
+    from offload import measure_rates
+    from offload.disk_rate import disk_rate
+    from offload.errors import RequestError, reason
+    from quant.run.pool import Pool
+
+    disk = None
+    if model:
+        try:
+            disk = disk_rate(Path(model))
+        except OSError as exc:
+            raise RequestError(f"--measure {model}: {reason(exc)}") from exc
+        if disk is None:
+            say("The disk was not measured: no direct reads there, or a small file.", err=True)
+    pool = Pool(profile.default_threads()[0])
+    try:
+        with LoadDisplay() as display:
+            rates = measure_rates.measure(pool, profile, report=display.callback, disk=disk)
+    finally:
+        pool.close()
+    try:
+        say(f"kept in {measure_rates.keep(rates)}", err=True)
+    except (OSError, RuntimeError) as exc:
+        say(f"These figures cannot be kept: {exc}", err=True)
+
+
+def _rate_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
+    from offload import measure_rates
+    from offload.errors import UnsupportedError
+
+    rates = measure_rates.saved(profile)
+    if rates is None:
+        try:
+            rates = measure_rates.shipped(profile.cpu.simd)
+        except UnsupportedError:
+            return [("source", "none; --measure makes them")]
+    source = f"{rates.source} {rates.date}, {rates.processor}, {rates.cores} threads"
+    rows = [("source", source + ("; --measure makes yours" * (rates.source == "shipped")))]
+    rows.append(("memory", f"{amount(rates.ram)}/s, one thread {amount(rates.ram_one)}/s"))
+    rows.append(("disk", "not measured" if rates.disk is None else f"{amount(rates.disk)}/s"))
+    rows.append(("parallel region", f"{1e6 * rates.region:.1f} us"))
+    rows.append(("a token's Python", f"{1e6 * rates.token:.0f} us"))
+    for key, k in rates.kernels.items():
+        prompt = f"prompts {k.prompt / 1e9:.0f} G/s"
+        rows.append((key, f"{amount(k.decode)}/s a core, 4 tokens {amount(k.few)}/s, {prompt}"))
+    return rows
 
 
 def _core_kinds(profile: HardwareProfile) -> str:

@@ -65,7 +65,7 @@ def command(model: Path | None, table: bool, as_json: bool, **values: Any) -> No
     The machine is this one, with the cards of --gpu if there are any; with --ram, --ram-bandwidth,
     --cores or --isa it is a described one, and what is left out is assumed and said.
     """
-    from offload import forecast
+    from offload import bench, forecast
 
     if table:
         if model is not None or given_names(ALONE):
@@ -77,6 +77,8 @@ def command(model: Path | None, table: bool, as_json: bool, **values: Any) -> No
             show_table(*forecast.verdict_table(verdicts))
             say("tokens/s: one sequence decoded, as GPUs allow; this version uses the CPU alone")
         return
+    if values["plot"] is not None:
+        bench.check_matplotlib()
     found = _forecast(_facts(model, values), values)
     if as_json:
         content = forecast.forecast_json(found)

@@ -37,16 +37,19 @@ PHASES = {
     "pack": "packing experts",
     "compile": "compiling kernels for this processor, once: about half a minute",
     "prompt": "reading the prompt",
+    "measure": "measuring",
 }
 
 
 def progress_text(phase: str, done: int, total: int, seconds: float) -> str:
     """Amount, rate and time left of one phase, `seconds` after it began.
 
-    The phase "compile" counts kernels, "prompt" tokens, every other phase bytes.
+    The phase "compile" counts kernels, "measure" types, "prompt" tokens, every other phase bytes.
     """
     rate = done / seconds if seconds > 0 else 0.0
-    if phase == "compile":
+    if phase == "measure":
+        parts = [f"{done} / {total} types"]
+    elif phase == "compile":
         parts = [f"{done} / {total} kernels"]
     elif phase == "prompt":
         parts = [f"{done:,} / {total:,} tokens", f"{rate:.1f} t/s" if rate else ""]

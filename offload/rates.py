@@ -28,9 +28,12 @@ class Rates:
     """One machine. Bytes and seconds throughout.
 
     ram: bytes/s that all `cores` read together; ram_one: one alone. kernels: by "TYPE" with Q8
-    activations (routed experts), "TYPE q16" (all else), "TYPE packed", on this isa. region: seconds
-    to start and end a parallel region. token: seconds of Python per decoded token. disk: direct
-    reads, bytes/s; None: not measured. date: of the measurement, "2026-11-27".
+    activations (routed experts), "TYPE q16" (all else), "TYPE packed" (bytes of the packed layout),
+    on this isa, of one core while all are at work. region: seconds to start and end a parallel
+    region. token: seconds of Python per decoded token. disk: direct reads, bytes/s; attend:
+    multiplications per second and core of attention over a cache; vector: float32 numbers per
+    second that one thread normalises and rounds. None: not measured. date: of the measurement,
+    "2026-11-27".
     """
 
     processor: str
@@ -44,3 +47,5 @@ class Rates:
     region: float
     token: float
     disk: float | None = None
+    attend: float | None = None
+    vector: float | None = None

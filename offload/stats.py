@@ -10,9 +10,9 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """One step. done, total: kernels in phase "compile", tokens in "prompt", else bytes."""
+    """One step. done, total: kernels in "compile", tokens in "prompt", types in "measure"; or bytes."""
 
-    phase: Literal["download", "check", "copy", "pack", "compile", "lay out", "prompt"]
+    phase: Literal["download", "check", "copy", "pack", "compile", "lay out", "prompt", "measure"]
     done_bytes: int
     total_bytes: int
 
