@@ -10,7 +10,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """One step. done, total: kernels in "compile", tokens in "prompt", types in "measure"; or bytes."""
+    """One step. done, total: kernels ("compile"), tokens ("prompt"), types ("measure") or bytes."""
 
     phase: Literal["download", "check", "copy", "pack", "compile", "lay out", "prompt", "measure"]
     done_bytes: int
