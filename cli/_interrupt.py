@@ -23,7 +23,6 @@ from typing import Any
 if sys.platform != "win32":
     import termios
 
-EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
 EXIT_HANGUP = 129  # also where the terminal is gone and no signal told
 # style off, cursor shown, pasted text no longer bracketed
@@ -82,11 +81,7 @@ def guard_crashes() -> None:
     """From now on the terminal is restored, and a line told, also when native code crashes."""
     from offload.crashes import guard_terminal
 
-    def end() -> None:
-        restore_terminal()
-        os._exit(EXIT_USER_ERROR)
-
-    guard_terminal(None if _saved is None else _saved.descriptor, RESET, end)
+    guard_terminal(None if _saved is None else _saved.descriptor, RESET)
 
 
 def is_hung_up(exc: Exception) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli._values import CountRange, FiniteRange, GivenPath, Samplers
+from cli._values import Amount, CountRange, FiniteRange, GivenPath, Samplers
 from cli._values import Text as Text
 
 if TYPE_CHECKING:
@@ -205,6 +205,45 @@ LAYOUT_OPTIONS = (
         help="Keep every worker thread on a core of its own.  [default: unless others need them]",
     ),
 )
+TIER_OPTIONS = (
+    click.option(
+        "--ram",
+        type=Amount(),
+        metavar="SIZE",
+        help="Use no more RAM than this, such as 24GiB.  [default: what is free]",
+    ),
+    click.option(
+        "--expert-cache",
+        type=Amount("auto", "off"),
+        default="auto",
+        show_default=True,
+        metavar="SIZE|auto|off",
+        help="RAM for copies of routed experts.  auto: where they are read from the disk, what"
+        " nothing else needs.",
+    ),
+    click.option(
+        "--expert-policy",
+        default="lru",
+        show_default=True,
+        metavar="NAME",
+        help="Which copy makes room for another: lru, lfu, lfu-admit, pinned, layer-lru, layer-lfu,"
+        " layer-lfu-admit.",
+    ),
+    click.option(
+        "--expert-profile",
+        type=GivenPath(what="path of the trace", dir_okay=False),
+        metavar="TRACE",
+        help="What `run --trace` recorded, for --expert-policy pinned.",
+    ),
+    click.option(
+        "--experts-home",
+        type=click.Choice(["auto", "map", "disk"]),
+        default="auto",
+        show_default=True,
+        help="Routed experts stay in the mapped file, or are read around the page cache into the"
+        " expert cache as they are needed.  auto: that, if they do not fit into RAM.",
+    ),
+)
 LAYOUT_NAMES = ("experts_layout", "pack_budget", "packed_cache", "memory", "pin")
 
 
@@ -259,6 +298,6 @@ def load_options(command: F) -> F:
             help="Tokens of a prompt that are read in one step.  [default: 512]",
         ),
     )
-    for option in reversed((*options, *LAYOUT_OPTIONS)):
+    for option in reversed((*options, *LAYOUT_OPTIONS, *TIER_OPTIONS)):
         command = option(command)
     return command

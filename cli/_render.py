@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal, TextIO
 from offload.amounts import amount
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from offload import RunStats
 
 DIM = "\x1b[2m"
@@ -117,6 +119,16 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     Console(file=text, width=width, force_terminal=styled, highlight=False).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     write(sys.stdout, "\n".join([*lines, "", ""]))
+
+
+def show_text(text: Text) -> None:
+    """Write styled lines to standard output, none of them wrapped or cut."""
+    from rich.console import Console
+
+    styled = has_style(sys.stdout)
+    out = io.StringIO()
+    Console(file=out, width=4096, force_terminal=styled, highlight=False).print(text)
+    write(sys.stdout, out.getvalue())
 
 
 def clock(seconds: float) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from offload.amounts import parse_amount
+
 
 class FiniteRange(click.FloatRange):
     """A float range that refuses nan and infinity too."""
@@ -78,6 +80,28 @@ class Counts(click.types.StringParamType):
         return text
 
 
+class Sizes(click.types.StringParamType):
+    """Bytes, written like 24GiB or 9.3MB, with commas between; `most` of them, each above 0."""
+
+    name = "sizes"
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse whatever else."""
+        text = str(super().convert(value, param, ctx))
+        parts = text.split(",")
+        if len(parts) > self._most:
+            self.fail(f"{len(parts)} sizes are too many; give {self._most} at most", param, ctx)
+        try:
+            if min(parse_amount(part) for part in parts) < 1:
+                self.fail(f"{text}: a size is 1 byte or more", param, ctx)
+        except ValueError as exc:
+            self.fail(f"{text}: {exc}", param, ctx)
+        return text
+
+
 class Samplers(click.types.StringParamType):
     """Names of sampling steps with commas between, in the order in which they apply."""
 
@@ -107,3 +131,43 @@ class GivenPath(click.Path):
         if value == "":
             self.fail(f"the {self._what} is empty", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Amount(click.ParamType[int | str]):
+    """Bytes, more than none, written like 24GiB or 1.5GB; or one of these words."""
+
+    name = "amount"
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """See click.ParamType."""
+        if isinstance(value, int) or value in self._words:
+            return value  # type: ignore[no-any-return]
+        try:
+            n_bytes = parse_amount(value)
+        except ValueError as exc:
+            words = "".join(f", or {word}" for word in self._words)
+            self.fail(f"{value!r}: {exc}{words}", param, ctx)
+        return n_bytes or self.fail(f"{value!r}: more than 0 is needed", param, ctx)
+
+
+class Rate(click.types.StringParamType):
+    """Bytes per second, written like 89.6GB/s; more than none."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse."""
+        from offload.amounts import parse_rate
+
+        if isinstance(value, float):
+            return value
+        try:
+            rate = parse_rate(str(super().convert(value, param, ctx)))
+        except ValueError as exc:
+            self.fail(f"{value!r}: {exc}", param, ctx)
+        return rate or self.fail(f"{value!r}: more than 0 is needed", param, ctx)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from cli._interrupt import StopOnCtrlC
 from cli._render import say, stats_text
 from cli.answer_writer import AnswerWriter
+from cli.expert_display import stats_lines
 from cli.progress import PromptDisplay
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def note_full_context(engine: Engine, settings: Settings) -> None:
 def say_stats(engine: Engine) -> None:
     """The figures of the last answer, and how they compare with what was predicted."""
     say(stats_text(engine.stats), err=True, dim=True)
-    for line in engine.check_prediction():
+    for line in (*stats_lines(engine.expert_stats), *engine.check_prediction()):
         say(line, err=True, dim=True)
 
 

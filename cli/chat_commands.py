@@ -23,6 +23,7 @@ HELP = """\
 /clear              forget the conversation
 /context            how much of the context is used
 /stats              speeds and seed of the last answer
+/experts            which experts are asked for, which are in fast slots, and what that brings
 /set                all settings; /set NAME VALUE changes one (/set temperature 0.7),
                     /set NAME default resets it
 /think on|off       let the model think before it answers, or not; without: how it is
@@ -105,6 +106,13 @@ def _context(chat: Chat, _: str) -> None:
 
 def _stats(chat: Chat, _: str) -> None:
     say(stats_text(chat.engine.stats) if chat.has_answered else "No answer yet.")
+
+
+def _experts(chat: Chat, _: str) -> None:
+    from cli.expert_display import show_experts
+
+    engine = chat.engine
+    show_experts(engine.expert_stats, chat.uses_before, engine.plan.cache.why)
 
 
 def _set(chat: Chat, text: str) -> None:
@@ -191,6 +199,7 @@ COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     "/clear": _clear,
     "/context": _context,
     "/stats": _stats,
+    "/experts": _experts,
     "/set": _set,
     "/think": _think,
     "/system": _system,

@@ -19,8 +19,11 @@ from cli.answering import (
 from cli.chat_commands import obey, turns_text
 from cli.chat_session import ChatSession
 from cli.conversation import Conversation, Window, is_nearly_full
+from cli.expert_display import uses_so_far
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from offload import Engine
 
 
@@ -40,6 +43,7 @@ class Chat:
         self.engine = engine
         self.settings = settings
         self.has_answered = False
+        self.uses_before: dict[int, np.ndarray] = {}  # see uses_so_far; before the answer
         self.is_done = False
         self._read_line = read_line
         self._was_ctrl_c = False  # the last thing that the user did, here or during an answer
@@ -103,6 +107,7 @@ class Chat:
         if settings.raw or conversation is self.conversation:
             self.question, self.is_answered = text, False
         window = None
+        self.uses_before = uses_so_far(self.engine.expert_stats)
         try:
             with no_echo():
                 if settings.raw:

@@ -20,6 +20,28 @@ if TYPE_CHECKING:
 
 OF_SHAPES = ("experts", "attention", "shared", "layers", "overlap")
 OF_MODELS = ("pack_budget", "packed_cache", "memory", "plan_file")
+WITHOUT_RAM = (
+    "overlap", "parallel", "pack_budget", "packed_cache", "memory", "plan_file", "experts_layout",
+    "pin", "plot",
+)  # fmt: skip
+
+
+class Budgets(click.types.StringParamType):
+    """Amounts of memory with commas between, in bytes or in percent of a model."""
+
+    name = "budgets"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse whatever else."""
+        from offload import bench
+
+        text = str(super().convert(value, param, ctx))
+        for part in text.split(","):
+            try:
+                bench.Budget.parse(part)
+            except ValueError as exc:
+                self.fail(f"{part!r}: {exc}", param, ctx)
+        return text
 
 
 @click.command("bench")
@@ -49,7 +71,7 @@ OF_MODELS = ("pack_budget", "packed_cache", "memory", "plan_file")
     multiple=True,
     metavar="TOKENS",
     help="Tokens before the decoded one; with a model, may be repeated."
-    "  [default: 0, 512 and 1024; 512 for a shape]",
+    "  [default: 0, 512 and 1024; 512 for a shape; 32 with --ram]",
 )
 @click.option(
     "--parallel",
@@ -78,6 +100,19 @@ OF_MODELS = ("pack_budget", "packed_cache", "memory", "plan_file")
     metavar="S",
     help="How long to measure; preparing comes on top.",
 )
+@click.option(
+    "--ram",
+    type=Budgets(),
+    metavar="SIZE[,SIZE...]",
+    help="Measure under memory budgets (8GiB, or 30% of the model): with experts from the disk as"
+    " they are needed, and with the mapped file alone.",
+)
+@click.option(
+    "--disk-file",
+    type=GivenPath(what="path of the model to write", dir_okay=False),
+    metavar="FILE",
+    help="With --shape and --ram: where the random model is written, or was before.",
+)
 @layout_options
 @PLAN_FILE
 @click.option(
@@ -105,12 +140,17 @@ def command(
 
     With --shape no file is needed: random weights of the true sizes are laid out in memory, as many
     layers and experts as fit, and all layers' time is extrapolated. Best and median are shown.
+
+    With --ram each program runs in a process of its own that may use SIZE (as root, page cache
+    included), one after the other. A --shape is written to --disk-file first, with few layers but
+    all experts.
     """
     from offload import bench
     from offload.errors import RequestError
 
     if model is not None and shape is not None:
         raise click.UsageError("give MODEL or --shape, not both")
+    _check_ram(values, shape)
     _refuse_ignored(OF_SHAPES if shape is None else OF_MODELS, shape)
     if values["overlap"] is not None and not values["parallel"]:
         raise click.UsageError("--overlap belongs to --parallel")
@@ -125,7 +165,9 @@ def command(
             raise RequestError(f"{path}: there is no folder {path.absolute().parent}")
     with LoadDisplay() as display:
         report = display.callback
-        if shape is None:
+        if values["ram"] is not None:
+            result = bench.bench_budget(_budget_options(model, shape, values), report, say)
+        elif shape is None:
             result = bench.bench_model(_model_options(model, values), report)
         else:
             result = bench.bench_shape(_shape_options(shape, values), report)
@@ -150,6 +192,38 @@ def _refuse_ignored(names: tuple[str, ...], shape: str | None) -> None:
     for name in given_names(names):
         where = "to --shape" if shape is None else "to a MODEL, not to --shape"
         raise click.UsageError(f"--{name.replace('_', '-')} belongs {where}")
+
+
+def _check_ram(values: dict[str, Any], shape: str | None) -> None:
+    """Usage error for options that do not go with --ram, or not without it."""
+    if values["ram"] is None:
+        if values["disk_file"] is not None:
+            raise click.UsageError("--disk-file belongs to --ram")
+        return
+    for name in given_names(WITHOUT_RAM):
+        flag = "--[no-]pin" if name == "pin" else f"--{name.replace('_', '-')}"
+        raise click.UsageError(f"{flag} does not go with --ram")
+    if (shape is None) != (values["disk_file"] is None):
+        raise click.UsageError("--shape with --ram needs --disk-file, and --disk-file a --shape")
+
+
+def _budget_options(
+    model: Path | None, shape: str | None, values: dict[str, Any]
+) -> bench.BudgetOptions:
+    from offload import bench
+
+    depths = values["depth"] or (32,)
+    if len(depths) > 1:
+        raise click.UsageError("with --ram, give one --depth")
+    names = ("disk_file", "experts", "attention", "shared", "layers", "threads", "seconds")
+    return bench.BudgetOptions(
+        rams=tuple(values["ram"].split(",")),
+        path=model,
+        shape=shape,
+        prompt=depths[0],
+        compare=values["compare"] is not None,
+        **{name: values[name] for name in names},
+    )
 
 
 def _model_options(model: Path | None, values: dict[str, Any]) -> bench.ModelOptions:
@@ -182,6 +256,6 @@ def _shape_options(shape: str, values: dict[str, Any]) -> bench.ShapeOptions:
         raise click.UsageError("with --shape, give one --depth")
     values["compare"] = values["compare"] is not None
     values |= {"layout": layout_wish(values), "parallel": _numbers(values)}
-    for name in ("experts_layout", "pack_budget", "packed_cache", "memory", "plan_file"):
+    for name in (*OF_MODELS, "experts_layout", "ram", "disk_file"):
         del values[name]
     return bench.ShapeOptions(shape=shape, depth=depths[0], **values)

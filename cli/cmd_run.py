@@ -30,6 +30,7 @@ from cli.chat_session import ChatSession
 from cli.model_argument import model_argument
 from cli.plan_options import PLAN_FILE, check_plan_alone
 from cli.prompt_input import read_prompt
+from cli.tracing import check_target, traced
 
 if TYPE_CHECKING:
     from offload import Engine
@@ -67,6 +68,13 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Go on with the conversation in FILE, and keep it there, with what the model has read of"
     " it; a new one if FILE is not there.",
+)
+@click.option(
+    "--trace",
+    type=GivenPath(what="name of the trace's file", dir_okay=False),
+    metavar="FILE",
+    help="Record which experts are asked for, and write that to FILE at the end, however it ends;"
+    " see replay.",
 )
 @sampling_options
 @load_options
@@ -109,7 +117,9 @@ def command(model: Path | None, **values: Any) -> None:
     prompt = read_prompt(values["prompt"], values["files"])
     if prompt is None and settings.json:
         raise click.UsageError("--json is for one answer: give -p TEXT, -f FILE or a pipe")
-    with _load(model, values) as engine:
+    if values["trace"]:
+        check_target(values["trace"])
+    with _load(model, values) as engine, traced(engine, model, values["trace"]):
         if values["plan"]:
             from cli._render import say
 
@@ -146,6 +156,11 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
             threads=values["threads"],
             kv_type=values["kv_type"],
             chunk=values["chunk"],
+            ram=values["ram"],
+            expert_cache=values["expert_cache"],
+            expert_policy=values["expert_policy"],
+            expert_profile=values["expert_profile"],
+            experts_home=values["experts_home"],
             **{name: values[name] for name in LAYOUT_NAMES},
             progress=display.callback,
         )

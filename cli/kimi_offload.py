@@ -42,7 +42,9 @@ COMMANDS = {
     "run": "cli.cmd_run",
     "pull": "cli.cmd_pull",
     "inspect": "cli.cmd_inspect",
+    "plan": "cli.cmd_plan",
     "bench": "cli.cmd_bench",
+    "replay": "cli.cmd_replay",
     "doctor": "cli.cmd_doctor",
 }
 

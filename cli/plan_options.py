@@ -41,6 +41,11 @@ IN_PLAN = {
     "memory": "placements",
     "pin": "workers.cpus",
     "chunk": "chunk",
+    "ram": "cache.n_bytes",
+    "expert_cache": "cache.n_bytes",
+    "expert_policy": "cache.policy",
+    "expert_profile": "cache.profile",
+    "experts_home": "placements.routed.tier",
 }
 
 
@@ -90,6 +95,13 @@ def plan_of(
         layout=layout_wish(values),
         pin=values["pin"],
         chunk=values["chunk"],
+        ram=values["ram"],
+        tiers=offload.TierOptions(
+            cache=values["expert_cache"],
+            policy=values["expert_policy"],
+            profile=values["expert_profile"],
+            home=values["experts_home"],
+        ),
     )
     with LoadDisplay() as display:
         plan = offload.plan_model(file, config, wish, offload.probe(), display.callback)

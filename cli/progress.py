@@ -33,7 +33,6 @@ PROMPT_SHOWN_AFTER = 1.0  # seconds
 REFRESH = 0.1  # seconds
 
 PHASES = {
-    "read": "reading the model",
     "copy": "copying weights into memory",
     "pack": "packing experts",
     "compile": "compiling kernels for this processor, once: about half a minute",

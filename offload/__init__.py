@@ -50,14 +50,18 @@ if TYPE_CHECKING:
         PerLayer,
         PinnedHot,
     )
-    from offload.replay import RoutingTrace, hit_rates
+    from offload.replay import hit_rates
+    from offload.replay_plot import plot_hit_rates
+    from offload.routing_trace import RoutingTrace
     from offload.sampling_params import SamplingParams
     from offload.sessions import Session
     from offload.speech import Token
     from offload.stats import LoadProgress, Repetition, RunStats
     from offload.tensor_census import census
+    from offload.tiering import TierOptions
 
 _HOMES = {
+    "TierOptions": "offload.tiering",
     "census": "offload.tensor_census",
     "check_model": "offload.checks",
     "ModelConfig": "offload.config",
@@ -95,8 +99,9 @@ _HOMES = {
     "POLICIES": "offload.policies",
     "PerLayer": "offload.policies",
     "PinnedHot": "offload.policies",
-    "RoutingTrace": "offload.replay",
     "hit_rates": "offload.replay",
+    "plot_hit_rates": "offload.replay_plot",
+    "RoutingTrace": "offload.routing_trace",
     "SamplingParams": "offload.sampling_params",
     "LoadProgress": "offload.stats",
     "Repetition": "offload.stats",
@@ -135,6 +140,7 @@ __all__ = [
     "RunStats",
     "SamplingParams",
     "Session",
+    "TierOptions",
     "Token",
     "UnsupportedError",
     "__version__",
@@ -146,6 +152,7 @@ __all__ = [
     "load",
     "make_plan",
     "plan_model",
+    "plot_hit_rates",
     "probe",
     "pull",
 ]

@@ -36,3 +36,17 @@ def parse_amount(text: str) -> int:
     if found is None:
         raise ValueError("an amount is written like 24GiB, 1.5GB or 512MiB")
     return round(float(found[1]) * UNITS[(found[2] or "").lower()])
+
+
+_PLAIN = re.compile(r"\d{1,6}(\.\d{1,6})?", re.ASCII)
+
+
+def parse_rate(text: str) -> float:
+    """Bytes per second: '89.6GB/s', '500 MB/s'; a plain number counts GB/s; ValueError."""
+    words = text.strip().lower().removesuffix("/s").strip()
+    if _PLAIN.fullmatch(words):
+        return float(words) * 1e9
+    try:
+        return float(parse_amount(words))
+    except ValueError:
+        raise ValueError("a rate is written like 89.6GB/s or 500MB/s") from None

@@ -43,7 +43,7 @@ def read_limits(root: Path = Path("/")) -> Limits:
     memory: list[tuple[int, str]] = []
     free: list[int] = []
     swap: list[int] = []
-    for group, shown in _groups(root):
+    for group, shown in groups(root):
         for name, quota in (("cpu.max", _quota_2(group)), ("cpu.cfs_quota_us", _quota_1(group))):
             if quota is not None:
                 cpus.append((quota, f"{shown}/{name}"))
@@ -68,7 +68,7 @@ def read_limits(root: Path = Path("/")) -> Limits:
     )
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, str]]:
+def groups(root: Path) -> Iterator[tuple[Path, str]]:
     """Every group that this process is in: its folder, and the same as people know it."""
     own = _own_groups(_text(root / "proc/self/cgroup"))
     for controllers, base, mounted in _mounts(_text(root / "proc/self/mountinfo")):

@@ -7,15 +7,18 @@ its reason.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from offload.arguments import check_type
 from offload.config_keys import KEYS, Reader, check_keys, supported_architecture
 from offload.errors import GGUFError, UnsupportedError, shown
 from offload.gguf import GGUFFile
-from offload.gguf_tensors import refuse_foreign
+from offload.gguf_tensors import TensorInfo, refuse_foreign
 from offload.metadata import described, strings, text
+from quant.ggml import GGMLType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +120,38 @@ class ModelConfig:
                 f"{shown(f.paths[0].name)} holds no tensors (a vocabulary or a header only); give "
                 "the model's file"
             )
-        config = _read_config(Reader(f.metadata, architecture), f)
+        config = _read_config(Reader(f.metadata, architecture), f.tensors, f.paths[0])
         module_of(architecture).check_tensors(config, f.tensors)
         check_rope(config)
         return config
 
+    @classmethod
+    def from_parts(cls, f: GGUFFile, tensors: Mapping[str, TensorInfo]) -> ModelConfig:
+        """The same of the first part `f` of a model of which only `tensors` are here.
 
-def _read_config(read: Reader, f: GGUFFile) -> ModelConfig:
+        What the tensors of other parts would decide is guessed: queries are projected in two steps
+        if the metadata has their rank, and the head is a matrix of its own.
+        """
+        from offload.rope import check_rope
+
+        architecture = supported_architecture(f.metadata)
+        refuse_foreign(f.foreign.values(), shown(f.paths[0], 1_000))
+        read = Reader(f.metadata, architecture)
+        guessed = {"output.weight": (1, 1)}
+        if rank := read.integer("q_lora_rank") * ("blk.0.attn_q.weight" not in tensors):
+            guessed["blk.0.attn_q_a.weight"] = (rank, 1)
+        others = {name: _elsewhere(name, shape) for name, shape in guessed.items()}
+        config = _read_config(read, {**others, **tensors}, f.paths[0])
+        check_rope(config)
+        return config
+
+
+def _elsewhere(name: str, shape: tuple[int, ...]) -> TensorInfo:
+    """A tensor that another part is thought to hold."""
+    return TensorInfo(name=name, ggml_type=GGMLType.F32, shape=shape, n_bytes=0, part=0, offset=0)
+
+
+def _read_config(read: Reader, tensors: Mapping[str, TensorInfo], path: Path) -> ModelConfig:
     check_keys(read)
     mtp = read.integer("num_mtp_layers")
     layers = read.integer("num_layers") - mtp
@@ -132,20 +160,20 @@ def _read_config(read: Reader, f: GGUFFile) -> ModelConfig:
             f"block_count counts {layers + mtp} layers, but {mtp} of them are MTP layers"
         )
     dense = min(read.integer("first_k_dense"), layers)
-    vocab_size = _vocab_size(read, f)
+    vocab_size = _vocab_size(read, tensors)
     rope = _read_rope(read)
     heads = read.integer("num_heads", slice(layers))
     qk_head_dim, v_head_dim = _head_sizes(read, rope.dim)
-    _check_query_rows(read, heads * qk_head_dim, rope.dim, f)
+    _check_query_rows(read, heads * qk_head_dim, rope.dim, tensors)
     experts, top_k, n_group, topk_group = _expert_counts(read, layers > dense)
     return ModelConfig(
         architecture=read.prefix[:-1],
-        name=_model_name(f),
+        name=_model_name(read.metadata, path),
         num_layers=layers,
         first_k_dense=dense,
         hidden_size=read.integer("hidden_size"),
         num_heads=heads,
-        q_lora_rank=_q_lora_rank(read, f),
+        q_lora_rank=_q_lora_rank(read, tensors),
         kv_lora_rank=read.integer("kv_lora_rank"),
         qk_nope_head_dim=qk_head_dim - rope.dim,
         qk_rope_head_dim=rope.dim,
@@ -164,29 +192,29 @@ def _read_config(read: Reader, f: GGUFFile) -> ModelConfig:
         rope=rope,
         vocab_size=vocab_size,
         context_length=read.integer("context_length"),
-        tie_word_embeddings="output.weight" not in f.tensors,
+        tie_word_embeddings="output.weight" not in tensors,
         num_mtp_layers=mtp,
     )
 
 
-def _model_name(f: GGUFFile) -> str:
+def _model_name(metadata: Mapping[str, Any], path: Path) -> str:
     for key in ("general.name", "general.basename"):
-        name = text(f.metadata, key)
+        name = text(metadata, key)
         if name and name.strip():
             return shown(name.strip())
-    return shown(f.paths[0].stem)
+    return shown(path.stem)
 
 
-def _vocab_size(read: Reader, f: GGUFFile) -> int:
+def _vocab_size(read: Reader, tensors: Mapping[str, TensorInfo]) -> int:
     """The key if present, else the token list, else the embedding's rows; they must agree."""
-    listed = len(strings(f.metadata, "tokenizer.ggml.tokens") or ())
+    listed = len(strings(read.metadata, "tokenizer.ggml.tokens") or ())
     stated = read.integer("vocab_size")
     if stated and listed and stated != listed:
         raise GGUFError(
             f"vocab_size is {stated:,}, but the file lists {listed:,} tokens; it was converted "
             "incompletely"
         )
-    embedding = f.tensors.get("token_embd.weight")
+    embedding = tensors.get("token_embd.weight")
     return stated or listed or (embedding.shape[0] if embedding else 0)
 
 
@@ -220,7 +248,9 @@ def _head_sizes(read: Reader, rope_dim: int) -> tuple[int, int]:
     return qk, v
 
 
-def _check_query_rows(read: Reader, rows: int, rope_dim: int, f: GGUFFile) -> None:
+def _check_query_rows(
+    read: Reader, rows: int, rope_dim: int, tensors: Mapping[str, TensorInfo]
+) -> None:
     """Tell a head size from the cached latent's in a file without *_mla.
 
     The two may be equal; then the rows of the first layer's queries decide.
@@ -228,7 +258,7 @@ def _check_query_rows(read: Reader, rows: int, rope_dim: int, f: GGUFFile) -> No
     length = read.integer("key_length")
     if read.integer("key_length_mla") or length != read.integer("kv_lora_rank") + rope_dim:
         return
-    queries = [f.tensors.get(f"blk.0.{name}.weight") for name in ("attn_q_b", "attn_q")]
+    queries = [tensors.get(f"blk.0.{name}.weight") for name in ("attn_q_b", "attn_q")]
     if not any(t is not None and t.shape[0] == rows for t in queries):
         raise GGUFError(
             f"{read.prefix}attention.key_length {length} is the size of the cached latent, and "
@@ -236,9 +266,9 @@ def _check_query_rows(read: Reader, rows: int, rope_dim: int, f: GGUFFile) -> No
         )
 
 
-def _q_lora_rank(read: Reader, f: GGUFFile) -> int | None:
+def _q_lora_rank(read: Reader, tensors: Mapping[str, TensorInfo]) -> int | None:
     """Decided by the tensors: converters write the key for models without the tensor, too."""
-    down = f.tensors.get("blk.0.attn_q_a.weight")
+    down = tensors.get("blk.0.attn_q_a.weight")
     if down is None:
         return None
     return read.integer("q_lora_rank") or down.shape[0]

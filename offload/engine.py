@@ -24,12 +24,14 @@ from offload.chat import ChatFormat, Message, choose_format
 from offload.config import ModelConfig
 from offload.errors import PlanError, RequestError
 from offload.expert_layout import Layout, LayoutOptions, budget_bytes
+from offload.expert_stats import ExpertStats
 from offload.gguf import GGUFFile
 from offload.kv_slots import KVSlots
 from offload.loading import open_model
 from offload.memory import MemoryMode
 from offload.plan import KVType, Plan
 from offload.planner import PlanOptions, check_kv_type
+from offload.read_ahead import ReadAhead
 from offload.requests import Requests, is_conversation
 from offload.self_check import self_check
 from offload.sessions import Session, Sessions
@@ -37,6 +39,7 @@ from offload.speech import Request
 from offload.stats import LoadProgress, RunStats
 from offload.steps import Model, Steps
 from offload.tensor_census import census
+from offload.tiering import Home, TierOptions
 from offload.tokenizer import Tokenizer
 
 AT_ONCE = 8  # answers of a batch that run together
@@ -54,6 +57,7 @@ class Engine:
         tokenizer: Tokenizer,
         plan: Plan,
         model: Model,
+        ahead: ReadAhead,
         *,
         wait: bool = False,
     ) -> None:
@@ -62,6 +66,7 @@ class Engine:
         self.plan = plan
         self.format: ChatFormat = choose_format(file.metadata, tokenizer)
         self._file = file
+        self._ahead = ahead
         slots = KVSlots(model.kv, plan.kv.tokens)
         self._steps = Steps(model, slots, chunk=plan.chunk, wait=wait)
         context = model.kv.context
@@ -84,6 +89,12 @@ class Engine:
         """
         self._steps.holder.check_open()
         return self_check(self.config, census(self._file, self.config), self.plan, self.stats)
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """Of all answers so far: uses of each routed expert, hits, bytes by tier."""
+        self._steps.holder.check_open()
+        return self._steps.model.expert_stats
 
     def logits(self, token_ids: Sequence[int], *, kv_type: KVType = "f32") -> np.ndarray:
         """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32.
@@ -227,6 +238,7 @@ class Engine:
         Calling it twice is fine.
         """
         self._steps.close()
+        self._ahead.close()
         self._file.close()
 
     def __enter__(self) -> Engine:
@@ -265,6 +277,11 @@ def load(
     packed_cache: str | PathLike[str] | None = None,
     pin: bool | None = None,
     chunk: int | None = None,
+    ram: int | str | None = None,
+    expert_cache: int | str = "auto",
+    expert_policy: str = "lru",
+    expert_profile: str | PathLike[str] | None = None,
+    experts_home: Home = "auto",
     plan: Plan | str | PathLike[str] | None = None,
     wait: bool = False,
     progress: Progress | None = None,
@@ -278,7 +295,11 @@ def load(
     "native", "packed" or "auto"; pack_budget: GiB for packed experts (None: what is free);
     packed_cache: a folder that keeps them. pin: workers on cores of their own (None: where it
     helps). chunk: prompt tokens computed in one step, between two tokens of other answers (None:
-    512). plan: a Plan, or a file with its JSON, instead of all of these.
+    512). ram: bytes, or a text such as "24GiB", that may be used at most. expert_cache: RAM for
+    copies of routed experts, bytes or a text, "auto" or "off"; expert_policy: who is evicted, a
+    name of POLICIES; expert_profile: a saved RoutingTrace that "pinned" pins by; experts_home:
+    "map", "disk" (read around the page cache into that RAM) or "auto": disk if they do not fit into
+    RAM. plan: a Plan, or a file with its JSON, instead of all of these.
     wait: an answer that other answers leave no room in the KV cache waits instead of being refused.
     progress: called now and then while loading.
     Raises GGUFError, UnsupportedError, PlanError, DeviceError or RequestError, each with the way
@@ -301,6 +322,13 @@ def load(
         ),
         pin=pin,
         chunk=chunk,
+        ram=ram,
+        tiers=TierOptions(
+            cache=expert_cache,
+            policy=expert_policy,
+            profile=None if expert_profile is None else str(expert_profile),
+            home=experts_home,
+        ),
     )
     if plan is not None and options != PlanOptions():
         raise PlanError("a plan decides everything: give it alone, or options alone")
@@ -308,6 +336,6 @@ def load(
     try:
         return Engine(*parts, wait=wait)
     except BaseException:
-        parts[-1].close()
-        parts[0].close()
+        for part in (parts[-1], parts[-2], parts[0]):
+            part.close()
         raise

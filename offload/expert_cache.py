@@ -18,6 +18,7 @@ from offload.errors import OffloadError, PlanError, RequestError
 from offload.policies import CachePolicy, ExpertKey
 
 MOST = 1 << 24  # slots; the largest models have some ten thousand experts
+NOBODY = ExpertKey(-1, -1)  # for whom a victim makes room when the cache shrinks
 Load = Callable[[ExpertKey, int], object]
 
 
@@ -81,8 +82,9 @@ class ExpertCache:
         self._policy = policy
         self._load = load
         self._free = list(range(slots))[::-1]
+        self._away: list[int] = []  # slots that `resize` took away
         self._slot: dict[ExpertKey, int] = {}
-        self._in_use: Counter[ExpertKey] = Counter()  # leases that hold the key
+        self._in_use: Counter[ExpertKey] = Counter()  # leases and copies that hold the key
 
     @property
     def resident(self) -> Mapping[ExpertKey, int]:
@@ -115,9 +117,45 @@ class ExpertCache:
             yield {key: self._slot[key] for key in wanted if key in self._slot}
         finally:
             for key in wanted:
-                self._in_use[key] -= 1
-                if not self._in_use[key]:
-                    del self._in_use[key]
+                self.release(key)
+
+    def hold(self, key: ExpertKey) -> None:
+        """Never evict `key` until it is released as often: its copy is under way, say."""
+        self._in_use[key] += 1
+
+    def release(self, key: ExpertKey) -> None:
+        """The opposite of `hold`."""
+        self._in_use[key] -= 1
+        if not self._in_use[key]:
+            del self._in_use[key]
+
+    def drop(self, key: ExpertKey) -> None:
+        """Forget a key whose copy has failed; its slot is free. Not counted as an eviction."""
+        self._free.append(self._slot.pop(key))
+        self._policy.remove(key)
+
+    def resize(self, slots: int) -> list[int]:
+        """Have this many slots from now on, or as few as what is in use allows.
+
+        Gives the slots that are not used any more, so that their memory can go; slots that come
+        back are numbered as before.
+        """
+        gone = []
+        while self.slots > slots:
+            if not self._free:
+                victim = self._policy.victim(NOBODY, self._in_use.keys()) or next(
+                    (key for key in self._slot if key not in self._in_use), None
+                )
+                if victim is None:
+                    break
+                self._evict(victim)
+            gone.append(self._free.pop())
+            self.slots -= 1
+        self._away += gone
+        while self.slots < slots and self._away:
+            self._free.append(self._away.pop())
+            self.slots += 1
+        return gone
 
     def prefetch(self, key: ExpertKey) -> bool:
         """Load an expert that nobody asked for yet; is it resident now? Counts no hit or miss."""

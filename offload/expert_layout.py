@@ -16,7 +16,7 @@ from offload.arguments import is_number, path_argument, quoted, whole
 from offload.config import ModelConfig
 from offload.errors import PlanError
 from offload.layer_set import Layers
-from offload.plan import Packed, Tier
+from offload.plan import MemoryTier, Packed
 from offload.weights import Matrix
 from quant.packed.registry import PackedType, packed_type
 
@@ -89,7 +89,9 @@ class Choice:
     layers: tuple[Packable, ...]
     why: str
 
-    def packed(self, tier: Tier, cache: str | None = None, budget: int | None = None) -> Packed:
+    def packed(
+        self, tier: MemoryTier, cache: str | None = None, budget: int | None = None
+    ) -> Packed:
         """The choice as a plan has it."""
         return Packed(
             layers=Layers.of(layer.layer for layer in self.layers),

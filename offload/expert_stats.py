@@ -6,9 +6,12 @@ layer count once, as in `offload.replay`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from offload.layer_scheduler import Places
 
 Array = np.ndarray
 
@@ -40,7 +43,8 @@ class ExpertStats:
     stalled: seconds in which computing waited for reads. read_seconds: in which reads were under
     way. copies: experts copied into slots behind the computation. prefetched, prefetch_used: bytes
     read ahead by prediction, and those of them that were asked for afterwards.
-    decision: why misses wait for a copy, or run at home, with the measured costs.
+    guesses: whether that is done, with its figures. decision: why misses wait for a copy, or run at
+    home, with the measured costs.
     """
 
     layers: dict[int, LayerTiers] = field(default_factory=dict)
@@ -55,10 +59,26 @@ class ExpertStats:
     copies: int = 0
     prefetched: int = 0
     prefetch_used: int = 0
+    guesses: str = ""
     decision: str = ""
+
+    @property
+    def bytes_per_pass(self) -> dict[str, float]:
+        """By tier."""
+        return {name: n / max(1, self.passes) for name, n in self.bytes.items()}
 
     @property
     def hit_rate(self) -> float:
         """Of all layers together, 0 .. 1."""
         hits = sum(layer.hits for layer in self.layers.values())
         return hits / max(1, hits + sum(layer.misses for layer in self.layers.values()))
+
+
+def stats_without_slots(places: Mapping[int, Places]) -> ExpertStats:
+    """Of experts that are computed where they lie: how often each was asked for."""
+    return ExpertStats(
+        layers={
+            layer: LayerTiers(uses=p.uses, resident=np.zeros(len(p.uses), np.bool_))
+            for layer, p in sorted(places.items())
+        }
+    )

@@ -74,7 +74,10 @@ def fault_behind_logits(file: GGUFFile, names: Iterable[str]) -> OffloadError:
 def damaged_tensors(
     file: GGUFFile, progress: Callable[[LoadProgress], None] | None = None
 ) -> list[Fault]:
-    """The first fault of every tensor that has one; reads the whole file."""
+    """The first fault of every tensor that has one; reads the whole file.
+
+    GGUFError if the file changes meanwhile, or cannot be read.
+    """
     report = progress or (lambda _: None)
     infos = [info for info in file.tensors.values() if info.ggml_type in QUANT_TYPES]
     total, done = sum(info.n_bytes for info in infos), 0
@@ -85,6 +88,7 @@ def damaged_tensors(
             report(LoadProgress(phase="check", done_bytes=done, total_bytes=total))
             if fault is not None:
                 found.append(fault)
+        file.mapped[info.part].check_unchanged()
     return found
 
 

@@ -6,6 +6,7 @@ in an explicit step, and its bytes are counted by both sides.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
@@ -14,6 +15,7 @@ import numpy as np
 from offload.batch import Batch
 from offload.config import ModelConfig
 from offload.devices.base import Array, Block, Check, Device, Segment
+from offload.expert_stats import ExpertStats
 from offload.kv import KV
 from offload.weights import WeightStore
 
@@ -30,6 +32,7 @@ class Model:
         self.on_routing: Callable[[int, Array], None] | None = None
         self._weights = weights
         self.devices: Sequence[Device] = list(dict.fromkeys(b.device for b in self.blocks))
+        self.tiers = [device.tier for device in self.devices if device.tier is not None]
         self.kv = KV([device.kv for device in self.devices])
         self._whole = segments(self.blocks)
         self._without_head = segments(self.blocks[:-1])
@@ -50,25 +53,45 @@ class Model:
         return np.concatenate([self._pass(part, check) for part in parts])
 
     def _pass(self, batch: Batch, check: Check) -> Array:
+        if self.tiers:
+            for span in batch.spans:
+                self.kv.grow(span.slot, span.end)
+            for tier in self.tiers:
+                tier.make_room(self.kv.used_bytes)
         for device in self.devices:
             device.begin(batch)
+        began, read = time.perf_counter(), self.bytes_read
         last: Device | None = None
         for device, segment in self._whole if len(batch.wanted) else self._without_head:
             if last is not None:
                 cross(last, segment.blocks[0])
             last = device
             segment.run(check)
+        for tier in self.tiers:
+            tier.after(
+                self._routings, time.perf_counter() - began, self.bytes_read - read, batch.n_tokens
+            )
         if self.on_routing is not None:
-            for router in self._routers:
-                self.on_routing(router.layer, router.device.routing(router.layer))
+            for layer, expert_ids in self._routings().items():
+                self.on_routing(layer, expert_ids)
         if not len(batch.wanted):
             return np.empty((0, self.config.vocab_size), np.float32)
         return self.blocks[-1].device.logits()
+
+    def _routings(self) -> dict[int, Array]:
+        """expert_ids (T, K) of the last pass, by layer."""
+        return {router.layer: router.device.routing(router.layer) for router in self._routers}
 
     @property
     def bytes_read(self) -> int:
         """Bytes of weights that went through kernels so far."""
         return sum(device.traffic.read for device in self.devices)
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What the routed experts did so far; of the first device that has some."""
+        found = [device.expert_stats for device in self.devices]
+        return next((stats for stats in found if stats.layers), found[0])
 
     def block_seconds(self) -> list[float]:
         """Of blocks so far, in the order of KINDS, on all devices that tell."""

@@ -86,6 +86,13 @@ class GGUFFile:
             opened = cls(paths, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
         return opened
 
+    @classmethod
+    def open_part(cls, path: str | os.PathLike[str]) -> GGUFFile:
+        """Map one part of a set alone: its own metadata and tensors, whatever the others hold."""
+        given = path_argument("the path of the model", path, GGUFError)
+        part, header = _open_part(given, 0)
+        return cls([given], [part], [header])
+
     def raw(self, name: str) -> U8:
         """Exactly the bytes of a tensor: (n_bytes,) uint8, read-only, no copy."""
         info = self._info(name)
@@ -154,10 +161,12 @@ def _open_part(path: Path, part: int) -> tuple[MappedFile, Header]:
     try:
         header = parse_header(mapped.data.data, part, str(path))
     except GGUFError as exc:
+        mapped.check_unchanged()  # if it is not, that is why
         if hint := shards.piece_hint(path):
             raise GGUFError(f"{exc}{hint}") from exc
         raise
     _check_what_follows(mapped, header, path)
+    mapped.check_unchanged()
     return mapped, header
 
 
@@ -215,6 +224,8 @@ def _check_names(paths: list[Path], headers: list[Header]) -> None:
                     "files do not belong together"
                 )
             seen[name] = path
+    if len(paths) < (first or 1) and not _is_whole(headers[0], paths[0]):
+        return  # a part alone
     for path, header in zip(paths, headers, strict=True):
         stated = _split_value(header, "split.tensors.count", path)
         if stated is not None and stated != len(seen):

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from offload.amounts import amount
-from offload.errors import GGUFError, HubError, OffloadError, UnsupportedError
+from offload.errors import GGUFError, HubError, OffloadError, PlanError, UnsupportedError
+from offload.forecast import BoxWish, Question, forecast, rates_here, this_machine
+from offload.forecast.model_facts import ModelFacts, facts_of_file
 from offload.gguf import GGUFFile
 from offload.gguf_header import parse_header
 from offload.hardware import HardwareProfile, probe
@@ -28,10 +30,10 @@ from offload.hub_files import Choice, RemoteFile
 from offload.hub_name import HubName
 from offload.hub_tally import Notice, Tally, work_off
 from offload.hub_trouble import Retry, persistently
+from offload.plan import KVSpec
 from offload.planner import RESERVE, PlanOptions, make_plan, used_bytes
+from offload.read_bandwidth import memory_bandwidth
 from offload.tensor_census import census
-from quant.ggml import QuantError
-from quant.run.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,6 @@ LATER_READ: Final = 1 << 16  # of the other parts, which hold a table of tensors
 LONGEST_HEADER: Final = 64 << 20
 AT_ONCE: Final = 8  # requests for headers
 DISK_ROOM: Final = 64 << 20  # bytes left free on the disk
-SHARE_OF_BANDWIDTH: Final = (0.4, 0.9)  # of what memory delivers, measured on whole models
 DISKS: Final = (0.5e9, 5e9)  # bytes/s that slow and quick disks read
 
 
@@ -49,7 +50,7 @@ class Verdict:
     """What is known of a model before it is downloaded. Bytes throughout.
 
     obstacle: why this program cannot run it here, None if it can; then config, weights, plan and
-    tokens_per_second (a range, None if memory could not be measured) are known.
+    tokens_per_second (decoding, from and to; None if it cannot be told) are known.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Verdict:
     ram_free: int = 0
     bytes_per_token: int = 0
     bandwidth: float | None = None
+    tokens_per_second: tuple[float, float] | None = None
 
     @property
     def missing(self) -> int:
@@ -97,19 +99,6 @@ class Verdict:
             )
         return None
 
-    @property
-    def tokens_per_second(self) -> tuple[float, float] | None:
-        """Decoding speed to expect, from and to."""
-        if not self.bandwidth or not self.bytes_per_token:
-            return None
-        low, high = (share * self.bandwidth / self.bytes_per_token for share in SHARE_OF_BANDWIDTH)
-        if self.fits_ram:
-            return low, high
-        room = max(0, self.ram_free - self.kv_cache - RESERVE)
-        from_disk = self.bytes_per_token * (1 - room / max(1, self.weights))
-        slow, quick = (rate / max(1.0, from_disk) for rate in DISKS)
-        return min(low, slow), min(high, quick)
-
     def rows(self) -> list[tuple[str, str]]:
         """The verdict for people: (what, words)."""
         parts = f"{self.n_files} parts, " if self.n_files > 1 else ""
@@ -134,7 +123,7 @@ class Verdict:
     def _speed(self) -> str:
         read = f"a token reads {amount(self.bytes_per_token)}"
         if self.tokens_per_second is None:
-            return f"{read}; memory could not be measured"
+            return f"{read}; how fast cannot be told"
         low, high = (f"{rate:.2g}" if rate < 10 else f"{rate:.0f}"
                      for rate in self.tokens_per_second)  # fmt: skip
         rate = f"memory here gives {amount(self.bandwidth or 0)}/s"
@@ -249,6 +238,8 @@ def _completed(base: Verdict, path: Path, hardware: HardwareProfile) -> Verdict:
         config, _ = check_model(file)
         tensors = census(file, config)
         plan = make_plan(config, tensors, hardware, PlanOptions())
+        bandwidth = memory_bandwidth(plan.threads, hardware.cpu.ram_free)
+        speed = bandwidth and _speed(facts_of_file(file, config), hardware, plan.kv, bandwidth)
     types = ", ".join(f"{kind.name} {amount(n.n_bytes)}" for kind, n in tensors.types.items())
     experts = f", {config.n_routed_experts} experts" if config.n_routed_experts else ""
     return replace(
@@ -258,26 +249,21 @@ def _completed(base: Verdict, path: Path, hardware: HardwareProfile) -> Verdict:
         kv_cache=plan.kv.n_bytes,
         context=plan.kv.context,
         bytes_per_token=tensors.bytes_per_token,
-        bandwidth=memory_bandwidth(plan.threads, hardware.cpu.ram_free),
+        bandwidth=bandwidth,
+        tokens_per_second=speed or None,
     )
 
 
-def memory_bandwidth(threads: int, ram_free: int) -> float | None:
-    """Bytes per second that memory delivers to this many threads; None if that cannot be tried."""
-    from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
-    from offload.read_bandwidth import MINIMUM, ReadBandwidth
-
-    caches = cache_bytes() or ASSUMED_CACHE
-    if 2 * caches + MINIMUM > ram_free:
-        return None
-    pool = None
+def _speed(
+    facts: ModelFacts, hardware: HardwareProfile, kv: KVSpec, bandwidth: float
+) -> tuple[float, float] | None:
+    """Tokens per second, from and to, decoded with memory of this bandwidth and some disk."""
+    rates, question = rates_here(hardware, bandwidth), Question(context=kv.context)
+    wishes = [BoxWish(disk=disk) for disk in DISKS]
     try:
-        pool = Pool(threads)
-        reader = ReadBandwidth(caches // 3)  # more than the caches hold, but quick to make
-        return max(reader.measure(pool) for _ in range(4))
-    except (OffloadError, QuantError, MemoryError, OSError) as exc:
-        log.debug("memory bandwidth not measured: %s", exc)
+        slow, quick = (
+            forecast(facts, this_machine(hardware, rates, wish), question) for wish in wishes
+        )
+    except PlanError:  # not even what every token reads fits in RAM
         return None
-    finally:
-        if pool is not None:
-            pool.close()
+    return slow.decode.low, quick.decode.high

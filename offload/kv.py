@@ -18,6 +18,7 @@ class KV:
         self.context = min(store.context for store in stores)
         self.token_bytes = sum(store.token_bytes for store in stores)
         self.kind = stores[0].kind
+        self._ends: dict[int, int] = {}  # of open slots: rows written so far
 
     def open(self, slot: int, kind: str | None = None) -> None:
         """A new, empty slot of `context` rows; PlanError if a system refuses the memory.
@@ -27,17 +28,29 @@ class KV:
         try:
             for store in self._stores:
                 store.open(slot, kind)
+            self._ends[slot] = 0
         except BaseException:
             self.close(slot)
             raise
 
     def close(self, slot: int) -> None:
         """Give its memory back."""
+        self._ends.pop(slot, None)
         for store in self._stores:
             store.close(slot)
 
+    def grow(self, slot: int, end: int) -> None:
+        """Rows up to `end` are written."""
+        self._ends[slot] = max(end, self._ends.get(slot, 0))
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the rows that were written in open slots."""
+        return sum(self._ends.values()) * self.token_bytes
+
     def copy(self, source: int, target: int, count: int) -> None:
         """The first `count` rows of all layers."""
+        self.grow(target, count)
         for store in self._stores:
             store.copy(source, target, count)
 
@@ -47,6 +60,7 @@ class KV:
 
     def write(self, slot: int, count: int) -> list[np.ndarray]:
         """The same, to be written."""
+        self.grow(slot, count)
         return self._in_order([store.write(slot, count) for store in self._stores])
 
     def _in_order(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:

@@ -23,18 +23,27 @@ class Places:
 
     addresses (n_experts, 3) int64: of gate, up and down of each: in the file's map, packed, or a
     copy elsewhere, all in one layout. resident (n_experts,) int64: not 0 where that is a faster
-    place than home; such experts are scheduled first.
+    place than home; such experts are scheduled first. home: the addresses without a copy. uses
+    (n_experts,) int64: rows that each expert has computed, counted by whoever runs the layer.
     """
 
     addresses: Array
     resident: Array
+    home: Array
+    uses: Array
+
+    def send_home(self, expert: int) -> None:
+        """It has no copy any more."""
+        self.addresses[expert] = self.home[expert]
+        self.resident[expert] = 0
 
     @staticmethod
     def at(*matrices: tuple[int, int], count: int) -> Places:
         """`count` experts one after the other: (address, bytes from expert to expert) of each."""
         index = np.arange(count, dtype=np.int64)
         addresses = np.stack([at + index * stride for at, stride in matrices], axis=1)
-        return Places(addresses, np.zeros(count, np.int64))
+        resident, uses = (np.zeros(count, np.int64) for _ in range(2))
+        return Places(addresses, resident, addresses.copy(), uses)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

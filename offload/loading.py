@@ -8,15 +8,15 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from os import PathLike
+from typing import cast
 
-import numpy as np
-
-from offload.batch import FEW_ROWS, Batch
 from offload.checks import check_model
 from offload.config import ModelConfig
 from offload.data import embedded_model
 from offload.devices import open_device
 from offload.devices.base import Device
+from offload.devices.cpu import CpuDevice
+from offload.errors import GGUFError, OffloadError
 from offload.forward import Model
 from offload.gguf import GGUFFile
 from offload.hardware import probe
@@ -25,9 +25,12 @@ from offload.models import architecture
 from offload.placing import Weights
 from offload.plan import BlockName, Plan
 from offload.planning import Wish, plan_model
+from offload.read_ahead import ReadAhead
 from offload.stats import LoadProgress
+from offload.tiers import open_tier
 from offload.tokenizer import Tokenizer
 from offload.topology import OtherWork
+from offload.try_out import ROWS, Seen, stand_in, try_out
 from offload.weights import WeightStore
 from quant.run.pool import Pool
 
@@ -38,10 +41,11 @@ Report = Callable[[LoadProgress], None]
 
 def open_model(
     path: str | PathLike[str] | None, wish: Wish, report: Report
-) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, Model]:
+) -> tuple[GGUFFile, ModelConfig, Tokenizer, Plan, Model, ReadAhead]:
     """The parts of an Engine; the file is closed again if any of them cannot be made.
 
-    Planning ends before the device is opened; from there on the plan is executed as it is.
+    Planning ends before the device is opened; from there on the plan is executed as it is. Weights
+    that stay mapped are still being read when this returns.
     """
     neighbours = OtherWork()
     file = GGUFFile.open(embedded_model() if path is None else local_path(path, report))
@@ -66,39 +70,39 @@ def open_model(
             weights = Weights(file, store, config, plan, hardware.cpu.topology.nodes)
             with closing(Pool(plan.threads, plan.workers.cpu_sets)) as pool:
                 plan = replace(plan, outcome=weights.place(pool, report))
+            if (tier := open_tier(file, store, config, plan)) is not None:
+                plan = replace(plan, outcome=(*plan.outcome, tier.stats.decision))
+                cast("CpuDevice", devices[plan.place("routed").device]).tier = tier
             blocks = architecture(config.architecture).blocks
+            seen = Seen(store)
 
             def on(block: BlockName, layer: int) -> Device:
                 return devices[plan.place(block, layer).device]
 
-            model = Model(config, blocks(config, store, on), store)
-            compile_kernels(model, report)
+            model = Model(config, blocks(config, cast("WeightStore", seen), on), store)
+            with closing(stand_in(model, seen, plan)) as trial:
+                compile_kernels(model, trial, report)
         except BaseException:
             for device in devices.values():
                 device.close()
             raise
-    except BaseException:
+    except BaseException as exc:
+        faults = [part.fault() for part in file.mapped] if isinstance(exc, OffloadError) else []
         file.close()
+        for fault in filter(None, faults):  # what was read of it was not what is there
+            raise GGUFError(fault) from exc
         raise
-    return file, config, tokenizer, plan, model
+    return file, config, tokenizer, plan, model, ReadAhead(weights.ahead)
 
 
-def compile_kernels(model: Model, report: Report) -> None:
-    """Compile, or load from the cache, every kernel that the model needs in its context."""
+def compile_kernels(model: Model, trial: Model, report: Report) -> None:
+    """Compile, or load from the cache, every kernel that the model needs in its context.
+
+    trial: runs one row, a few and many; drivers and small operations are compiled so.
+    """
     steps = model.compile_steps()
-    # then drivers and small operations, by running one row, a few and many
-    steps += [
-        partial(_try_out, model, rows) for rows in (1, 2, FEW_ROWS + 1) if rows <= model.kv.context
-    ]
+    steps += [partial(try_out, trial, rows) for rows in ROWS]
     for i, step in enumerate(steps):
         report(LoadProgress(phase="compile", done_bytes=i, total_bytes=len(steps)))
         step()
     report(LoadProgress(phase="compile", done_bytes=len(steps), total_bytes=len(steps)))
-
-
-def _try_out(model: Model, n_tokens: int) -> None:
-    model.kv.open(0)
-    try:
-        model.forward(Batch.of(np.zeros(n_tokens, np.int64)))
-    finally:
-        model.kv.close(0)

@@ -1,7 +1,8 @@
-"""A file mapped for reading that notices when somebody changes it.
+"""A file mapped for reading that notices when somebody changes it, or when it cannot be read.
 
-What a map shows changes with the file: results would change without a word. So whoever computes
-from it asks `check_unchanged` before a result is given away.
+What a map shows changes with the file: results would change without a word. What it has no bytes
+for any more reads as 0 from then on (quant/compiler/bus_guard.py). So whoever computes from it asks
+`check_unchanged` before a result is given away.
 """
 
 from __future__ import annotations
@@ -9,16 +10,28 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import sys
 import weakref
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from offload import bus_errors
 from offload.errors import GGUFError, shown
 
 U8 = npt.NDArray[np.uint8]
+
+
+class _Map(mmap.mmap):
+    """A map that is guarded as long as it lives. number: of the guard's, None: it has none."""
+
+    number: int | None = None
+
+    def __del__(self) -> None:
+        if self.number is not None and not sys.is_finalizing():
+            from quant.compiler.bus_guard import forget
+
+            forget(self.number)
 
 
 class MappedFile:
@@ -45,12 +58,23 @@ class MappedFile:
         self.mtime_ns = self.info.st_mtime_ns
         if not self.size:
             raise ValueError("it is empty")
-        mapped = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
+        # late: who maps nothing does not wait for the compiler's packages
+        from quant.compiler.bus_guard import watch
+
+        mapped = _Map(self._descriptor, self.size, access=mmap.ACCESS_READ)
         self.data: U8 = np.frombuffer(mapped, np.uint8)
-        bus_errors.watch(self)
+        self._number = mapped.number = watch(self.data)
+        self._fault: str | None = None
 
     def fault(self) -> str | None:
-        """What has happened to the file since; None if nothing."""
+        """What has happened to the file since, the first thing that was found; None if nothing."""
+        if self._fault is None:
+            self._fault = self._look()
+        return self._fault
+
+    def _look(self) -> str | None:
+        from quant.compiler.bus_guard import is_torn
+
         now = os.fstat(self._descriptor)
         if now.st_size < self.size:
             return (
@@ -59,6 +83,12 @@ class MappedFile:
             )
         if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
             return f"{shown(self.path, 1000)} was changed while it was in use; load it again"
+        if self._number is not None and is_torn(self._number):
+            return (
+                f"{shown(self.path, 1000)} could not be read while it was in use (bus error): the "
+                "disk or the file system that it is on has failed; load it again when it can be "
+                "read"
+            )
         return None
 
     def check_unchanged(self) -> None:

@@ -285,7 +285,7 @@ def token_seconds(times: int = 40) -> float:
     from offload.loading import open_model
     from offload.planner import PlanOptions
 
-    file, _, _, _, model = open_model(None, PlanOptions(context=256), lambda progress: None)
+    file, _, _, _, model, _ = open_model(None, PlanOptions(context=256), lambda progress: None)
     with contextlib.closing(file), contextlib.closing(model):
         model.kv.open(0)
         taken = Timing()

@@ -38,6 +38,7 @@ MAP_HUGETLB = 0x40000
 MPOL_INTERLEAVE = 3
 MBIND = {"x86_64": 237, "aarch64": 235, "riscv64": 235, "ppc64le": 259, "s390x": 268}
 MPOL_MF_MOVE = 2
+MADV_POPULATE_READ = 22
 
 Bind = Callable[[int, int, int], bool]
 
@@ -261,6 +262,26 @@ def wants_huge_pages(data: Array) -> None:
     start = data.ctypes.data // HUGE * HUGE
     end = -(-(data.ctypes.data + data.nbytes) // HUGE) * HUGE
     _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
+
+
+def advise_unused(data: Array) -> None:
+    """Give pages of our own back: they are zeros when they are touched again."""
+    if LINUX and data.size:
+        _libc().madvise(
+            ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes), mmap.MADV_DONTNEED
+        )
+
+
+def populate(data: Array) -> bool:
+    """Read a view of a mapped file and keep its pages in our page table; False if not done.
+
+    Kernels then meet no page fault there. Old systems cannot, and what cannot be read is not.
+    """
+    if not LINUX:
+        return False
+    start = data.ctypes.data // PAGE * PAGE
+    size = ctypes.c_size_t(data.ctypes.data + data.nbytes - start)
+    return bool(_libc().madvise(ctypes.c_void_p(start), size, MADV_POPULATE_READ) == 0)
 
 
 def advise(data: Array, advice: Literal["need", "drop"]) -> None:

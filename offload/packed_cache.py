@@ -143,9 +143,14 @@ class PackedCache:
     # --- writing ----------------------------------------------------------------------------------
 
     def store(self, layer: Packable, tensors: Sequence[Array]) -> None:
-        """Keep a packed layer; where that fails it is said once and nothing else is tried."""
+        """Keep a packed layer; where that fails it is said once and nothing else is tried.
+
+        GGUFError if the model's file is not what it was: what was packed is not its weights.
+        """
         if self._is_broken:
             return
+        for part in self._file.mapped:
+            part.check_unchanged()
         try:
             self._write(layer, tensors)
         except OSError as exc:

@@ -1,4 +1,4 @@
-"""Bringing the weights where the plan has them: read ahead, copied, or packed. Decides nothing."""
+"""Bringing the weights where the plan has them: mapped, copied, or packed. Decides nothing."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[LoadProgress], None]
 READ_STEP = 64 << 20  # bytes between two reports
-PAGE = 4096
 
 
 class Weights:
     """One model file's tensors on their way into a WeightStore.
 
-    nodes: NUMA nodes with memory; copies are spread over them.
+    nodes: NUMA nodes with memory; copies are spread over them. ahead: what stays mapped and is to
+    be read before it is asked for; set by `place`.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Weights:
         self._store = store
         self._config = config
         self._plan = plan
+        self.ahead: list[np.ndarray] = []
         self._memory = {  # where copies of a tier are made; packed ones, to be mapped later, too
             "mmap": Memory("mmap", nodes),
             "ram": Memory("resident" if plan.is_locked else "mmap", nodes),
@@ -53,7 +54,10 @@ class Weights:
         }
 
     def place(self, pool: Pool, report: Report) -> tuple[str, ...]:
-        """Bring all weights where the plan has them; what came of it, a line each."""
+        """Bring all weights where the plan has them; what came of it, a line each.
+
+        GGUFError if a file is not what it was: copies may have read zeros where it has no bytes.
+        """
         packed = self._plan.packed
         chosen = [
             layer
@@ -62,7 +66,10 @@ class Weights:
         ]
         names = {m.name for layer in chosen for m in layer.matrices}
         by_tier = self._by_tier(names | {fused_name(name) for name in names})
-        self._read_ahead(by_tier["mmap"], report)
+        for info in self._file.tensors.values():  # vectors, which blocks copy: all at once
+            if len(info.shape) == 1:
+                advise(self._file.raw(info.name), "need")
+        self.ahead = self._ahead(by_tier["mmap"])
         for tier in ("ram", "hugepages"):
             self._copy(by_tier[tier], self._memory[tier], report)
         cache = None
@@ -81,14 +88,18 @@ class Weights:
         if cache is not None:
             notes += cache.summary()
         self._store.watched = (
-            *(self._file.mapped if by_tier["mmap"] else ()),
+            *(self._file.mapped if by_tier["mmap"] or by_tier["disk"] else ()),
             *(cache.mapped if cache is not None and packed.tier == "mmap" else ()),
         )
+        for mapped in (*self._file.mapped, *(cache.mapped if cache is not None else ())):
+            mapped.check_unchanged()
         return tuple(notes)
 
     def _by_tier(self, packed: set[str]) -> dict[Tier, list[TensorInfo]]:
         """What the forward pass reads and is not packed, by tier, in the file's order."""
-        found: dict[Tier, list[TensorInfo]] = {"mmap": [], "ram": [], "hugepages": []}
+        found: dict[Tier, list[TensorInfo]] = {
+            "mmap": [], "ram": [], "hugepages": [], "disk": [],
+        }  # fmt: skip
         for name in expected_tensors(self._config, self._file.tensors.keys()):
             if name not in packed:
                 block, layer = block_of(name, self._config)
@@ -119,26 +130,23 @@ class Weights:
             self._store.copies[info.name] = data
             at += -(-info.n_bytes // 64) * 64
 
-    def _read_ahead(self, tensors: Sequence[TensorInfo], report: Report) -> None:
-        """Touch every page once, in order, so that decoding does not wait for the disk.
+    def _ahead(self, tensors: Sequence[TensorInfo]) -> list[np.ndarray]:
+        """Views of what is to be read before it is asked for, in the order of layers.
 
-        Not for files larger than free RAM: the first pages would be gone before the last come.
+        None of a model larger than free RAM: the first pages would be gone before the last come.
         """
-        if not tensors:
-            return
-        done, n_bytes = 0, sum(t.n_bytes for t in tensors)
         if not self._plan.reads_ahead:
-            log.warning(
-                "%.1f GiB of weights are not read ahead: decoding will wait for the disk",
-                n_bytes / 2**30,
-            )
-            return
-        report(LoadProgress(phase="read", done_bytes=0, total_bytes=n_bytes))
-        for info in tensors:
-            data = self._file.raw(info.name)
-            for start in range(0, len(data), READ_STEP):
-                part = data[start : start + READ_STEP]
-                advise(part, "need")
-                part[::PAGE].max(initial=0)
-                done += len(part)
-                report(LoadProgress(phase="read", done_bytes=done, total_bytes=n_bytes))
+            if tensors:
+                log.warning(
+                    "%.1f GiB of weights are not read ahead: decoding will wait for the disk",
+                    sum(t.n_bytes for t in tensors) / 2**30,
+                )
+            return []
+
+        def turn(info: TensorInfo) -> tuple[int, int, int]:
+            block, layer = block_of(info.name, self._config)
+            if layer is None:
+                layer = -1 if block == "embedding" else self._config.num_layers
+            return layer, info.part, info.offset
+
+        return [self._file.raw(info.name) for info in sorted(tensors, key=turn)]

@@ -23,6 +23,7 @@ BlockName = Literal["embedding", "attention", "dense", "router", "shared", "rout
 
 # Where bytes lie: in the mapped file, in memory of our own, in huge pages of our own, or (routed
 # experts alone) in the file, read with direct I/O as they are needed.
+MemoryTier = Literal["mmap", "ram", "hugepages"]
 Tier = Literal["mmap", "ram", "hugepages", "disk"]
 
 
@@ -46,7 +47,7 @@ class Packed:
     """
 
     layers: Layers = Layers()
-    tier: Tier = "ram"
+    tier: MemoryTier = "ram"
     cache: str | None = None
     budget: int | None = None
     n_bytes: int = 0
@@ -69,14 +70,25 @@ class ExpertSlots:
 
     n_bytes: of all slots together, the most that they may take; slots: how many that is. policy:
     who is evicted, a name of POLICIES. copies: into slots, per layer and step, behind the
-    computation at most.
+    computation at most. profile: a file with a RoutingTrace, for policies that look at earlier use.
+    lent: bytes of n_bytes that are the KV cache's, which takes them back as it grows.
     """
 
     n_bytes: int = 0
     slots: int = 0
     policy: str = "lru"
     copies: int = 2
+    profile: str | None = None
+    lent: int = 0
     why: str = "as asked"
+
+    @property
+    def note(self) -> str:
+        """Size, policy and reason, a line."""
+        if not self.n_bytes:
+            return f"expert cache {self.why}"
+        size = binary_amount(self.n_bytes)
+        return f"expert cache: {self.slots:,} slots, {size} of RAM, {self.policy}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +208,7 @@ class Plan:
             kv,
             f"prompts: at most {self.chunk:,} tokens in one step, between two of other answers",
             self.packed.note,
+            self.cache.note,
             *self.outcome,
         )
         return tuple(shown(line, 1000) for line in lines)
@@ -224,6 +237,9 @@ class Plan:
         if packed.layers:
             where = f"layers {packed.layers}, re-arranged"
             rows.append(_row("packed experts", packed.n_bytes, "cpu", packed.tier, where))
+        if self.cache.n_bytes:
+            where = f"{self.cache.slots:,} slots, {self.cache.policy}"
+            rows.append(_row("expert cache", self.cache.n_bytes, "cpu", "ram", where))
         rows.append(
             _row("KV cache", kv.n_bytes, "cpu", "ram", f"{kv.tokens:,} tokens in {kv.kv_type}")
         )

@@ -23,6 +23,7 @@ from offload.kv_cache import cache_bytes
 from offload.layer_set import Layers
 from offload.plan import BlockName, KVSpec, Packed, Placement, Plan, Prediction, Workers
 from offload.planner import RESERVE, block_bytes
+from offload.policies import POLICIES
 from offload.tensor_census import Census
 
 EDITED = "as the plan says"  # the reason of a number that its own reason was not made for
@@ -58,6 +59,14 @@ def checked_plan(
                 f'{path}.device: "{shown(placement.device)}": this version runs on '
                 f"{', '.join(DEVICES)} only"
             )
+        if placement.tier == "disk" and ".routed" not in path:
+            raise PlanError(
+                f'{path}.tier: "disk": only routed experts can be read as they are needed'
+            )
+    if plan.cache.policy not in POLICIES:
+        raise PlanError(f'cache.policy: "{shown(plan.cache.policy)}": {", ".join(POLICIES)}')
+    if min(plan.cache.n_bytes, plan.cache.copies, plan.cache.lent) < 0:
+        raise PlanError("cache: n_bytes, copies and lent are at least 0")
     if plan.chunk < 1:
         raise PlanError(f"chunk: {plan.chunk}: at least 1 token is read in one step")
     plan = replace(
@@ -211,19 +220,21 @@ def _check_room(
     """PlanError if copies, packed experts and the cache are more than the free RAM."""
     copied = 0
     for (block, layer), n_bytes in tensors.blocks.items():
-        if plan.place(block, layer).tier != "mmap":
+        if plan.place(block, layer).tier not in ("mmap", "disk"):
             copied += n_bytes
     for candidate in packable:  # packed straight from the file, not copied first
-        is_copied = plan.place("routed", candidate.layer).tier != "mmap"
+        is_copied = plan.place("routed", candidate.layer).tier not in ("mmap", "disk")
         if is_copied and candidate.layer in plan.packed.layers:
             copied -= candidate.native_bytes
     packed = 0 if plan.packed.tier == "mmap" else plan.packed.n_bytes
     free = hardware.cpu.ram_free
-    if copied + packed + plan.kv.n_bytes + RESERVE > free:
-        path = "placements" if copied else "packed.layers"
+    slots = plan.cache.n_bytes - min(plan.cache.lent, plan.kv.n_bytes)
+    if copied + packed + slots + plan.kv.n_bytes + RESERVE > free:
+        path = "placements" if copied else "cache.n_bytes" if slots else "packed.layers"
         raise PlanError(
             f"{path}: {binary_amount(copied)} of weights are copied, {binary_amount(packed)} "
-            f"packed; with {binary_amount(plan.kv.n_bytes)} of KV cache and "
-            f"{binary_amount(RESERVE)} for the system that is more than the {binary_amount(free)} "
+            f"packed, {binary_amount(slots)} of slots; with {binary_amount(plan.kv.n_bytes)} of KV "
+            f"cache and {binary_amount(RESERVE)} for the system that is more than the "
+            f"{binary_amount(free)} "
             "of free RAM: leave more in tier mmap, pack fewer layers, or take a smaller kv.context"
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, get_args
 
+from offload.amounts import binary_amount
 from offload.arguments import check_type, integer, quoted
 from offload.config import ModelConfig
 from offload.devices import resolve
@@ -23,24 +24,26 @@ from offload.plan import (
     BlockName,
     KVSpec,
     KVType,
+    MemoryTier,
+    Packed,
     Placement,
     Plan,
     Prediction,
-    Tier,
     Workers,
 )
 from offload.tensor_census import Census
+from offload.tiering import TierOptions, amount_argument, decide
 
 DEFAULT_CONTEXT = 32_768
 MOST = 2**53  # of any count; floats still hold it
 CHUNK = 512  # prompt tokens in one step: fewer cost speed, more make others wait
 RESERVE = 512 << 20  # bytes left to the system and to scratch buffers
-TIERS: Final[Mapping[MemoryMode, Tier]] = {
+TIERS: Final[Mapping[MemoryMode, MemoryTier]] = {
     "mmap": "mmap",
     "resident": "ram",
     "hugepages": "hugepages",
 }
-_WHERE: Final[Mapping[Tier, str]] = {
+_WHERE: Final[Mapping[MemoryTier, str]] = {
     "mmap": "read where it lies in the mapped file",
     "ram": "copied into RAM",
     "hugepages": "copied into huge pages",
@@ -60,6 +63,8 @@ class PlanOptions:
     layout: LayoutOptions = field(default_factory=LayoutOptions)
     pin: bool | None = None
     chunk: int | None = None
+    ram: int | str | None = None
+    tiers: TierOptions = field(default_factory=TierOptions)
 
     def __post_init__(self) -> None:
         """Check the kinds of values; ranges are `make_plan`'s. PlanError, DeviceError."""
@@ -71,6 +76,9 @@ class PlanOptions:
         check_kv_type(self.kv_type)
         check_mode(self.memory)
         check_type("layout", self.layout, LayoutOptions)
+        check_type("tiers", self.tiers, TierOptions)
+        if self.ram is not None:
+            object.__setattr__(self, "ram", amount_argument("--ram", self.ram))
         if self.pin is not None and not isinstance(self.pin, bool):
             raise PlanError(f"--pin: True, False or None, not {quoted(self.pin)}")
 
@@ -101,14 +109,32 @@ def make_plan(
         raise RequestError("a plan needs census(file, config), not census(file)")
     device, why = resolve(options.device)
     remarks = [f"device {device}: {why}"]
+    hardware = within(hardware, options.ram)
+    if options.ram is not None:
+        remarks.append(f"RAM: {binary_amount(hardware.cpu.ram_free)}, as asked")
     kv = _kv(config, tensors, hardware, options)
     if options.chunk is not None and options.chunk < 1:
         raise PlanError(f"--chunk {options.chunk}: at least 1 token is read in one step")
     free, used = hardware.cpu.ram_free, used_bytes(tensors)
     tier = TIERS[options.memory]
+    tiering = decide(
+        options.tiers,
+        config,
+        tensors.blocks,
+        tier=tier,
+        free=free - kv.n_bytes - RESERVE,
+        kv_bytes=kv.n_bytes,
+        chunk=options.chunk,
+    )
+    on_disk = tiering.tier == "disk"
+    if on_disk and options.layout.layout == "packed":
+        raise PlanError(
+            f"--experts-layout packed: packed experts lie in RAM, but {tiering.why}: leave it out"
+        )
+    in_ram = used - tensors_of(tensors, "routed") if on_disk else used
     if tier != "mmap":
-        _check_resident(options.memory, used, free, kv)
-    elif used > free:
+        _check_resident(options.memory, in_ram, free, kv)
+    elif in_ram > free:
         remarks.append(
             f"the weights ({used / 2**30:.1f} GiB) exceed free RAM ({free / 2**30:.1f} GiB): parts "
             "are read from disk again and again, expect disk speed"
@@ -116,19 +142,37 @@ def make_plan(
     remarks.append(f"NUMA: {hardware.numa()}")
     if any(family.name == "mtp" for family in tensors.families):
         remarks.append(f"{config.num_mtp_layers} multi-token-prediction layers are skipped")
+    placements = {
+        block: Placement(device=device, tier=tier, n_bytes=n_bytes, why=_WHERE[tier])
+        for block, n_bytes in block_bytes(tensors).items()
+    }
+    if on_disk:
+        placements["routed"] = Placement(
+            device=device,
+            tier="disk",
+            n_bytes=placements["routed"].n_bytes,
+            why=f"read from the file as they are needed: {tiering.why}",
+        )
+        remarks += tiering.remarks
     return Plan(
-        placements={
-            block: Placement(device=device, tier=tier, n_bytes=n_bytes, why=_WHERE[tier])
-            for block, n_bytes in block_bytes(tensors).items()
-        },
+        placements=placements,
+        cache=tiering.cache,
         kv=kv,
         workers=_workers(hardware, options, others),
         is_locked=options.memory == "resident",
-        reads_ahead=used <= free,
-        chunk=options.chunk or CHUNK,
+        reads_ahead=in_ram <= free,
+        chunk=options.chunk or tiering.chunk or CHUNK,
         predicted=Prediction(bytes_per_token=tensors.bytes_per_token),
         remarks=tuple(remarks),
     )
+
+
+def within(hardware: HardwareProfile, ram: int | str | None) -> HardwareProfile:
+    """The machine with at most so much free RAM."""
+    if ram is None:
+        return hardware
+    free = min(hardware.cpu.ram_free, amount_argument("--ram", ram))
+    return replace(hardware, cpu=replace(hardware.cpu, ram_free=free))
 
 
 def refine(
@@ -143,6 +187,10 @@ def refine(
     layers: those that can be packed; speeds: measures, and is called where it decides.
     """
     native_tier = plan.placements["routed"].tier if "routed" in plan.placements else "mmap"
+    if native_tier == "disk":
+        return replace(
+            plan, packed=Packed(why="experts on the disk are computed as they lie there")
+        )
     choice = choose(
         layout,
         layers,
@@ -159,6 +207,11 @@ def refine(
 def used_bytes(tensors: Census) -> int:
     """Bytes of the tensors that the forward pass reads."""
     return sum(tensors.blocks.values())
+
+
+def tensors_of(tensors: Census, block: BlockName) -> int:
+    """Bytes of a block in all layers."""
+    return sum(n for (name, _), n in tensors.blocks.items() if name == block)
 
 
 def block_bytes(tensors: Census) -> dict[BlockName, int]:

@@ -20,7 +20,7 @@ from offload.packing import measure
 from offload.plan import Plan, Workers
 from offload.plan_check import checked_plan
 from offload.plan_json import read_plan
-from offload.planner import PlanOptions, make_plan, refine
+from offload.planner import PlanOptions, make_plan, refine, within
 from offload.stats import LoadProgress
 from offload.tensor_census import census
 from offload.weights import WeightStore
@@ -46,6 +46,8 @@ def plan_model(
     check_type("file", file, GGUFFile)
     check_type("config", config, ModelConfig)
     check_type("hardware", hardware, HardwareProfile)
+    if isinstance(wish, PlanOptions):
+        hardware = within(hardware, wish.ram)
     tensors = census(file, config)
     layers = packable_layers(WeightStore(file, config), config)
     if isinstance(wish, PlanOptions):

@@ -184,9 +184,9 @@ class PerLayer:
 
     def victim(self, incoming: ExpertKey, in_use: Collection[ExpertKey]) -> ExpertKey | None:
         """From its own layer, or from the fullest while that one holds two more."""
-        layer, most = max(self._held.items(), key=lambda item: item[1], default=(0, 0))
-        if self._held[incoming.layer] + 1 >= most:
-            layer = incoming.layer
+        layer, most = incoming.layer, max(self._held.values(), default=0)
+        if self._held[layer] + 1 < most:
+            layer = next(other for other, held in self._held.items() if held == most)
         return self._of(layer).victim(incoming, in_use)
 
     def _of(self, layer: int) -> CachePolicy:

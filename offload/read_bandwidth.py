@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import numpy as np
 
+from offload.errors import OffloadError
 from offload.timing import seconds_of
 from quant.compiler.jit import task
+from quant.ggml import QuantError
 from quant.run.fields import I64, Fields, write
 from quant.run.pool import Pool
 from quant.simd.vectors import i64, load_i32, put_i64, sum_i32, zero_i32
+
+log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20  # bytes per task
 MINIMUM = 256 << 20  # bytes of the buffer
@@ -72,3 +77,23 @@ def read_rate(data: np.ndarray, pool: Pool, repeats: int) -> float:
     run = partial(pool.run, sum_task.address, context.ctypes.data, n)
     run()
     return n * CHUNK / min(seconds_of(run) for _ in range(repeats))
+
+
+def memory_bandwidth(threads: int, ram_free: int) -> float | None:
+    """Bytes per second that memory delivers to this many threads; None if that cannot be tried."""
+    from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
+
+    caches = cache_bytes() or ASSUMED_CACHE
+    if 2 * caches + MINIMUM > ram_free:
+        return None
+    pool = None
+    try:
+        pool = Pool(threads)
+        reader = ReadBandwidth(caches // 3)  # more than the caches hold, but quick to make
+        return max(reader.measure(pool) for _ in range(4))
+    except (OffloadError, QuantError, MemoryError, OSError) as exc:
+        log.debug("memory bandwidth not measured: %s", exc)
+        return None
+    finally:
+        if pool is not None:
+            pool.close()

@@ -1,102 +1,23 @@
 """Recorded routings played against cache policies: hit rates before there is a device.
 
-    trace = RoutingTrace()
-    engine.trace_routing(trace)
-    ...                                      # any answers
-    print(hit_rates(trace, [16, 48, 96]))    # policies x slots, beside Belady's optimum
+    print(hit_rates(RoutingTrace.load("trace.npz"), [16, 48, 96]))
 
-A hit is an expert that is resident when its layer asks for it. Experts of one forward pass and
-layer are one request: a prompt's tokens share their loads, as on a device.
+Policies x slots, beside Belady's optimum. A hit is an expert that is resident when its layer asks
+for it; see offload.routing_trace for what a request is.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from zipfile import BadZipFile
 
-import numpy as np
-
-from offload.arguments import check_callable, check_type, integer, is_number, path_argument, quoted
-from offload.errors import RequestError, shown
+from offload.arguments import check_callable, check_type, integer, is_number, quoted
+from offload.errors import RequestError
 from offload.expert_cache import CacheStats, ExpertCache
 from offload.policies import POLICIES, ExpertKey, PolicyFactory, Profile
-
-Array = np.ndarray
-# what numpy and zipfile raise for files that are none of ours
-BAD_FILE = (
-    OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
-    BadZipFile, zlib.error,
-)  # fmt: skip
-
-
-class RoutingTrace:
-    """Requests in order; itself the callback for `Engine.trace_routing`."""
-
-    def __init__(self) -> None:
-        self.requests: list[list[ExpertKey]] = []  # distinct keys of one layer, router's order
-        self.token_cycle = 0  # experts that one token uses in all layers
-        self._per_layer: dict[int, int] = {}
-
-    def __call__(self, layer: int, expert_ids: Array) -> None:
-        """Record one layer's expert_ids (T, K)."""
-        if integer(layer) is None or not _is_routing(expert_ids):
-            raise RequestError(
-                f"a routing is a layer and whole numbers (T, K), not {quoted(layer)} and "
-                f"{quoted(expert_ids)}"
-            )
-        distinct = dict.fromkeys(expert_ids.ravel().tolist())
-        if not distinct:
-            return
-        self.requests.append([ExpertKey(layer, expert) for expert in distinct])
-        self._per_layer[layer] = expert_ids.shape[1]
-        self.token_cycle = sum(self._per_layer.values())
-
-    def profile(self) -> Counter[ExpertKey]:
-        """How many requests asked for each expert; what PinnedHot pins by."""
-        return Counter(key for request in self.requests for key in request)
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write an .npz (numpy adds the suffix if it is missing)."""
-        np.savez_compressed(
-            path_argument("the path of the trace", path),
-            layers=np.array([r[0].layer for r in self.requests], np.int32),
-            sizes=np.array([len(r) for r in self.requests], np.int32),
-            experts=np.array([key.expert for r in self.requests for key in r], np.int32),
-            per_layer=np.array(list(self._per_layer.items()), np.int32).reshape(-1, 2),
-        )
-
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> RoutingTrace:
-        """Read what `save` wrote. Raises RequestError for anything else."""
-        trace = cls()
-        path = path_argument("the path of the trace", path)
-        try:
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                layers, sizes = file["layers"].tolist(), file["sizes"].tolist()
-                experts, per_layer = file["experts"].tolist(), dict(file["per_layer"].tolist())
-            if sum(sizes) != len(experts) or min(sizes, default=1) < 1:
-                raise ValueError(f"{sum(sizes)} experts promised, {len(experts)} found")
-            rest = iter(experts)
-            for layer, size in zip(layers, sizes, strict=True):
-                trace.requests.append([ExpertKey(int(layer), int(next(rest))) for _ in range(size)])
-        except BAD_FILE as exc:
-            raise RequestError(
-                f"{shown(path, 1000)}: not a routing trace ({shown(exc)}); "
-                "make one with RoutingTrace.save"
-            ) from exc
-        trace._per_layer = per_layer
-        trace.token_cycle = sum(per_layer.values())
-        return trace
-
-
-def _is_routing(ids: object) -> bool:
-    return isinstance(ids, np.ndarray) and ids.ndim == 2 and np.issubdtype(ids.dtype, np.integer)
+from offload.routing_trace import RoutingTrace
 
 
 def replay(
@@ -161,11 +82,12 @@ def cliff_warning(slots: int, token_cycle: int) -> str | None:
 class HitRates:
     """By policy ("belady" is last), for each of `slots`; all as a share of what was asked for.
 
-    hits: found resident. loads: copied into a slot, the price. warning: the cliff of lru.
-    str() is a table.
+    hits: found resident. loads: copied into a slot, the price. token_cycle: experts that one token
+    uses in all layers. warning: the cliff of lru. str() is a table.
     """
 
     slots: list[int]
+    token_cycle: int
     hits: dict[str, list[float]]
     loads: dict[str, list[float]]
     warning: str | None
@@ -213,6 +135,7 @@ def hit_rates(
     too_few = [n for n in slots if cliff_warning(n, trace.token_cycle) is not None]
     return HitRates(
         slots=list(slots),
+        token_cycle=trace.token_cycle,
         hits=hits,
         loads=loads,
         warning=cliff_warning(max(too_few), trace.token_cycle) if too_few else None,

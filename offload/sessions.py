@@ -37,6 +37,7 @@ class Sessions:
         """Write the rows of a sequence, those that there are, and the note."""
         steps = self._steps
         with steps.holder.alone():
+            steps.model.check_files()  # rows of zeros are nobody's
             steps.tidy()
             slot, n = None, 0
             if sequence is not None:

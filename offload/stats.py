@@ -13,11 +13,9 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """done, total: bytes; kernels in "compile", tokens in "prompt", types in "measure"."""
+    """One step. done, total: kernels ("compile"), tokens ("prompt"), types ("measure") or bytes."""
 
-    phase: Literal[
-        "download", "check", "read", "copy", "pack", "compile", "lay out", "prompt", "measure"
-    ]
+    phase: Literal["download", "check", "copy", "pack", "compile", "lay out", "prompt", "measure"]
     done_bytes: int
     total_bytes: int
 

@@ -19,7 +19,8 @@ import numpy as np
 from offload.batch import Batch
 from offload.batching import Part, Scheduler, batch_of
 from offload.config import ModelConfig
-from offload.errors import RequestError
+from offload.errors import GGUFError, RequestError
+from offload.expert_stats import ExpertStats
 from offload.holder import Holder
 from offload.kv_slots import KVRows, KVSlots
 from offload.sequence import Sequence
@@ -44,6 +45,10 @@ class Model(Protocol):
 
     def block_seconds(self) -> list[float]:
         """Of blocks so far, in the order of KINDS (devices/block_times.py); zeros: not told."""
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What the routed experts did so far."""
 
     @property
     def kv(self) -> KVRows:
@@ -102,7 +107,7 @@ class Steps:
     def step(self) -> None:
         """Schedule, run, sample, deliver. By the holder."""
         parts = self._schedule()
-        if not parts:
+        if not parts or not self._is_sound(parts):
             return
         batch = batch_of(parts)
         telling = [p for p in parts if p.sequence.progress is not None and p.sequence.is_reading]
@@ -133,6 +138,19 @@ class Steps:
                     sequence.mend(self.model.check_files)
         self.tidy()
         return self._scheduler.parts(list(self._sequences))
+
+    def _is_sound(self, parts: list[Part]) -> bool:
+        """Whether prompts may be read; if not, everybody is told why."""
+        if not any(part.sequence.is_reading for part in parts):
+            return True
+        try:
+            self.model.check_files()
+        except GGUFError as exc:
+            with self.holder.lock:
+                for part in parts:
+                    part.sequence.fail(GGUFError(str(exc)))
+            return False
+        return True
 
     def _deliver(self, part: Part, logits: Array | None) -> None:
         """Go on by a part; logits (V,) if the next token can be chosen now."""

@@ -22,6 +22,7 @@ from offload.gguf import GGUFFile
 from offload.mapped_file import MappedFile
 from offload.models import expected_tensors
 from quant import products
+from quant.compiler import bus_guard
 from quant.ggml import GGMLType, QuantError
 from quant.packed.registry import PackedType
 from quant.quant_type import QuantType
@@ -96,6 +97,7 @@ class WeightStore:
         self.packed: dict[str, Matrix] = {}
         self.watched: Sequence[MappedFile] = file.mapped
         self._asked = 0.0  # monotonic seconds of the latest `check_files`
+        self._faults = bus_guard.faults()  # then
 
     def __contains__(self, name: str) -> bool:
         return name in self._file.tensors
@@ -120,16 +122,18 @@ class WeightStore:
         """The logits, if they may be given away.
 
         GGUFError that names the file, if it was changed under our map, or the damaged tensor, if
-        some are not finite. Files are asked now and then: `check_files` at an answer's end.
+        some are not finite. Files are asked at once if a map was torn, else now and then:
+        `check_files` at an answer's end.
         """
-        now = time.monotonic()
-        if now - self._asked > ASK_SECONDS:
+        now, faults = time.monotonic(), bus_guard.faults()
+        if now - self._asked > ASK_SECONDS or faults != self._faults:
             self.check_files()
-            self._asked = now
+            self._asked, self._faults = now, faults
         if not are_finite(logits):
-            raise fault_behind_logits(
-                self._file, expected_tensors(self._config, self._file.tensors)
-            )
+            names = expected_tensors(self._config, self._file.tensors)
+            fault = fault_behind_logits(self._file, names)
+            self.check_files()  # it read them all
+            raise fault
         return logits
 
     def check_files(self) -> None:

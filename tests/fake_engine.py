@@ -15,7 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from offload.errors import RequestError
+from offload.expert_stats import ExpertStats
+from offload.plan import ExpertSlots
 
 
 @dataclass
@@ -60,6 +64,7 @@ class FakeStats:
 @dataclass
 class FakePlan:
     kv: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(context=2048))
+    cache: ExpertSlots = ExpertSlots(why="all experts are in RAM")
 
     def __str__(self) -> str:
         return "token_embd.weight: cpu, because there is no other device"
@@ -78,6 +83,7 @@ class FakeEngine:
         self.load_arguments: dict[str, Any] = {}
         self.stats = FakeStats()
         self.plan = FakePlan()
+        self.expert_stats = ExpertStats()
         self.config = SimpleNamespace(name="fake-model")
         self.format = SimpleNamespace(thinking_mode="switch", name="fake")
         self.error: Exception | None = None
@@ -86,6 +92,7 @@ class FakeEngine:
         self.load_seconds = 0.0
         self.prompt_seconds = 0.0
         self._is_cancelled = False
+        self._on_routing: Callable[[int, np.ndarray], None] | None = None
 
     def __enter__(self) -> FakeEngine:
         return self
@@ -98,6 +105,9 @@ class FakeEngine:
 
     def cancel(self) -> None:
         self._is_cancelled = True
+
+    def trace_routing(self, callback: Callable[[int, np.ndarray], None] | None) -> None:
+        self._on_routing = callback
 
     def prompt_tokens(self, messages: list[dict[str, str]], *, thinking: bool | None = None) -> int:
         if not messages:
@@ -158,6 +168,8 @@ class FakeEngine:
             if self._is_cancelled:
                 self.stats.finish_reason = "cancelled"
                 return
+            if self._on_routing is not None:
+                self._on_routing(1, np.array([[number, number + 1]]))
             if number == self.repeats_after:
                 self.stats.repetition = FakeRepetition(12, 6, channel)
             yield FakeToken(number, text, channel)
@@ -175,7 +187,7 @@ def loader(engine: FakeEngine) -> Callable[..., FakeEngine]:
         engine.load_arguments = {"path": path, **arguments}
         if progress is not None:
             for done in range(0, 101, 25):
-                progress(FakeProgress("read", done * 10**6, 10**8))
+                progress(FakeProgress("copy", done * 10**6, 10**8))
                 time.sleep(engine.load_seconds / 5)
             progress(FakeProgress("compile", 1, 4))
         return engine

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Terminal:
         columns: int = 80,
         env: dict[str, str] | None = None,
         ignore: Iterable[int] = (),
+        program: Sequence[str] = FAKE_PROGRAM,
     ) -> None:
         self._leader, follower = pty.openpty()
         self.resize(columns)
@@ -43,7 +44,7 @@ class Terminal:
         self.screen = ""
         self._seen = 0
         self.program = subprocess.Popen(
-            [*FAKE_PROGRAM, *arguments],
+            [*program, *arguments],
             env=environment(**(env or {})),
             stdin=follower,
             stdout=follower,

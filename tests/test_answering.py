@@ -180,7 +180,7 @@ def test_slow_phases_are_lines_where_there_is_no_terminal(
 ) -> None:
     clock = Clock(monkeypatch)
     with progress.LoadDisplay() as display:
-        clock.feed(display.callback, "read", 10, 0.1)
+        clock.feed(display.callback, "copy", 10, 0.1)
         clock.feed(display.callback, "compile", 10, 0.1)
         assert capsys.readouterr().err == ""
         clock.feed(display.callback, "pack", 70, 1.0, total=70 * 10**9)

@@ -197,12 +197,15 @@ def test_load_flags_reach_the_engine(engine: FakeEngine) -> None:
     call(
         *("run", "m.gguf", "-p", "Hi", "--context", "99", "--threads", "3", "--kv-type", "f32"),
         *("--experts-layout", "packed", "--pack-budget", "1.5", "--packed-cache", "kept"),
-        *("--memory", "resident", "--no-pin", "--chunk", "64"),
+        *("--memory", "resident", "--no-pin", "--chunk", "64", "--ram", "2GiB"),
+        *("--expert-cache", "1.5GB", "--expert-policy", "lfu", "--experts-home", "disk"),
     )
     expected = {"path": Path("m.gguf"), "device": "auto", "context": 99, "threads": 3}
     layout = {"experts_layout": "packed", "pack_budget": 1.5, "packed_cache": Path("kept")}
     other = {"kv_type": "f32", "memory": "resident", "pin": False, "chunk": 64}
-    assert engine.load_arguments == {**expected, **layout, **other}
+    tiers = {"expert_cache": 1_500_000_000, "expert_policy": "lfu", "expert_profile": None}
+    tiers |= {"experts_home": "disk", "ram": 2 << 30}
+    assert engine.load_arguments == {**expected, **layout, **other, **tiers}
 
 
 @pytest.mark.usefixtures("engine")
@@ -425,10 +428,10 @@ def test_amounts_and_clock() -> None:
 
 
 def test_progress_shows_rate_and_time_left() -> None:
-    text = progress.progress_text("read", 10 * 10**9, 40 * 10**9, 10.0)
+    text = progress.progress_text("copy", 10 * 10**9, 40 * 10**9, 10.0)
     assert text == "10.0 GB / 40.0 GB  1.0 GB/s  ETA 0:30"
     assert progress.progress_text("compile", 10, 40, 5.0) == "10 / 40 kernels  ETA 0:15"
-    assert progress.progress_text("read", 0, 0, 0.0) == "0 B / 0 B"
+    assert progress.progress_text("copy", 0, 0, 0.0) == "0 B / 0 B"
 
 
 # the chat, without a terminal

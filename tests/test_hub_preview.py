@@ -89,9 +89,9 @@ def test_kimi_k25_is_judged_by_some_hundred_kilobytes(
     assert fake.served < 2e6
     assert verdict.obstacle is verdict.refusal is None
     assert verdict.fits_ram
-    assert verdict.tokens_per_second == pytest.approx(
-        (0.4 * SLOW / verdict.bytes_per_token, 0.9 * SLOW / verdict.bytes_per_token)
-    )
+    assert verdict.tokens_per_second is not None
+    low, high = verdict.tokens_per_second
+    assert 0.1 * SLOW < low * verdict.bytes_per_token < high * verdict.bytes_per_token < SLOW
     text = "\n".join(f"{what}: {words}" for what, words in verdict.rows())
     assert "5 parts" in text
     assert "deepseek2, 61 layers, 384 experts" in text

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import offload
 from offload.errors import GGUFError
 from offload.mapped_file import MappedFile
+from quant.compiler import bus_guard
 
-ROOT = Path(offload.__file__).parent.parent
 BYTES = bytes(range(256)) * 64
 
 
@@ -76,32 +75,40 @@ def test_what_cannot_be_mapped_is_an_error_and_never_waits(
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-FAULT = """
-import os, sys, threading
-import numpy as np
-from offload import bus_errors
-from offload.mapped_file import MappedFile
-file = MappedFile(sys.argv[1])
-if sys.argv[2] == "program":
-    bus_errors.end_with(lambda: os._exit(1))
-os.truncate(sys.argv[1], 0)
-thread = threading.Thread(target=file.data.sum)
-thread.start()
-thread.join()
-print("still here")
-"""
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the guard is Linux' own")
+@pytest.mark.parametrize("left", [0, 4096])
+def test_what_is_gone_reads_as_zeros_and_marks_the_file(path: Path, left: int) -> None:
+    file, other = MappedFile(path), MappedFile(path)
+    before = bus_guard.faults()
+    os.truncate(path, left)
+    sums: list[int] = []
+    threads = [threading.Thread(target=lambda: sums.append(int(file.data.sum()))) for _ in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sums == [sum(BYTES[:left])] * 4
+    assert bus_guard.faults() > before
+    os.truncate(path, len(BYTES))
+    os.utime(path, ns=(file.mtime_ns, file.mtime_ns))
+    with pytest.raises(GGUFError, match=r"weights\.bin could not be read .* load it again"):
+        file.check_unchanged()
+    other.check_unchanged()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the handler is Linux' own")
-@pytest.mark.parametrize("kind", ["program", "library"])
-def test_fault_is_one_line_that_names_the_file(path: Path, kind: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FAULT, str(path), kind],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {path} shrank from 16,384 to 0 bytes while it was in use")
-    assert done.returncode == (1 if kind == "program" else -signal.SIGBUS)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the guard is Linux' own")
+def test_maps_are_guarded_as_long_as_a_view_lives(path: Path) -> None:
+    file = MappedFile(path)
+    number = file._number
+    assert number is not None
+    view = file.data[100:200]
+    del file
+    assert bus_guard._entries[number, 0] == view.ctypes.data - 100
+    del view
+    assert not bus_guard._entries[number].any()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the guard is Linux' own")
+def test_more_maps_than_the_guard_has_room_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus_guard, "_free", deque())
+    MappedFile(path).check_unchanged()

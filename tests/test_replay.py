@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import offload
 from offload.errors import OffloadError, RequestError
 from offload.policies import POLICIES, ExpertKey
-from offload.replay import RoutingTrace, belady, cliff_warning, hit_rates, replay
+from offload.replay import belady, cliff_warning, hit_rates, replay
+from offload.routing_trace import RoutingTrace
 
 REQUESTS = st.lists(
     st.tuples(st.integers(0, 2), st.sets(st.integers(0, 5), min_size=1, max_size=3)), max_size=40
@@ -134,6 +135,7 @@ def test_broken_trace_is_a_user_error(
     tmp_path_factory: pytest.TempPathFactory, at: int, byte: int, keep: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "broken.npz"
+    path.unlink(missing_ok=True)
     skewed(3).save(path)
     data = bytearray(path.read_bytes())
     data[at % len(data)] = byte

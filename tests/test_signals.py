@@ -36,7 +36,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(number: int, phase: str) -> None
     env = SLOW_LOAD if phase == "loading" else {}
     with Terminal("run", env=env) as terminal:
         if phase == "loading":
-            terminal.wait_for("read")
+            terminal.wait_for("copy")
         else:
             terminal.wait_for(">>>")
         if phase in ("answer", "thinking"):
@@ -220,7 +220,7 @@ def test_ctrl_c_in_a_callback_is_not_lost() -> None:
 def test_a_crash_leaves_the_terminal_as_it_was(number: int, phase: str) -> None:
     env = {"FAKE_GUARD": "1"} | (SLOW_LOAD if phase == "loading" else {})
     with Terminal("run", env=env) as terminal:
-        terminal.wait_for("read" if phase == "loading" else ">>>")
+        terminal.wait_for("copy" if phase == "loading" else ">>>")
         if phase == "answer":
             terminal.type("tell me\r")
             terminal.wait_for("word3 ")

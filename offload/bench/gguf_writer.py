@@ -1,18 +1,38 @@
-"""Writes a laid-out model as a GGUF file, so that another program can run the same weights."""
+"""Writes models as GGUF files: laid-out ones with random weights, or any tensors with holes."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from types import MappingProxyType
+from typing import BinaryIO, Protocol
 
-from offload.bench.layout import Layout
+import numpy as np
+
+from offload.bench.shapes import TensorSpec
 from offload.bench.synthetic import RandomSource
 from offload.config import ModelConfig
 
 ALIGNMENT = 32
-Value = int | float | bool | str
+Value = int | float | bool | str | list[str] | np.ndarray  # an array: of int32
+NOTHING: Mapping[str, Value] = MappingProxyType({})
+
+
+class Written(Protocol):
+    """What a file is made of."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its configuration."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Its tensors."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all tensors."""
 
 
 def metadata(config: ModelConfig) -> dict[str, Value]:
@@ -62,21 +82,18 @@ def metadata(config: ModelConfig) -> dict[str, Value]:
 
 
 def write_model(
-    path: Path, layout: Layout, report: Callable[[int, int], None], source: RandomSource
+    path: Path,
+    layout: Written,
+    report: Callable[[int, int], None],
+    source: RandomSource,
+    keys: Mapping[str, Value] = NOTHING,
 ) -> None:
-    """Write the tensors of a layout with bytes from the source; report(done, total)."""
-    keys = metadata(layout.model)
+    """Write the tensors of a layout with bytes from the source; report(done, total).
+
+    keys: those that the file has beside `metadata`'s, or instead: a vocabulary's, say.
+    """
     with path.open("wb") as f:
-        f.write(b"GGUF" + struct.pack("<IQQ", 3, len(layout.specs), len(keys)))
-        for key, value in keys.items():
-            f.write(_string(key) + _typed(value))
-        offset = 0
-        for name, spec in layout.specs.items():
-            dims = spec.shape[::-1]
-            f.write(_string(name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
-            f.write(struct.pack("<IQ", int(spec.ggml_type), offset))
-            offset += -(-spec.n_bytes // ALIGNMENT) * ALIGNMENT
-        _align(f)
+        write_header(f, metadata(layout.model) | dict(keys), layout.specs)
         done = 0
         for name, spec in layout.specs.items():
             for piece in source.tensor(name, spec):
@@ -86,6 +103,24 @@ def write_model(
             _align(f)
 
 
+def write_header(
+    f: BinaryIO, keys: Mapping[str, Value], specs: Mapping[str, TensorSpec]
+) -> dict[str, int]:
+    """All that comes before the weights; where each tensor starts in the file."""
+    f.write(b"GGUF" + struct.pack("<IQQ", 3, len(specs), len(keys)))
+    for key, value in keys.items():
+        f.write(_string(key) + _typed(value))
+    starts, offset = {}, 0
+    for name, spec in specs.items():
+        dims = spec.shape[::-1]
+        f.write(_string(name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
+        f.write(struct.pack("<IQ", int(spec.ggml_type), offset))
+        starts[name] = offset
+        offset += -(-spec.n_bytes // ALIGNMENT) * ALIGNMENT
+    _align(f)
+    return {name: f.tell() + start for name, start in starts.items()}
+
+
 def _string(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
@@ -93,6 +128,10 @@ def _string(text: str) -> bytes:
 
 def _typed(value: Value) -> bytes:
     """Type code and value; ints as u32, floats as f32."""
+    if isinstance(value, list):
+        return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))
+    if isinstance(value, np.ndarray):
+        return struct.pack("<IIQ", 9, 5, len(value)) + value.astype("<i4").tobytes()
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):

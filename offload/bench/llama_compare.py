@@ -214,7 +214,7 @@ def with_llama_cpp(
                     store, config, layout, options.layout, hardware, device.pool, report
                 )
                 model = LayerModel(config, store, device)
-                compile_kernels(model.model, report)
+                compile_kernels(model.model, model.model, report)
                 if os.name == "posix":
                     path.unlink()  # both hold it open; nothing is left even if we are killed
                 theirs = TheirLayers(peer, config.num_layers, vocabulary, options.depth, numbers)

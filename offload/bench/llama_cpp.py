@@ -59,13 +59,20 @@ def model_params() -> Any:
 
 
 class LlamaModel:
-    """A loaded file. llama.cpp's own defaults, but for threads, context and `model_params`."""
+    """A loaded file. llama.cpp's own defaults, but for threads, context and `model_params`.
 
-    def __init__(self, path: Path, threads: int) -> None:
+    repack: whether it may copy weights into memory of its own, where it does so.
+    """
+
+    def __init__(self, path: Path, threads: int, *, repack: bool = True) -> None:
         llama_cpp.llama_log_set(_note_errors, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self.threads = threads
         params = model_params()
+        self._why_not = "as its AMX kernels abort on MLA"
+        if not repack:
+            params.use_extra_bufts = False
+            self._why_not = "as repacked copies are not in the mapped file"
         self._repacks = params.use_extra_bufts
         self.pointer: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
@@ -76,7 +83,7 @@ class LlamaModel:
         """What was compared with."""
         settings, weights = "its default settings", "weights repacked at load where it does so, "
         if not self._repacks:
-            settings += " but for --no-repack, as its AMX kernels abort on MLA"
+            settings += f" but for --no-repack, {self._why_not}"
             weights = ""
         return (
             f"llama.cpp: llama-cpp-python {llama_cpp.__version__}, {self.threads} threads, "

@@ -49,7 +49,7 @@ class Watch:
     cores: int
     began: float = field(default_factory=time.monotonic)
     load_before: tuple[float, ...] = ()
-    _own: float = field(default_factory=time.process_time)
+    _own: float = field(default_factory=lambda: _own_seconds())
     _busy: tuple[float, float] | None = field(default_factory=_busy)
     _throttled: int | None = field(default_factory=throttle_count)
 
@@ -71,7 +71,7 @@ class Watch:
         warnings = []
         now = _busy()
         if now is not None and self._busy is not None:
-            own = time.process_time() - self._own
+            own = _own_seconds() - self._own
             room = seconds * self.cores
             others = max(0.0, now[0] - self._busy[0] - own) / room
             stolen = max(0.0, now[1] - self._busy[1]) / room
@@ -89,6 +89,11 @@ class Watch:
             warnings[-1] += "; trust the best figures more than the medians, or run it again"
         facts["warnings"] = warnings
         return facts
+
+
+def _own_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def _load() -> tuple[float, ...]:

@@ -33,10 +33,12 @@ Report = Callable[[LoadProgress], None]
 def bench_model(options: ModelOptions, report: Report = lambda progress: None) -> dict[str, Any]:
     """Measure; the result is ready for JSON. Raises what `offload.load` raises, RequestError."""
     longest = max((*options.prompts, *(d + STEPS for d in options.depths)))
-    file, config, _tokenizer, plan, model = open_model(options.path, options.wish(longest), report)
+    parts = open_model(options.path, options.wish(longest), report)
+    file, config, _tokenizer, plan, model, ahead = parts
     with ExitStack() as opened:
-        opened.callback(file.close)
-        opened.callback(model.close)
+        for part in (file, model, ahead):
+            opened.callback(part.close)
+        ahead.wait()
         if longest > config.context_length:
             raise RequestError(
                 f"{longest:,} tokens are asked for, {config.name} holds {config.context_length:,}; "
@@ -64,6 +66,7 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
             programs["llama_cpp"] = peer
             notes.append(peer.about)
         result = _run(programs, model, options, facts, notes, str(file.paths[0]), plan.layout)
+        model.check_files()  # zeros are read where a file has shrunk
         counted = census(file, config)
         return result | pairs_of_model(config, counted, plan, result["ours"], programs["ours"])
 

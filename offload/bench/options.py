@@ -89,8 +89,8 @@ class ShapeOptions:
         for name in ("shape", "experts", "attention", "shared"):
             check_type(name, getattr(self, name), str)
         if self.layers is not None:
-            _count("layers", self.layers, 1)
-        _count("depth", self.depth, 0)
+            check_count("layers", self.layers, 1)
+        check_count("depth", self.depth, 0)
         object.__setattr__(self, "parallel", _together(self.parallel))
         if self.overlap is not None:
             if not is_number(self.overlap) or not 0 <= self.overlap <= 1:
@@ -100,7 +100,8 @@ class ShapeOptions:
         _check_common(self.threads, self.seconds, self.compare, self.layout, self.pin)
 
 
-def _count(name: str, value: object, least: int, most: int = MOST) -> int:
+def check_count(name: str, value: object, least: int, most: int = MOST) -> int:
+    """The whole number in this range that it is; RequestError."""
     number = integer(value)
     if number is None or not least <= number <= most:
         end = "on" if most == MOST else f"to {most}"
@@ -108,10 +109,16 @@ def _count(name: str, value: object, least: int, most: int = MOST) -> int:
     return number
 
 
+def check_seconds(seconds: object) -> None:
+    """RequestError unless it is a time to measure."""
+    if not is_number(seconds) or not 0 <= seconds <= LONGEST:  # type: ignore[operator]
+        raise RequestError(f"seconds must be in [0, {LONGEST:g}], not {quoted(seconds)}")
+
+
 def _counts(name: str, given: object, least: int, most: int = MOST) -> tuple[int, ...]:
     if not isinstance(given, (list, tuple)):
         raise RequestError(f"{name} must be a list of counts, not {quoted(given)}")
-    return tuple(_count(name, n, least, most) for n in given)
+    return tuple(check_count(name, n, least, most) for n in given)
 
 
 def _together(given: object) -> tuple[int, ...]:
@@ -122,9 +129,8 @@ def _check_common(
     threads: object, seconds: object, compare: object, layout: object, pin: object
 ) -> None:
     if threads is not None:
-        _count("threads", threads, 1)
-    if not is_number(seconds) or not 0 <= seconds <= LONGEST:  # type: ignore[operator]
-        raise RequestError(f"seconds must be in [0, {LONGEST:g}], not {quoted(seconds)}")
+        check_count("threads", threads, 1)
+    check_seconds(seconds)
     check_type("compare", compare, bool)
     check_type("layout", layout, LayoutOptions)
     if pin is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from offload.bench.budget_report import budget_table
 from offload.bench.layer_bench import PARTS
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
@@ -12,6 +13,8 @@ NAMES = {"ours": "kimi-offload", "llama_cpp": "llama.cpp"}
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """What `kimi-offload bench` prints; notes and warnings are in the result itself."""
+    if result["kind"] == "budget":
+        return [_machine_table(result["machine"]), budget_table(result)]
     body = _model_tables(result) if result["kind"] == "model" else _shape_tables(result)
     if "parallel" in result:
         body.append(_parallel_table(result))

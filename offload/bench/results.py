@@ -101,7 +101,7 @@ def _figure(side: dict[str, Any], name: str) -> str:
 def _whole(result: dict[str, Any]) -> list[str]:
     """All tables of one run; of a model's path only the file's name."""
     machine, (title, columns, rows), *others = tables(result)
-    if result["kind"] == "model":
+    if result["kind"] != "shape":
         title = f"{result['model']['name']} ({Path(result['model']['path']).name})"
     parts = [f"## {title}", _table(columns, rows)]
     parts += [_table(*table[1:]) for table in (*others, machine)]
@@ -127,7 +127,7 @@ def read(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise RequestError(f"{path}: {exc}") from exc
-    if not isinstance(result, dict) or result.get("kind") not in ("shape", "model"):
+    if not isinstance(result, dict) or result.get("kind") not in ("shape", "model", "budget"):
         raise RequestError(f"{path} is not what `kimi-offload bench --json` writes")
     return result
 

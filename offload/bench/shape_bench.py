@@ -93,7 +93,7 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
             store, layout.model, layout, options.layout, hardware, device.pool, report
         )
         model = LayerModel(layout.model, store, device)
-        compile_kernels(model.model, report)
+        compile_kernels(model.model, model.model, report)
         notes += [
             "routed experts: chosen so that every token takes others than the ones before it",
         ]

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -29,6 +29,10 @@ from offload.batch import Batch
 from offload.devices.block_times import BlockTimes
 from offload.devices.block_times import Kind as Kind
 from offload.weights import Matrix
+
+if TYPE_CHECKING:
+    from offload.expert_stats import ExpertStats
+    from offload.expert_tier import ExpertTier
 
 Array = np.ndarray
 Check = Callable[[], None]
@@ -219,6 +223,14 @@ class Device(Protocol):
     @property
     def kv(self) -> KVStore:
         """Rows of its attention blocks."""
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What its routed experts did so far."""
+
+    @property
+    def tier(self) -> ExpertTier | None:
+        """Slots for routed experts; None: all of them are computed where they lie."""
 
     def embedding(self, table: Matrix) -> Block:
         """Prepare rows of the table; quantised ones are widened."""

@@ -25,7 +25,10 @@ from offload.devices.cpu_kv import CpuKV
 from offload.devices.cpu_pass import Choices, ManyRows, PassState, many_rows
 from offload.devices.cpu_tape import CpuSegment
 from offload.devices.cpu_workspace import MAX_ROWS, Room, Vector, Workspace
+from offload.expert_stats import ExpertStats, stats_without_slots
+from offload.expert_tier import ExpertTier
 from offload.kv_cache import cache_shape
+from offload.layer_scheduler import Places
 from offload.plan import KVSpec
 from offload.rope import Tables
 from offload.weights import Matrix
@@ -45,7 +48,8 @@ RECORDS_OF_MANY: dict[Kernel, int] = {"matmul": 1, "matmul_q16": 2}  # planes
 class CpuDevice:
     """See Device. cpus: logical cores of each thread, to pin them.
 
-    many: the activations of the batch that runs, None while a tape serves its few rows.
+    tier: slots for routed experts, set before blocks are made; places: where they lie. many: the
+    activations of the batch that runs, None while a tape serves its few rows.
     slice_bytes: of weights between two looks for a cancel, at least.
     """
 
@@ -62,6 +66,8 @@ class CpuDevice:
         self.eps = float(config.rms_norm_eps)
         self.traffic = Traffic()
         self.pool = Pool(threads, cpus)
+        self.tier: ExpertTier | None = None
+        self.places: dict[int, Places] = {}
         self.kv = CpuKV(cache_shape(config, kv.kv_type), kv.context)
         self.workspace = Workspace(threads)
         self.x = self.workspace.room("x", 4 * (config.hidden_size + 255))
@@ -93,6 +99,8 @@ class CpuDevice:
 
     def router(self, layer: int, router: Router) -> Block:
         """A router."""
+        if self.tier is not None:
+            self.tier.guesser.learn(layer, router)
         return RouterBlock(self, layer, router)
 
     def experts(self, layer: int, routed: GatedMLP | None, shared: GatedMLP | None) -> Block:
@@ -112,6 +120,8 @@ class CpuDevice:
     def begin(self, batch: Batch) -> None:
         """Few rows go to the records of the tapes; many, and expanded ones, to their own arrays."""
         self._batch = batch
+        if self.tier is not None:
+            self.tier.publish()
         self.n_rows = batch.n_tokens
         self.many = None
         if self.n_rows > MAX_ROWS or any(is_expanded(span) for span in batch.spans):
@@ -172,8 +182,15 @@ class CpuDevice:
         del rows
         return None
 
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What its routed experts did."""
+        return stats_without_slots(self.places) if self.tier is None else self.tier.stats
+
     def close(self) -> None:
         """End the threads."""
+        if self.tier is not None:
+            self.tier.close()
         self.pool.close()
 
     # --- what blocks ask for ------------------------------------------------------------------

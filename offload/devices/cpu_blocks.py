@@ -136,7 +136,7 @@ class Experts:
     ) -> None:
         self.device = device
         self.layer = layer
-        self.ffn = FeedForward(device, routed, shared)
+        self.ffn = FeedForward(device, layer, routed, shared)
         device.readers(layer).extend(
             (b.planes, m) for b in self.ffn.branches for m in (b.mlp.gate, b.mlp.up)
         )
@@ -151,7 +151,7 @@ class Experts:
 
     def many(self, m: ManyRows) -> None:
         """See CpuBlock."""
-        self.ffn(m.h, m.x, m.routing if self.ffn.routed is not None else None)
+        self.ffn(m.h, m.x, m.routing if self.ffn.routed is not None else None, m.check)
 
 
 class Mlp:
@@ -163,7 +163,7 @@ class Mlp:
         self.device = device
         self.layer = layer
         self._norm = norm
-        self._ffn = FeedForward(device, None, mlp)
+        self._ffn = FeedForward(device, layer, None, mlp)
 
     def steps(self, w: Writer) -> None:
         """See CpuBlock."""

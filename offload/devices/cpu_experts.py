@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offload.devices.base import GatedMLP, Routing
+from offload.devices.base import Check, GatedMLP, Routing
 from offload.devices.cpu_jobs import (
     Panels,
     fill_job,
@@ -21,6 +21,8 @@ from offload.devices.cpu_jobs import (
     tile_rows,
     whole_groups,
 )
+from offload.devices.cpu_many_leased import all_tokens, run_leased
+from offload.expert_tier import ExpertTier
 from offload.layer_scheduler import Places, Schedule, schedule
 from offload.weights import Matrix
 from quant.kernels import Job
@@ -55,7 +57,8 @@ class Inputs:
 class Branch:
     """One GatedMLP with its job templates. planes: of the activations of its quantised matrices.
 
-    places: of its experts, wherever they lie.
+    places: of its experts, wherever they lie. leases: who brings them into slots for a pass; None:
+    they are computed where they are.
     """
 
     def __init__(self, device: CpuDevice, mlp: GatedMLP, planes: int) -> None:
@@ -63,6 +66,7 @@ class Branch:
         device.need(for_records("matmul", planes), mlp.gate, mlp.up, mlp.down)
         self.mlp = mlp
         self.planes = planes
+        self.leases: ExpertTier | None = None
         self._templates: dict[Kind, tuple[Array, Array]] = {}
         matrices = mlp.gate, mlp.up, mlp.down
         self.places = Places.at(*((m.address, m.stride) for m in matrices), count=mlp.gate.count)
@@ -88,11 +92,19 @@ class Branch:
         return self._templates[kind]
 
     def add_jobs(
-        self, x: Inputs, work: Schedule, first: Array, second: Array, at: int, width: int
+        self,
+        x: Inputs,
+        work: Schedule,
+        first: Array,
+        second: Array,
+        at: int,
+        width: int,
+        where: Array | None = None,
     ) -> Hidden:
         """Write the jobs of both regions; those of region 2 lack panels.
 
-        at: the branch's first slot; width: bytes of a slot in region 2.
+        at: the branch's first slot; width: bytes of a slot in region 2. where (used, 3): addresses
+        of the experts' matrices, None: their places.
         """
         gate_up, down = self.templates(for_records("matmul", self.planes))
         gate, up = self.mlp.gate, self.mlp.up
@@ -117,7 +129,8 @@ class Branch:
         down[Job.OUT] = at * width
         experts, used = work.experts[: work.used], work.used
         grow = np.array([0, self.h_bytes], np.int64)
-        where = self.places.addresses[experts]
+        if where is None:
+            where = self.places.addresses[experts]
         driver.expert_jobs(first, gate_up, grow, where[:, :2], work.starts, used, *index)
         grow = np.array([self.h_bytes, width], np.int64)
         driver.expert_jobs(second, down, grow, where[:, 2:], work.starts, used, 0, 0)
@@ -145,28 +158,49 @@ class Hidden:
 class FeedForward:
     """A dense MLP (`shared` alone) or routed experts with or without a shared one."""
 
-    def __init__(self, device: CpuDevice, routed: GatedMLP | None, shared: GatedMLP | None) -> None:
-        self._device = device
+    def __init__(
+        self, device: CpuDevice, layer: int, routed: GatedMLP | None, shared: GatedMLP | None
+    ) -> None:
+        self.device = device
+        self.layer = layer
         self.routed = None if routed is None else Branch(device, routed, 1)
         self.shared = None if shared is None else Branch(device, shared, 2)
+        if self.routed is not None:
+            device.places[layer] = self.routed.places
+            if device.tier is not None:
+                self.routed.leases = device.tier.join(layer, self.routed.places)
         mlps = [m for m in (routed, shared) if m is not None]
         self.branches = [b for b in (self.routed, self.shared) if b is not None]
-        self._n_cols = max(max(m.gate.n_cols, m.up.n_cols) for m in mlps)
+        self.n_cols = max(max(m.gate.n_cols, m.up.n_cols) for m in mlps)
         gates_and_ups = [m.gate for m in mlps] + [m.up for m in mlps]
         downs = [m.down for m in mlps]
         threads = device.pool.threads
         rows = sum(m.gate.n_rows for m in mlps)
-        self._gate_up_rows = _turn(tile_rows(rows, threads), *gates_and_ups)
-        self._down_rows = _turn(tile_rows(downs[0].n_rows, threads, MOST_ROWS), *downs)
+        self.gate_up_rows = _turn(tile_rows(rows, threads), *gates_and_ups)
+        self.down_rows = _turn(tile_rows(downs[0].n_rows, threads, MOST_ROWS), *downs)
 
-    def __call__(self, x: Array, out: Array, routing: Routing | None = None) -> None:
-        """Out (T, H) += the block's result for x (T, H), T > 1."""
+    def __call__(
+        self,
+        x: Array,
+        out: Array,
+        routing: Routing | None = None,
+        check: Check = lambda: None,
+    ) -> None:
+        """Out (T, H) += the block's result for x (T, H), T > 1.
+
+        `check` is called while experts are waited for, and may raise.
+        """
+        tier = None if self.routed is None else self.routed.leases
+        if tier is not None and routing is not None:
+            inputs = Inputs(self.device.pool, x, self.n_cols)
+            run_leased(self, tier, inputs, out, routing, check)
+            return
         for t in range(0, len(x), MAX_TOKENS):
             part = slice(t, t + MAX_TOKENS)
             chosen = routing
             if routing is not None:
                 chosen = Routing(expert_ids=routing.expert_ids[part], weights=routing.weights[part])
-            self._run(Inputs(self._device.pool, x[part], self._n_cols), out[part], chosen)
+            self._run(Inputs(self.device.pool, x[part], self.n_cols), out[part], chosen)
 
     def _run(self, x: Inputs, out: Array, routing: Routing | None) -> None:
         n_tokens = x.n_tokens
@@ -181,26 +215,21 @@ class FeedForward:
         begin = int(n_shared > 0)
         first = driver.job_table(begin + used)
         second = driver.job_table(begin + used)
-        width = 4 * self._down_rows
+        width = 4 * self.down_rows
         if n_routed and self.routed is not None:
             hidden.append(self.routed.add_jobs(x, work, first[begin:], second[begin:], 0, width))
-            self._device.traffic.read += used * self.routed.bytes_per_expert
+            self.device.traffic.read += used * self.routed.bytes_per_expert
+            self.routed.places.uses[work.experts] += np.diff(work.starts)
         if self.shared is not None:
-            everyone = np.arange(n_tokens)
-            work = Schedule(
-                experts=np.zeros(1, np.int64),
-                starts=np.array([0, n_tokens]),
-                tokens=everyone,
-                slots=everyone[:, None],
-            )
-            hidden.append(self.shared.add_jobs(x, work, first, second, n_routed, width))
-            self._device.traffic.read += self.shared.bytes_per_expert
-            slots = np.concatenate((slots, everyone[:, None] + n_routed), axis=1)
+            everyone = all_tokens(n_tokens)
+            hidden.append(self.shared.add_jobs(x, everyone, first, second, n_routed, width))
+            self.device.traffic.read += self.shared.bytes_per_expert
+            slots = np.concatenate((slots, everyone.slots + n_routed), axis=1)
             weights = np.concatenate((weights, np.ones((n_tokens, 1), np.float32)), axis=1)
-        driver.run_gate_up(self._device.pool, first, self._gate_up_rows)
+        driver.run_gate_up(self.device.pool, first, self.gate_up_rows)
         for part in hidden:
             part.arrange()
-        driver.run_down(self._device.pool, second, self._down_rows, slots, weights, out)
+        driver.run_down(self.device.pool, second, self.down_rows, slots, weights, out)
 
 
 def _turn(rows: int, *matrices: Matrix) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from offload.devices.cpu_experts import Branch, FeedForward
+from offload.devices.cpu_leased import FewLeased, Region
 from offload.devices.cpu_workspace import MAX_ROWS, Vector
 from quant.kernels import Job
 from quant.quant_type import for_records
@@ -28,18 +29,19 @@ class FewExperts:
 
     def __init__(self, w: Writer, ffn: FeedForward, h: Vector, layer: int) -> None:
         self._w = w
+        self.device = w.device
         self._ffn = ffn
         self._h = h
-        self._layer = layer
+        self.layer = layer
         self._top_k = 0 if ffn.routed is None else w.device.config.num_experts_per_tok
-        self._n_shared = int(ffn.shared is not None)
+        self.n_shared = int(ffn.shared is not None)
         choices = w.rows * self._top_k
-        self._first = driver.job_table(choices + self._n_shared)
-        self._second = driver.job_table(choices + self._n_shared)
+        self._first = driver.job_table(choices + self.n_shared)
+        self._second = driver.job_table(choices + self.n_shared)
         self._row_bytes = 4 * w.device.config.hidden_size
-        most = MAX_ROWS * (self._top_k + self._n_shared)
+        most = MAX_ROWS * (self._top_k + self.n_shared)
         self._y = w.device.workspace.area("outputs of experts", most * self._row_bytes)
-        self._choices = choices
+        self.n_choices = choices
 
     def write(self) -> None:
         """Schedule, gate and up, down, combine."""
@@ -48,38 +50,48 @@ class FewExperts:
         if ffn.shared is not None:  # first in line, for its chunks are the longest
             self._write_shared(ffn.shared)
         if ffn.routed is not None:
-            self._fill(ffn.routed, slice(self._n_shared, None))
+            self._fill(ffn.routed, slice(self.n_shared, None))
         mlps = [b.mlp for b in ffn.branches]
         chunk = w.chunk(self._first, 32, *(m.gate for m in mlps), *(m.up for m in mlps))
         chunk_down = w.chunk(self._second, 16, *(m.down for m in mlps))
-        counts = 0, 0
         slots, stride = self._slots()
-        if ffn.routed is not None:
-            counts = self._write_schedule(ffn.routed, chunk, chunk_down, slots, stride)
         size = driver.gate_up_scratch(chunk, w.rows)
         scratch = w.device.workspace.area("gate and up", size * w.device.pool.threads)
-        context = tape.context(
-            driver.GateUp, JOBS=tape.keep(self._first), CHUNK=chunk, SCRATCH=scratch,
-            SCRATCH_BYTES=size,
-        )  # fmt: skip
-        count = driver.count_tasks(self._first, chunk)
-        tape.add(driver.gate_up_task.address, context, count, counts[0])
-        w.run_jobs(self._second, chunk_down, counts[1])
+        sizes = {"SCRATCH": scratch, "SCRATCH_BYTES": size}
+        counts = 0, 0
+        leased = None
+        if ffn.routed is not None:
+            schedule, counts = self._schedule(ffn.routed, chunk, chunk_down, slots, stride)
+            if ffn.routed.leases is None:
+                tape.add(*schedule)
+            else:
+                regions = (
+                    Region(driver.gate_up_task.address, self._first, chunk, driver.GateUp, **sizes),
+                    Region(driver.rows_task.address, self._second, chunk_down, driver.Rows),
+                )
+                leased = FewLeased(self, ffn.routed.leases, schedule, regions)
+        if leased is not None:
+            w.cut(leased)
+        else:
+            context = tape.context(driver.GateUp, JOBS=tape.keep(self._first), CHUNK=chunk, **sizes)
+            count = driver.count_tasks(self._first, chunk)
+            tape.add(driver.gate_up_task.address, context, count, counts[0])
+            w.run_jobs(self._second, chunk_down, counts[1])
         weights = w.device.choices(w.device.config.num_experts_per_tok).weights
         skipped = w.device.config.num_experts_per_tok if ffn.routed is None else 0  # a weight of 1
         context = tape.context(
             Combine, PARTS=self._y, PARTS_STRIDE=self._row_bytes, SLOTS=slots, SLOTS_STRIDE=stride,
             WEIGHTS=weights.address + 4 * skipped, WEIGHTS_STRIDE=weights.stride,
-            COUNT=self._top_k + self._n_shared, N=self._row_bytes // 4,
+            COUNT=self._top_k + self.n_shared, N=self._row_bytes // 4,
             X=w.x.address, X_STRIDE=w.x.stride,
         )  # fmt: skip
         tape.add(layer_ops.combine_task.address, context, w.rows)
 
     def _slots(self) -> tuple[int, int]:
         """(address of (rows, choices of a row) int64, bytes of a row); the shared one's are set."""
-        slots = np.zeros((self._w.rows, self._top_k + self._n_shared), np.int64)
-        if self._n_shared:
-            slots[:, -1] = self._choices + np.arange(self._w.rows)
+        slots = np.zeros((self._w.rows, self._top_k + self.n_shared), np.int64)
+        if self.n_shared:
+            slots[:, -1] = self.n_choices + np.arange(self._w.rows)
         return self._w.tape.keep(slots), slots.strides[0]
 
     def _fill(self, branch: Branch, part: slice) -> tuple[Array, Array]:
@@ -114,14 +126,14 @@ class FewExperts:
         first[:, Job.X] = self._h.form(branch.mlp.gate, branch.planes).address
         first[:, Job.X2] = self._h.form(branch.mlp.up, branch.planes).address
         first[:, Job.OUT] = second[:, Job.X] = self._hidden(branch, MAX_ROWS)
-        second[:, Job.OUT] = self._y + self._row_bytes * self._choices
+        second[:, Job.OUT] = self._y + self._row_bytes * self.n_choices
         first[:, Job.N_TOKENS] = second[:, Job.N_TOKENS] = self._w.rows
         self._w.n_bytes += branch.bytes_per_expert
 
-    def _write_schedule(
+    def _schedule(
         self, branch: Branch, chunk: int, chunk_down: int, slots: int, stride: int
-    ) -> tuple[int, int]:
-        """The step that aims the jobs; addresses of the numbers of tasks of both regions."""
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(task, context) that aim the jobs; addresses of the numbers of tasks of both regions."""
         w, tape, device = self._w, self._w.tape, self._w.device
         n_experts = branch.mlp.gate.count
         kernels = np.array([self._kernels(branch, n + 1) for n in range(w.rows)], np.int64)
@@ -130,16 +142,17 @@ class FewExperts:
             -(-m.n_rows // c) for m, c in ((branch.mlp.gate, chunk), (branch.mlp.down, chunk_down))
         )
         others, down_others = (
-            driver.count_tasks(jobs[: self._n_shared], c)
+            driver.count_tasks(jobs[: self.n_shared], c)
             for jobs, c in ((self._first, chunk), (self._second, chunk_down))
         )
         work = expert_tasks.work_bytes(w.rows, self._top_k, n_experts)
         count, down_count = (tape.keep(np.zeros(1, np.int64)) for _ in range(2))
-        jobs_at = self._first.strides[0] * self._n_shared
+        jobs_at = self._first.strides[0] * self.n_shared
         context = tape.context(
             Schedule, ROWS=w.rows, TOP_K=self._top_k, EXPERTS=n_experts,
-            IDS=device.choices(self._top_k).ids_at(self._layer),
+            IDS=device.choices(self._top_k).ids_at(self.layer),
             ADDRESSES=tape.keep(branch.places.addresses), FIRST=tape.keep(branch.places.resident),
+            USES=tape.keep(branch.places.uses),
             WORK=device.workspace.area("schedule", work), SLOTS=slots, SLOTS_STRIDE=stride,
             GATE_UP=tape.keep(self._first) + jobs_at, DOWN=tape.keep(self._second) + jobs_at,
             KERNELS=tape.keep(kernels), X=gate.address, X_STRIDE=gate.stride, X2=up.address,
@@ -149,5 +162,4 @@ class FewExperts:
             GATE_UP_TASKS=gate_tasks, GATE_UP_OTHERS=others, GATE_UP_COUNT=count,
             DOWN_TASKS=down_tasks, DOWN_OTHERS=down_others, DOWN_COUNT=down_count,
         )  # fmt: skip
-        tape.add(expert_tasks.schedule_task.address, context)
-        return count, down_count
+        return (expert_tasks.schedule_task.address, context), (count, down_count)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from offload.batch import Batch, Span
-from offload.devices.base import Routing
+from offload.devices.base import Check, Routing
 from offload.devices.cpu_kv import CpuKV
 from offload.devices.cpu_workspace import MAX_ROWS, Room
 from offload.rope import Tables
@@ -23,6 +23,7 @@ class ManyRows:
     """Activations of more rows than a tape takes; blocks replace or change them.
 
     cos, sin (T, rope / 2); spans: each with its rows. routings: expert_ids (T, K) by layer.
+    check: to be called while something is waited for.
     """
 
     batch: Batch
@@ -34,6 +35,7 @@ class ManyRows:
     logits: Array = field(default_factory=lambda: NOTHING)
     routing: Routing | None = None
     routings: dict[int, Array] = field(default_factory=dict)
+    check: Check = lambda: None
 
 
 def many_rows(batch: Batch, rope: Tables) -> ManyRows:

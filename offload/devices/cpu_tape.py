@@ -31,15 +31,15 @@ class CpuTape:
 
     def __init__(self, device: CpuDevice, blocks: Sequence[CpuBlock], rows: int) -> None:
         self._device = device
-        self._slices: list[tuple[int, int, int]] = []  # first step, steps, bytes of weights
         w = Writer(device, rows, len(blocks))
         for block in blocks:
             w.tape.ticks_at = device.traffic.times.ticks_at(block.kind)
             block.steps(w)
-            if w.n_bytes - self._bytes >= device.slice_bytes:
-                self._cut(w)
+            if w.uncut_bytes >= device.slice_bytes:
+                w.cut()
         w.flush()
-        self._cut(w)
+        w.cut()
+        self._slices = w.slices
         self._head_jobs = w.head_jobs
         self._tape = w.tape
         self._steps = w.tape.table()
@@ -47,16 +47,6 @@ class CpuTape:
         self._used = w.experts_used[: len(w.expert_bytes)]  # set as the tape is played
         self._expert_bytes = np.array(w.expert_bytes, np.int64)
         self._rows = rows
-
-    @property
-    def _bytes(self) -> int:
-        return sum(n for *_, n in self._slices)
-
-    def _cut(self, w: Writer) -> None:
-        """End a slice here."""
-        first = sum(n for _, n, _ in self._slices)
-        if len(w.tape) > first:
-            self._slices.append((first, len(w.tape) - first, w.n_bytes - self._bytes))
 
     def play(self, check: Check) -> None:
         """All slices, `check` before each."""
@@ -66,13 +56,17 @@ class CpuTape:
             self._head_jobs[0, Job.OUT] = device.few_logits.ctypes.data
         play = run_tape if stack.is_roomy() else partial(stack.call, run_tape)
         control, stride = device.pool.address, self._steps.strides[0]
-        for first, n, n_bytes in self._slices:
+        for piece in self._slices:
             check()
             device.pool.settle()
             began = time.perf_counter()
-            play(control, self._address + first * stride, n)
+            play(control, self._address + piece.first * stride, piece.steps)
             device.traffic.times.played += time.perf_counter() - began
-            device.traffic.read += n_bytes
+            device.traffic.read += piece.n_bytes
+            if piece.then is not None:
+                began = time.perf_counter()
+                piece.then(check)
+                device.traffic.times.add("experts", time.perf_counter() - began)
         if self._expert_bytes.size:
             device.traffic.read += int(self._used @ self._expert_bytes)
 
@@ -97,6 +91,7 @@ class CpuSegment:
             self._tapes[rows].play(check)
             self._runs.count += 1
             return
+        many.check = check
         for block in self.blocks:
             if block.kind in ("attention", "head"):
                 check()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,9 +20,19 @@ if TYPE_CHECKING:
     from offload.devices.cpu_matrices import Linear, PerHead
 
 Array = np.ndarray
+Pause = Callable[[Callable[[], None]], None]  # called with a check for a cancel
 TURNS = 4  # of a thread per region, where that leaves turns of LEAST_TURN bytes
 LEAST_TURN = 1 << 14
 MOST_TURN = 1 << 16
+
+
+class Slice(NamedTuple):
+    """Steps that are played in one go. n_bytes: of weights that they read; then: after them."""
+
+    first: int
+    steps: int
+    n_bytes: int
+    then: Pause | None
 
 
 class Writer:
@@ -42,6 +53,19 @@ class Writer:
         self.inputs_of = -1
         self.has_begun = False
         self.head_jobs: Array | None = None
+        self.slices: list[Slice] = []
+
+    def cut(self, then: Pause | None = None) -> None:
+        """End a slice here, if it has steps; `then` is called after it."""
+        first = sum(piece.steps for piece in self.slices)
+        read = sum(piece.n_bytes for piece in self.slices)
+        if len(self.tape) > first or then is not None:
+            self.slices.append(Slice(first, len(self.tape) - first, self.n_bytes - read, then))
+
+    @property
+    def uncut_bytes(self) -> int:
+        """Of weights that the steps since the last cut read."""
+        return self.n_bytes - sum(piece.n_bytes for piece in self.slices)
 
     @property
     def x(self) -> Room:

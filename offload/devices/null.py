@@ -25,6 +25,7 @@ from offload.devices.base import (
     Segment,
 )
 from offload.devices.zeros import Zeros
+from offload.expert_stats import ExpertStats
 from offload.plan import KVSpec
 from offload.weights import Matrix
 
@@ -98,6 +99,7 @@ class NullDevice:
         self.inner = Zeros(config, kv) if inner is None else inner
         self.kv = self.inner.kv
         self.traffic = self.inner.traffic
+        self.tier = self.inner.tier
 
     def embedding(self, table: Matrix) -> Block:
         """See Device, like all that follows."""
@@ -151,6 +153,11 @@ class NullDevice:
     def routing(self, layer: int) -> Array:
         """The inner device's."""
         return self.inner.routing(layer)
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """The inner device's."""
+        return self.inner.expert_stats
 
     def close(self) -> None:
         """Close the inner device."""

@@ -27,6 +27,8 @@ from offload.devices.base import (
     Traffic,
 )
 from offload.devices.cpu_kv import CpuKV
+from offload.expert_stats import ExpertStats
+from offload.expert_tier import ExpertTier
 from offload.kv_cache import cache_shape
 from offload.plan import KVSpec
 from offload.weights import Matrix
@@ -66,6 +68,7 @@ class Zeros:
 
     def __init__(self, config: ModelConfig, kv: KVSpec) -> None:
         self.traffic = Traffic()
+        self.tier: ExpertTier | None = None
         self.kv = CpuKV(cache_shape(config, kv.kv_type), kv.context)
         self._config = config
         self._batch = Batch.of([0])
@@ -141,6 +144,11 @@ class Zeros:
         top_k = self._config.num_experts_per_tok
         choices = np.arange(self._batch.n_tokens * top_k, dtype=np.int64)
         return choices.reshape(-1, top_k) % self._config.n_routed_experts
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """Nothing is counted."""
+        return ExpertStats()
 
     def close(self) -> None:
         """Nothing to give back."""

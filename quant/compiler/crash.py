@@ -97,9 +97,9 @@ def handle_crashes(line: bytes, terminal: int | None, reset: bytes) -> None:
     _kept[:] = [attributes, *texts, record]
     kind = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.c_ssize_t)
     kind(crash_task.address)(SET, record.ctypes.data, 0)
-    libc.signal.restype = ctypes.c_void_p
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     for number in SIGNALS:
-        before = libc.signal(number, crash_task.address)
-        if before:  # faulthandler's, or another program's
-            libc.signal(number, before)
+        before = np.zeros(256, np.uint8)  # a struct sigaction: its handler first
+        libc.sigaction(number, None, ctypes.c_void_p(before.ctypes.data))
+        if not before[:8].any():  # else faulthandler's, bus_guard.py's, or another program's
+            libc.signal(number, crash_task.address)

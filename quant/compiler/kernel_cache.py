@@ -33,6 +33,7 @@ import numba
 import numpy as np
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
 from quant.compiler import isa
@@ -225,11 +226,11 @@ class KernelCache(_Cache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function, or None."""
-        target_context.refresh()
         name, key = self._entry(sig)
         payload = store().read(name, key)
         if payload is None:
             return None
+        rtsys.initialize(target_context)  # all that running needs; compiling needs the registries
         try:
             return CompileResult._rebuild(target_context, *pickle.loads(payload))
         except Exception as exc:  # whatever is wrong with it, compiling goes on

@@ -81,6 +81,7 @@ class Schedule(Fields):
     IDS = I64  # (ROWS, TOP_K) int64
     ADDRESSES = I64  # (EXPERTS, 3) int64: gate, up, down of each
     FIRST = I64  # 0, or (EXPERTS,) int64: experts that are not 0 come first
+    USES = I64  # (EXPERTS,) int64: grows by the rows of each
     WORK = I64  # scratch: see `work_bytes`
     SLOTS = I64  # (ROWS, SLOTS_STRIDE bytes) int64: where each choice's output is, written
     SLOTS_STRIDE = I64
@@ -135,7 +136,10 @@ def schedule_task(context: int, index: int, thread: int) -> None:
     for i in range(used):
         start = i64(starts + 8 * i)
         n = i64(starts + 8 * i + 8) - start
-        address = i64(context + Schedule.ADDRESSES) + 24 * i64(experts + 8 * i)
+        expert = 8 * i64(experts + 8 * i)
+        address = i64(context + Schedule.ADDRESSES) + 3 * expert
+        uses = i64(context + Schedule.USES) + expert
+        put_i64(uses, i64(uses) + n)
         kernels = i64(context + Schedule.KERNELS) + 24 * (n - 1)
         put_i64(gate_up + _KERNEL, i64(kernels))
         put_i64(gate_up + _KERNEL2, i64(kernels + 8))

@@ -1,0 +1,168 @@
+"""Machines to plan for: this one, or one that is described."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from offload.amounts import amount, binary_amount
+from offload.errors import RequestError
+from offload.forecast.core_rates import Isa, described_rates
+from offload.forecast.gpus import Gpu, gpus_named, with_pcie
+from offload.hardware import HardwareProfile
+from offload.last_level_cache import cache_bytes
+from offload.rates import Rates
+from offload.read_bandwidth import memory_bandwidth
+
+log = logging.getLogger(__name__)
+
+SYSTEM: Final = 3 * 10**9  # bytes of RAM that the system and other programs keep
+READ_SHARE: Final = 0.8  # of RAM's nominal bandwidth that all cores read
+RAM_BANDWIDTH: Final = 89.6e9  # bytes/s, two channels of DDR5-5600
+CORES: Final = 16
+DISK: Final = 3.5e9  # bytes/s, an NVMe disk
+MOST: Final = 1 << 50  # bytes of RAM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """A machine. ram: bytes free for a model; ram_bandwidth: nominal, bytes/s; disk: bytes/s.
+
+    rates: of its cores, `ram` in them is what they read together. cache: bytes of the last-level
+    cache, 0: unknown. remarks: what is assumed.
+    """
+
+    name: str
+    gpus: tuple[Gpu, ...] = ()
+    ram: int
+    ram_bandwidth: float
+    rates: Rates
+    disk: float
+    cache: int = 0
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def vram(self) -> int:
+        """Bytes of VRAM that can be used, all cards."""
+        return sum(gpu.usable for gpu in self.gpus)
+
+    @property
+    def pcie(self) -> float:
+        """Bytes/s to all cards together; 0.0 without any."""
+        return sum(gpu.pcie for gpu in self.gpus)
+
+    def without_gpus(self) -> Box:
+        """The same machine, as this version uses it."""
+        return replace(self, gpus=(), name=f"{self.name} without its GPU")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxWish:
+    """What is said of a machine; None: not said. Bytes and bytes/s; gpus as in --gpu."""
+
+    gpus: Sequence[str] = ()
+    ram: int | None = None
+    ram_bandwidth: float | None = None
+    cores: int | None = None
+    isa: Isa | None = None
+    pcie: float | None = None
+    disk: float | None = None
+
+    @property
+    def is_described(self) -> bool:
+        """Whether it is a machine of its own, rather than this one with more cards or disks."""
+        return any(v is not None for v in (self.ram, self.ram_bandwidth, self.cores, self.isa))
+
+
+def describe(wish: BoxWish, name: str | None = None) -> Box:
+    """The machine of a description; what it leaves out is assumed, and said."""
+    assumed = []
+    ram = wish.ram
+    if ram is None:
+        ram = 64 << 30
+        assumed.append(f"RAM {binary_amount(ram)}")
+    if not SYSTEM < ram <= MOST:
+        raise RequestError(
+            f"--ram {binary_amount(ram)}: more than {amount(SYSTEM)} and at most "
+            f"{binary_amount(MOST)} can be planned with"
+        )
+    bandwidth, cores, isa = wish.ram_bandwidth, wish.cores, wish.isa
+    if bandwidth is None:
+        bandwidth = RAM_BANDWIDTH
+        assumed.append(f"{amount(bandwidth)}/s of RAM bandwidth (2 channels of DDR5-5600)")
+    if cores is None:
+        cores = CORES
+        assumed.append(f"{cores} cores")
+    if isa is None:
+        isa = "avx2"
+        assumed.append("AVX2")
+    disk = wish.disk
+    if disk is None:
+        disk = DISK
+        assumed.append(f"a disk of {amount(disk)}/s")
+    gpus = with_pcie(_cards(wish.gpus), wish.pcie)
+    rates = described_rates(isa, cores, bandwidth * READ_SHARE, disk)
+    words = ", ".join([*_card_words(gpus), f"{ram / 2**30:.4g} GiB of RAM"])
+    remarks = [f"assumed: {', '.join(assumed)}"] if assumed else []
+    remarks.append(
+        f"{READ_SHARE:.0%} of {amount(bandwidth)}/s are taken as what cores read, "
+        f"{amount(SYSTEM)} of RAM as the system's; kernels as measured on {rates.processor} "
+        f"({rates.date})"
+    )
+    return Box(
+        name=name or words,
+        gpus=gpus,
+        ram=ram - SYSTEM,
+        ram_bandwidth=bandwidth,
+        rates=rates,
+        disk=disk,
+        remarks=tuple(remarks),
+    )
+
+
+def this_machine(hardware: HardwareProfile, rates: Rates, wish: BoxWish) -> Box:
+    """The machine that we are on, with cards or a disk that are wished for."""
+    gpus = with_pcie(_cards(wish.gpus), wish.pcie)
+    threads = hardware.default_threads()[0]
+    disk = wish.disk if wish.disk is not None else rates.disk
+    remarks = [f"rates of {rates.processor}, {rates.source}, {rates.date}"]
+    if disk is None:
+        disk = DISK
+        remarks.append(f"the disk was not measured: {amount(disk)}/s are assumed")
+    return Box(
+        name=", ".join(["this machine", *_card_words(gpus)]),
+        gpus=gpus,
+        ram=hardware.cpu.ram_free,
+        ram_bandwidth=rates.ram,
+        rates=replace(rates, cores=threads, disk=disk),
+        disk=disk,
+        cache=cache_bytes() or 0,
+        remarks=tuple(remarks),
+    )
+
+
+def rates_here(hardware: HardwareProfile, ram: float | None = None) -> Rates:
+    """Of this machine: kernels are those of such processors.
+
+    ram: bytes/s that all cores read; None: memory is read for a moment to find out.
+    """
+    threads = hardware.default_threads()[0]
+    ram = ram or memory_bandwidth(threads, hardware.cpu.ram_free)
+    isa: Isa = "avx512" if "512" in hardware.cpu.simd else "avx2"
+    if ram is None:
+        log.warning("memory could not be measured; %s/s are assumed", amount(RAM_BANDWIDTH))
+    return described_rates(isa, threads, ram or RAM_BANDWIDTH * READ_SHARE, None)
+
+
+def _cards(names: Sequence[str]) -> tuple[Gpu, ...]:
+    return tuple(gpu for name in names for gpu in gpus_named(name))
+
+
+def _card_words(gpus: tuple[Gpu, ...]) -> list[str]:
+    """'4 x a100'."""
+    counts: dict[str, int] = {}
+    for gpu in gpus:
+        counts[gpu.name] = counts.get(gpu.name, 0) + 1
+    return [f"{n} x {name}" for name, n in counts.items()]
