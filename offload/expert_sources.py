@@ -19,6 +19,7 @@ from offload.direct_file import SECTOR, DirectFile
 from offload.mapped_file import MappedFile
 
 Array = np.ndarray
+READ_AROUND = 16 << 20  # bytes that a system may read ahead of, or behind, what is touched
 Task = Callable[[], int]  # fills a part of a slot; bytes
 
 
@@ -173,10 +174,10 @@ class FileSource:
         return gate, up, down
 
     def forget(self, expert: int) -> None:
-        """Let the system drop what it holds of an expert in its page cache."""
+        """Let the system drop what it holds of an expert in its page cache, and around it."""
         for extent in self._experts.extents:
-            file = self._files[extent.part]
-            file.forget(extent.offset + expert * extent.stride, extent.n_bytes)
+            first = max(0, extent.offset + expert * extent.stride - READ_AROUND)
+            self._files[extent.part].forget(first, extent.n_bytes + 2 * READ_AROUND)
 
     def _skew(self, i: int, expert: int) -> int:
         extent = self._experts.extents[i]

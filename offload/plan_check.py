@@ -232,9 +232,9 @@ def _check_room(
     if copied + packed + slots + plan.kv.n_bytes + RESERVE > free:
         path = "placements" if copied else "cache.n_bytes" if slots else "packed.layers"
         raise PlanError(
-            f"{path}: {binary_amount(copied)} of weights are copied, {binary_amount(packed)} "
-            f"packed, {binary_amount(slots)} of slots; with {binary_amount(plan.kv.n_bytes)} of KV "
-            f"cache and {binary_amount(RESERVE)} for the system that is more than the "
+            f"{path}: {binary_amount(copied)} of weights are copied, slots take "
+            f"{binary_amount(slots)}, {binary_amount(packed)} are "
+            f"packed; with {binary_amount(plan.kv.n_bytes)} of KV cache and {binary_amount(RESERVE)} for the system that is more than the "
             f"{binary_amount(free)} "
             "of free RAM: leave more in tier mmap, pack fewer layers, or take a smaller kv.context"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Final, Literal, get_args
 
@@ -113,21 +113,22 @@ def decide(
         return Tiering(tier=tier, cache=_off("no routed experts"), chunk=None, why="")
     if options.home == "map" or (options.home == "auto" and used <= free):
         return _at_home(options, layers, tier=tier, room=free - used)
-    why = "as asked"
-    if options.home == "auto":
-        why = (
-            f"all weights ({binary_amount(used)}) exceed the {binary_amount(max(0, free))} of RAM "
-            "that are left for them"
-        )
-    return _on_disk(
-        options,
-        config,
-        layers,
-        why=why,
-        room=free - (used - routed),
-        kv_bytes=kv_bytes,
-        chunk=chunk,
+    room = free - (used - routed)
+    if options.home == "disk":
+        return _on_disk(options, config, layers, "as asked", room, kv_bytes, chunk)
+    why = (
+        f"all weights ({binary_amount(used)}) exceed the {binary_amount(max(0, free))} of RAM that "
+        "are left for them"
     )
+    try:
+        return _on_disk(options, config, layers, why, room, kv_bytes, chunk)
+    except NoRoomError as exc:
+        at_home = _at_home(options, layers, tier=tier, room=0)
+        return replace(at_home, remarks=(f"routed experts stay in the mapped file: {exc}",))
+
+
+class NoRoomError(PlanError):
+    """There is not even room for what is under way between disk and kernels."""
 
 
 def _at_home(
@@ -152,7 +153,6 @@ def _on_disk(
     options: TierOptions,
     config: ModelConfig,
     layers: Mapping[int, LayerExperts],
-    *,
     why: str,
     room: int,
     kv_bytes: int,
@@ -167,11 +167,11 @@ def _on_disk(
         chunk = next(fitting, CHUNKS[-1])
     room -= chunk * per_token
     if room < ring:
-        raise PlanError(
-            f"the experts are read from the disk ({why}), which needs {binary_amount(ring)} of RAM "
-            f"at least, beside all other weights, the KV cache and what a step of {chunk:,} prompt "
-            f"tokens needs; {binary_amount(max(0, ring - room))} are missing: close other programs,"
-            " or take a smaller --context or --chunk"
+        raise NoRoomError(
+            f"reading them from the disk ({why}) needs {binary_amount(ring)} of RAM at least, "
+            f"beside all other weights, the KV cache and what a step of {chunk:,} prompt tokens "
+            f"needs; {binary_amount(max(0, ring - room))} are missing: close other programs, or "
+            "take a smaller --context or --chunk"
         )
     n_bytes, lent = room + kv_bytes, kv_bytes
     if options.cache != "auto":

@@ -19,17 +19,17 @@ from offload.expert_tier import ExpertTier
 from offload.filler import Filler
 from offload.gguf import GGUFFile
 from offload.layer_scheduler import Places
-from offload.memory import PAGE, Memory
+from offload.memory import PAGE, Memory, advise
 from offload.plan import Plan
 from offload.policies import POLICIES, CachePolicy, Profile
 from offload.routing_trace import RoutingTrace
 from offload.slot_budget import LayerExperts, divide
 from offload.timing import seconds_of
-from offload.weights import WeightStore
+from offload.weights import Matrix, WeightStore
 
 READERS = 4  # threads; one request each is under way
 COPIERS = 1
-TRIALS = 3
+TRIALS = 2
 TELLING = 1 << 20  # bytes of an expert from which on a read's time is its size's
 CHEAPER = 2  # times, that a map must be cheaper
 
@@ -134,6 +134,7 @@ def tried_out(sources: Sequence[FileSource], mlps: Sequence[GatedMLP]) -> tuple[
         expert = source.n_experts - 1
         source.forget(expert)
         mapped.append(seconds_of(partial(_touch, mlp, expert)))
+        _drop(mlp, expert)
         source.forget(expert)
         waiting.append(seconds_of(lambda: [task() for task in source.fill(expert, slot)]))  # noqa: B023
     wait, elsewhere = min(waiting), min(mapped)
@@ -145,8 +146,18 @@ def tried_out(sources: Sequence[FileSource], mlps: Sequence[GatedMLP]) -> tuple[
     )
 
 
+def _drop(mlp: GatedMLP, expert: int) -> None:
+    """Take an expert's pages out of our map again."""
+    for m in (mlp.gate, mlp.up, mlp.down):
+        advise(_view(m, expert), "drop")
+
+
+def _view(m: Matrix, expert: int) -> np.ndarray:
+    room = (ctypes.c_uint8 * m.n_bytes).from_address(m.address + expert * m.stride)
+    return np.frombuffer(memoryview(room), np.uint8)
+
+
 def _touch(mlp: GatedMLP, expert: int) -> None:
     """Read an expert's pages through the map."""
     for m in (mlp.gate, mlp.up, mlp.down):
-        room = (ctypes.c_uint8 * m.n_bytes).from_address(m.address + expert * m.stride)
-        np.frombuffer(memoryview(room), np.uint8)[::PAGE].max()
+        _view(m, expert)[::PAGE].max()

@@ -27,6 +27,7 @@ from offload.plan import (
     BlockName,
     KVSpec,
     KVType,
+    MemoryTier,
     Packed,
     Placement,
     Plan,
@@ -98,7 +99,7 @@ PLANS = st.builds(
     placements=st.dictionaries(BLOCKS, PLACEMENT),
     overrides=st.dictionaries(BLOCKS, st.dictionaries(LAYERS, PLACEMENT, max_size=3)),
     packed=st.builds(
-        Packed, layers=LAYERS, tier=st.sampled_from(get_args(Tier)), cache=st.none() | TEXT,
+        Packed, layers=LAYERS, tier=st.sampled_from(get_args(MemoryTier)), cache=st.none() | TEXT,
         budget=st.none() | WHOLE, n_bytes=WHOLE, why=TEXT,
     ),
     kv=st.builds(
@@ -241,11 +242,13 @@ def test_bench_measures_a_given_plan(
 ) -> None:
     def measured(programs: Any, model: Any, *arguments: Any) -> Any:
         programs["ours"].prompt(np.array(IDS))
-        return {"threads": model.devices[0].pool.threads, "layout": arguments[-1]}
+        threads = model.devices[0].pool.threads
+        return {"threads": threads, "layout": arguments[-1], "ours": {}}
 
     monkeypatch.setattr(model_bench, "_run", measured)
     options = bench.ModelOptions(path=tiny, prompts=(4,), depths=(), plan=ready)
-    assert bench.bench_model(options) == {"threads": 1, "layout": "packed"}
+    result = bench.bench_model(options)
+    assert (result["threads"], result["layout"]) == (1, "packed")
 
 
 # --- refusals -------------------------------------------------------------------------------------

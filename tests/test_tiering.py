@@ -76,7 +76,7 @@ def test_lru_that_would_never_hit_becomes_lru_by_layer(k25: Model) -> None:
 
 def test_what_cannot_be_is_refused_with_the_numbers(k25: Model) -> None:
     with pytest.raises(PlanError, match="GiB are missing: close other programs"):
-        plan(k25, 6, context=1024)
+        plan(k25, 6, TierOptions(home="disk"), context=1024)
     with pytest.raises(PlanError, match=r"--expert-cache 60.00 GiB: .* of RAM are free for it"):
         plan(k25, 64, TierOptions(cache="60GiB"))
     with pytest.raises(PlanError, match="--expert-policy 'best': lru, lfu"):

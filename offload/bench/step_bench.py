@@ -49,14 +49,16 @@ def schedule_seconds(rows: int, pool: Pool, repeats: int = 1000) -> float:
     rng = np.random.default_rng(rows)
     ids = np.array([rng.permutation(EXPERTS)[:TOP_K] for _ in range(rows)], np.int64)
     choices = rows * TOP_K
-    addresses, resident = np.zeros((EXPERTS, 3), np.int64), np.zeros(EXPERTS, np.int64)
+    addresses = np.zeros((EXPERTS, 3), np.int64)
+    resident, uses = np.zeros(EXPERTS, np.int64), np.zeros(EXPERTS, np.int64)
     work = np.zeros(expert_tasks.work_bytes(rows, TOP_K, EXPERTS), np.uint8)
     slots, kernels = np.zeros((rows, TOP_K), np.int64), np.zeros((rows, 3), np.int64)
     gate_up, down, counts = driver.job_table(choices), driver.job_table(choices), np.zeros(3, int)
     used, count, down_count = (counts.ctypes.data + 8 * i for i in range(3))
     context = write(
         expert_tasks.Schedule, ROWS=rows, TOP_K=TOP_K, EXPERTS=EXPERTS, IDS=ids.ctypes.data,
-        ADDRESSES=addresses.ctypes.data, FIRST=resident.ctypes.data, WORK=work.ctypes.data,
+        ADDRESSES=addresses.ctypes.data, FIRST=resident.ctypes.data,
+        USES=uses.ctypes.data, WORK=work.ctypes.data,
         SLOTS=slots.ctypes.data, SLOTS_STRIDE=slots.strides[0], GATE_UP=gate_up.ctypes.data,
         DOWN=down.ctypes.data, KERNELS=kernels.ctypes.data, X=0, X_STRIDE=0, X2=0, X2_STRIDE=0,
         H=0, H_BYTES=0, Y=0, Y_BYTES=0, USED=used, GATE_UP_TASKS=1, GATE_UP_OTHERS=0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +37,15 @@ class ManyRows:
     routing: Routing | None = None
     routings: dict[int, Array] = field(default_factory=dict)
     check: Check = lambda: None
+
+    @contextmanager
+    def checked(self, check: Check) -> Iterator[None]:
+        """Call this `check` inside; it is not kept, for it holds the engine."""
+        before, self.check = self.check, check
+        try:
+            yield
+        finally:
+            self.check = before
 
 
 def many_rows(batch: Batch, rope: Tables) -> ManyRows:

@@ -91,11 +91,11 @@ class CpuSegment:
             self._tapes[rows].play(check)
             self._runs.count += 1
             return
-        many.check = check
-        for block in self.blocks:
-            if block.kind in ("attention", "head"):
-                check()
-            began = time.perf_counter()
-            block.many(many)
-            self._device.traffic.times.add(block.kind, time.perf_counter() - began)
+        with many.checked(check):
+            for block in self.blocks:
+                if block.kind in ("attention", "head"):
+                    check()
+                began = time.perf_counter()
+                block.many(many)
+                self._device.traffic.times.add(block.kind, time.perf_counter() - began)
         self._runs.count += 1
