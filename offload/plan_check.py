@@ -234,7 +234,7 @@ def _check_room(
         raise PlanError(
             f"{path}: {binary_amount(copied)} of weights are copied, slots take "
             f"{binary_amount(slots)}, {binary_amount(packed)} are "
-            f"packed; with {binary_amount(plan.kv.n_bytes)} of KV cache and {binary_amount(RESERVE)} for the system that is more than the "
-            f"{binary_amount(free)} "
+            f"packed; with {binary_amount(plan.kv.n_bytes)} of KV cache and "
+            f"{binary_amount(RESERVE)} for the system that is more than the {binary_amount(free)} "
             "of free RAM: leave more in tier mmap, pack fewer layers, or take a smaller kv.context"
         )

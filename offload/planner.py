@@ -134,13 +134,31 @@ def make_plan(
     if tier != "mmap":
         _check_resident(options.memory, in_ram, free, kv)
     elif in_ram > free:
-        gib = 2**30
         remarks.append(
-            f"the weights ({used / gib:.1f} GiB) exceed free RAM ({free / gib:.1f} GiB): routed "
-            "experts are read from the disk as they are needed"
-            if used > free
-            else f"routed experts are read from the disk as they are needed: {tiering.why}"
+            f"the weights ({used / 2**30:.1f} GiB) exceed free RAM ({free / 2**30:.1f} GiB): parts "
+            "are read from disk again and again, expect disk speed"
         )
+    remarks.append(f"NUMA: {hardware.numa()}")
+    if any(family.name == "mtp" for family in tensors.families):
+        remarks.append(f"{config.num_mtp_layers} multi-token-prediction layers are skipped")
+    placements = {
+        block: Placement(device=device, tier=tier, n_bytes=n_bytes, why=_WHERE[tier])
+        for block, n_bytes in block_bytes(tensors).items()
+    }
+    if on_disk:
+        placements["routed"] = Placement(
+            device=device,
+            tier="disk",
+            n_bytes=placements["routed"].n_bytes,
+            why=f"read from the file as they are needed: {tiering.why}",
+        )
+        gib = 2**30
+        why = (
+            f"the weights ({used / gib:.1f} GiB) exceed free RAM ({free / gib:.1f} GiB)"
+            if used > free
+            else tiering.why
+        )
+        remarks.append(f"routed experts are read from the disk as they are needed: {why}")
     remarks += tiering.remarks
     return Plan(
         placements=placements,
