@@ -26,6 +26,7 @@ from offload.plan import (
     KVType,
     MemoryTier,
     Packed,
+    Placement,
     Plan,
     Prediction,
     Workers,
