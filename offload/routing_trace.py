@@ -11,9 +11,7 @@ device.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 import zlib
 from collections import Counter
 from os import PathLike
@@ -26,6 +24,7 @@ import numpy as np
 from offload.arguments import integer, path_argument, quoted
 from offload.errors import RequestError, reason, shown
 from offload.policies import ExpertKey
+from offload.whole_file import whole_file
 
 Array = np.ndarray
 PREFIX = ".kimi-offload-trace-"
@@ -77,17 +76,8 @@ class RoutingTrace:
         """Write an .npz, whole or not at all, under exactly this name; see `check_target`."""
         target = RoutingTrace.check_target(path)
         try:
-            descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, dir=target.parent)
-            try:
-                with open(descriptor, "wb") as file:
-                    self._write(file)
-                    file.flush()
-                    os.fsync(descriptor)
-                os.replace(temporary, target)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
+            with whole_file(target, PREFIX) as file:
+                self._write(file)
         except OSError as exc:
             raise RequestError(
                 f"the trace cannot be written to {shown(target, 1000)}: {reason(exc)}"

@@ -20,7 +20,6 @@ import json
 import os
 import stat
 import struct
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ import numpy as np
 from offload.errors import RequestError, reason, shown
 from offload.gguf import GGUFFile
 from offload.gguf_cursor import StringArray
+from offload.whole_file import whole_file
 
 Array = np.ndarray
 MAGIC = b"kimi-offload KV\n"
@@ -81,16 +81,8 @@ def save(path: Path, head: Head, layers: Sequence[Array]) -> None:
                 "another name"
             )
         _sweep(path.parent)
-        descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, dir=path.parent)
-        try:
-            with open(descriptor, "wb", buffering=0) as file:
-                _write(file, head, layers)
-                os.fsync(descriptor)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with whole_file(path, PREFIX) as file:
+            _write(file, head, layers)
     except OSError as exc:
         raise RequestError(
             f"the session cannot be written to {shown(path, 1000)}: {reason(exc)}"
