@@ -7,12 +7,10 @@ as none.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import os
-import tempfile
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any, Final
 from offload.errors import UnsupportedError, shown
 from offload.hardware import HardwareProfile
 from offload.rates import KernelRates, Rates
+from offload.whole_file import whole_file
 from quant.compiler.kernel_cache import base_folder, distrust
 
 log = logging.getLogger(__name__)
@@ -42,17 +41,8 @@ def keep(rates: Rates) -> Path:
     """Write this machine's rates, whole or not at all; OSError, RuntimeError."""
     path = profile_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".rates-", dir=path.parent)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **asdict(rates)}, file, indent=1)
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with whole_file(path, ".rates-") as file:
+        file.write(json.dumps({"format": FORMAT, **asdict(rates)}, indent=1).encode())
     return path
 
 
