@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from offload.batch import FEW_ROWS
 from offload.expert_cache import ExpertCache
 from offload.expert_guess import Guesser
 from offload.expert_lease import Lease, told
@@ -66,8 +67,8 @@ class ExpertTier:
     """Slots for the layers of `sources`. Used by one thread at a time, whoever computes.
 
     home: the name of the tier where experts lie otherwise; waits: see above. limit: copies per
-    layer and step. lent: bytes of the slots that are the KV cache's as soon as it needs them.
-    decision: in words, why it waits or not.
+    layer and step. lent: bytes of the slots that the KV cache and the outputs of a pass of
+    many rows, row_bytes each, take when they need them. decision: in words, why it waits or not.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class ExpertTier:
         waits: bool,
         limit: int,
         lent: int = 0,
+        row_bytes: int = 0,
         decision: str = "",
     ) -> None:
         self.waits = waits
@@ -93,6 +95,7 @@ class ExpertTier:
         self.ring = [ring[i] for i in range(division.ring)]
         self._limit = limit
         self._lent = lent
+        self._row_bytes = row_bytes
         self._taken = 0
         self._division = division
         self._pools = [Pool(self, group, make, memory) for group in division.groups]
@@ -264,12 +267,13 @@ class ExpertTier:
 
     # --- size -----------------------------------------------------------------------------------
 
-    def make_room(self, kv_bytes: int) -> None:
-        """Slots give back what the KV cache has taken of the memory that it lent; or get it again.
+    def make_room(self, kv_bytes: int, rows: int) -> None:
+        """Slots give back what the KV cache and a pass's outputs need of what was lent, or get it.
 
-        kv_bytes: what it takes now.
+        kv_bytes: what the cache takes now; rows: of the pass that begins.
         """
-        taken = min(self._lent, -(-kv_bytes // LENT_STEP) * LENT_STEP)
+        need = kv_bytes + (rows * self._row_bytes if rows > FEW_ROWS else 0)
+        taken = min(self._lent, -(-need // LENT_STEP) * LENT_STEP)
         if taken != self._taken:
             self._taken = taken
             self.resize(self._division.n_bytes - taken)

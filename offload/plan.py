@@ -71,7 +71,8 @@ class ExpertSlots:
     n_bytes: of all slots together, the most that they may take; slots: how many that is. policy:
     who is evicted, a name of POLICIES. copies: into slots, per layer and step, behind the
     computation at most. profile: a file with a RoutingTrace, for policies that look at earlier use.
-    lent: bytes of n_bytes that are the KV cache's, which takes them back as it grows.
+    lent: bytes of n_bytes that the KV cache takes back as it grows, and the outputs of a prompt's
+    experts while they are computed.
     """
 
     n_bytes: int = 0

@@ -228,7 +228,7 @@ def _check_room(
             copied -= candidate.native_bytes
     packed = 0 if plan.packed.tier == "mmap" else plan.packed.n_bytes
     free = hardware.cpu.ram_free
-    slots = plan.cache.n_bytes - min(plan.cache.lent, plan.kv.n_bytes)
+    slots = max(0, plan.cache.n_bytes - plan.cache.lent)
     if copied + packed + slots + plan.kv.n_bytes + RESERVE > free:
         path = "placements" if copied else "cache.n_bytes" if slots else "packed.layers"
         raise PlanError(

@@ -74,6 +74,11 @@ class Tiering:
     remarks: tuple[str, ...] = ()
 
 
+def passing_bytes(config: ModelConfig) -> int:
+    """Of the outputs of a prompt token's experts, until they are added."""
+    return 4 * config.hidden_size * (config.num_experts_per_tok + 1)
+
+
 def layer_experts(
     config: ModelConfig, blocks: Mapping[tuple[BlockName, int | None], int]
 ) -> dict[int, LayerExperts]:
@@ -161,11 +166,12 @@ def _on_disk(
     """room: for slots and a chunk's outputs, all else is taken off."""
     largest = max(layer.slot_bytes for layer in layers.values())
     ring = RING[0] * largest
-    per_token = 4 * config.hidden_size * (config.num_experts_per_tok + 1)
+    per_token = passing_bytes(config)
     if chunk is None:
         fitting = (n for n in CHUNKS if n * per_token <= max(0, room) // SCRATCH_SHARE)
         chunk = next(fitting, CHUNKS[-1])
-    room -= chunk * per_token
+    passing = chunk * per_token
+    room -= passing
     if room < ring:
         raise NoRoomError(
             f"reading them from the disk ({why}) needs {binary_amount(ring)} of RAM at least, "
@@ -173,7 +179,8 @@ def _on_disk(
             f"needs; {binary_amount(max(0, ring - room))} are missing: close other programs, or "
             "take a smaller --context or --chunk"
         )
-    n_bytes, lent = room + kv_bytes, kv_bytes
+    lent = kv_bytes + passing
+    n_bytes = room + lent
     if options.cache != "auto":
         lent = 0
     if options.cache == "off":
@@ -186,7 +193,8 @@ def _on_disk(
                 "for it"
             )
     reason = {
-        "auto": "the RAM that nothing else needs, less as the KV cache grows",
+        "auto": "the RAM that nothing else needs now; some goes as the KV cache grows, and while a "
+        "prompt is read",
         "off": "off, as asked: experts pass through",
     }
     cache = _slots(
@@ -234,12 +242,13 @@ def _slots(
             f"; lru by layer, for {division.slots} slots cannot hold the {cycle} experts of one "
             "token, and lru over all layers would never hit"
         )
+    taken = min(n_bytes, division.n_bytes)
     return ExpertSlots(
-        n_bytes=min(n_bytes, division.n_bytes),
+        n_bytes=taken,
         slots=division.slots,
         policy=policy,
         copies=COPIES,
-        lent=min(lent, n_bytes),
+        lent=max(0, taken - (n_bytes - lent)),
         profile=None if options.profile is None else str(options.profile),
         why=why,
     )

@@ -24,6 +24,7 @@ from offload.plan import Plan
 from offload.policies import POLICIES, CachePolicy, Profile
 from offload.routing_trace import RoutingTrace
 from offload.slot_budget import LayerExperts, divide
+from offload.tiering import passing_bytes
 from offload.timing import seconds_of
 from offload.weights import Matrix, WeightStore
 
@@ -95,6 +96,7 @@ def open_tier(
         waits=waits,
         limit=plan.cache.copies,
         lent=plan.cache.lent,
+        row_bytes=passing_bytes(config),
         decision=decision,
     )
 

@@ -103,7 +103,7 @@ def test_slots_give_way_as_the_cache_grows(model: Path) -> None:
         tier = engine._steps.model.tiers[0]  # type: ignore[attr-defined]
         most = tier.stats.slots
         before = engine.logits(list(range(1, 40)))
-        assert engine.plan.cache.lent == engine.plan.kv.n_bytes > 0
+        assert engine.plan.cache.lent == 0  # there is room for everything
         tier.resize(tier.stats.slot_bytes // 2)
         assert tier.stats.slots < most
         np.testing.assert_array_equal(engine.logits(list(range(1, 40))), before)

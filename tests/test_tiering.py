@@ -45,10 +45,11 @@ def test_experts_that_exceed_ram_are_read_from_the_disk(k25: Model) -> None:
     assert {made.place(b).tier for b in made.placements if b != "routed"} == {"mmap"}
     config, tensors = k25
     others = used_bytes(tensors) - made.placements["routed"].n_bytes
-    scratch = made.chunk * 4 * config.hidden_size * (config.num_experts_per_tok + 1)
-    room = 64 * GIB - RESERVE - others - scratch
+    passing = made.chunk * 4 * config.hidden_size * (config.num_experts_per_tok + 1)
+    room = 64 * GIB - RESERVE - others
     assert room - 64 * 2**20 < made.cache.n_bytes <= room  # rounded down to slots
-    assert made.cache.lent == made.kv.n_bytes
+    lent = made.kv.n_bytes + passing
+    assert lent - 64 * 2**20 < made.cache.lent <= lent
     assert made.cache.slots == pytest.approx(
         made.cache.n_bytes / (made.placements["routed"].n_bytes / 60 / 384), rel=0.02
     )

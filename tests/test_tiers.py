@@ -44,3 +44,17 @@ def test_every_policy_gives_the_same_bits(files: Files, policy: str) -> None:
         got = small_models.run(model, IDS, 1)
     np.testing.assert_array_equal(got, expected(path))
     assert 0 < tier.stats.hit_rate < 1
+
+
+def test_slots_give_way_to_the_cache_and_to_prompts(files: Files) -> None:
+    path = files(MODELS["mixed"])
+    want = expected(path)
+    with tiered(path, 6_000_000, lent=3_000_000, row_bytes=20_000) as (model, tier):
+        most = tier.stats.slots
+        for slot, step in enumerate((1, None, 1)):
+            np.testing.assert_array_equal(small_models.run(model, IDS, step, slot), want)
+        assert tier.stats.slots < most  # three sequences' rows take what was lent
+        for slot in range(3):
+            model.kv.close(slot)
+        tier.make_room(0, 1)
+        assert tier.stats.slots == most

@@ -36,6 +36,8 @@ def tiered(
     wrap: Wrap = lambda source: source,
     context: int = 128,
     limit: int = 2,
+    lent: int = 0,
+    row_bytes: int = 0,
 ) -> Iterator[tuple[Model, ExpertTier]]:
     """A model on two threads with slots of n_bytes; waits: its experts are read from the file."""
     spec = KVSpec(context=context, tokens=context, kv_type="f32")
@@ -61,6 +63,8 @@ def tiered(
             policy=policy,
             waits=waits,
             limit=limit,
+            lent=lent,
+            row_bytes=row_bytes,
         )
         device = CpuDevice(config, spec, 2)
         device.tier = tier
