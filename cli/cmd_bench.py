@@ -173,9 +173,7 @@ def command(
             result = bench.bench_shape(_shape_options(shape, values), report)
     for title, columns, rows in bench.tables(result):
         show_table(title, columns, rows)
-    from offload.bench.pairs import lines
-
-    for line in lines(result):
+    for line in bench.prediction_lines(result):
         say(line)
     for note in result["notes"]:
         say(note)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import kimi_offload
-from offload import disk_rate, measure_rates, probe, rate_profiles, self_check
+from offload import disk_rate, machine_rates, measure_rates, probe, rate_profiles, self_check
 from offload.errors import UnsupportedError
 from offload.prediction import Parts
 from offload.rates import KernelRates, Rates
@@ -35,14 +35,14 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kept_rates_come_back_on_the_same_processor() -> None:
     hardware = probe()
-    assert measure_rates.saved(hardware) is None
-    path = measure_rates.keep(rates())
-    assert measure_rates.saved(hardware) == rates()
+    assert rate_profiles.saved(hardware) is None
+    path = rate_profiles.keep(rates())
+    assert rate_profiles.saved(hardware) == rates()
     assert [p.name for p in path.parent.iterdir()] == ["rates.json"]
     other = replace(hardware, cpu=replace(hardware.cpu, name="another"))
-    assert measure_rates.saved(other) is None
+    assert rate_profiles.saved(other) is None
     other = replace(hardware, cpu=replace(hardware.cpu, simd="generic"))
-    assert measure_rates.saved(other) is None
+    assert rate_profiles.saved(other) is None
 
 
 @pytest.mark.parametrize(
@@ -55,30 +55,30 @@ def test_kept_rates_come_back_on_the_same_processor() -> None:
     ids=str,
 )  # fmt: skip
 def test_damaged_profiles_count_as_none(change: dict[str, Any]) -> None:
-    path = measure_rates.keep(rates())
+    path = rate_profiles.keep(rates())
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert measure_rates.saved(probe()) is None
+    assert rate_profiles.saved(probe()) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"[]", b"7"])
 def test_no_profiles_count_as_none(data: bytes) -> None:
-    measure_rates.keep(rates()).write_bytes(data)
-    assert measure_rates.saved(probe()) is None
+    rate_profiles.keep(rates()).write_bytes(data)
+    assert rate_profiles.saved(probe()) is None
 
 
 def test_a_profile_that_others_may_write_is_not_used() -> None:
-    measure_rates.keep(rates()).chmod(0o666)
-    assert measure_rates.saved(probe()) is None
+    rate_profiles.keep(rates()).chmod(0o666)
+    assert rate_profiles.saved(probe()) is None
 
 
 def test_shipped_profiles_are_whole_and_found_by_variant() -> None:
     for profile in rate_profiles.profiles():
         assert profile.source == "shipped"
         assert profile.kernels
-        assert measure_rates.shipped(profile.isa).isa == profile.isa
-    assert measure_rates.shipped("avx512").isa.startswith("avx512")
+        assert rate_profiles.shipped(profile.isa).isa == profile.isa
+    assert rate_profiles.shipped("avx512").isa.startswith("avx512")
     with pytest.raises(UnsupportedError, match="doctor --measure"):
-        measure_rates.shipped("abacus")
+        rate_profiles.shipped("abacus")
 
 
 def test_doctor_measures_keeps_and_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_doctor_measures_keeps_and_shows(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return replace(rates(), disk=disk)
 
     monkeypatch.setattr(measure_rates, "measure", measure)
-    monkeypatch.setattr(disk_rate, "disk_rate", lambda path: 3e9)
+    monkeypatch.setattr(machine_rates, "disk_rate", lambda path: 3e9)
     result = CliRunner().invoke(kimi_offload.kimi_offload, ["doctor", "--measure"])
     assert result.exit_code == 0, result.output
     assert "measured 2026-01-02" in result.output

@@ -14,6 +14,7 @@ from offload.bench.budget import bench_budget
 from offload.bench.budget_options import Budget, BudgetOptions
 from offload.bench.model_bench import bench_model
 from offload.bench.options import DEPTHS, ModelOptions, ShapeOptions
+from offload.bench.pairs import prediction_lines
 from offload.bench.plot import check_matplotlib, write_plot
 from offload.bench.report import tables
 from offload.bench.shape_bench import bench_shape
@@ -28,6 +29,7 @@ __all__ = [
     "bench_model",
     "bench_shape",
     "check_matplotlib",
+    "prediction_lines",
     "tables",
     "write_plot",
 ]
