@@ -79,7 +79,7 @@ def _measure(profile: HardwareProfile, model: str) -> None:
         path = Path(model) if model else None
         rates = machine_rates.measure_machine(profile, path, display.callback)
     if model and rates.disk is None:
-        say("The disk was not measured: no direct reads there, or a small file.", err=True)
+        say("The disk was not measured: no direct reads there.", err=True)
     try:
         say(f"kept in {rate_profiles.keep(rates)}", err=True)
     except (OSError, RuntimeError) as exc:

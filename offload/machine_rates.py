@@ -8,7 +8,7 @@ from pathlib import Path
 
 from offload import measure_rates
 from offload.disk_rate import disk_rate
-from offload.errors import RequestError, UnsupportedError, reason
+from offload.errors import UnsupportedError
 from offload.hardware import HardwareProfile
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
 from offload.rate_profiles import saved, shipped
@@ -22,16 +22,11 @@ PASSES = 3  # over memory
 def measure_machine(
     hardware: HardwareProfile, model: Path | None, report: measure_rates.Report
 ) -> Rates:
-    """Measure memory, kernels and the disk of a model's file; RequestError if it is not there.
+    """Measure memory, kernels and the disk that a model lies on. Raises as GGUFFile.open does.
 
     Its `disk` is None without a model, and where there are no direct reads.
     """
-    disk = None
-    if model is not None:
-        try:
-            disk = disk_rate(model)
-        except OSError as exc:
-            raise RequestError(f"--measure {model}: {reason(exc)}") from exc
+    disk = None if model is None else disk_rate(model)
     with contextlib.closing(Pool(hardware.default_threads()[0])) as pool:
         return measure_rates.measure(pool, hardware, report=report, disk=disk)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,20 @@ import pytest
 from click.testing import CliRunner
 
 from cli import kimi_offload
-from offload import disk_rate, machine_rates, measure_rates, probe, rate_profiles, self_check
-from offload.errors import UnsupportedError
+from offload import (
+    disk_rate,
+    embedded_model,
+    machine_rates,
+    measure_rates,
+    probe,
+    rate_profiles,
+    self_check,
+)
+from offload.errors import GGUFError, RequestError, UnsupportedError
 from offload.prediction import Parts
 from offload.rates import KernelRates, Rates
 from offload.self_check import Conditions, explanation, off_by, table_line
+from offload.tiers import READERS
 
 KERNEL = KernelRates(decode=1e9, few=5e8, prompt=1e11)
 
@@ -100,14 +110,32 @@ def test_doctor_measures_keeps_and_shows(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert seen == [None, 3e9]
 
 
-def test_a_disk_is_read_or_says_that_it_cannot(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(20 << 20))
-    rate = disk_rate.disk_rate(path)
-    assert rate is None or rate > 0
-    path.write_bytes(b"small")
-    assert disk_rate.disk_rate(path) is None
-    with pytest.raises(OSError, match="missing"):
+def test_a_disk_is_read_as_experts_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def sequential(path: Path, request: int, threads: int, seconds: float) -> float:
+        seen.append((path, request, threads))
+        return 3e9
+
+    monkeypatch.setattr(disk_rate, "sequential_rate", sequential)
+    model = embedded_model()
+    assert disk_rate.disk_rate(model) == 3e9
+    assert seen == [(model, 256 * 256 * 54 // 256, READERS)]  # a TQ1_0 matrix of an expert
+
+
+def test_a_disk_without_direct_reads_has_no_rate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "O_DIRECT", 0x4000_0000, raising=False)
+
+    def refused(*_: object) -> int:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(RequestError, match="no direct reads here"):
+        disk_rate.sequential_rate(embedded_model(), 4096, 2, 0.01)
+    monkeypatch.undo()
+    with pytest.raises(GGUFError, match="missing"):
         disk_rate.disk_rate(tmp_path / "missing")
 
 
