@@ -16,6 +16,7 @@ from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
 from offload.machine_rates import memory_now, rates_here
 from offload.plan import Plan
 from offload.prediction import Parts, predicted_parts
+from offload.rate_profiles import saved
 from offload.rates import Rates
 from offload.stats import RunStats
 from offload.tensor_census import Census
@@ -23,6 +24,7 @@ from offload.topology import OtherWork
 
 TOKENS = 64  # decoded, before anything is compared
 OFF = 0.15  # a prediction that is further off is explained
+CONTEXT = 512  # tokens before the one whose time is expected
 LOOK = 0.25  # seconds: are other programs busy?
 
 
@@ -77,6 +79,29 @@ def self_check(config: ModelConfig, census: Census, plan: Plan, stats: RunStats)
     if off_by(predicted, measured) > OFF:
         lines.append(explanation(predicted, measured, rates, conditions(plan, stats.swapped_bytes)))
     return lines
+
+
+def expectation(config: ModelConfig, census: Census, plan: Plan) -> str:
+    """One line: tokens per second of a short answer, and why; nothing is measured for it."""
+    rates = saved(probe())
+    if rates is None:
+        return "expected speed: unknown before `kimi-offload doctor --measure`"
+    parts = expected(config, census, plan, rates, CONTEXT)
+    steps = parts.total - parts.memory - parts.kernels
+    reasons = {
+        "reading weights from the processor's cache"
+        if parts.fits_cache
+        else "memory's bandwidth": parts.memory,
+        "the cores' arithmetic": parts.kernels,
+        "what lies between kernels": steps,
+    }
+    reason = max(reasons, key=lambda name: reasons[name])
+    routed = plan.placements.get("routed")
+    condition = ", if no expert is missed" if routed and routed.tier == "disk" else ""
+    return (
+        f"expected speed: {parts.tps:.2f} t/s after {CONTEXT} tokens{condition}; {reason} takes "
+        f"{reasons[reason] / parts.total:.0%} (rates: measured on {rates.date})"
+    )
 
 
 def off_by(predicted: Parts, measured: Mapping[str, float]) -> float:

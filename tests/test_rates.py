@@ -16,15 +16,20 @@ from offload import (
     disk_rate,
     embedded_model,
     machine_rates,
+    make_plan,
     measure_rates,
     probe,
     rate_profiles,
     self_check,
 )
+from offload.config import ModelConfig
 from offload.errors import GGUFError, RequestError, UnsupportedError
+from offload.gguf import GGUFFile
+from offload.planner import PlanOptions
 from offload.prediction import Parts
 from offload.rates import KernelRates, Rates
 from offload.self_check import Conditions, explanation, off_by, table_line
+from offload.tensor_census import census
 from offload.tiers import READERS
 
 KERNEL = KernelRates(decode=1e9, few=5e8, prompt=1e11)
@@ -140,6 +145,21 @@ def test_a_disk_without_direct_reads_has_no_rate(
 
 
 # --- what --stats says ----------------------------------------------------------------------------
+
+
+def test_a_plan_is_expected_to_run_as_measured_rates_say() -> None:
+    with GGUFFile.open(embedded_model()) as file:
+        config = ModelConfig.from_gguf(file)
+        counted = census(file, config)
+    plan = make_plan(config, counted, probe(), PlanOptions(threads=2))
+    assert "doctor --measure" in self_check.expectation(config, counted, plan)
+    kernels = dict.fromkeys(("Q8_0 q16", "TQ1_0", "F32 q16"), KERNEL)
+    rate_profiles.keep(replace(rates(), kernels=kernels))
+    line = self_check.expectation(config, counted, plan)
+    parts = self_check.expected(config, counted, plan, replace(rates(), kernels=kernels), 512)
+    assert line.startswith(f"expected speed: {parts.tps:.2f} t/s after 512 tokens; the cores'")
+    assert line.endswith("(rates: measured on 2026-01-02)")
+
 
 PREDICTED = Parts(seconds={"attention": 0.010, "experts": 0.010, "rest": 0.0})
 
