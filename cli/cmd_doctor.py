@@ -73,41 +73,25 @@ def _machine_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
 def _measure(profile: HardwareProfile, model: str) -> None:
     """Measure, and keep what came of it."""
     from cli.progress import LoadDisplay
-    from offload import measure_rates
-    from offload.disk_rate import disk_rate
-    from offload.errors import RequestError, reason
-    from quant.run.pool import Pool
+    from offload import machine_rates, rate_profiles
 
-    disk = None
-    if model:
-        try:
-            disk = disk_rate(Path(model))
-        except OSError as exc:
-            raise RequestError(f"--measure {model}: {reason(exc)}") from exc
-        if disk is None:
-            say("The disk was not measured: no direct reads there, or a small file.", err=True)
-    pool = Pool(profile.default_threads()[0])
+    with LoadDisplay() as display:
+        path = Path(model) if model else None
+        rates = machine_rates.measure_machine(profile, path, display.callback)
+    if model and rates.disk is None:
+        say("The disk was not measured: no direct reads there.", err=True)
     try:
-        with LoadDisplay() as display:
-            rates = measure_rates.measure(pool, profile, report=display.callback, disk=disk)
-    finally:
-        pool.close()
-    try:
-        say(f"kept in {measure_rates.keep(rates)}", err=True)
+        say(f"kept in {rate_profiles.keep(rates)}", err=True)
     except (OSError, RuntimeError) as exc:
         say(f"These figures cannot be kept: {exc}", err=True)
 
 
 def _rate_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
-    from offload import measure_rates
-    from offload.errors import UnsupportedError
+    from offload import machine_rates
 
-    rates = measure_rates.saved(profile)
+    rates = machine_rates.known_rates(profile)
     if rates is None:
-        try:
-            rates = measure_rates.shipped(profile.cpu.simd)
-        except UnsupportedError:
-            return [("source", "none; --measure makes them")]
+        return [("source", "none; --measure makes them")]
     source = f"{rates.source} {rates.date}, {rates.processor}, {rates.cores} threads"
     rows = [("source", source + ("; --measure makes yours" * (rates.source == "shipped")))]
     rows.append(("memory", f"{amount(rates.ram)}/s, one thread {amount(rates.ram_one)}/s"))

@@ -123,7 +123,7 @@ def command(model: Path | None, **values: Any) -> None:
         if values["plan"]:
             from cli._render import say
 
-            say(str(engine.plan), err=True)
+            say(f"{engine.plan}\n  {engine.expected_speed()}", err=True)
         check_thinking(engine, settings)
         name = model.name if model else EMBEDDED
         session = None

@@ -33,7 +33,7 @@ from offload.plan import KVType, Plan
 from offload.planner import PlanOptions, check_kv_type
 from offload.read_ahead import ReadAhead
 from offload.requests import Requests, is_conversation
-from offload.self_check import self_check
+from offload.self_check import expectation, self_check
 from offload.sessions import Session, Sessions
 from offload.speech import Request
 from offload.stats import LoadProgress, RunStats
@@ -89,6 +89,11 @@ class Engine:
         """
         self._steps.holder.check_open()
         return self_check(self.config, census(self._file, self.config), self.plan, self.stats)
+
+    def expected_speed(self) -> str:
+        """One line: tokens per second that this plan should give here, and what limits them."""
+        self._steps.holder.check_open()
+        return expectation(self.config, census(self._file, self.config), self.plan)
 
     @property
     def expert_stats(self) -> ExpertStats:

@@ -17,9 +17,6 @@ import numpy as np
 
 from offload.hardware import HardwareProfile
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
-from offload.rate_profiles import keep as keep
-from offload.rate_profiles import saved as saved
-from offload.rate_profiles import shipped as shipped
 from offload.rates import WIDE, KernelRates, Rates
 from offload.read_bandwidth import CHUNK, ReadBandwidth, read_rate
 from offload.stats import LoadProgress

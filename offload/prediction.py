@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache as cached
 from typing import Final, Literal
 
 from offload.config import ModelConfig
@@ -17,7 +18,7 @@ from offload.devices.block_times import KINDS
 from offload.kv_cache import cache_bytes
 from offload.plan import Plan
 from offload.rates import WIDE, KernelRates, Rates
-from offload.tensor_census import Census, Family, FamilyName
+from offload.tensor_census import Census, FamilyName
 from quant.ggml import BLOCK, GGMLType, row_bytes
 from quant.packed.registry import packed_type
 
@@ -51,9 +52,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Seconds by part. unknown: keys of kernels without a rate; memory's alone counts for them."""
+    """Seconds by part. unknown: keys of kernels without a rate; memory's alone counts for them.
+
+    memory, kernels: seconds of the total in which it was the one or the other that took longer.
+    """
 
     seconds: Mapping[Part, float]
+    memory: float = 0.0
+    kernels: float = 0.0
     unknown: tuple[str, ...] = ()
     fits_cache: bool = False
 
@@ -77,13 +83,23 @@ class _Clock:
     fits: bool
     seconds: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     unknown: dict[str, None] = field(default_factory=dict)
+    by_memory: float = 0.0
+    by_kernels: float = 0.0
 
     def add(self, part: Part, seconds: float) -> None:
         self.seconds[part] += seconds
 
+    def slower(self, part: Part, n_bytes: float, work: float) -> None:
+        """Add the longer of reading so many bytes and `work` seconds of kernels."""
+        memory = self.memory(n_bytes)
+        if memory > work:
+            self.by_memory += memory
+        else:
+            self.by_kernels += work
+        self.add(part, max(memory, work))
+
     def kernel(self, key: str) -> KernelRates | None:
-        known = self.rates.kernels
-        rates = known.get(key) or known.get(key.removesuffix(" narrow"))
+        rates = kernel_rates(self.rates, key)
         if rates is None:
             self.unknown[key] = None
         return rates
@@ -97,7 +113,15 @@ class _Clock:
         return n_bytes / (share * self.rates.cache)
 
     def parts(self) -> Parts:
-        return Parts(seconds=self.seconds, unknown=tuple(self.unknown), fits_cache=self.fits)
+        return Parts(
+            seconds=self.seconds, memory=self.by_memory, kernels=self.by_kernels,
+            unknown=tuple(self.unknown), fits_cache=self.fits,
+        )  # fmt: skip
+
+
+def kernel_rates(rates: Rates, key: str) -> KernelRates | None:
+    """Of narrow rows or, where they have none, of wide ones; None: not measured."""
+    return rates.kernels.get(key) or rates.kernels.get(key.removesuffix(" narrow"))
 
 
 def predicted_parts(
@@ -136,16 +160,21 @@ def decode_parts(
     kv_bytes: float = 0.0,
     cache: int = 0,
     from_disk: float = 0.0,
+    blocks: Mapping[Part, float] | None = None,
 ) -> Parts:
-    """The same from the loads. kv_bytes: rows that all layers read; from_disk: bytes of experts."""
+    """The same from the loads. kv_bytes: rows that all layers read; from_disk: bytes of experts.
+
+    blocks: how many of each part this machine's cores compute; None: all that the model has.
+    """
+    blocks = blocks_of(config) if blocks is None else blocks
     loads = list(loads)
     clock = _Clock(rates, threads, sum(x.stored for x in loads) + kv_bytes <= cache)
     for x in loads:
         kernel = clock.kernel(x.key)
         work = x.n_bytes / (kernel.decode * threads) if kernel else 0.0
-        clock.add(x.part, max(clock.memory(x.n_bytes), work))
-    clock.add("attention", _attention(config, clock, 1, context, kv_bytes))
-    _add_steps(config, clock)
+        clock.slower(x.part, x.n_bytes, work)
+    _add_attention(config, clock, 1, context, kv_bytes, blocks["attention"])
+    _add_steps(config, clock, blocks)
     if from_disk and rates.disk:
         clock.add("experts", from_disk / rates.disk)
     clock.add("rest", rates.token)
@@ -156,8 +185,24 @@ def prompt_parts(
     config: ModelConfig, census: Census, plan: Plan, rates: Rates, *, tokens: int, cache: int = 0
 ) -> Parts:
     """Seconds of a prompt of many tokens from an empty cache, every weight read once a chunk."""
-    threads, loads = plan.threads, loads_of(config, census, plan)
-    chunks = -(-tokens // plan.chunk)
+    loads = loads_of(config, census, plan)
+    return read_parts(
+        config, loads, rates, plan.threads, tokens=tokens, chunk=plan.chunk, cache=cache
+    )
+
+
+def read_parts(
+    config: ModelConfig,
+    loads: Iterable[Load],
+    rates: Rates,
+    threads: int,
+    *,
+    tokens: int,
+    chunk: int,
+    cache: int = 0,
+) -> Parts:
+    """The same from the loads."""
+    loads, chunks = list(loads), -(-tokens // chunk)
     clock = _Clock(rates, threads, sum(x.stored for x in loads) <= cache)
     for x in loads:
         if x.part == "embedding":
@@ -166,8 +211,8 @@ def prompt_parts(
         kernel = clock.kernel(x.key)
         work = x.weights * n / (kernel.prompt * threads) if kernel else 0.0
         read = x.n_bytes if x.part == "head" else min(x.stored * chunks, x.n_bytes * n)
-        clock.add(x.part, max(clock.memory(read), work))
-    clock.add("attention", _attention(config, clock, tokens, tokens / 2, 0.0))
+        clock.slower(x.part, read, work)
+    _add_attention(config, clock, tokens, tokens / 2, 0.0, config.num_layers)
     clock.add("rest", chunks * rates.token)
     return clock.parts()
 
@@ -178,27 +223,38 @@ def loads_of(config: ModelConfig, census: Census, plan: Plan) -> list[Load]:
     tied = not any(family.name == "head" for family in census.families)
     loads: list[Load] = []
     for family in census.families:
-        part = PART_OF.get(family.name)
-        if part is None or not family.n_bytes:
-            continue
-        if family.name == "embedding" and tied:
-            part = "head"
-        is_down = family.name == "routed down"
-        n_cols = config.moe_intermediate_size if is_down else config.hidden_size
-        narrow = " narrow" * (n_cols < WIDE)
+        share = family.bytes_per_token / family.n_bytes if family.n_bytes else 0.0
         for t, count in family.types.items():
-            loads += _loads(family, part, t, count.n_bytes, packed, narrow)
+            loads += family_loads(config, family.name, t, count.n_bytes, share, packed, tied=tied)
     return loads
 
 
-def _loads(
-    family: Family, part: Part, t: GGMLType, n_bytes: int, packed: float, narrow: str
+def family_loads(
+    config: ModelConfig,
+    family: FamilyName,
+    t: GGMLType,
+    n_bytes: float,
+    share: float,
+    packed: float,
+    *,
+    tied: bool,
 ) -> Iterable[Load]:
-    share = family.bytes_per_token / family.n_bytes
-    is_routed = family.name.startswith("routed")
-    layout = packed_type(t) if is_routed and packed else None
+    """Of stored bytes of one family and type, of which a token reads a share.
+
+    packed: share of them that is packed, if they are routed experts. tied: the embedding is the
+    head. Nothing for families that have no part of their own.
+    """
+    part = PART_OF.get(family)
+    if part is None or not n_bytes:
+        return
+    if family == "embedding" and tied:
+        part = "head"
+    n_cols = config.moe_intermediate_size if family == "routed down" else config.hidden_size
+    narrow = " narrow" * (n_cols < WIDE)
     per_byte = BLOCK[t].size / BLOCK[t].n_bytes
-    plain = 1.0 if layout is None else 1 - packed
+    is_routed = family.startswith("routed")
+    growth = packed_growth(t) if is_routed and packed else None
+    plain = 1.0 if growth is None else 1 - packed
     key = (t.name if is_routed else f"{t.name} q16") + narrow
     if plain:
         part_bytes = plain * n_bytes
@@ -206,14 +262,22 @@ def _loads(
             part=part, key=key, n_bytes=share * part_bytes,
             weights=share * part_bytes * per_byte, stored=part_bytes,
         )  # fmt: skip
-    if layout is not None:
-        native = SAMPLE_ROWS * row_bytes(t, SAMPLE_COLUMNS)
-        growth = layout.matrix_bytes(SAMPLE_ROWS, SAMPLE_COLUMNS) / native
+    if growth is not None:
         part_bytes = packed * n_bytes
         yield Load(
             part=part, key=f"{t.name} packed{narrow}", n_bytes=share * part_bytes * growth,
             weights=share * part_bytes * per_byte, stored=part_bytes * growth,
         )  # fmt: skip
+
+
+@cached
+def packed_growth(t: GGMLType) -> float | None:
+    """Bytes of the packed layout over the file's; None if the type has none."""
+    layout = packed_type(t)
+    if layout is None:
+        return None
+    native = SAMPLE_ROWS * row_bytes(t, SAMPLE_COLUMNS)
+    return layout.matrix_bytes(SAMPLE_ROWS, SAMPLE_COLUMNS) / native
 
 
 def routed_bytes(census: Census) -> int:
@@ -226,23 +290,33 @@ def ram_rate(rates: Rates, threads: int) -> float:
     return rates.ram if threads >= rates.cores else min(rates.ram, threads * rates.ram_one)
 
 
-def _attention(
-    config: ModelConfig, clock: _Clock, tokens: int, context: float, kv_bytes: float
-) -> float:
-    """Seconds of scores and sums over `context` positions in all layers."""
+def blocks_of(config: ModelConfig) -> dict[Part, float]:
+    """How many of each part a model has."""
+    moe = config.num_moe_layers
+    return {
+        "attention": config.num_layers, "mlp": config.first_k_dense, "router": moe, "experts": moe,
+        "head": 1,
+    }  # fmt: skip
+
+
+def _add_attention(
+    config: ModelConfig,
+    clock: _Clock,
+    tokens: int,
+    context: float,
+    kv_bytes: float,
+    layers: float,
+) -> None:
+    """Scores and sums over `context` positions."""
     rates = clock.rates
     width = 2 * config.kv_lora_rank + config.qk_rope_head_dim
-    products = tokens * context * config.num_heads * width * config.num_layers
+    products = tokens * context * config.num_heads * width * layers
     work = products / (rates.attend * clock.threads) if rates.attend else 0.0
-    return max(clock.memory(kv_bytes), work)
+    clock.slower("attention", kv_bytes, work)
 
 
-def _add_steps(config: ModelConfig, clock: _Clock) -> None:
+def _add_steps(config: ModelConfig, clock: _Clock, blocks: Mapping[Part, float]) -> None:
     """Regions, and what one thread does between them: norms that round their results."""
-    moe, dense = config.num_moe_layers, config.first_k_dense
-    blocks: dict[Part, int] = {
-        "attention": config.num_layers, "mlp": dense, "router": moe, "experts": moe, "head": 1
-    }  # fmt: skip
     hidden = config.hidden_size
     numbers: dict[Part, int] = {
         "attention": hidden + (config.q_lora_rank or 0) + config.latent_dim,

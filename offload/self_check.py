@@ -6,29 +6,26 @@ replaced by one measured now (a fraction of a second). It is said which.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from offload.config import ModelConfig
-from offload.errors import UnsupportedError
-from offload.hardware import BUSY, HardwareProfile, probe
+from offload.hardware import BUSY, probe
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
+from offload.machine_rates import memory_now, rates_here
 from offload.plan import Plan
 from offload.prediction import Parts, predicted_parts
-from offload.rate_profiles import saved, shipped
+from offload.rate_profiles import saved
 from offload.rates import Rates
-from offload.read_bandwidth import ReadBandwidth
 from offload.stats import RunStats
 from offload.tensor_census import Census
 from offload.topology import OtherWork
-from quant.run.pool import Pool
 
 TOKENS = 64  # decoded, before anything is compared
 OFF = 0.15  # a prediction that is further off is explained
+CONTEXT = 512  # tokens before the one whose time is expected
 LOOK = 0.25  # seconds: are other programs busy?
-PASSES = 3  # over memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,26 +40,6 @@ class Conditions:
     others: float | None = None
     swapped: int = 0
     spills: bool = False
-
-
-def rates_here(hardware: HardwareProfile, threads: int) -> tuple[Rates, str] | None:
-    """(rates, where they are from); None if there are none for these kernels."""
-    rates = saved(hardware)
-    if rates is not None:
-        return rates, f"measured on {rates.date}"
-    try:
-        rates = shipped(hardware.cpu.simd)
-    except UnsupportedError:
-        return None
-    rates = replace(rates, ram=memory_now(threads), cores=threads)
-    return rates, f"kernels of {rates.processor}, {rates.date}, and memory measured now"
-
-
-def memory_now(threads: int) -> float:
-    """Bytes per second that so many threads read from memory now; the best of some passes."""
-    bandwidth = ReadBandwidth(cache_bytes() or ASSUMED_CACHE)
-    with contextlib.closing(Pool(threads)) as pool:
-        return max(bandwidth.measure(pool) for _ in range(PASSES))
 
 
 def expected(
@@ -102,6 +79,29 @@ def self_check(config: ModelConfig, census: Census, plan: Plan, stats: RunStats)
     if off_by(predicted, measured) > OFF:
         lines.append(explanation(predicted, measured, rates, conditions(plan, stats.swapped_bytes)))
     return lines
+
+
+def expectation(config: ModelConfig, census: Census, plan: Plan) -> str:
+    """One line: tokens per second of a short answer, and why; nothing is measured for it."""
+    rates = saved(probe())
+    if rates is None:
+        return "expected speed: unknown before `kimi-offload doctor --measure`"
+    parts = expected(config, census, plan, rates, CONTEXT)
+    steps = parts.total - parts.memory - parts.kernels
+    reasons = {
+        "reading weights from the processor's cache"
+        if parts.fits_cache
+        else "memory's bandwidth": parts.memory,
+        "the cores' arithmetic": parts.kernels,
+        "what lies between kernels": steps,
+    }
+    reason = max(reasons, key=lambda name: reasons[name])
+    routed = plan.placements.get("routed")
+    condition = ", if no expert is missed" if routed and routed.tier == "disk" else ""
+    return (
+        f"expected speed: {parts.tps:.2f} t/s after {CONTEXT} tokens{condition}; {reason} takes "
+        f"{reasons[reason] / parts.total:.0%} (rates: measured on {rates.date})"
+    )
 
 
 def off_by(predicted: Parts, measured: Mapping[str, float]) -> float:

@@ -101,6 +101,8 @@ class Steps:
         self._sequences: list[Sequence] = []  # the oldest first
         self._waiting: list[Sequence] = []  # for room
         self._is_stopped = False  # the pass that runs, if one does
+        self._read = -1  # of the model, after the latest step; -1: it did not end
+        self._blocks: list[float] = []  # likewise
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -112,15 +114,19 @@ class Steps:
         batch = batch_of(parts)
         telling = [p for p in parts if p.sequence.progress is not None and p.sequence.is_reading]
         check = self._check_of(telling) if telling else self._check
-        read, before = self.model.bytes_read, self.model.block_seconds()
+        read, before = self.model.bytes_read, self._blocks
+        if read != self._read:  # something else has run since
+            before = self.model.block_seconds()
+        self._read = -1
         began = time.perf_counter()
         try:
             logits = self.model.forward(batch, check)
         except Cancelled:
             return
         seconds = time.perf_counter() - began
-        blocks = [b - a for a, b in zip(before, self.model.block_seconds(), strict=True)]
-        share = (self.model.bytes_read - read) / batch.n_tokens
+        self._read, self._blocks = self.model.bytes_read, self.model.block_seconds()
+        blocks = [b - a for a, b in zip(before, self._blocks, strict=True)]
+        share = (self._read - read) / batch.n_tokens
         for part in telling:
             if part.is_whole:
                 part.sequence.tell(part.end)

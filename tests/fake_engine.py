@@ -100,6 +100,9 @@ class FakeEngine:
     def __exit__(self, *args: object) -> None:
         self.is_closed = True
 
+    def expected_speed(self) -> str:
+        return "expected speed: fake"
+
     def check_prediction(self) -> list[str]:
         return ["predicted 15.10 t/s, measured 15.00"]
 

@@ -18,8 +18,8 @@ from test_cgroups import V2, tree
 from cli import kimi_offload
 from offload import bench
 from offload.bench import budget, budget_child, disk_model, page_cache, results, shapes
-from offload.bench.disk_rate import sequential_rate
 from offload.bench.memory_group import MemoryGroup
+from offload.disk_rate import sequential_rate
 from offload.errors import OffloadError, PlanError, RequestError
 from offload.expert_stats import ExpertStats, LayerTiers
 from offload.gguf import GGUFFile

@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from offload import embedded_model, make_plan, probe
 from offload.bench.shapes import KIMI_K25, MOONLIGHT, types_named
+from offload.config import ModelConfig
 from offload.errors import PlanError, RequestError, UnsupportedError
 from offload.forecast import (
     BoxWish,
     Question,
     describe,
+    facts_of_path,
     facts_of_shape,
     forecast,
     forecast_json,
@@ -24,6 +27,11 @@ from offload.forecast.hits import cache_hits
 from offload.forecast.model_facts import ModelFacts
 from offload.forecast.placement import placed
 from offload.forecast.presets import PRESETS
+from offload.gguf import GGUFFile
+from offload.planner import PlanOptions
+from offload.prediction import predicted_parts, prompt_parts
+from offload.rate_profiles import shipped
+from offload.tensor_census import census
 
 GIB = 1 << 30
 H, V, LAYERS, MOE = 7168, 163_840, 61, 60
@@ -86,17 +94,38 @@ def test_all_in_ram(experts: str, ram: int, bandwidth: float) -> None:
     assert found.bytes_per_token["ram"] == pytest.approx(read)
     assert found.bytes_per_token["disk"] == found.bytes_per_token["vram"] == 0
     assert found.decode.roof == pytest.approx(bandwidth / read)
-    # 80 % of the nominal is read by all cores, 90 % of that by kernels, and little else is added
-    assert 0.6 < found.decode.expected / found.decode.roof < 0.73
+    # 80 % of the nominal is read by all cores, and little else is added
+    assert 0.68 < found.decode.expected / found.decode.roof < 0.8
     assert found.decode.low < found.decode.expected < found.decode.high < found.decode.roof
     assert found.decode.binding == "RAM bandwidth"
 
 
 def test_few_cores_are_the_limit() -> None:
     found = on("IQ3_S", ram=512 * GIB, ram_bandwidth=400e9, cores=4, isa="avx2")
-    # 8 experts of a layer take two cores 16.5 ms (bench/results): four half as long
+    # 8 experts of a layer took two cores 16.5 ms, and no profile has that type: four half as long
     assert found.seconds["cores"] > MOE * 16.5e-3 / 2
     assert found.decode.binding == "cores"
+    assert "rates of IQ3_S: Zen 3, 2026-11-25" in found.remarks
+
+
+def test_the_figure_is_the_one_that_a_run_is_compared_with() -> None:
+    """`plan` of a model here, and the prediction of --stats and bench, from the same rates."""
+    path = embedded_model()
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_gguf(file)
+        counted = census(file, config)
+    made = make_plan(config, counted, probe(), PlanOptions(threads=2))
+    rates = replace(shipped("avx512"), ram=2e10)
+    box = describe(BoxWish(ram=64 * GIB))
+    for cache in (0, 32 << 20):
+        here = replace(box, rates=rates, ram_bandwidth=rates.ram, cache=cache)
+        for depth in (0, 512):
+            parts = predicted_parts(config, counted, made, rates, context=depth, cache=cache)
+            found = forecast(facts_of_path(path), here, Question(depth=depth))
+            assert found.decode.expected == pytest.approx(parts.tps, rel=1e-6)
+            assert sum(found.seconds.values()) == pytest.approx(parts.total, rel=1e-6)
+        prompt = prompt_parts(config, counted, made, rates, tokens=made.chunk, cache=cache)
+        assert found.prefill.expected == pytest.approx(made.chunk / prompt.total, rel=1e-6)
 
 
 # without a GPU: experts on disk
@@ -113,7 +142,7 @@ def test_experts_on_disk(ram: int, disk: float) -> None:
     assert found.bytes_per_token["disk"] == pytest.approx(read)
     in_ram = FIXED + H * Q4_K + 480 * 9_289_728
     assert found.decode.roof == pytest.approx(1 / max(read / disk, in_ram / 89.6e9))
-    seconds = read / (0.85 * disk) + FIXED / (0.9 * 0.8 * 89.6e9)
+    seconds = read / (0.85 * disk) + FIXED / (0.8 * 89.6e9)
     assert found.decode.expected == pytest.approx(1 / seconds, rel=0.1)
     assert found.decode.binding == "disk"
     whole = min(262_144, (ram * GIB - 3e9 - FIXED - EMBEDDING - 480 * 9_289_728) // KV)
@@ -148,7 +177,7 @@ def test_a_card_beside_ram(
     roof = 1 / max(in_ram / 89.6e9, (FIXED + hits * routed) / vram_bandwidth)
     assert found.decode.roof == pytest.approx(roof, rel=1e-3)
     seconds = (FIXED - MOE * SHARED + 512 * KV) / (0.8 * vram_bandwidth)
-    seconds += in_ram / (0.9 * 0.8 * 89.6e9)
+    seconds += in_ram / (0.8 * 89.6e9)
     assert found.decode.expected == pytest.approx(1 / seconds, rel=0.1)
     assert found.max_context["f16"] == min(262_144, int((usable(gib) - FIXED) / KV))
     # a prompt streams all experts over the link once for 4,096 tokens
@@ -162,7 +191,7 @@ def test_a_card_beside_ram(
 def test_the_known_example_of_a_layer() -> None:
     """An RTX 3090 beside RAM of 60 GB/s: 1.36 ms a layer and 12.1 tokens/s without any hit."""
     box = describe(BoxWish(gpus=["rtx3090"], ram=256 * GIB, cores=32, isa="avx512"))
-    box = replace(box, ram_bandwidth=70e9, rates=replace(box.rates, ram=60e9 / 0.9, token=0.0))
+    box = replace(box, ram_bandwidth=70e9, rates=replace(box.rates, ram=60e9, token=0.0))
     found = forecast(k25("TQ1_0"), box, Question(depth=0))
     bare = replace(found.layout, gpu_slots=0, is_cache=False)
     assert replace(found, layout=bare).decode.expected == pytest.approx(12.1, rel=0.03)

@@ -14,7 +14,6 @@ from family import Sizes
 
 from cli.kimi_offload import kimi_offload
 from offload.forecast import boxes, facts_of_path
-from offload.forecast.core_rates import described_rates
 from offload.forecast.recipes import label_of, recipe
 from offload.gguf import GGUFFile
 from quant.ggml import GGMLType
@@ -37,10 +36,8 @@ def as_json(*arguments: str | Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        boxes, "rates_here", lambda hardware: described_rates("avx2", 2, 2e10, None)
-    )
-    monkeypatch.setattr("offload.forecast.rates_here", boxes.rates_here)
+    monkeypatch.setattr(boxes, "known_here", lambda *_: None)
+    monkeypatch.setattr(boxes, "memory_now", lambda threads: 2e10)
 
 
 def shards(folder: Path, name: str, count: int = 4, **forms: Any) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,25 @@ import pytest
 from click.testing import CliRunner
 
 from cli import kimi_offload
-from offload import disk_rate, measure_rates, probe, rate_profiles, self_check
-from offload.errors import UnsupportedError
+from offload import (
+    disk_rate,
+    embedded_model,
+    machine_rates,
+    make_plan,
+    measure_rates,
+    probe,
+    rate_profiles,
+    self_check,
+)
+from offload.config import ModelConfig
+from offload.errors import GGUFError, RequestError, UnsupportedError
+from offload.gguf import GGUFFile
+from offload.planner import PlanOptions
 from offload.prediction import Parts
 from offload.rates import KernelRates, Rates
 from offload.self_check import Conditions, explanation, off_by, table_line
+from offload.tensor_census import census
+from offload.tiers import READERS
 
 KERNEL = KernelRates(decode=1e9, few=5e8, prompt=1e11)
 
@@ -35,14 +50,14 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kept_rates_come_back_on_the_same_processor() -> None:
     hardware = probe()
-    assert measure_rates.saved(hardware) is None
-    path = measure_rates.keep(rates())
-    assert measure_rates.saved(hardware) == rates()
+    assert rate_profiles.saved(hardware) is None
+    path = rate_profiles.keep(rates())
+    assert rate_profiles.saved(hardware) == rates()
     assert [p.name for p in path.parent.iterdir()] == ["rates.json"]
     other = replace(hardware, cpu=replace(hardware.cpu, name="another"))
-    assert measure_rates.saved(other) is None
+    assert rate_profiles.saved(other) is None
     other = replace(hardware, cpu=replace(hardware.cpu, simd="generic"))
-    assert measure_rates.saved(other) is None
+    assert rate_profiles.saved(other) is None
 
 
 @pytest.mark.parametrize(
@@ -55,30 +70,30 @@ def test_kept_rates_come_back_on_the_same_processor() -> None:
     ids=str,
 )  # fmt: skip
 def test_damaged_profiles_count_as_none(change: dict[str, Any]) -> None:
-    path = measure_rates.keep(rates())
+    path = rate_profiles.keep(rates())
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert measure_rates.saved(probe()) is None
+    assert rate_profiles.saved(probe()) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"[]", b"7"])
 def test_no_profiles_count_as_none(data: bytes) -> None:
-    measure_rates.keep(rates()).write_bytes(data)
-    assert measure_rates.saved(probe()) is None
+    rate_profiles.keep(rates()).write_bytes(data)
+    assert rate_profiles.saved(probe()) is None
 
 
 def test_a_profile_that_others_may_write_is_not_used() -> None:
-    measure_rates.keep(rates()).chmod(0o666)
-    assert measure_rates.saved(probe()) is None
+    rate_profiles.keep(rates()).chmod(0o666)
+    assert rate_profiles.saved(probe()) is None
 
 
 def test_shipped_profiles_are_whole_and_found_by_variant() -> None:
     for profile in rate_profiles.profiles():
         assert profile.source == "shipped"
         assert profile.kernels
-        assert measure_rates.shipped(profile.isa).isa == profile.isa
-    assert measure_rates.shipped("avx512").isa.startswith("avx512")
+        assert rate_profiles.shipped(profile.isa).isa == profile.isa
+    assert rate_profiles.shipped("avx512").isa.startswith("avx512")
     with pytest.raises(UnsupportedError, match="doctor --measure"):
-        measure_rates.shipped("abacus")
+        rate_profiles.shipped("abacus")
 
 
 def test_doctor_measures_keeps_and_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,7 +104,7 @@ def test_doctor_measures_keeps_and_shows(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return replace(rates(), disk=disk)
 
     monkeypatch.setattr(measure_rates, "measure", measure)
-    monkeypatch.setattr(disk_rate, "disk_rate", lambda path: 3e9)
+    monkeypatch.setattr(machine_rates, "disk_rate", lambda path: 3e9)
     result = CliRunner().invoke(kimi_offload.kimi_offload, ["doctor", "--measure"])
     assert result.exit_code == 0, result.output
     assert "measured 2026-01-02" in result.output
@@ -100,18 +115,51 @@ def test_doctor_measures_keeps_and_shows(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert seen == [None, 3e9]
 
 
-def test_a_disk_is_read_or_says_that_it_cannot(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(20 << 20))
-    rate = disk_rate.disk_rate(path)
-    assert rate is None or rate > 0
-    path.write_bytes(b"small")
-    assert disk_rate.disk_rate(path) is None
-    with pytest.raises(OSError, match="missing"):
+def test_a_disk_is_read_as_experts_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def sequential(path: Path, request: int, threads: int, seconds: float) -> float:
+        seen.append((path, request, threads))
+        return 3e9
+
+    monkeypatch.setattr(disk_rate, "sequential_rate", sequential)
+    model = embedded_model()
+    assert disk_rate.disk_rate(model) == 3e9
+    assert seen == [(model, 256 * 256 * 54 // 256, READERS)]  # a TQ1_0 matrix of an expert
+
+
+def test_a_disk_without_direct_reads_has_no_rate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "O_DIRECT", 0x4000_0000, raising=False)
+
+    def refused(*_: object) -> int:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(RequestError, match="no direct reads here"):
+        disk_rate.sequential_rate(embedded_model(), 4096, 2, 0.01)
+    monkeypatch.undo()
+    with pytest.raises(GGUFError, match="missing"):
         disk_rate.disk_rate(tmp_path / "missing")
 
 
 # --- what --stats says ----------------------------------------------------------------------------
+
+
+def test_a_plan_is_expected_to_run_as_measured_rates_say() -> None:
+    with GGUFFile.open(embedded_model()) as file:
+        config = ModelConfig.from_gguf(file)
+        counted = census(file, config)
+    plan = make_plan(config, counted, probe(), PlanOptions(threads=2))
+    assert "doctor --measure" in self_check.expectation(config, counted, plan)
+    kernels = dict.fromkeys(("Q8_0 q16", "TQ1_0", "F32 q16"), KERNEL)
+    rate_profiles.keep(replace(rates(), kernels=kernels))
+    line = self_check.expectation(config, counted, plan)
+    parts = self_check.expected(config, counted, plan, replace(rates(), kernels=kernels), 512)
+    assert line.startswith(f"expected speed: {parts.tps:.2f} t/s after 512 tokens; the cores'")
+    assert line.endswith("(rates: measured on 2026-01-02)")
+
 
 PREDICTED = Parts(seconds={"attention": 0.010, "experts": 0.010, "rest": 0.0})
 

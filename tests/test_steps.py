@@ -155,6 +155,26 @@ def test_statistics_of_an_answer_in_company() -> None:
         assert stats.longest_gap > 0
 
 
+def test_times_of_blocks_are_read_once_a_step_and_are_its_own() -> None:
+    steps = make_steps(100)
+    model, readings = model_of(steps), []
+
+    def block_seconds() -> list[float]:
+        readings.append(model.bytes_read)
+        return [1e-9 * model.bytes_read] * 6  # a microsecond a pass
+
+    model.block_seconds = block_seconds  # type: ignore[method-assign]
+    first = ask(steps, [1, 2], max_tokens=5)
+    ids(first)
+    assert len(readings) == 1 + len(model.batches)
+    assert first.stats.block_seconds == pytest.approx([4e-6] * 6)
+    model.bytes_read += 50_000  # something else went through the model
+    second = ask(steps, [3, 4], max_tokens=5)
+    ids(second)
+    assert second.stats.block_seconds == pytest.approx([4e-6] * 6)
+    assert len(readings) == 2 + len(model.batches)
+
+
 def test_a_batch_keeps_to_its_limits_and_survives_one_bad_answer() -> None:
     steps = make_steps(64, chunk=8)
     model_of(steps).damaged = 47

@@ -14,7 +14,7 @@ from offload.bench.budget import bench_budget
 from offload.bench.budget_options import Budget, BudgetOptions
 from offload.bench.model_bench import bench_model
 from offload.bench.options import DEPTHS, ModelOptions, ShapeOptions
-from offload.bench.pairs import lines as prediction_lines
+from offload.bench.pairs import prediction_lines
 from offload.bench.plot import check_matplotlib, write_plot
 from offload.bench.report import tables
 from offload.bench.shape_bench import bench_shape

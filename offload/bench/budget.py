@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from offload.bench.budget_child import AGAIN, FIRST, LATEST, WARM, Ask, as_json
 from offload.bench.budget_options import BudgetOptions, Side
 from offload.bench.budget_report import NAMES, summed_up
 from offload.bench.disk_model import disk_model, written
-from offload.bench.disk_rate import sequential_rate
 from offload.bench.memory_group import MemoryGroup
 from offload.data import embedded_model
+from offload.disk_rate import expert_request, sequential_rate
 from offload.errors import PlanError, RequestError
 from offload.gguf import GGUFFile
 from offload.hardware import probe
@@ -61,7 +60,7 @@ def bench_budget(
         notes.append(note)
     with GGUFFile.open(path) as file:
         paths, name = file.paths, str(file.metadata.get("general.name", path.name))
-        request = _request(file)
+        request = expert_request(file)
     model_bytes = sum(part.stat().st_size for part in paths)
     hardware = probe()
     threads = options.threads or hardware.default_threads()[0]
@@ -117,16 +116,6 @@ def _disk_file(options: BudgetOptions, shape: str, report: Report) -> tuple[Path
         f"({wanted.recipe.partition(': ')[2]}), every layer with all "
         f"{wanted.model.n_routed_experts} experts, chosen about evenly"
     )
-
-
-def _request(file: GGUFFile) -> int:
-    """Bytes of what is read at once: most matrices of one routed expert have this size."""
-    sizes = [
-        info.n_bytes // info.shape[0]
-        for name, info in file.tensors.items()
-        if "_exps." in name and len(info.shape) == 3
-    ]
-    return Counter(sizes).most_common(1)[0][0] if sizes else 4 << 20
 
 
 def _bandwidth(cache: int, threads: int) -> dict[str, float]:

@@ -14,10 +14,10 @@ from offload.devices.block_times import KINDS
 from offload.hardware import probe
 from offload.kv_cache import cache_bytes as kv_cache_bytes
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
+from offload.machine_rates import rates_here
 from offload.plan import Plan
 from offload.prediction import Load, Part, Parts, decode_parts, predicted_parts
 from offload.rates import Rates
-from offload.self_check import rates_here
 from offload.tensor_census import Census
 from quant.ggml import BLOCK
 from quant.packed.registry import packed_type
@@ -116,7 +116,7 @@ def pair(parts: Parts, measured: Mapping[str, float], tps: float) -> dict[str, A
     }
 
 
-def lines(result: Mapping[str, Any]) -> list[str]:
+def prediction_lines(result: Mapping[str, Any]) -> list[str]:
     """One line for people per pair."""
     found = dict(result.get("predicted", {}))
     source = found.pop("rates", "")

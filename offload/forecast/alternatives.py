@@ -10,7 +10,7 @@ from offload.amounts import amount
 from offload.errors import PlanError
 from offload.forecast.boxes import SYSTEM, Box, BoxWish, describe
 from offload.forecast.forecast import Forecast, forecast
-from offload.forecast.model_facts import ModelFacts, Part
+from offload.forecast.model_facts import ModelFacts
 from offload.forecast.presets import next_larger, preset_named
 from quant.ggml import BLOCK
 from quant.ggml import GGMLType as T
@@ -51,7 +51,7 @@ def better_quant(facts: ModelFacts) -> ModelFacts | None:
     chosen = larger[0]
     per_weight = BLOCK[chosen].bits_per_weight / 8
     parts = tuple(
-        Part("routed", p.layer, chosen, round(p.n_weights * per_weight), p.n_weights)
+        p._replace(ggml_type=chosen, n_bytes=round(p.n_weights * per_weight))
         if p.block == "routed"
         else p
         for p in facts.parts

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from offload.amounts import amount, binary_amount
 from offload.errors import RequestError
-from offload.forecast.core_rates import Isa, described_rates
+from offload.forecast.core_rates import Isa
 from offload.forecast.gpus import Gpu, gpus_named, with_pcie
 from offload.hardware import HardwareProfile
-from offload.last_level_cache import cache_bytes
+from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
+from offload.machine_rates import memory_now
+from offload.machine_rates import rates_here as known_here
+from offload.prediction import ram_rate
+from offload.rate_profiles import shipped
 from offload.rates import Rates
-from offload.read_bandwidth import memory_bandwidth
-
-log = logging.getLogger(__name__)
 
 SYSTEM: Final = 3 * 10**9  # bytes of RAM that the system and other programs keep
 READ_SHARE: Final = 0.8  # of RAM's nominal bandwidth that all cores read
 RAM_BANDWIDTH: Final = 89.6e9  # bytes/s, two channels of DDR5-5600
+RAM_ONE: Final = 20e9  # bytes/s that one core of a described machine reads
 CORES: Final = 16
 DISK: Final = 3.5e9  # bytes/s, an NVMe disk
 MOST: Final = 1 << 50  # bytes of RAM
@@ -103,7 +104,8 @@ def describe(wish: BoxWish, name: str | None = None) -> Box:
         disk = DISK
         assumed.append(f"a disk of {amount(disk)}/s")
     gpus = with_pcie(_cards(wish.gpus), wish.pcie)
-    rates = described_rates(isa, cores, bandwidth * READ_SHARE, disk)
+    ram_read = min(bandwidth * READ_SHARE, cores * RAM_ONE)
+    rates = _described(isa, cores, ram_read, disk)
     words = ", ".join([*_card_words(gpus), f"{ram / 2**30:.4g} GiB of RAM"])
     remarks = [f"assumed: {', '.join(assumed)}"] if assumed else []
     remarks.append(
@@ -136,24 +138,35 @@ def this_machine(hardware: HardwareProfile, rates: Rates, wish: BoxWish) -> Box:
         gpus=gpus,
         ram=hardware.cpu.ram_free,
         ram_bandwidth=rates.ram,
-        rates=replace(rates, cores=threads, disk=disk),
+        rates=_of_threads(rates, threads),
         disk=disk,
-        cache=cache_bytes() or 0,
+        cache=cache_bytes() or ASSUMED_CACHE,
         remarks=tuple(remarks),
     )
 
 
 def rates_here(hardware: HardwareProfile, ram: float | None = None) -> Rates:
-    """Of this machine: kernels are those of such processors.
+    """Of this machine, as `run --stats` and `bench` predict with; where there are none, AVX2's.
 
-    ram: bytes/s that all cores read; None: memory is read for a moment to find out.
+    ram: bytes/s that all cores read, if they have just been measured.
     """
     threads = hardware.default_threads()[0]
-    ram = ram or memory_bandwidth(threads, hardware.cpu.ram_free)
-    isa: Isa = "avx512" if "512" in hardware.cpu.simd else "avx2"
-    if ram is None:
-        log.warning("memory could not be measured; %s/s are assumed", amount(RAM_BANDWIDTH))
-    return described_rates(isa, threads, ram or RAM_BANDWIDTH * READ_SHARE, None)
+    found = known_here(hardware, threads, ram)
+    return found[0] if found else _described("avx2", threads, ram or memory_now(threads), None)
+
+
+def _described(isa: Isa, cores: int, ram: float, disk: float | None) -> Rates:
+    """Kernels as shipped, on so many cores that read `ram` bytes/s together."""
+    return replace(
+        shipped(isa), cores=cores, ram=ram, ram_one=RAM_ONE, cache=None, disk=disk,
+        source="described",
+    )  # fmt: skip
+
+
+def _of_threads(rates: Rates, threads: int) -> Rates:
+    """The same as if the machine had so many cores."""
+    cache = rates.cache and rates.cache * min(1.0, threads / rates.cores)
+    return replace(rates, cores=threads, ram=ram_rate(rates, threads), cache=cache)
 
 
 def _cards(names: Sequence[str]) -> tuple[Gpu, ...]:

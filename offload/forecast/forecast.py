@@ -13,9 +13,9 @@ from typing import Final, get_args
 
 from offload.errors import PlanError
 from offload.forecast.boxes import Box
-from offload.forecast.core_rates import kernel_of, unmeasured
 from offload.forecast.draws import draw_routings
 from offload.forecast.events import Timeline
+from offload.forecast.loads import prompt_loads, with_all_kernels
 from offload.forecast.model_facts import ModelFacts
 from offload.forecast.placement import Layout, check_context, longest_context, place
 from offload.forecast.seconds import (
@@ -31,6 +31,7 @@ from offload.forecast.seconds import (
 from offload.forecast.timeline import simulate
 from offload.plan import KVType
 from offload.planner import CHUNK, DEFAULT_CONTEXT
+from offload.prediction import read_parts
 
 DEPTH: Final = 512  # tokens before the decoded one
 GPU_CHUNK: Final = 4096  # prompt tokens that share one pass of the experts over PCIe
@@ -133,17 +134,17 @@ class Forecast:
         )  # fmt: skip
 
     def _cpu_prompt(self) -> dict[Resource, float]:
-        """Seconds per token by resource; the largest counts, as they overlap."""
-        facts, box, n = self.facts, self.box, self.box.rates.cores
-        cores = sum(
-            part.n_weights
-            * facts.share_read(part.block)
-            / kernel_of(box.rates, part.ggml_type, is_routed=False, packs=False).prompt
-            for part in facts.parts
-        )
-        ram = facts.n_bytes / box.rates.ram / CHUNK
-        seconds: dict[Resource, float] = {"cores": cores / n, "RAM bandwidth": ram}
-        return seconds | self._from_disk(CHUNK)
+        """Seconds per token of one chunk, all of them under the resource that takes most.
+
+        The largest counts, as reading from the disk goes on meanwhile.
+        """
+        box = self.box
+        parts = read_parts(
+            self.facts.config, prompt_loads(self.facts), box.rates, box.rates.cores,
+            tokens=CHUNK, chunk=CHUNK, cache=box.cache,
+        )  # fmt: skip
+        limit: Resource = "cores" if parts.kernels > parts.memory else "RAM bandwidth"
+        return {limit: parts.total / CHUNK} | self._from_disk(CHUNK)
 
     def _gpu_prompt(self) -> dict[Resource, float]:
         facts, layout, box = self.facts, self.layout, self.box
@@ -181,12 +182,7 @@ class Forecast:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What is assumed and guessed."""
-        kinds = {p.ggml_type for p in self.facts.parts if p.n_bytes > 1e-3 * self.facts.n_bytes}
-        missing = unmeasured(self.box.rates, kinds)
-        rates = (
-            [f"no rates of {', '.join(missing)}: those of types near in size"] if missing else []
-        )
-        return (*self.facts.remarks, *self.box.remarks, *rates)
+        return (*self.facts.remarks, *self.box.remarks)
 
     def timeline(self) -> Timeline:
         """The timeline simulator on this box, through the real scheduler and expert cache."""
@@ -216,4 +212,5 @@ def forecast(facts: ModelFacts, box: Box, question: Question | None = None) -> F
     check_context(facts, box, context, question.kv_type)
     question = replace(question, context=context)
     layout = place(facts, box, context, question.kv_type)
+    box = with_all_kernels(box, facts)
     return Forecast(facts=facts, box=box, layout=layout, question=question)

@@ -18,18 +18,21 @@ from offload.gguf import GGUFFile, TensorInfo
 from offload.kv_cache import cache_bytes
 from offload.models import expected_tensors
 from offload.plan import BlockName, KVType
-from offload.tensor_census import block_of
+from offload.tensor_census import FamilyName, block_of, family_of
 from quant.ggml import GGMLType
+
+Key = tuple[BlockName, int | None, GGMLType, FamilyName]
 
 
 class Part(NamedTuple):
-    """The tensors of one block, layer (None: outside of layers) and type, stored bytes."""
+    """Tensors of one block, layer (None: outside of layers), type and family; stored bytes."""
 
     block: BlockName
     layer: int | None
     ggml_type: GGMLType
     n_bytes: int
     n_weights: int
+    family: FamilyName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +116,14 @@ def parts_of(
     config: ModelConfig, tensors: Mapping[str, TensorInfo] | Mapping[str, TensorSpec]
 ) -> tuple[Part, ...]:
     """The tensors that the forward pass reads, added up."""
-    n_bytes: Counter[tuple[BlockName, int | None, GGMLType]] = Counter()
-    n_weights: Counter[tuple[BlockName, int | None, GGMLType]] = Counter()
+    n_bytes: Counter[Key] = Counter()
+    n_weights: Counter[Key] = Counter()
     for name, info in tensors.items():
-        key = (*block_of(name, config), info.ggml_type)
+        key = (*block_of(name, config), info.ggml_type, family_of(name))
         n_bytes[key] += info.n_bytes
         n_weights[key] += prod(info.shape)
-    return tuple(Part(*key, n_bytes[key], n_weights[key]) for key in n_bytes)
+    return tuple(
+        Part(block, layer, t, n_bytes[key], n_weights[key], family)
+        for key in n_bytes
+        for block, layer, t, family in (key,)
+    )

@@ -1,22 +1,22 @@
 """Seconds of a decoded token, by the resource that takes them.
 
-A part takes what its slower side takes: reading its bytes, or the kernels of all cores. With a GPU
-the shared expert and hits run there while the CPU computes the misses; all else is one after the
+What the CPU does takes what `prediction.decode_parts` says, as everywhere. With a GPU the shared
+expert and hits run there while the CPU computes the misses; all else is one after the
 other. The same costs drive the timeline simulator (`timeline_costs`).
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
 from offload.forecast.boxes import Box
-from offload.forecast.core_rates import kernel_of
-from offload.forecast.model_facts import Part
+from offload.forecast.loads import loads_of_parts
 from offload.forecast.placement import Layout
 from offload.forecast.timeline import Costs
+from offload.prediction import Part, blocks_of, decode_parts
+from offload.rates import Rates
 
 Resource = Literal[
     "RAM bandwidth", "cores", "VRAM bandwidth", "GPU launches", "cards' exchange",
@@ -27,8 +27,6 @@ LAUNCHES: Final = 24e-6  # seconds per layer between a GPU's kernels
 POST: Final = 3e-6  # until the CPU sees the routing
 MERGE: Final = 6e-6  # until the GPU has the CPU's sum
 EXCHANGE: Final = 100e-6  # per layer, cards that share a layer: two sums over all of them
-REGIONS: Final = 8  # parallel regions of a layer on the CPU
-ATTENTION_FLOPS: Final = 50e9  # of one core, after many tokens: bench/results, depth 7,600
 COPIES: Final = 2  # experts into slots per layer and token
 
 
@@ -48,7 +46,7 @@ class Case(NamedTuple):
 
 
 LOW: Final = Case(0.65, 0.5, 0.6, 0.4, 0.6, 0, 2.0)
-EXPECTED: Final = Case(0.9, 1.0, 0.8, 0.6, 0.85, 1, 1.0)
+EXPECTED: Final = Case(1.0, 1.0, 0.8, 0.6, 0.85, 1, 1.0)
 HIGH: Final = Case(1.1, 1.1, 0.9, 0.75, 1.0, 2, 0.7)
 
 Seconds = defaultdict[Resource, float]
@@ -59,11 +57,8 @@ def token_seconds(
 ) -> dict[Resource, float]:
     """Seconds on the critical path of one token, `depth` tokens before it, by Resource."""
     seconds: Seconds = defaultdict(float)
-    config, rates = layout.facts.config, box.rates
-    _add(seconds, _cpu(layout.on_cpu, layout, box, case))
-    _add(seconds, _cpu_attention(layout, box, depth, case))
-    busy = 1.0 - bool(layout.is_all_vram)
-    seconds["fixed costs"] += rates.token + busy * config.num_layers * REGIONS * rates.region
+    config = layout.facts.config
+    _add(seconds, _cpu(layout, box, depth, case, 0.0))
     if layout.overflow:
         seconds["disk"] += layout.overflow / (case.disk * box.disk)
     if box.gpus:
@@ -76,7 +71,7 @@ def token_seconds(
         if not layout.is_all_vram:
             seconds["fixed costs"] += config.num_moe_layers * (POST + MERGE)
     beside = _gpu_experts(layout, box, case)
-    misses = _misses(layout, box, case)
+    misses = _misses(layout, box, depth, case)
     if sum(misses.values()) >= beside:
         _add(seconds, misses)
     else:
@@ -106,39 +101,64 @@ def _gpu_experts(layout: Layout, box: Box, case: Case) -> float:
     return (shared + hits) / vram_rate(box, case)
 
 
-def _misses(layout: Layout, box: Box, case: Case) -> dict[Resource, float]:
+def _misses(layout: Layout, box: Box, depth: int, case: Case) -> dict[Resource, float]:
     """Experts that the CPU computes, while those on disk are read: the slower of the two."""
     share = 1 - layout.vram_hits[case.hits]
-    routed = [part for part in layout.facts.parts if part.block == "routed"]
-    cpu = {r: s * share for r, s in _cpu(routed, layout, box, case).items()}
+    cpu = _routed(layout, box, depth, case, share)
     read = layout.facts.bytes_read("routed") * share * (1 - layout.ram_hits[case.hits])
     disk = read / (case.disk * box.disk)
     return {"disk": disk} if disk > sum(cpu.values()) else cpu
 
 
-def _cpu(parts: Iterable[Part], layout: Layout, box: Box, case: Case) -> dict[Resource, float]:
-    """Seconds of matrices on the CPU, each by the slower of RAM and kernels."""
-    seconds: Seconds = defaultdict(float)
-    rates, share = box.rates, layout.facts.share_read
-    ram = min(rates.ram * case.ram, box.ram_bandwidth, rates.cores * rates.ram_one)
-    if layout.facts.n_bytes < box.cache:
-        ram = math.inf
-    for part in parts:
-        kernel = kernel_of(
-            rates, part.ggml_type, is_routed=part.block == "routed", packs=not layout.disk_experts
-        )
-        kernels = kernel.decode * case.cores * rates.cores
-        slower: Resource = "RAM bandwidth" if ram <= kernels else "cores"
-        seconds[slower] += part.n_bytes * share(part.block) / min(ram, kernels)
-    return dict(seconds)
+def _routed(
+    layout: Layout, box: Box, depth: int, case: Case, share: float
+) -> dict[Resource, float]:
+    """Seconds of a share of a token's routed experts on the CPU."""
+    without, whole = (_cpu(layout, box, depth, case, s) for s in (0.0, share))
+    return {resource: whole[resource] - without[resource] for resource in whole}
 
 
-def _cpu_attention(layout: Layout, box: Box, depth: int, case: Case) -> dict[Resource, float]:
-    """Seconds of attention over `depth` tokens in the layers that the CPU computes."""
-    config, share = layout.facts.config, 1 - layout.gpu_kv
-    flops = 2.0 * (config.latent_dim + config.kv_lora_rank) * config.num_heads * depth
-    flops *= config.num_layers * share
-    return {"cores": flops / (ATTENTION_FLOPS * box.rates.cores * case.cores)} if flops else {}
+def _cpu(layout: Layout, box: Box, depth: int, case: Case, routed: float) -> dict[Resource, float]:
+    """Seconds of what the CPU computes, with a share of a token's routed experts."""
+    facts, rates = layout.facts, _rates_of(box, case)
+    parts = decode_parts(
+        facts.config,
+        loads_of_parts(layout, box.rates, routed),
+        rates,
+        rates.cores,
+        context=depth,
+        kv_bytes=depth * layout.kv_bytes / layout.context * (1 - layout.gpu_kv),
+        cache=box.cache,
+        blocks=_cpu_blocks(layout),
+    )
+    return {
+        "RAM bandwidth": parts.memory,
+        "cores": parts.kernels,
+        "fixed costs": parts.total - parts.memory - parts.kernels,
+    }
+
+
+def _rates_of(box: Box, case: Case) -> Rates:
+    rates = replace(box.rates, ram=min(box.rates.ram * case.ram, box.ram_bandwidth))
+    if case.cores == 1:
+        return rates
+    kernels = {k: replace(v, decode=case.cores * v.decode) for k, v in rates.kernels.items()}
+    attend = rates.attend and case.cores * rates.attend
+    return replace(rates, kernels=kernels, attend=attend)
+
+
+def _cpu_blocks(layout: Layout) -> dict[Part, float]:
+    """How many of the model's blocks the CPU computes."""
+    blocks = blocks_of(layout.facts.config)
+    if not layout.on_gpu:
+        return blocks
+    blocks["attention"] *= 1 - layout.gpu_kv
+    blocks["experts"] *= not layout.is_all_vram
+    here = {part.block for part in layout.on_gpu}
+    for part, block in (("mlp", "dense"), ("router", "router"), ("head", "head")):
+        if block in here:
+            blocks[part] = 0  # type: ignore[index]
+    return blocks
 
 
 def timeline_costs(layout: Layout, box: Box, depth: int) -> Costs:
@@ -150,13 +170,13 @@ def timeline_costs(layout: Layout, box: Box, depth: int) -> Costs:
     facts, config = layout.facts, layout.facts.config
     vram, n = vram_rate(box), config.num_moe_layers
     whole = token_seconds(layout, box, depth)
-    misses, hits = _misses(layout, box, EXPECTED), _gpu_experts(layout, box, EXPECTED)
+    misses, hits = _misses(layout, box, depth, EXPECTED), _gpu_experts(layout, box, EXPECTED)
     fixed = sum(whole.values()) - max(sum(misses.values()), hits)
     head = sum(p.n_bytes for p in layout.on_gpu if p.block in ("head", "dense")) / vram
     router = sum(p.n_bytes for p in layout.on_gpu if p.block == "router") / vram / n
     shared = sum(p.n_bytes for p in layout.on_gpu if p.block == "shared") / vram / n
-    routed = [part for part in facts.parts if part.block == "routed"]
-    miss = sum(_cpu(routed, layout, box, EXPECTED).values()) / (n * config.num_experts_per_tok)
+    routed = sum(_routed(layout, box, depth, EXPECTED, 1.0).values())
+    miss = routed / (n * config.num_experts_per_tok)
     return Costs(
         attention=max(0.0, (fixed - head) / n - router - POST - MERGE),
         router=router,
