@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from offload.hardware import HardwareProfile
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
+from offload.measure_steps import embedded_seconds, step_seconds
 from offload.rates import WIDE, KernelRates, Rates
 from offload.read_bandwidth import CHUNK, ReadBandwidth, read_rate
 from offload.stats import LoadProgress
@@ -47,6 +49,8 @@ GROUPS = 96  # rows: whole groups of every packed layout
 TIMES = 5
 PAUSES = 20
 IN_CACHE = 16 << 20  # bytes: more than cores have of their own
+FAR = 512 << 20  # bytes: more than caches hold
+TURN = 64 << 10  # bytes of a thread's turn
 LIMIT = 50.0  # seconds, after which no further type is begun
 # What files of this family are made of, the commonest first; those below are of routed experts
 # alone, which take Q8 activations.
@@ -73,6 +77,7 @@ def measure(
     that takes long, the last types are left for the next time.
     """
     kernels: dict[str, KernelRates] = {}
+    far = far_memory(hardware.cpu.ram_free)
     began = time.monotonic()
     for i, t in enumerate(types):
         if time.monotonic() - began > LIMIT:
@@ -82,11 +87,11 @@ def measure(
             break
         report(LoadProgress(phase="measure", done_bytes=i, total_bytes=len(types) + 1))
         for n_cols in (COLUMNS, NARROW):
-            kernels |= _kernels(t, n_cols, pool)
+            kernels |= _kernels(t, n_cols, pool, far if n_cols >= WIDE else None)
     report(LoadProgress(phase="measure", done_bytes=len(types), total_bytes=len(types) + 1))
     ram, ram_one = ram_rates(pool)
     report(LoadProgress(phase="measure", done_bytes=len(types) + 1, total_bytes=len(types) + 1))
-    return Rates(
+    rates = Rates(
         processor=hardware.cpu.name,
         isa=hardware.cpu.simd,
         cores=pool.threads,
@@ -96,12 +101,14 @@ def measure(
         ram_one=ram_one,
         kernels=kernels,
         region=region_seconds(pool),
-        token=token_seconds(),
+        token=0.0,
         disk=disk,
         attend=attend_rate(pool),
         vector=vector_rate(),
         cache=cache_rate(pool),
     )
+    token, blocks = embedded_seconds()
+    return replace(rates, token=token, steps=step_seconds(rates, blocks))
 
 
 def ram_rates(pool: Pool, times: int = TIMES) -> tuple[float, float]:
@@ -123,8 +130,8 @@ def cache_rate(pool: Pool) -> float:
 # --- kernels --------------------------------------------------------------------------------------
 
 
-def _kernels(t: GGMLType, n_cols: int, pool: Pool) -> dict[str, KernelRates]:
-    """All rates of a type by their keys, rows of n_cols columns."""
+def _kernels(t: GGMLType, n_cols: int, pool: Pool, far: Array | None) -> dict[str, KernelRates]:
+    """All rates of a type by their keys, rows of n_cols columns; far: see `far_memory`."""
     narrow = " narrow" if n_cols < WIDE else ""
     quant = QUANT_TYPES[t]
     stride = row_bytes(t, n_cols)
@@ -135,13 +142,13 @@ def _kernels(t: GGMLType, n_cols: int, pool: Pool) -> dict[str, KernelRates]:
     else:  # scales that are finite numbers: halves below 2
         blocks &= 0x3F
     found = {
-        f"{t.name}{' q16' * (planes - 1)}{narrow}": _rates(quant, blocks, n_cols, planes, pool)
+        f"{t.name}{' q16' * (planes - 1)}{narrow}": _rates(quant, blocks, n_cols, planes, pool, far)
         for planes in ((1,) if t in ROUTED else (1, 2))
     }
     packed = packed_type(t)
     if packed is not None:
         found[f"{t.name} packed{narrow}"] = _rates(
-            packed, _packed(packed, blocks, n_cols, pool), n_cols, 1, pool
+            packed, _packed(packed, blocks, n_cols, pool), n_cols, 1, pool, far
         )
     return found
 
@@ -161,7 +168,12 @@ def _packed(packed: PackedType, w: Array, n_cols: int, pool: Pool) -> Array:
 
 
 def _rates(
-    quant: QuantType | PackedType, w: Array, n_cols: int, planes: int, pool: Pool
+    quant: QuantType | PackedType,
+    w: Array,
+    n_cols: int,
+    planes: int,
+    pool: Pool,
+    far: Array | None,
 ) -> KernelRates:
     """w: what quant reads, (rows or row groups, bytes)."""
     group = quant.group_rows if isinstance(quant, PackedType) else 1
@@ -186,11 +198,44 @@ def _rates(
         jobs[:, Job.OUT] = out.ctypes.data + np.arange(n_jobs) * out.strides[0]
         jobs[:, Job.OUT_STRIDE] = out.strides[1]
         seconds[n] = least(partial(driver.run_jobs, pool, jobs, rows)) / n_jobs * pool.threads
+    decode = w.nbytes / seconds[1]
     return KernelRates(
-        decode=w.nbytes / seconds[1],
+        decode=decode,
         few=w.nbytes / seconds[FEW],
         prompt=rows * n_cols * MANY / seconds[MANY],
+        exposed=0.0 if far is None else _exposed(quant, far, n_cols, planes, pool, decode),
     )
+
+
+def far_memory(ram_free: int) -> Array | None:
+    """Memory that no cache holds, its bytes fit to be any type's weights; None if RAM is short."""
+    n_bytes = max(FAR, 2 * (cache_bytes() or ASSUMED_CACHE)) // CHUNK * CHUNK
+    return np.full(n_bytes, 0x3C, np.uint8) if ram_free > 4 * n_bytes else None
+
+
+def _exposed(
+    quant: QuantType | PackedType, far: Array, n_cols: int, planes: int, pool: Pool, decode: float
+) -> float:
+    """See KernelRates: a kernel over `far`, beside plain reading of it and its own rate."""
+    group = quant.group_rows if isinstance(quant, PackedType) else 1
+    stride = quant_row_bytes(quant, n_cols)
+    turn = max(1, TURN // stride)
+    rows = len(far) // stride * group
+    kind = quant.kernel_for(for_records("matvec", planes), 1)
+    x, kept = _activations(quant, 1, n_cols, planes, pool)
+    out = np.zeros(rows, np.float32)
+    jobs = driver.job_table(1)
+    jobs[:, Job.KERNEL], jobs[:, Job.W] = quant.address(kind), far.ctypes.data
+    jobs[:, Job.ROW_BYTES], jobs[:, Job.N_ROWS], jobs[:, Job.N_COLS] = stride, rows, n_cols
+    jobs[:, Job.N_TOKENS], jobs[:, Job.X], jobs[:, Job.X_STRIDE] = 1, x.ctypes.data, x.strides[0]
+    jobs[:, Job.PANELS] = 0 if kept is None else kept[0]
+    jobs[:, Job.OUT], jobs[:, Job.OUT_STRIDE] = out.ctypes.data, out.strides[0]
+    run = partial(driver.run_jobs, pool, jobs, turn * group)
+    run()
+    streamed = min(seconds_of(run) for _ in range(2))
+    read = len(far) / read_rate(far, pool, 2)
+    work = len(far) / (decode * pool.threads)
+    return min(1.0, max(0.0, (streamed - max(read, work)) / min(read, work)))
 
 
 def quant_row_bytes(quant: QuantType | PackedType, n_cols: int) -> int:
@@ -274,24 +319,6 @@ def attend_rate(pool: Pool, positions: int = 1024) -> float:
         )
     )
     return positions * heads * (2 * latent + rope) / seconds / pool.threads
-
-
-def token_seconds(times: int = 40) -> float:
-    """Of a decoding pass beside its tape, on the embedded model."""
-    from offload.batch import Batch
-    from offload.loading import open_model
-    from offload.planner import PlanOptions
-
-    file, _, _, _, model, _ = open_model(None, PlanOptions(context=256), lambda progress: None)
-    with contextlib.closing(file), contextlib.closing(model):
-        model.kv.open(0)
-        taken = Timing()
-        for i in range(times):
-            batch = Batch.of(np.array([1 + i]), 0, i)
-            before = sum(model.block_seconds())
-            seconds = seconds_of(partial(model.forward, batch))
-            taken.add(seconds - (sum(model.block_seconds()) - before))
-        return max(0.0, taken.median)
 
 
 def least(run: Callable[[], object]) -> float:

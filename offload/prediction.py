@@ -89,9 +89,14 @@ class _Clock:
     def add(self, part: Part, seconds: float) -> None:
         self.seconds[part] += seconds
 
-    def slower(self, part: Part, n_bytes: float, work: float) -> None:
-        """Add the longer of reading so many bytes and `work` seconds of kernels."""
+    def slower(self, part: Part, n_bytes: float, work: float, exposed: float = 0.0) -> None:
+        """Add the longer of reading so many bytes and `work` seconds of kernels.
+
+        exposed: the share of the shorter that is not hidden behind it, of what comes from RAM.
+        """
         memory = self.memory(n_bytes)
+        if not self.fits:
+            self.add(part, exposed * min(memory, work))
         if memory > work:
             self.by_memory += memory
         else:
@@ -172,7 +177,7 @@ def decode_parts(
     for x in loads:
         kernel = clock.kernel(x.key)
         work = x.n_bytes / (kernel.decode * threads) if kernel else 0.0
-        clock.slower(x.part, x.n_bytes, work)
+        clock.slower(x.part, x.n_bytes, work, kernel.exposed if kernel else 0.0)
     _add_attention(config, clock, 1, context, kv_bytes, blocks["attention"])
     _add_steps(config, clock, blocks)
     if from_disk and rates.disk:
@@ -331,4 +336,5 @@ def _add_steps(config: ModelConfig, clock: _Clock, blocks: Mapping[Part, float])
         seconds = regions[part] * clock.rates.region
         if clock.rates.vector:
             seconds += numbers[part] / clock.rates.vector
+        seconds += clock.rates.steps.get(part, 0.0)
         clock.add(part, n * seconds)

@@ -98,6 +98,9 @@ def parse(found: Any) -> Rates:
         cores = found["cores"]
         if type(cores) is not int or not 0 < cores < 1 << 16:
             raise ValueError("cores: a whole number is needed")
+        steps = found.get("steps", {})
+        if not isinstance(steps, dict):
+            raise ValueError("steps: an object is needed")
         numbers: dict[str, Any] = {name: _number(name, found[name]) for name in NEEDED}
         numbers |= {name: _number(name, found[name]) for name in OPTIONAL if found.get(name)}
         return Rates(
@@ -105,9 +108,11 @@ def parse(found: Any) -> Rates:
             cores=cores,
             source="measured",
             **numbers,
+            steps={str(part): _number(part, seconds) for part, seconds in steps.items()},
             kernels={
                 str(key): KernelRates(
-                    **{name: _number(key, rates[name]) for name in ("decode", "few", "prompt")}
+                    **{name: _number(key, rates[name]) for name in ("decode", "few", "prompt")},
+                    exposed=_number(key, rates.get("exposed", 0.0)),
                 )
                 for key, rates in kernels.items()
             },
