@@ -88,7 +88,8 @@ class Engine:
         which takes about a second.
         """
         self._steps.holder.check_open()
-        return self_check(self.config, census(self._file, self.config), self.plan, self.stats)
+        counted = census(self._file, self.config)
+        return self_check(self.config, counted, self.plan, self.stats, self.expert_stats)
 
     def expected_speed(self) -> str:
         """One line: tokens per second that this plan should give here, and what limits them."""

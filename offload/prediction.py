@@ -180,8 +180,8 @@ def decode_parts(
         clock.slower(x.part, x.n_bytes, work, kernel.exposed if kernel else 0.0)
     _add_attention(config, clock, 1, context, kv_bytes, blocks["attention"])
     _add_steps(config, clock, blocks)
-    if from_disk and rates.disk:
-        clock.add("experts", from_disk / rates.disk)
+    if from_disk and rates.disk:  # reads go on while experts that are there are computed
+        clock.add("experts", max(0.0, from_disk / rates.disk - clock.seconds["experts"]))
     clock.add("rest", rates.token)
     return clock.parts()
 

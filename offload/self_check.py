@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from offload.config import ModelConfig
+from offload.expert_stats import ExpertStats
 from offload.hardware import BUSY, probe
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
 from offload.machine_rates import memory_now, rates_here
@@ -33,20 +34,29 @@ class Conditions:
     """What may have made a run slower than predicted, looked at after it.
 
     ram: bytes/s now; others: share of the cores that other programs use; swapped: bytes of this
-    process; spills: whether mapped weights exceed the memory that is free.
+    process; spills: whether mapped weights exceed the memory that is free. hits: of experts, where
+    they come from the disk; disk: bytes/s that it gave.
     """
 
     ram: float
     others: float | None = None
     swapped: int = 0
     spills: bool = False
+    hits: float | None = None
+    disk: float | None = None
 
 
-def expected(
-    config: ModelConfig, census: Census, plan: Plan, rates: Rates, context: int, hits: float = 1.0
-) -> Parts:
+def expected_hits(plan: Plan, config: ModelConfig) -> float:
+    """The share of experts that have slots: the hits of a routing without preferences."""
+    routed = plan.placements.get("routed")
+    if routed is None or routed.tier != "disk":
+        return 1.0
+    return min(1.0, plan.cache.slots / (config.num_moe_layers * config.n_routed_experts))
+
+
+def expected(config: ModelConfig, census: Census, plan: Plan, rates: Rates, context: int) -> Parts:
     """One decoded token on this machine after `context` others."""
-    cache = cache_bytes() or ASSUMED_CACHE
+    cache, hits = cache_bytes() or ASSUMED_CACHE, expected_hits(plan, config)
     return predicted_parts(config, census, plan, rates, context=context, cache=cache, hit_rate=hits)
 
 
@@ -63,7 +73,9 @@ def conditions(plan: Plan, swapped: int) -> Conditions:
     )
 
 
-def self_check(config: ModelConfig, census: Census, plan: Plan, stats: RunStats) -> list[str]:
+def self_check(
+    config: ModelConfig, census: Census, plan: Plan, stats: RunStats, experts: ExpertStats
+) -> list[str]:
     """Lines for people after an answer; none before TOKENS tokens or where nothing is known."""
     measured = stats.parts
     if stats.decode_tokens < TOKENS or not measured:
@@ -77,7 +89,12 @@ def self_check(config: ModelConfig, census: Census, plan: Plan, stats: RunStats)
     measured.pop("sampling")
     lines = [table_line(predicted, measured, source)]
     if off_by(predicted, measured) > OFF:
-        lines.append(explanation(predicted, measured, rates, conditions(plan, stats.swapped_bytes)))
+        now = conditions(plan, stats.swapped_bytes)
+        if experts.home == "disk" and experts.read_seconds:
+            rate = experts.bytes["disk"] / experts.read_seconds
+            now = replace(now, hits=experts.hit_rate, disk=rate)
+        hits = expected_hits(plan, config)
+        lines.append(explanation(predicted, measured, rates, now, hits))
     return lines
 
 
@@ -97,7 +114,8 @@ def expectation(config: ModelConfig, census: Census, plan: Plan) -> str:
     }
     reason = max(reasons, key=lambda name: reasons[name])
     routed = plan.placements.get("routed")
-    condition = ", if no expert is missed" if routed and routed.tier == "disk" else ""
+    hits = expected_hits(plan, config)
+    condition = f", if {hits:.0%} of experts hit" if routed and routed.tier == "disk" else ""
     return (
         f"expected speed: {parts.tps:.2f} t/s after {CONTEXT} tokens{condition}; {reason} takes "
         f"{reasons[reason] / parts.total:.0%} (rates: measured on {rates.date})"
@@ -126,14 +144,23 @@ def table_line(predicted: Parts, measured: Mapping[str, float], source: str) -> 
 
 
 def explanation(
-    predicted: Parts, measured: Mapping[str, float], rates: Rates, now: Conditions
+    predicted: Parts,
+    measured: Mapping[str, float],
+    rates: Rates,
+    now: Conditions,
+    hits: float = 1.0,
 ) -> str:
-    """Which part was wrong, and the likely reason."""
+    """Which part was wrong, and the likely reason; hits: expected of experts from the disk."""
     gaps = {part: s - predicted.seconds.get(part, 0.0) for part, s in measured.items()}  # type: ignore[call-overload]
     part = max(gaps, key=lambda name: abs(gaps[name]))
     word = "longer" if gaps[part] > 0 else "shorter"
     head = f"{part} took {1e3 * abs(gaps[part]):.3g} ms {word} than predicted"
     slower = now.ram / rates.ram if rates.ram else 1.0
+    if part == "experts" and now.disk is not None and now.hits is not None and rates.disk:
+        return (
+            f"{head}: {now.hits:.0%} of experts hit where {hits:.0%} were expected, and the disk "
+            f"gave {now.disk / 1e9:.2f} GB/s where the profile has {rates.disk / 1e9:.2f}"
+        )
     if gaps[part] < 0:
         if slower > 1 + OFF and not predicted.fits_cache:
             return f"{head}: memory is read {slower:.2f} times as fast as in the profile; " + AGAIN

@@ -98,7 +98,21 @@ def test_what_misses_comes_from_disk(mini: tuple[ModelConfig, Census, Plan]) -> 
         predicted_parts(config, counted, tiered, RATES, hit_rate=h).seconds["experts"]
         for h in (1.0, 0.25)
     )
-    assert b - a == pytest.approx(0.75 * 3 * 331_776 / 1e8)
+    assert b == pytest.approx(0.75 * 3 * 331_776 / 1e8)  # and the others are computed meanwhile
+    assert a < b
+
+
+def test_what_is_not_hidden_behind_memory_is_added(mini: tuple[ModelConfig, Census, Plan]) -> None:
+    config, counted, plan = mini
+    exposed = {key: replace(k, exposed=0.5) for key, k in RATES.kernels.items()}
+    partly = replace(RATES, kernels=exposed)
+    rates = {"none": RATES, "half": partly}
+    head = {
+        name: predicted_parts(config, counted, plan, r).seconds["head"] for name, r in rates.items()
+    }
+    n_bytes = config.vocab_size * 256 * 34 / 32
+    shorter = n_bytes / max(RATES.ram, 1e9 * plan.threads)
+    assert head["half"] - head["none"] == pytest.approx(shorter / 2, rel=1e-6)
 
 
 def test_a_prompt_reads_weights_once(mini: tuple[ModelConfig, Census, Plan]) -> None:
