@@ -21,6 +21,7 @@ from offload.forward import Model
 from offload.gguf import GGUFFile
 from offload.hardware import probe
 from offload.hub import local_path
+from offload.memory import keep_freed_memory
 from offload.models import architecture
 from offload.placing import Weights
 from offload.plan import BlockName, Plan
@@ -47,6 +48,7 @@ def open_model(
     Planning ends before the device is opened; from there on the plan is executed as it is. Weights
     that stay mapped are still being read when this returns.
     """
+    keep_freed_memory()
     neighbours = OtherWork()
     file = GGUFFile.open(embedded_model() if path is None else local_path(path, report))
     try:
