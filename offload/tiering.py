@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Final, Literal, get_args
 
-from offload.amounts import GIB, binary_amount, parse_amount
+from offload.amounts import binary_amount, parse_amount
 from offload.arguments import integer, path_argument, quoted, whole
 from offload.config import ModelConfig
 from offload.direct_file import SECTOR
@@ -235,7 +235,7 @@ def _slots(
             raise PlanError(
                 f"--expert-policy {policy}: {division.slots} slots cannot hold the {cycle} experts "
                 "of one token, so all would be evicted before the next one comes: take layer-lru "
-                f"or lfu-admit, or --expert-cache {need / GIB:.2f}GiB or more"
+                f"or lfu-admit, or --expert-cache {-(-need // 2**20)}MiB or more"
             )
         policy = "layer-lru"
         why += (

@@ -71,7 +71,7 @@ def test_lru_that_would_never_hit_becomes_lru_by_layer(k25: Model) -> None:
     assert "cannot hold the 480 experts of one token" in made.cache.why
     assert plan(k25, 64, replace(few, cache="8GiB")).cache.policy == "lru"
     assert plan(k25, 64, replace(few, policy="lfu")).cache.policy == "lfu"
-    with pytest.raises(PlanError, match="pinned: .* slots cannot hold the 480 .*GiB or more"):
+    with pytest.raises(PlanError, match="pinned: .* slots cannot hold the 480 .*MiB or more"):
         plan(k25, 64, replace(few, policy="pinned"))
 
 
