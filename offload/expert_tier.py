@@ -144,6 +144,7 @@ class ExpertTier:
         pool, slot, ticket = self._copies.pop(key)
         pool.cache.release(key)
         if ticket.error is not None:
+            self._guessed.discard(key)
             pool.cache.drop(key)
             return ticket.error
         places = self.places[key.layer]

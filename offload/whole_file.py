@@ -16,7 +16,10 @@ def whole_file(path: Path, prefix: str) -> Iterator[BinaryIO]:
 
     prefix: of the other name, in the same folder.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+    except OSError as exc:  # tell of the user's name, not of ours
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc
     try:
         with open(descriptor, "wb") as file:
             yield file
