@@ -72,6 +72,8 @@ def tier_lines(stats: ExpertStats) -> list[str]:
         lines.append(
             f"prediction: {amount(stats.prefetched)} read ahead, {share:.0%} of it asked for"
         )
+    if stats.guesses:
+        lines.append(stats.guesses)
     if stats.decision:
         lines.append(stats.decision)
     return lines
