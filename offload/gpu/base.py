@@ -1,0 +1,81 @@
+"""Gpu: what is asked of a GPU, real (driver.py) or emulated (tests).
+
+Everything goes through one queue, in order: an upload is over for the caller when the call returns
+(its array may change), for the GPU before what is launched next; a download waits for all before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from quant.cuda.kernels import Kernel
+
+Array = np.ndarray
+Check = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel with its arguments (int64 each); shared: bytes of shared memory of a block."""
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    arguments: tuple[int, ...]
+    shared: int = 0
+
+
+class Prepared(Protocol):
+    """Launches that are ready to go as often as wanted."""
+
+    def run(self) -> None:
+        """Put them into the queue."""
+
+    def close(self) -> None:
+        """Forget them."""
+
+
+class Gpu(Protocol):
+    """One GPU. One caller at a time. DeviceError from any call: it is lost, or was never there."""
+
+    @property
+    def name(self) -> str:
+        """Of the product."""
+
+    @property
+    def architecture(self) -> int:
+        """90: sm_90."""
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes (free, total)."""
+
+    def alloc(self, n_bytes: int) -> int:
+        """Address, a multiple of 256; PlanError if there is no room."""
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+
+    def upload(self, to: int, data: Array) -> None:
+        """Bytes of an array in C order."""
+
+    def download(self, at: int, out: Array) -> None:
+        """Fill an array in C order; waits."""
+
+    def copy(self, to: int, at: int, n_bytes: int) -> None:
+        """Within its memory."""
+
+    def clear(self, at: int, n_bytes: int) -> None:
+        """Zeros."""
+
+    def prepare(self, launches: Sequence[Launch]) -> Prepared:
+        """One after the other; what changes between runs lies in memory."""
+
+    def wait(self, check: Check | None = None) -> None:
+        """Until the queue is empty; `check` is called now and then, and may raise."""
+
+    def close(self) -> None:
+        """Give everything back."""

@@ -1,0 +1,1 @@
+"""CUDA kernels, compiled by numba-cuda; imported by nothing that runs without a GPU."""

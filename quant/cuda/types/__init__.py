@@ -1,0 +1,1 @@
+"""One file per GGML type: how its weights lie in VRAM."""

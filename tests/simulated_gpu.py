@@ -1,0 +1,109 @@
+"""SimulatedGpu: see offload/gpu/base.py; kernels are compiled, and run by ptx_machine.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from ptx_machine import Machine
+from vram import text
+
+from offload.errors import PlanError
+from offload.gpu.base import Launch
+
+Array = np.ndarray
+GAP = 256  # bytes between two parts, never to be touched
+
+
+class Recorded:
+    """See Prepared."""
+
+    def __init__(self, gpu: SimulatedGpu, launches: Sequence[Launch]) -> None:
+        self.gpu, self.launches = gpu, list(launches)
+
+    def run(self) -> None:
+        """One after the other."""
+        for one in self.launches:
+            self.gpu.launched += 1
+            self.gpu.machine.launch(
+                text(one.kernel), one.grid, one.kernel.threads, one.shared, one.arguments
+            )
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class SimulatedGpu:
+    """See Gpu. n_bytes: of its memory."""
+
+    name = "simulated GPU"
+    architecture = 80
+
+    def __init__(self, n_bytes: int = 1 << 26) -> None:
+        room = np.full(n_bytes + 256, 0xA5, np.uint8)
+        start = -room.ctypes.data % 256
+        self.slab = room[start : start + n_bytes]
+        self.base = int(self.slab.ctypes.data)
+        self.machine = Machine(self.slab)
+        self.launched = 0
+        self.closed = False
+        self._parts: dict[int, int] = {}
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total)."""
+        return len(self.slab) - sum(self._parts.values()), len(self.slab)
+
+    def alloc(self, n_bytes: int) -> int:
+        """The first gap that is large enough."""
+        size = -(-n_bytes // 256) * 256 + GAP
+        at = 0
+        for start, length in sorted(self._parts.items()):
+            if start - self.base - at >= size:
+                break
+            at = start - self.base + length
+        if at + size > len(self.slab):
+            raise PlanError(f"{n_bytes} bytes of VRAM are not free")
+        self._parts[self.base + at] = size
+        self.slab[at : at + size] = 0xA5
+        return self.base + at
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+        del self._parts[address]
+
+    def view(self, at: int, n_bytes: int) -> Array:
+        """Bytes."""
+        start = at - self.base
+        assert 0 <= start <= start + n_bytes <= len(self.slab)
+        return self.slab[start : start + n_bytes]
+
+    def upload(self, to: int, data: Array) -> None:
+        """Copy."""
+        data = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+        self.view(to, data.size)[:] = data
+
+    def download(self, at: int, out: Array) -> None:
+        """Copy."""
+        assert out.flags.c_contiguous
+        out.reshape(-1).view(np.uint8)[:] = self.view(at, out.nbytes)
+
+    def copy(self, to: int, at: int, n_bytes: int) -> None:
+        """Copy."""
+        self.view(to, n_bytes)[:] = self.view(at, n_bytes).copy()
+
+    def clear(self, at: int, n_bytes: int) -> None:
+        """Zeros."""
+        self.view(at, n_bytes)[:] = 0
+
+    def prepare(self, launches: Sequence[Launch]) -> Recorded:
+        """Keep them."""
+        return Recorded(self, launches)
+
+    def wait(self, check: Callable[[], None] | None = None) -> None:
+        """Nothing is ever under way."""
+        if check is not None:
+            check()
+
+    def close(self) -> None:
+        """Nothing is left."""
+        self.closed = True
