@@ -21,8 +21,19 @@ from quant.ggml import GGMLType
 
 TOKENS = (1, 8)
 TYPES = (
+    GGMLType.Q4_0,
+    GGMLType.Q4_1,
+    GGMLType.Q5_0,
+    GGMLType.Q5_1,
+    GGMLType.Q8_0,
     GGMLType.Q2_K,
+    GGMLType.Q3_K,
     GGMLType.Q4_K,
+    GGMLType.Q5_K,
+    GGMLType.Q6_K,
+    GGMLType.TQ2_0,
+    GGMLType.Q1_0,
+    GGMLType.Q2_0,
 )
 
 
