@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -98,6 +99,13 @@ class SimulatedGpu:
     def prepare(self, launches: Sequence[Launch]) -> Recorded:
         """Keep them."""
         return Recorded(self, launches)
+
+    def seconds(self, prepared: Recorded, times: int) -> float:
+        """By the wall clock."""
+        began = time.perf_counter()
+        for _ in range(times):
+            prepared.run()
+        return time.perf_counter() - began
 
     def wait(self, check: Callable[[], None] | None = None) -> None:
         """Nothing is ever under way."""

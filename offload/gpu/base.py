@@ -74,6 +74,9 @@ class Gpu(Protocol):
     def prepare(self, launches: Sequence[Launch]) -> Prepared:
         """One after the other; what changes between runs lies in memory."""
 
+    def seconds(self, prepared: Prepared, times: int) -> float:
+        """For the GPU to run it so often, by its own clock; waits."""
+
     def wait(self, check: Check | None = None) -> None:
         """Until the queue is empty; `check` is called now and then, and may raise."""
 
