@@ -289,12 +289,20 @@ from_lane_u32 = _shuffle(U32, "idx")
 vote = _op(  # a bit per lane: whether its word is not 0
     U32,
     (U32,),
-    _asm(
-        "{ .reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff; }",
-        "=r,r",
-        I32,
-        side_effect=True,
+    lambda b, m, v: _call(
+        b, m, "llvm.nvvm.vote.ballot.sync", I32, [I32(-1), b.icmp_unsigned("!=", v[0], I32(0))]
     ),
+)
+largest = _op(  # of the warp's lanes
+    U32, (U32,), _asm("redux.sync.max.u32 $0, $1, 0xffffffff;", "=r,r", I32, side_effect=True)
+)
+smallest = _op(
+    U32, (U32,), _asm("redux.sync.min.u32 $0, $1, 0xffffffff;", "=r,r", I32, side_effect=True)
+)
+alike = _op(  # a bit per lane: whether its word is this lane's
+    U32,
+    (U32,),
+    _asm("match.any.sync.b32 $0, $1, 0xffffffff;", "=r,r", I32, side_effect=True),
 )
 
 # --- tensor cores ---------------------------------------------------------------------------------
