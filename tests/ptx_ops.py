@@ -711,6 +711,35 @@ def _vote(o: Operands, one: Instruction) -> Step:
     return do
 
 
+def _redux(o: Operands, one: Instruction) -> Step:
+    dtype = TYPES[_type(one)]
+    a, put = o.read(1, dtype), o.write(0)
+    reduce = {"max": np.max, "min": np.min}[one.parts[1]]
+
+    def do(state: State) -> None:
+        _whole_warps(state)
+        put(state, np.repeat(reduce(_by_warp(state, a(state)), axis=1), 32))
+
+    return do
+
+
+def _match(o: Operands, one: Instruction) -> Step:
+    a, put = o.read(1, np.uint32), o.write(0)
+
+    def do(state: State) -> None:
+        _whole_warps(state)
+        value = _by_warp(state, a(state))
+        same = value[:, :, None] == value[:, None, :]
+        put(
+            state,
+            (same.astype(np.uint32) << np.arange(32, dtype=np.uint32))
+            .sum(axis=2, dtype=np.uint32)
+            .reshape(-1),
+        )
+
+    return do
+
+
 LANE = np.arange(32)
 GROUP, PLACE = LANE // 4, LANE % 4
 
@@ -834,6 +863,6 @@ OPS: dict[str, Callable[[Operands, Instruction], Step]] = {
     "prmt": _prmt, "dp4a": _dp4a, "sqrt": _unary(np.sqrt),
     "ex2": _unary(lambda a: np.exp2(np.float64(a)).astype(np.float32)),
     "bra": _bra, "bar": _bar, "barrier": _bar, "ret": _ret, "exit": _ret, "shfl": _shfl,
-    "vote": _vote, "mma": _mma, "ldmatrix": _ldmatrix,
+    "vote": _vote, "redux": _redux, "match": _match, "mma": _mma, "ldmatrix": _ldmatrix,
     "membar": lambda o, one: lambda state: None, "fence": lambda o, one: lambda state: None,
 }  # fmt: skip

@@ -123,7 +123,7 @@ round_i32 = _op(S32, (FLOAT,), _asm("cvt.rni.s32.f32 $0, $1;", "=r,f", I32))  # 
 round_f32 = _op(FLOAT, (FLOAT,), _asm("cvt.rni.f32.f32 $0, $1;", "=f,f", F32))
 larger = _op(FLOAT, (FLOAT, FLOAT), _asm("max.f32 $0, $1, $2;", "=f,f,f", F32))
 smaller = _op(FLOAT, (FLOAT, FLOAT), _asm("min.f32 $0, $1, $2;", "=f,f,f", F32))
-size = _op(FLOAT, (FLOAT,), lambda b, m, v: _call(b, m, "llvm.fabs.f32", F32, v))
+size = _op(FLOAT, (FLOAT,), _asm("abs.f32 $0, $1;", "=f,f", F32))
 root = _op(FLOAT, (FLOAT,), _asm("sqrt.rn.f32 $0, $1;", "=f,f", F32))
 quotient = _op(FLOAT, (FLOAT, FLOAT), _asm("div.rn.f32 $0, $1, $2;", "=f,f,f", F32))
 power_of_2 = _op(FLOAT, (FLOAT,), _asm("ex2.approx.ftz.f32 $0, $1;", "=f,f", F32))
@@ -289,12 +289,20 @@ from_lane_u32 = _shuffle(U32, "idx")
 vote = _op(  # a bit per lane: whether its word is not 0
     U32,
     (U32,),
-    _asm(
-        "{ .reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff; }",
-        "=r,r",
-        I32,
-        side_effect=True,
+    lambda b, m, v: _call(
+        b, m, "llvm.nvvm.vote.ballot.sync", I32, [I32(-1), b.icmp_unsigned("!=", v[0], I32(0))]
     ),
+)
+largest = _op(  # of the warp's lanes
+    U32, (U32,), _asm("redux.sync.max.u32 $0, $1, 0xffffffff;", "=r,r", I32, side_effect=True)
+)
+smallest = _op(
+    U32, (U32,), _asm("redux.sync.min.u32 $0, $1, 0xffffffff;", "=r,r", I32, side_effect=True)
+)
+alike = _op(  # a bit per lane: whether its word is this lane's
+    U32,
+    (U32,),
+    _asm("match.any.sync.b32 $0, $1, 0xffffffff;", "=r,r", I32, side_effect=True),
 )
 
 # --- tensor cores ---------------------------------------------------------------------------------
