@@ -87,6 +87,7 @@ class State:
             "%ctaid.y": _same(of_block // grid[0] % grid[1]),
             "%ctaid.z": _same(of_block // (grid[0] * grid[1])),
             "%nctaid.x": np.uint32(grid[0]),
+            "%nctaid.z": np.uint32(grid[2]),
         }
         self.arguments = {
             name: np.uint64(value & (1 << 64) - 1)

@@ -753,8 +753,8 @@ def _words(state: State, read: Read, dtype: Any) -> Array:
 def _mma(o: Operands, one: Instruction) -> Step:
     shape, *_ = (part for part in one.parts if part.startswith("m16n8k"))
     k = int(shape.removeprefix("m16n8k"))
-    per = k // 8  # numbers of a word
     dtype = np.float16 if "f16" in one.parts else np.int8
+    per = 4 // np.dtype(dtype).itemsize  # numbers of a word
     out = np.float32 if "f16" in one.parts else np.int32
     names = [o.list_of(i) for i in range(4)]
     puts = [o.writer(name) for name in names[0]]

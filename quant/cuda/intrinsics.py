@@ -90,6 +90,7 @@ thread = _register("tid.x")
 block_x = _register("ctaid.x")
 block_y = _register("ctaid.y")
 block_z = _register("ctaid.z")
+blocks_z = _register("nctaid.z")
 
 # --- integers -------------------------------------------------------------------------------------
 
@@ -248,6 +249,13 @@ copy_16 = _op(
         "cp.async.cg.shared.global [$0], [$1], 16;", "r,l,~{memory}", ir.VoidType(), True
     )(b, m, [b.trunc(v[0], I32), v[1]]),
 )
+copy_4 = _op(  # 4 bytes, through L1
+    VOID,
+    (S64, S64),
+    lambda b, m, v: _asm(
+        "cp.async.ca.shared.global [$0], [$1], 4;", "r,l,~{memory}", ir.VoidType(), True
+    )(b, m, [b.trunc(v[0], I32), v[1]]),
+)
 copies_sent = _op(
     VOID, (), _asm("cp.async.commit_group;", "~{memory}", ir.VoidType(), side_effect=True)
 )
@@ -308,18 +316,21 @@ alike = _op(  # a bit per lane: whether its word is this lane's
 # --- tensor cores ---------------------------------------------------------------------------------
 
 
-def _mma(name: str, kind: Any, letter: str) -> Any:
-    """D = A B + C: a, 4 words of (16, K); b, 2 of (K, 8); c, 4 numbers of (16, 8)."""
-    text = f"mma.sync.aligned.{name} {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$0,$1,$2,$3}};"
-    constraints = ",".join([f"={letter}"] * 4 + ["r"] * 6 + list("0123"))
+def _mma(name: str, kind: Any, letter: str, n_a: int = 4, n_b: int = 2) -> Any:
+    """D = A B + C: a, n_a words of (16, K); b, n_b of (K, 8); c, 4 numbers of (16, 8)."""
+    ins = [f"${4 + i}" for i in range(n_a + n_b)]
+    a, b = ",".join(ins[:n_a]), ",".join(ins[n_a:])
+    text = f"mma.sync.aligned.{name} {{$0,$1,$2,$3}}, {{{a}}}, {{{b}}}, {{$0,$1,$2,$3}};"
+    constraints = ",".join([f"={letter}"] * 4 + ["r"] * len(ins) + list("0123"))
     return _op(
-        types.UniTuple(kind, 4), (U32,) * 6 + (kind,) * 4,
+        types.UniTuple(kind, 4), (U32,) * len(ins) + (kind,) * 4,
         _asm_4(text, constraints, _llvm(kind), side_effect=True),
     )  # fmt: skip
 
 
 mma_f16 = _mma("m16n8k16.row.col.f32.f16.f16.f32", FLOAT, "f")
 mma_i8 = _mma("m16n8k32.row.col.s32.s8.s8.s32", S32, "r")
+mma_i8_16 = _mma("m16n8k16.row.col.s32.s8.s8.s32", S32, "r", 2, 1)
 
 
 def _ldmatrix(n: int, turned: str) -> Any:

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from quant.compiler.jit import bind
-from quant.cuda import arrange, matvec
+from quant.cuda import arrange, gemm, matvec
 from quant.cuda.plane_type import PlaneType
 from quant.cuda.ptx import device
 from quant.ggml import GGMLType
@@ -39,11 +39,12 @@ TYPES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kernel:
-    """What a launch needs to know but for the grid."""
+    """What a launch needs to know but for the grid. shared: bytes of shared memory of a block."""
 
     name: str
     function: Callable[..., None]
     threads: int
+    shared: int = 0
 
 
 @cache
@@ -77,11 +78,25 @@ def of_type(kind: GGMLType) -> dict[str, Kernel]:
             bound["tile"] = device(bind(matvec.tile, "tile", **bound))
             name = f"{template.__name__}_{tokens}"
             made.append(_kernel(template, name, kind, bound, matvec.THREADS))
+    made.extend(_many(kind, planes, names))
     return {kernel.name.removesuffix(f"_{kind.name.lower()}"): kernel for kernel in made}
 
 
+def _many(kind: GGMLType, planes: PlaneType, names: dict[str, Any]) -> list[Kernel]:
+    made = []
+    for template, n_planes in ((gemm.many_dense, 2), (gemm.many_chosen, 1)):
+        bound = names | gemm.sizes(planes, n_planes)
+        for inner in gemm.INNER:
+            bound[inner.__name__] = device(bind(inner, inner.__name__, **bound))
+        shared = gemm.shared_bytes(planes, n_planes)
+        threads = 32 * planes.lanes
+        made.append(_kernel(template, template.__name__, kind, bound, threads, shared))
+    return made
+
+
 def _kernel(
-    template: Callable[..., None], name: str, kind: GGMLType, names: dict[str, Any], threads: int
-) -> Kernel:
+    template: Callable[..., None], name: str, kind: GGMLType, names: dict[str, Any], threads: int,
+    shared: int = 0,
+) -> Kernel:  # fmt: skip
     name = f"{name}_{kind.name.lower()}"
-    return Kernel(name=name, function=bind(template, name, **names), threads=threads)
+    return Kernel(name=name, function=bind(template, name, **names), threads=threads, shared=shared)
