@@ -28,11 +28,12 @@ TYPES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kernel:
-    """What a launch needs to know but for the grid."""
+    """What a launch needs to know but for the grid. shared: bytes of shared memory of a block."""
 
     name: str
     function: Callable[..., None]
     threads: int
+    shared: int = 0
 
 
 @cache
