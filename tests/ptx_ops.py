@@ -221,6 +221,16 @@ def fused(a: Any, b: Any, c: Any) -> Any:
 
 
 def _fma(o: Operands, one: Instruction) -> Step:
+    if _type(one) == "f16x2":
+        words = [o.read(i, np.uint32) for i in (1, 2, 3)]
+        to = o.write(0)
+
+        def halves(state: State) -> None:  # a float64 holds a product of halves and most sums
+            x = [np.asarray(read(state))[..., None].view(np.float16) for read in words]
+            a, b, c = (one.astype(np.float64) for one in x)
+            to(state, (a * b + c).astype(np.float16).view(np.uint32)[..., 0])
+
+        return halves
     _only(one, {"rn", "f32"})
     a, b, c, put = (o.read(1, np.float32), o.read(2, np.float32), o.read(3, np.float32), o.write(0))
     return lambda state: put(state, fused(a(state), b(state), c(state)))

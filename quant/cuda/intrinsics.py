@@ -138,6 +138,9 @@ half_bits = _op(
 two_halves = _op(  # the first in the low half of the word
     U32, (FLOAT, FLOAT), _asm("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", I32)
 )
+fma_halves = _op(  # of the two halves of each word
+    U32, (U32, U32, U32), _asm("fma.rn.f16x2 $0, $1, $2, $3;", "=r,r,r,r", I32)
+)
 
 # --- memory ---------------------------------------------------------------------------------------
 
@@ -214,6 +217,7 @@ store_u16 = _store(I16, (U32,), GLOBAL, lambda b, v: b.trunc(v[0], I16))
 store_u32 = _store(I32, (U32,), GLOBAL, _first)
 store_i64 = _store(I64, (S64,), GLOBAL, _first)
 store_f32 = _store(F32, (FLOAT,), GLOBAL, _first)
+store_2 = _store(_V2, (U32,) * 2, GLOBAL, _vector_of)
 store_4 = _store(_V4, (U32,) * 4, GLOBAL, _vector_of)
 
 
@@ -230,11 +234,13 @@ def _shared(b: Any, m: Any, v: list[Any]) -> Any:
 
 shared = _op(S64, (), _shared)  # the launch says how many bytes
 shared_u8 = _load(U32, I8, SHARED, _wide)
+shared_u16 = _load(U32, I16, SHARED, _wide)
 shared_u32 = _load(U32, I32, SHARED)
 shared_f32 = _load(FLOAT, F32, SHARED)
 shared_2 = _load(_2, _V2, SHARED, _lanes_of)
 shared_4 = _load(_4, _V4, SHARED, _lanes_of)
 put_shared_u8 = _store(I8, (U32,), SHARED, lambda b, v: b.trunc(v[0], I8))
+put_shared_u16 = _store(I16, (U32,), SHARED, lambda b, v: b.trunc(v[0], I16))
 put_shared_u32 = _store(I32, (U32,), SHARED, _first)
 put_shared_f32 = _store(F32, (FLOAT,), SHARED, _first)
 put_shared_2 = _store(_V2, (U32,) * 2, SHARED, _vector_of)
