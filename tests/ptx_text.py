@@ -10,6 +10,9 @@ REGISTER = {
     "s32": "u32", "f32": "f32", "b64": "u64", "u64": "u64", "s64": "u64", "f64": "f64",
 }  # fmt: skip
 
+# a block of inline assembly, an instruction with or without lists in braces, a label, a brace
+STATEMENT = r"\s*\{\s*\.reg[^{}]*\}|[^;{}]*(?:\{[^{}]*\}[^;{}]*)+;|[\w$]+:|[^;{}]+;|[{}]"
+
 
 @dataclass(slots=True)
 class Instruction:
@@ -53,7 +56,7 @@ def parse(text: str) -> Program:
     body = text[head.end() : text.rindex("}")]
     if ".local" in body or ".f64" in body:
         raise ValueError(f"{head[1]} has local memory or float64")
-    for statement in re.findall(r"[^;{}]*\{[^{}]*\}[^;{}]*;|[\w$]+:|[^;{}]+;|[{}]", body):
+    for statement in re.findall(STATEMENT, body):
         _add(program, " ".join(statement.split()))
     return program
 

@@ -123,7 +123,7 @@ round_i32 = _op(S32, (FLOAT,), _asm("cvt.rni.s32.f32 $0, $1;", "=r,f", I32))  # 
 round_f32 = _op(FLOAT, (FLOAT,), _asm("cvt.rni.f32.f32 $0, $1;", "=f,f", F32))
 larger = _op(FLOAT, (FLOAT, FLOAT), _asm("max.f32 $0, $1, $2;", "=f,f,f", F32))
 smaller = _op(FLOAT, (FLOAT, FLOAT), _asm("min.f32 $0, $1, $2;", "=f,f,f", F32))
-size = _op(FLOAT, (FLOAT,), lambda b, m, v: _call(b, m, "llvm.fabs.f32", F32, v))
+size = _op(FLOAT, (FLOAT,), _asm("abs.f32 $0, $1;", "=f,f", F32))
 root = _op(FLOAT, (FLOAT,), _asm("sqrt.rn.f32 $0, $1;", "=f,f", F32))
 quotient = _op(FLOAT, (FLOAT, FLOAT), _asm("div.rn.f32 $0, $1, $2;", "=f,f,f", F32))
 power_of_2 = _op(FLOAT, (FLOAT,), _asm("ex2.approx.ftz.f32 $0, $1;", "=f,f", F32))

@@ -1,0 +1,108 @@
+"""The check of a real GPU: its parts on one that is not there, and what comes of bad ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gpu_check_setup
+import pytest
+
+from offload.errors import DeviceError, RequestError
+from offload.gpu_check import intrinsics
+from offload.gpu_check.bench import Bench
+from offload.gpu_check.report import Row
+from offload.gpu_check.runner import FILE, Part, check, chosen
+from quant.cuda import intrinsics as all_intrinsics
+from quant.cuda import probes
+
+SMALL = "gpu_check_setup:SMALL"
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench(gpu_check_setup.SMALL)
+    free = made.gpu.memory()
+    yield made
+    assert made.gpu.memory() == free
+    made.gpu.close()
+
+
+def well(part: Callable[[Bench], Iterator[Row]], bench: Bench) -> list[Row]:
+    rows = list(part(bench))
+    assert [row for row in rows if row.ok is False] == []
+    return rows
+
+
+def test_intrinsics_do_what_numpy_does(bench: Bench) -> None:
+    rows = well(intrinsics.intrinsics, bench)
+    assert len(rows) == len({row.check for row in rows})
+
+
+def test_every_intrinsic_is_checked() -> None:
+    used = {name for kernel in probes.PROBES.values() for name in kernel.function.__code__.co_names}
+    there = {
+        name for name, value in vars(all_intrinsics).items() if type(value).__name__ == "_Intrinsic"
+    }
+    assert len(there) > 60
+    assert there <= used
+
+
+def run(
+    tmp_path: Path, *names: str, seconds: float = 60, limit: float = 30
+) -> tuple[bool, list[str], dict]:
+    said: list[str] = []
+    parts = [Part(name, f"gpu_check_setup:{name}", limit) for name in names]
+    ok = check(tmp_path / "out", said.append, parts=parts, seconds=seconds, setup=SMALL)
+    return ok, said, json.loads((tmp_path / "out" / FILE).read_text())
+
+
+def test_parts_that_fail_stop_nothing(tmp_path: Path) -> None:
+    ok, said, kept = run(tmp_path, "raises", "crashes", "well")
+    assert not ok
+    ends = {part["part"]: part["end"] for part in kept["parts"]}
+    assert ends["raises"] == "failed: the GPU is lost"
+    assert ends["crashes"].startswith("crashed: code -6")
+    assert ends["well"] == "done"
+    values = [row["value"] for part in kept["parts"] for row in part["rows"]]
+    assert values == [1.0, 2.0, "simulated GPU"]
+    assert any("before" in line for line in said)
+
+
+def test_a_part_that_hangs_is_stopped_and_what_it_found_is_kept(tmp_path: Path) -> None:
+    ok, _, kept = run(tmp_path, "hangs", "well", limit=5)
+    assert not ok
+    hung, after = kept["parts"]
+    assert hung["end"] == "stopped after 5 s"
+    assert [row["value"] for row in hung["rows"]] == [3.0]
+    assert after["end"] == "done"
+
+
+def test_what_is_not_as_wanted_is_said(tmp_path: Path) -> None:
+    ok, said, _ = run(tmp_path, "bad")
+    assert not ok
+    assert said[1].split() == ["part", "check", "value", "unit", "goal", "ok"]
+    assert said[2].split() == ["bad", "rate", "1", "GB/s", ">=", "2", "NO"]
+
+
+def test_nothing_runs_when_time_is_over(tmp_path: Path) -> None:
+    ok, _, kept = run(tmp_path, "well", seconds=0)
+    assert not ok
+    assert kept["parts"][0]["end"] == "not run: 0 s were over"
+
+
+def test_all_well(tmp_path: Path) -> None:
+    assert run(tmp_path, "well")[0]
+
+
+def test_no_gpu_is_one_error(tmp_path: Path) -> None:
+    part = Part("well", "gpu_check_setup:well", 30)
+    with pytest.raises(DeviceError, match="^no driver; install one$"):
+        check(tmp_path, lambda line: None, parts=[part, part], setup="gpu_check_setup:NONE")
+
+
+def test_parts_by_name() -> None:
+    assert [part.name for part in chosen("launch, facts")] == ["facts", "launch"]
+    with pytest.raises(RequestError, match="no part nonsense; there are facts, "):
+        chosen("facts,nonsense")
