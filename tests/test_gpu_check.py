@@ -10,7 +10,7 @@ import gpu_check_setup
 import pytest
 
 from offload.errors import DeviceError, RequestError
-from offload.gpu_check import intrinsics
+from offload.gpu_check import intrinsics, kernels
 from offload.gpu_check.bench import Bench
 from offload.gpu_check.report import Row
 from offload.gpu_check.runner import FILE, Part, check, chosen
@@ -38,6 +38,14 @@ def well(part: Callable[[Bench], Iterator[Row]], bench: Bench) -> list[Row]:
 def test_intrinsics_do_what_numpy_does(bench: Bench) -> None:
     rows = well(intrinsics.intrinsics, bench)
     assert len(rows) == len({row.check for row in rows})
+
+
+def test_kernels_do_what_the_cpu_does(bench: Bench) -> None:
+    rows = well(kernels.kernels, bench)
+    held = [row.check for row in rows if row.ok]
+    assert held[:5] == [
+        "Q4_K repack, rows", "Q4_K dense_1", "Q4_K dense_8", "Q4_K chosen_1", "Q4_K chosen_8"
+    ]  # fmt: skip
 
 
 def test_every_intrinsic_is_checked() -> None:

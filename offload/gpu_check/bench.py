@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -35,19 +36,19 @@ class Setup:
     rope: int = ROPE
     contexts: tuple[int, ...] = (1 << 10, 1 << 15, 1 << 17)
     prompts: tuple[int, ...] = (512, 2048)
-    check_rows: int = 203
+    check_rows: int = 256
     check_columns: int = 2304
+    check_tokens: int = 70
     transfer_bytes: int = 256 << 20
     layers: int = 61
     seconds: float = 0.05
     repeats: int = 3
 
 
-def chosen_types(setup: Setup) -> Sequence[GGMLType]:
+def every_type(setup: Setup) -> Sequence[GGMLType]:
     """Those that have planes and are wanted."""
-    from quant.cuda.kernels import TYPES
-
-    return TYPES if setup.types is None else setup.types
+    kernels = import_module("quant.cuda.kernels")
+    return (*kernels.TYPES, *getattr(kernels, "FLOATS", ())) if setup.types is None else setup.types
 
 
 class Bench:
