@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gpu_check_setup
+import numpy as np
 import pytest
+from simulated_gpu import SimulatedGpu
 
 from offload.errors import DeviceError, RequestError
-from offload.gpu_check import intrinsics, kernels
+from offload.gpu_check import (
+    cublas,
+    facts,
+    intrinsics,
+    kernels,
+    launches,
+    prompts,
+    rates,
+    transfers,
+)
 from offload.gpu_check.bench import Bench
 from offload.gpu_check.report import Row
 from offload.gpu_check.runner import FILE, Part, check, chosen
@@ -46,6 +60,95 @@ def test_kernels_do_what_the_cpu_does(bench: Bench) -> None:
     assert held[:5] == [
         "Q4_K repack, rows", "Q4_K dense_1", "Q4_K dense_8", "Q4_K chosen_1", "Q4_K chosen_8"
     ]  # fmt: skip
+
+
+PARTS = (facts.facts, rates.rates, prompts.prompts, transfers.transfers, launches.launches)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_parts_run_to_their_end(bench: Bench, part: Callable[[Bench], Iterator[Row]]) -> None:
+    assert len(list(part(bench))) > 2
+
+
+class FakeBlas:
+    """What is called of cuBLAS, on memory of this process."""
+
+    def cublasCreate_v2(self, handle: Any) -> int:  # noqa: N802
+        handle._obj.value = 7
+        return 0
+
+    def cublasDestroy_v2(self, handle: Any) -> int:  # noqa: N802
+        return int(handle.value != 7)
+
+    def cublasGemmEx(self, handle: Any, *given: Any) -> int:  # noqa: N802
+        (turn_a, turn_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c, ldc,
+         compute, algorithm) = given  # fmt: skip
+        assert (turn_a, turn_b, kind_a, kind_b, kind_c, compute, algorithm) == (
+            1,
+            0,
+            2,
+            2,
+            2,
+            68,
+            -1,
+        )
+        assert (lda, ldb, ldc, alpha._obj.value, beta._obj.value) == (k, k, m, 1, 0)
+        a, b, c = (
+            np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(at.value)).view(np.float16)
+            for at, count in ((a, m * k), (b, n * k), (c, m * n))
+        )
+        c[:] = (b.reshape(n, k).astype(np.float32) @ a.reshape(m, k).T).reshape(-1)
+        return 0
+
+
+def test_cublas_is_called_for_the_product_that_is_meant(bench: Bench) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float16) for shape in ((5, 8), (3, 8)))
+    waits: list[None] = []
+    blas = cublas.Blas(bench, FakeBlas(), lambda: waits.append(None))
+    with bench.scope():
+        c = bench.room(2 * 3 * 5)
+        assert blas.seconds(bench.put(a), bench.put(b), c, 5, 8, 3) > 0
+        exact = b.astype(np.float64) @ a.astype(np.float64).T
+        np.testing.assert_allclose(bench.get(c, (3, 5), np.float16), exact, rtol=2e-3, atol=2e-3)
+    blas.close()
+    assert len(waits) > 1
+
+
+def test_published_rates_go_by_whole_words() -> None:
+    assert cublas.published("NVIDIA H100 80GB HBM3") == 989
+    assert cublas.published("NVIDIA H100 PCIe") == 756
+    assert cublas.published("NVIDIA A100-SXM4-80GB") == 312
+    assert cublas.published("NVIDIA GeForce RTX 4090 Laptop GPU") is None
+    assert cublas.published("NVIDIA L40") is None
+
+
+class Pinning(SimulatedGpu):
+    """Registers everything but what is mapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned: set[int] = set()
+
+    def can_pin(self, n_bytes: int) -> bool:
+        return True
+
+    def pin(self, address: int, n_bytes: int, *, read_only: bool) -> None:
+        if read_only:
+            raise DeviceError("read-only memory is refused")
+        self.pinned.add(address)
+
+    def unpin(self, address: int) -> None:
+        self.pinned.remove(address)
+
+
+def test_pinned_memory_is_measured_and_given_back() -> None:
+    gpu = Pinning()
+    rows = list(transfers.transfers(Bench(replace(gpu_check_setup.SMALL, open=lambda: gpu))))
+    assert not gpu.pinned
+    checks = [row.check for row in rows]
+    assert "registered, pinned, to the GPU" in checks
+    assert rows[-1].value == "missing: read-only memory is refused"
 
 
 def test_every_intrinsic_is_checked() -> None:

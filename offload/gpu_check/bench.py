@@ -41,8 +41,14 @@ class Setup:
     check_tokens: int = 70
     transfer_bytes: int = 256 << 20
     layers: int = 61
-    seconds: float = 0.05
+    seconds: float = 0.02
     repeats: int = 3
+
+    @property
+    def attention(self) -> tuple[int, int, int, int, int]:
+        """Heads, rank, rope, and columns of a cache row: of its latent part, and all."""
+        latent = -(-self.rank // 16) * 16
+        return self.heads, self.rank, self.rope, latent, latent + -(-self.rope // 16) * 16
 
 
 def every_type(setup: Setup) -> Sequence[GGMLType]:

@@ -71,7 +71,7 @@ def row_blocks(kind: GGMLType, kernel: Any, n_rows: int) -> int:
 def tiles(kind: GGMLType, n_rows: int, tokens: int) -> tuple[int, int]:
     """Blocks of a product on tensor cores: of rows, of tokens."""
     gemm = import_module("quant.cuda.gemm")
-    return -(-n_rows // gemm.TILE_ROWS), -(-tokens // gemm.TILE_TOKENS(kind))
+    return -(-n_rows // gemm.ROWS), -(-tokens // gemm.tile_tokens(plane_type(kind)))
 
 
 class Case:
