@@ -112,10 +112,9 @@ def norm(x: int, x_stride: int, weight: int, n_cols: int, eps_bits: int, out: in
     n = (n_cols + COLUMNS - 1) // COLUMNS * COLUMNS
     for column in range(4 * thread(), n, 4 * THREADS):
         v, w = four(row, column, n_cols), four(weight, column, n_cols)
-        a = v[0] * scale * w[0] if column < n_cols else ZERO
-        b = v[1] * scale * w[1] if column + 1 < n_cols else ZERO
-        c = v[2] * scale * w[2] if column + 2 < n_cols else ZERO
-        d = v[3] * scale * w[3] if column + 3 < n_cols else ZERO
+        here = scale if column < n_cols else ZERO  # zeros behind a row that is not a number
+        a, b = v[0] * here * w[0], v[1] * here * w[1]
+        c, d = v[2] * here * w[2], v[3] * here * w[3]
         if out:
             put_four(out + out_stride * t, column, n_cols, a, b, c, d)
         if q8:
