@@ -1,6 +1,6 @@
 """What is done to rows of float32: norms, SwiGLU, rounding to records.
 
-Rows, weights and records begin at multiples of 16 bytes; a thread has 4 columns of every 1024.
+Rows, weights and records begin at multiples of 16 bytes; a thread has 4 columns at a time.
 Columns of a record behind the row's last are zeros. `_bits` are those of a float32.
 """
 
@@ -36,10 +36,9 @@ from quant.cuda.kernels import Kernel
 from quant.cuda.ptx import device
 from quant.cuda.quantize import quantize_4
 
-THREADS = 256
-WARPS = THREADS // 32
-COLUMNS = 4 * THREADS
-NORM_SHARED = 4 * WARPS  # bytes of a block
+THREADS = 1024  # one row's latency counts more than many rows' rate
+COLUMNS = 1024  # a record has whole multiples
+NORM_SHARED = 128  # bytes of a block: a number of each warp
 ZERO = np.float32(0)
 
 
@@ -85,9 +84,9 @@ def sum_of_block(v: Any) -> Any:
     if thread() % 32 == 0:
         put_shared_f32(shared() + thread() // 32 * 4, v)
     sync()
-    v = shared_f32(shared())
-    for warp in range(1, WARPS):
-        v = v + shared_f32(shared() + 4 * warp)
+    v = shared_f32(shared() + 4 * (thread() % 32))
+    for lanes in (16, 8, 4, 2, 1):
+        v = v + swap_f32(v, lanes)
     return v
 
 
@@ -104,19 +103,18 @@ def norm(x: int, x_stride: int, weight: int, n_cols: int, eps_bits: int, out: in
     b = ZERO
     c = ZERO
     d = ZERO
-    for column in range(4 * thread(), n_cols, COLUMNS):
+    for column in range(4 * thread(), n_cols, 4 * THREADS):
         v = four(row, column, n_cols)
         a, b, c, d = fma(v[0], v[0], a), fma(v[1], v[1], b), fma(v[2], v[2], c), fma(v[3], v[3], d)
     total = sum_of_block((a + b) + (c + d))
     squares = fma(f32(n_cols), as_f32(u32(eps_bits)), total)
     scale = root(quotient(f32(n_cols), squares)) + (total - total)  # + 0, or not a number
     n = (n_cols + COLUMNS - 1) // COLUMNS * COLUMNS
-    for column in range(4 * thread(), n, COLUMNS):
+    for column in range(4 * thread(), n, 4 * THREADS):
         v, w = four(row, column, n_cols), four(weight, column, n_cols)
-        a = v[0] * scale * w[0] if column < n_cols else ZERO
-        b = v[1] * scale * w[1] if column + 1 < n_cols else ZERO
-        c = v[2] * scale * w[2] if column + 2 < n_cols else ZERO
-        d = v[3] * scale * w[3] if column + 3 < n_cols else ZERO
+        here = scale if column < n_cols else ZERO  # zeros behind a row that is not a number
+        a, b = v[0] * here * w[0], v[1] * here * w[1]
+        c, d = v[2] * here * w[2], v[3] * here * w[3]
         if out:
             put_four(out + out_stride * t, column, n_cols, a, b, c, d)
         if q8:
@@ -129,7 +127,7 @@ def to_record(x: int, x_stride: int, n_cols: int, planes: int, out: int, out_str
     """Rows -> records of 1 or 2 planes. Grid: rows."""
     t = block_x()
     n = (n_cols + COLUMNS - 1) // COLUMNS * COLUMNS
-    for column in range(4 * thread(), n, COLUMNS):
+    for column in range(4 * thread(), n, 4 * THREADS):
         v = four(x + x_stride * t, column, n_cols)
         quantize_4(out + out_stride * t, n, column, planes, v[0], v[1], v[2], v[3])
 
@@ -138,7 +136,7 @@ def swiglu(gate: int, up: int, stride: int, n_cols: int, plain: int, plain_strid
            record: int, record_stride: int, planes: int) -> None:  # fmt: skip
     """silu(gate) * up -> float32 rows `plain` and records: those that are not 0.
 
-    Grid: columns of a record / 1024, rows.
+    Grid: columns of a record / COLUMNS, rows.
     """
     t = block_y()
     column = COLUMNS * block_x() + 4 * thread()
@@ -153,4 +151,4 @@ def swiglu(gate: int, up: int, stride: int, n_cols: int, plain: int, plain_strid
 
 NORM = Kernel(name="norm", function=norm, threads=THREADS)
 RECORD = Kernel(name="to_record", function=to_record, threads=THREADS)
-SWIGLU = Kernel(name="swiglu", function=swiglu, threads=THREADS)
+SWIGLU = Kernel(name="swiglu", function=swiglu, threads=COLUMNS // 4)

@@ -4,7 +4,7 @@
     sort_choices   one block: a warp has consecutive choices, 32 at a time, and counts of its own
     combine        a thread has 4 columns
 
-Rows of float32 begin at multiples of 16 bytes.
+Rows of float32 begin at multiples of 16 bytes; logits and biases may be read up to the next one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from quant.cuda.intrinsics import (
     add32,
     alike,
     as_f32,
+    as_u32,
     block_x,
     block_y,
     div32,
@@ -26,6 +27,7 @@ from quant.cuda.intrinsics import (
     from_lane_u32,
     i32,
     larger,
+    load_4,
     load_f32,
     load_i64,
     load_u32,
@@ -36,6 +38,7 @@ from quant.cuda.intrinsics import (
     shared,
     shared_f32,
     shared_u32,
+    store_4,
     store_f32,
     store_i64,
     store_u32,
@@ -46,7 +49,6 @@ from quant.cuda.intrinsics import (
     vote,
 )
 from quant.cuda.kernels import Kernel
-from quant.cuda.norms import four, put_four
 from quant.cuda.ptx import device
 from quant.cuda.scores import (
     NOBODY,
@@ -54,14 +56,15 @@ from quant.cuda.scores import (
     ZERO,
     best_choice,
     drop_groups,
-    first_scores,
+    exponentials,
+    fetch,
+    known,
     numbers,
     put_numbers,
 )
 from quant.run.layer_ops import MIN_WEIGHT_SUM
 
 ONE, NAN = np.float32(1), np.float32(np.nan)
-MOST_CHOSEN = 32  # experts of a token
 
 
 def route_shared(n_experts: int) -> int:
@@ -72,7 +75,7 @@ def route_shared(n_experts: int) -> int:
 def route(logits: int, logits_stride: int, n_experts: int, bias: int, sigmoid: int, groups: int,
           used: int, normalise: int, scale_bits: int, top_k: int, ids: int,
           weights: int) -> None:  # fmt: skip
-    """Choose top_k <= MOST_CHOSEN experts per token: ids (int64) and weights, (rows, top_k).
+    """Choose top_k <= 32 experts per token: ids (int64) and weights, both (rows, top_k).
 
     bias: 0, or (n_experts,) float32. scale_bits: of a float32. Grid: rows; shared memory:
     `route_shared`.
@@ -81,10 +84,10 @@ def route(logits: int, logits_stride: int, n_experts: int, bias: int, sigmoid: i
     n = (n_experts + 127) // 128 * 128
     scores = shared()
     choice = scores + 4 * n
-    fault = first_scores(logits + logits_stride * t, n_experts, n, sigmoid, scores)
+    fetch(scores, logits + logits_stride * t, choice, bias, n_experts)
+    fault = exponentials(scores, n_experts, n, sigmoid)
     total = ZERO
     if not sigmoid:
-        sync_warp()
         for e in range(0, n, 4):  # in every lane: one after the other, as the CPU does
             a, b, c, d = numbers(scores + 4 * e)
             total = (((total + a) + b) + c) + d
@@ -99,7 +102,7 @@ def route(logits: int, logits_stride: int, n_experts: int, bias: int, sigmoid: i
             c, d = quotient(c, total), quotient(d, total)
         put_numbers(scores + 4 * e, a, b, c, d)
         if bias:
-            v = four(bias, e, n_experts)
+            v = known(choice, e, n_experts, ZERO)
             a, b, c, d = a + v[0], b + v[1], c + v[2], d + v[3]
         fault = fault + ((a - a) + (b - b) + (c - c) + (d - d))
         put_numbers(
@@ -233,6 +236,13 @@ AT_ONCE = 8  # parts under way
 NUMBERS = 4 * AT_ONCE
 
 
+@device
+def loaded(at: Any) -> Any:
+    """Four numbers."""
+    words = load_4(at)
+    return as_f32(words[0]), as_f32(words[1]), as_f32(words[2]), as_f32(words[3])
+
+
 def combine(parts: int, parts_stride: int, slots: int, weights: int, top_k: int, shared_part: int,
             shared_stride: int, n: int, x: int, x_stride: int) -> None:  # fmt: skip
     """x += a row's parts (those of its slots) times weights, k = 0 first; then its shared part.
@@ -244,7 +254,7 @@ def combine(parts: int, parts_stride: int, slots: int, weights: int, top_k: int,
     if column >= n:
         return
     row = x + x_stride * t
-    a, b, c, d = four(row, column, n)
+    a, b, c, d = loaded(row + 4 * column)
     for first in range(0, top_k, AT_ONCE):
         v = cuda.local.array(NUMBERS, types.float32)
         w = cuda.local.array(AT_ONCE, types.float32)
@@ -252,15 +262,15 @@ def combine(parts: int, parts_stride: int, slots: int, weights: int, top_k: int,
             at = 4 * (t * top_k + min(first + i, top_k - 1))
             w[i] = load_f32(weights + at)
             part = parts + parts_stride * load_u32(slots + at)
-            v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3] = four(part, column, n)
+            v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3] = loaded(part + 4 * column)
         for i in range(AT_ONCE):
             if first + i < top_k:
                 a, b = fma(v[4 * i], w[i], a), fma(v[4 * i + 1], w[i], b)
                 c, d = fma(v[4 * i + 2], w[i], c), fma(v[4 * i + 3], w[i], d)
     if shared_part:
-        s = four(shared_part + shared_stride * t, column, n)
+        s = loaded(shared_part + shared_stride * t + 4 * column)
         a, b, c, d = a + s[0], b + s[1], c + s[2], d + s[3]
-    put_four(row, column, n, a, b, c, d)
+    store_4(row + 4 * column, as_u32(a), as_u32(b), as_u32(c), as_u32(d))
 
 
 ROUTE = Kernel(name="route", function=route, threads=32)

@@ -13,6 +13,9 @@ from quant.cuda.exponent import exp_f32
 from quant.cuda.intrinsics import (
     as_f32,
     as_u32,
+    copies_done_0,
+    copies_sent,
+    copy_16,
     div32,
     i32,
     larger,
@@ -27,7 +30,6 @@ from quant.cuda.intrinsics import (
     thread,
     u32,
 )
-from quant.cuda.norms import four
 from quant.cuda.ptx import device
 
 ZERO = np.float32(0)
@@ -56,34 +58,51 @@ def numbers(at: Any) -> Any:
 
 
 @device
-def first_scores(row: Any, n_experts: Any, n: Any, sigmoid: Any, scores: Any) -> Any:
-    """Exponentials, zeros behind the last; not a number if one of this lane's logits is none."""
+def known(at: Any, e: Any, n_experts: Any, other: Any) -> Any:
+    """Four of experts e .. e + 3 from shared memory; `other` behind the last expert."""
+    a, b, c, d = numbers(at + 4 * e)
+    b = b if e + 1 < n_experts else other
+    c = c if e + 2 < n_experts else other
+    d = d if e + 3 < n_experts else other
+    return a if e < n_experts else other, b, c, d
+
+
+@device
+def fetch(scores: Any, logits: Any, choice: Any, bias: Any, n_experts: Any) -> None:
+    """A row of logits and, unless 0, the bias, to shared memory: each lane its own."""
+    for e in range(4 * thread(), n_experts, 128):
+        copy_16(scores + 4 * e, logits + 4 * e)
+        if bias:
+            copy_16(choice + 4 * e, bias + 4 * e)
+    copies_sent()
+    copies_done_0()
+
+
+@device
+def exponentials(scores: Any, n_experts: Any, n: Any, sigmoid: Any) -> Any:
+    """Of logits, in place; 0 behind the last. Not a number if one of this lane's logits is none."""
     top = ZERO
     if not sigmoid:
         top = NONE
-        for e in range(4 * thread(), n_experts, 128):
-            v = four(row, e, n_experts)
-            top = larger(top, v[0])
-            top = larger(top, v[1] if e + 1 < n_experts else v[0])
-            top = larger(top, v[2] if e + 2 < n_experts else v[0])
-            top = larger(top, v[3] if e + 3 < n_experts else v[0])
+        for e in range(4 * thread(), n, 128):
+            a, b, c, d = known(scores, e, n_experts, NONE)
+            top = larger(top, larger(larger(a, b), larger(c, d)))
         for lanes in (16, 8, 4, 2, 1):
             top = larger(top, swap_f32(top, lanes))
     fault = ZERO
     for e in range(4 * thread(), n, 128):
-        a, b, c, d = four(row, e, n_experts)
+        a, b, c, d = known(scores, e, n_experts, ZERO)
         fault = fault + ((a - a) + (b - b) + (c - c) + (d - d))
         if sigmoid:
             a, b, c, d = ZERO - a, ZERO - b, ZERO - c, ZERO - d
         else:
             a, b, c, d = a - top, b - top, c - top, d - top
-        put_numbers(
-            scores + 4 * e,
-            exp_f32(a) if e < n_experts else ZERO,
-            exp_f32(b) if e + 1 < n_experts else ZERO,
-            exp_f32(c) if e + 2 < n_experts else ZERO,
-            exp_f32(d) if e + 3 < n_experts else ZERO,
-        )
+        put_numbers(scores + 4 * e, exp_f32(a), exp_f32(b), exp_f32(c), exp_f32(d))
+    if not sigmoid:
+        sync_warp()
+        for e in range(n_experts + thread(), n, 32):
+            put_shared_f32(scores + 4 * e, ZERO)
+        sync_warp()
     return fault
 
 
