@@ -3,6 +3,9 @@
 repack                 GGML bytes -> planes
 rows                   planes -> float32 rows, by number: an embedding
 dense_T, chosen_T      matrix x up to T of TOKENS activations; two int8 planes, and one
+heads_T                matrices of heads x float32 activations, T of TOKENS at a time
+
+A float type has all but dense_T and chosen_T.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from importlib import import_module
 from typing import Any
 
 from quant.compiler.jit import bind
-from quant.cuda import arrange, matvec
+from quant.cuda import arrange, floats, matvec
+from quant.cuda.floats import FloatType
 from quant.cuda.plane_type import PlaneType
 from quant.cuda.ptx import device
 from quant.ggml import GGMLType
@@ -36,6 +40,12 @@ TYPES = (
     GGMLType.Q2_0,
 )
 
+FLOATS = (
+    GGMLType.F32,
+    GGMLType.F16,
+    GGMLType.BF16,
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kernel:
@@ -47,16 +57,22 @@ class Kernel:
 
 
 @cache
-def plane_type(kind: GGMLType) -> PlaneType:
+def plane_type(kind: GGMLType) -> PlaneType | FloatType:
     """How a GGML type lies in VRAM."""
-    found: PlaneType = import_module(f"quant.cuda.types.{kind.name.lower()}").PLANES
+    found: PlaneType | FloatType = import_module(f"quant.cuda.types.{kind.name.lower()}").PLANES
     return found
 
 
 @cache
 def of_type(kind: GGMLType) -> dict[str, Kernel]:
-    """All kernels of a quantised type."""
+    """All kernels of a type."""
     planes = plane_type(kind)
+    made = _of_floats(planes) if isinstance(planes, FloatType) else _quantised(planes)
+    return {kernel.name.removesuffix(f"_{kind.name.lower()}"): kernel for kernel in made}
+
+
+def _quantised(planes: PlaneType) -> list[Kernel]:
+    kind = planes.ggml_type
     names: dict[str, Any] = {
         "LANES": planes.lanes,
         "STEPS": planes.steps,
@@ -77,7 +93,41 @@ def of_type(kind: GGMLType) -> dict[str, Kernel]:
             bound["tile"] = device(bind(matvec.tile, "tile", **bound))
             name = f"{template.__name__}_{tokens}"
             made.append(_kernel(template, name, kind, bound, matvec.THREADS))
-    return {kernel.name.removesuffix(f"_{kind.name.lower()}"): kernel for kernel in made}
+    names["COLUMNS"] = planes.group_columns
+    widen = floats.weights_32 if planes.lanes == 8 else floats.weights_16
+    for helper, source in (
+        ("weight", floats.weight),
+        ("weights_4", floats.weights_4),
+        ("weights_16", floats.weights_16),
+        ("widen", widen),
+    ):
+        names[helper] = device(bind(source, helper, **names))
+    for tokens in TOKENS:
+        bound = names | {"TOKENS": tokens, "dot": floats.DOTS[planes.group_columns]}
+        bound["walk"] = device(bind(floats.walk_groups, "walk", **bound))
+        made.append(_kernel(floats.heads, f"heads_{tokens}", kind, bound, floats.THREADS))
+    return made
+
+
+def _of_floats(planes: FloatType) -> list[Kernel]:
+    kind, columns = planes.ggml_type, 16 // planes.width
+    names: dict[str, Any] = {
+        "LANES": planes.lanes,
+        "STEPS": planes.steps,
+        "COLUMNS": columns,
+        "dot": floats.DOTS[columns],
+        "numbers": planes.numbers,
+    }
+    made = [
+        _kernel(floats.repack, "repack", kind, names, floats.THREADS),
+        _kernel(floats.rows, "rows", kind, names, floats.THREADS),
+    ]
+    for tokens in TOKENS:
+        bound = names | {"TOKENS": tokens, "AHEAD": floats.ahead(columns, tokens)}
+        bound["add_chunk"] = device(bind(floats.add_chunk, "add_chunk", **bound))
+        bound["walk"] = device(bind(floats.walk_numbers, "walk", **bound))
+        made.append(_kernel(floats.heads, f"heads_{tokens}", kind, bound, floats.THREADS))
+    return made
 
 
 def _kernel(
