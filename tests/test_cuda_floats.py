@@ -12,9 +12,9 @@ from quant.cuda.kernels import FLOATS, of_type, plane_type
 from quant.ggml import GGMLType as G
 
 Array = np.ndarray
-# group of 4, 8, 16 and 32; several steps; offsets; zero
+# groups of 4, 8, 16 and 32; chunks ahead, alone and in part; several steps; offsets; zero
 SHAPES = [
-    (G.F32, 5, 100), (G.F32, 5, 99), (G.F16, 9, 300), (G.BF16, 9, 300),
+    (G.F32, 5, 1252), (G.F32, 5, 99), (G.F16, 9, 684), (G.BF16, 9, 100),
     (G.Q8_0, 18, 160), (G.Q4_K, 18, 512), (G.Q6_K, 9, 768),
 ]  # fmt: skip
 HEADS = 3

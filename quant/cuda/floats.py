@@ -43,6 +43,7 @@ COLUMNS: int = OPEN  # of a lane in a step
 OFFSETS: bool = OPEN
 ZERO: int = OPEN
 TOKENS: int = OPEN  # at a time
+AHEAD: int = OPEN  # see `ahead`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +72,9 @@ class FloatType:
 # --- products -------------------------------------------------------------------------------------
 
 
-def weights(w: Any, rows: Any, chunks: Any, row: Any, step: Any, lane: Any) -> Any:
-    """Open: a lane's columns of a step, float32; zeros behind the last column."""
+def walk(w: Any, rows: Any, chunks: Any, row: Any, lane: Any, at: Any, n_cols: Any, count: Any,
+         acc: Any) -> None:  # fmt: skip
+    """Open: add a lane's columns of a row times those at `at` (`count` are wanted) to acc."""
 
 
 def dot(found: Any, x: Any, v: Any) -> Any:
@@ -84,8 +86,9 @@ def heads(w: int, w_stride: int, rows: int, chunks: int, x: int, x_stride: int, 
           add: int) -> None:  # fmt: skip
     """out[t, head, row] (= or +=) row of the matrix of a head . x[t, head], float32.
 
-    Grid: rows, heads, tokens / TOKENS. Strides are bytes; x, x_stride, x_head: multiples of 16.
-    Every weight as `rows` gives it; a chain of fused multiply-adds a lane, then halves of lanes.
+    Grid: rows, heads, tokens / TOKENS. Strides are bytes: w_stride from matrix to matrix, each in
+    planes (or rows) of its own; x, x_stride and x_head are multiples of 16. Every weight is what
+    `rows` gives; a chain of fused multiply-adds a lane, then halves of lanes.
     """
     lane = thread() & (LANES - 1)
     row = (block_x() * THREADS + thread()) // LANES
@@ -97,18 +100,7 @@ def heads(w: int, w_stride: int, rows: int, chunks: int, x: int, x_stride: int, 
     for t in range(TOKENS):
         acc[t] = f32(0)
         at[t] = x + x_stride * (first + (t if t < count else 0)) + x_head * head
-    for step in range(chunks * STEPS):
-        found = weights(w + w_stride * head, rows, chunks, here, step, lane)
-        column = COLUMNS * (LANES * step + lane)
-        if column + COLUMNS <= n_cols:
-            for t in range(TOKENS):
-                if t < count:
-                    acc[t] = dot(found, at[t] + 4 * column, acc[t])
-        elif COLUMNS <= 8:
-            for i in range(COLUMNS):
-                if column + i < n_cols:
-                    for t in range(TOKENS):
-                        acc[t] = fma(found[i], load_f32(at[t] + 4 * (column + i)), acc[t])
+    walk(w + w_stride * head, rows, chunks, here, lane, at, n_cols, count, acc)
     for t in range(TOKENS):
         v = acc[t]
         if LANES == 32:
@@ -190,10 +182,17 @@ def widen(words: Any, s: Any, o: Any) -> Any:
     """Open: weights_16 or weights_32."""
 
 
-def of_group(w: Any, rows: Any, chunks: Any, row: Any, step: Any, lane: Any) -> Any:
-    """`weights` of a quantised type."""
-    words, s, o = group(w, rows, chunks, row, step // STEPS, step % STEPS, lane)
-    return widen(words, s, o)
+def walk_groups(w: Any, rows: Any, chunks: Any, row: Any, lane: Any, at: Any, n_cols: Any,
+                count: Any, acc: Any) -> None:  # fmt: skip
+    """`walk` of a quantised type."""
+    for step in range(chunks * STEPS):
+        column = COLUMNS * (LANES * step + lane)
+        if column < n_cols:
+            words, s, o = group(w, rows, chunks, row, step // STEPS, step % STEPS, lane)
+            found = widen(words, s, o)
+            for t in range(TOKENS):
+                if t < count:  # also keeps the loads of all tokens from being in flight at once
+                    acc[t] = dot(found, at[t] + 4 * column, acc[t])
 
 
 # --- of float types -------------------------------------------------------------------------------
@@ -203,9 +202,36 @@ def numbers(address: Any) -> Any:
     """Open: the type's own."""
 
 
-def of_numbers(w: Any, rows: Any, chunks: Any, row: Any, step: Any, lane: Any) -> Any:
-    """`weights` of a float type."""
-    return numbers(w + 16 * (LANES * (row * chunks + step) + lane))
+def ahead(columns: int, tokens: int) -> int:
+    """AHEAD: chunks whose loads are under way together, as far as registers reach."""
+    return (32 if tokens == 1 else 8) // columns
+
+
+def walk_numbers(w: Any, rows: Any, chunks: Any, row: Any, lane: Any, at: Any, n_cols: Any,
+                 count: Any, acc: Any) -> None:  # fmt: skip
+    """`walk` of a float type."""
+    w += 16 * (LANES * row * chunks + lane)
+    whole = n_cols // CHUNK
+    many = whole // AHEAD * AHEAD
+    for chunk in range(0, many, AHEAD):
+        for i in range(AHEAD):
+            add_chunk(w, chunk + i, lane, at, acc)
+    for chunk in range(many, whole):
+        add_chunk(w, chunk, lane, at, acc)
+    if whole < chunks:
+        found = numbers(w + 16 * LANES * whole)
+        for t in range(TOKENS):
+            if t < count:
+                for i in range(COLUMNS):  # behind the last, zeros times it
+                    column = min(CHUNK * whole + COLUMNS * lane + i, n_cols - 1)
+                    acc[t] = fma(found[i], load_f32(at[t] + 4 * column), acc[t])
+
+
+def add_chunk(w: Any, chunk: Any, lane: Any, at: Any, acc: Any) -> None:
+    """A whole chunk of a row, whose lane begins at w."""
+    found = numbers(w + 16 * LANES * chunk)
+    for t in range(TOKENS):
+        acc[t] = dot(found, at[t] + 4 * (CHUNK * chunk + COLUMNS * lane), acc[t])
 
 
 # --- float types on their way: see arrange.py ---------------------------------------------------

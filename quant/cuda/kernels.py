@@ -102,31 +102,34 @@ def _quantised(planes: PlaneType) -> list[Kernel]:
         ("weights_4", floats.weights_4),
         ("weights_16", floats.weights_16),
         ("widen", widen),
-        ("weights", floats.of_group),
     ):
         names[helper] = device(bind(source, helper, **names))
-    return made + [_heads(kind, names, tokens) for tokens in TOKENS]
+    for tokens in TOKENS:
+        bound = names | {"TOKENS": tokens, "dot": floats.DOTS[planes.group_columns]}
+        bound["walk"] = device(bind(floats.walk_groups, "walk", **bound))
+        made.append(_kernel(floats.heads, f"heads_{tokens}", kind, bound, floats.THREADS))
+    return made
 
 
 def _of_floats(planes: FloatType) -> list[Kernel]:
-    kind = planes.ggml_type
+    kind, columns = planes.ggml_type, 16 // planes.width
     names: dict[str, Any] = {
         "LANES": planes.lanes,
         "STEPS": planes.steps,
-        "COLUMNS": 16 // planes.width,
+        "COLUMNS": columns,
+        "dot": floats.DOTS[columns],
         "numbers": planes.numbers,
     }
     made = [
         _kernel(floats.repack, "repack", kind, names, floats.THREADS),
         _kernel(floats.rows, "rows", kind, names, floats.THREADS),
     ]
-    names["weights"] = device(bind(floats.of_numbers, "weights", **names))
-    return made + [_heads(kind, names, tokens) for tokens in TOKENS]
-
-
-def _heads(kind: GGMLType, names: dict[str, Any], tokens: int) -> Kernel:
-    names = names | {"TOKENS": tokens, "dot": floats.DOTS[names["COLUMNS"]]}
-    return _kernel(floats.heads, f"heads_{tokens}", kind, names, floats.THREADS)
+    for tokens in TOKENS:
+        bound = names | {"TOKENS": tokens, "AHEAD": floats.ahead(columns, tokens)}
+        bound["add_chunk"] = device(bind(floats.add_chunk, "add_chunk", **bound))
+        bound["walk"] = device(bind(floats.walk_numbers, "walk", **bound))
+        made.append(_kernel(floats.heads, f"heads_{tokens}", kind, bound, floats.THREADS))
+    return made
 
 
 def _many(kind: GGMLType, planes: PlaneType, names: dict[str, Any]) -> list[Kernel]:
