@@ -17,8 +17,8 @@ from offload.errors import DeviceError, PlanError, reason
 from offload.gpu.base import Check, Launch, Prepared
 from offload.gpu.cuda_calls import NO_MEMORY, CudaCalls, CudaError
 from offload.gpu.launches import Calls, Functions, graph
+from offload.gpu.probe import architecture, bindings, obstacle, text_of
 from offload.gpu.queue import Queue
-from offload.gpu.slab import reserve
 from offload.gpu.staging import Staging
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 Array = np.ndarray
 Cubins = Callable[["Kernel", int], bytes]
 
-OLDEST: Final = 80  # sm_80
 WATCHDOG_SECONDS: Final = 20.0
 _READ_ONLY: Final = 8  # CU_MEMHOSTREGISTER_READ_ONLY
 
@@ -55,12 +54,12 @@ class CudaGpu:
         self._device = calls.call("cuDeviceGet", index)
         self.name = text_of(calls.call("cuDeviceGetName", 128, self._device))
         calls.name = f"GPU {index} ({self.name})"
-        self.architecture = 10 * self._fact("COMPUTE_CAPABILITY_MAJOR") + self._fact(
-            "COMPUTE_CAPABILITY_MINOR"
-        )
-        if self.architecture < OLDEST:
-            raise DeviceError(f"{calls.name}: {too_old(self.architecture)}")
-        shared = self._fact("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+        self.architecture = architecture(calls, self._device)
+        if why := obstacle(self.architecture, calls.call("cuDriverGetVersion")):
+            raise DeviceError(f"{calls.name}: {why}; --device cpu does without")
+        names = calls.module.CUdevice_attribute
+        most = names.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        shared = int(calls.call("cuDeviceGetAttribute", most, self._device))
         self._functions = Functions(calls, self._machine_code(cubins or _kept_cubin), shared)
         try:
             self._context = calls.call("cuDevicePrimaryCtxRetain", self._device)
@@ -72,10 +71,9 @@ class CudaGpu:
             raise
 
     def memory(self) -> tuple[int, int]:
-        """Bytes (free, total). Free: within the limit, and without what the display needs."""
+        """Bytes (free, total). Free: within the limit."""
         self._enter()
         free, total = self._calls.call("cuMemGetInfo")
-        free -= reserve(total)
         if self._limit is not None:
             free = min(free, self._limit - sum(self._sizes.values()))
         return max(0, free), total
@@ -93,11 +91,10 @@ class CudaGpu:
                 if exc.code != NO_MEMORY:
                     raise
                 refused = exc
-        limit = "" if self._limit is None else f", --vram {binary_amount(self._limit)}"
+        limit = "" if self._limit is None else f" (--vram {binary_amount(self._limit)})"
         raise PlanError(
             f"{self._calls.name}: {binary_amount(n_bytes)} of VRAM are wanted,"
-            f" {binary_amount(free)} of {binary_amount(total)} can be had"
-            f" ({binary_amount(reserve(total))} are left to the display{limit}); end programs that"
+            f" {binary_amount(free)} of {binary_amount(total)} can be had{limit}; end programs that"
             " hold VRAM (`nvidia-smi` lists them), or take a smaller --context"
         ) from refused
 
@@ -232,10 +229,6 @@ class CudaGpu:
             for start, n_bytes in self._pinned.items()
         )
 
-    def _fact(self, name: str) -> int:
-        attribute = getattr(self._calls.module.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
-        return int(self._calls.call("cuDeviceGetAttribute", attribute, self._device))
-
     def _machine_code(self, cubins: Cubins) -> Callable[[Kernel], bytes]:
         def found(kernel: Kernel) -> bytes:
             try:
@@ -247,31 +240,6 @@ class CudaGpu:
                 ) from exc
 
         return found
-
-
-def bindings() -> Any:
-    """The module cuda.bindings.driver; DeviceError if it is not there."""
-    try:
-        from cuda.bindings import driver
-    except ImportError as exc:
-        raise DeviceError(
-            f"the package cuda-bindings is missing ({reason(exc)}); pip install"
-            " 'kimi-offload[cuda]'"
-        ) from exc
-    return driver
-
-
-def text_of(name: bytes) -> str:
-    """A name that the driver gave."""
-    return name.split(b"\0")[0].decode("utf-8", "replace").strip()
-
-
-def too_old(architecture: int) -> str:
-    """Why a GPU is not used."""
-    return (
-        f"it has compute capability {architecture // 10}.{architecture % 10}, kernels need"
-        f" {OLDEST // 10}.{OLDEST % 10} (30 series, A100 and newer); --device cpu does without"
-    )
 
 
 def _kept_cubin(kernel: Kernel, architecture: int) -> bytes:
