@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -93,6 +94,16 @@ def test_copies_and_launches_go_in_order(gpu: CudaGpu, fake: FakeCuda) -> None:
     use(gpu)
     assert fake.calls.count("cuGraphLaunch") == 1
     assert fake.calls.count("cuLaunchKernel") == 3
+
+
+def test_any_thread_may_call(gpu: CudaGpu) -> None:
+    at = gpu.alloc(128)
+    gpu.clear(at, 128)
+    once = gpu.prepare([Launch(PLUS, (1, 1, 1), (at, 3))] * 2)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(once.run).result()
+        np.testing.assert_array_equal(pool.submit(numbers, gpu, at).result(), 6)
+        pool.submit(once.close).result()
 
 
 def test_uploads_of_any_size_pass_the_ring(

@@ -47,8 +47,6 @@ class CudaGpu:
         self.index, self._limit = index, limit
         self._sizes: dict[int, int] = {}
         self._pinned: dict[int, int] = {}
-        self._closed = False
-        self._context: Any = None
         self._calls = calls = CudaCalls(bindings() if module is None else module, f"GPU {index}")
         calls.call("cuInit", 0)
         self._device = calls.call("cuDeviceGet", index)
@@ -62,8 +60,8 @@ class CudaGpu:
         shared = int(calls.call("cuDeviceGetAttribute", most, self._device))
         self._functions = Functions(calls, self._machine_code(cubins or _kept_cubin), shared)
         try:
-            self._context = calls.call("cuDevicePrimaryCtxRetain", self._device)
-            self._enter()
+            calls.context = calls.call("cuDevicePrimaryCtxRetain", self._device)
+            calls.enter()
             self._queue = Queue(calls, watchdog_seconds)
             self._staging = Staging(calls, self._queue)
         except BaseException:
@@ -72,7 +70,7 @@ class CudaGpu:
 
     def memory(self) -> tuple[int, int]:
         """Bytes (free, total). Free: within the limit."""
-        self._enter()
+        self._calls.enter()
         free, total = self._calls.call("cuMemGetInfo")
         if self._limit is not None:
             free = min(free, self._limit - sum(self._sizes.values()))
@@ -100,21 +98,21 @@ class CudaGpu:
 
     def free(self, address: int) -> None:
         """See Gpu; waits for what is under way."""
-        self._enter()
+        self._calls.enter()
         self._queue.wait(self._queue.mark())
         del self._sizes[address]
         self._calls.drop("cuMemFree", address)
 
     def pin(self, address: int, n_bytes: int, *, read_only: bool) -> None:
         """Host memory that the GPU reads by itself; whole pages. read_only: the mapping is."""
-        self._enter()
+        self._calls.enter()
         self._calls.call("cuMemHostRegister", address, n_bytes, _READ_ONLY if read_only else 0)
         self._calls.own("cuMemHostUnregister", address)
         self._pinned[address] = n_bytes
 
     def can_pin(self, n_bytes: int) -> bool:
         """Whether so much memory of the host could be pinned; it is given back at once."""
-        self._enter()
+        self._calls.enter()
         try:
             self._calls.drop(
                 "cuMemFreeHost", self._calls.make("cuMemFreeHost", "cuMemHostAlloc", n_bytes, 0)
@@ -130,14 +128,14 @@ class CudaGpu:
 
     def unpin(self, address: int) -> None:
         """Undo `pin`."""
-        self._enter()
+        self._calls.enter()
         self._queue.wait(self._queue.mark())
         del self._pinned[address]
         self._calls.drop("cuMemHostUnregister", address)
 
     def upload(self, to: int, data: Array) -> None:
         """See Gpu."""
-        self._enter()
+        self._calls.enter()
         source = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         if source.size and self._is_pinned(source):
             stream = self._queue.stream
@@ -148,33 +146,33 @@ class CudaGpu:
 
     def download(self, at: int, out: Array) -> None:
         """See Gpu."""
-        self._enter()
+        self._calls.enter()
         if not out.flags.c_contiguous:
             raise ValueError("an array in C order is needed")
         self._staging.download(at, out.reshape(-1).view(np.uint8))
 
     def copy(self, to: int, at: int, n_bytes: int) -> None:
         """See Gpu."""
-        self._enter()
+        self._calls.enter()
         if n_bytes:
             self._calls.call("cuMemcpyDtoDAsync", to, at, n_bytes, self._queue.stream)
 
     def clear(self, at: int, n_bytes: int) -> None:
         """See Gpu."""
-        self._enter()
+        self._calls.enter()
         if n_bytes:
             self._calls.call("cuMemsetD8Async", at, 0, n_bytes, self._queue.stream)
 
     def prepare(self, launches: Sequence[Launch]) -> Prepared:
         """See Gpu; a graph, where the driver makes one."""
-        self._enter()
+        self._calls.enter()
         functions = [self._functions.of(one) for one in launches]
         made = graph(self._calls, self._queue, launches, functions) if len(launches) > 1 else None
         return made or Calls(self._calls, self._queue, launches, functions)
 
     def seconds(self, prepared: Prepared, times: int = 1) -> float:
         """What so many runs take, by the GPU's clock; waits."""
-        self._enter()
+        self._calls.enter()
         calls, stream = self._calls, self._queue.stream
         began, ended = (calls.make("cuEventDestroy", "cuEventCreate", 0) for _ in range(2))
         calls.call("cuEventRecord", began, stream)
@@ -189,12 +187,12 @@ class CudaGpu:
 
     def wait(self, check: Check | None = None) -> None:
         """See Gpu."""
-        self._enter()
+        self._calls.enter()
         self._queue.wait(self._queue.mark(), check)
 
     def close(self) -> None:
         """Give everything back; never raises, never waits for a GPU that does not answer."""
-        if self._closed:
+        if self._calls.closed:
             return
         try:
             self.wait()
@@ -202,18 +200,13 @@ class CudaGpu:
             log.debug("%s", exc)
         self._give_back()
 
-    def _enter(self) -> None:
-        if self._closed:
-            raise DeviceError(f"{self._calls.name} is closed")
-        self._calls.call("cuCtxSetCurrent", self._context)
-
     def _give_back(self) -> None:
-        self._closed = True
         calls = self._calls
+        calls.closed = True
         if calls.hangs:  # whatever is asked of it now would wait for it
             log.warning("%s: its memory is free when this program ends", calls.name)
             return
-        if self._context is None:
+        if calls.context is None:
             return
         if calls.lost is None:
             calls.drop_all()
