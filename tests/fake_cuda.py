@@ -10,6 +10,7 @@ context, memory that is not there or was freed, host memory that is not pinned.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import deque
 from collections.abc import Callable
 from functools import cache
@@ -70,7 +71,8 @@ class FakeCuda:
         self.memory = np.full(n_bytes, 0xA5, np.uint8)
         self.base = int(self.memory.ctypes.data)
         self.machine = Machine(self.memory)
-        self.context = self.current = 0
+        self.context = 0
+        self.currents: dict[int, int] = {}  # by thread
         self.lost: Any = None
         self.read_only: list[bool] = []
         self.shared: dict[int, int] = {}
@@ -82,6 +84,11 @@ class FakeCuda:
         self.host: dict[int, Array] = {}
         self.handles: dict[tuple[type, int], Any] = {}
         self.queue: deque[Callable[[], None]] = deque()
+
+    @property
+    def current(self) -> int:
+        """The context of the calling thread."""
+        return self.currents.get(threading.get_ident(), 0)
 
     @property
     def is_empty(self) -> bool:
@@ -187,7 +194,7 @@ class FakeCuda:
         return real.CUcontext(self.context)
 
     def _cuCtxSetCurrent(self, context: Any) -> tuple[()]:
-        self.current = 0 if context is None else int(context)
+        self.currents[threading.get_ident()] = 0 if context is None else int(context)
         assert self.current in (0, self.context)
         return ()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_kernels_are_compiled_by_processes_and_kept(
 
     forget()
     with monkeypatch.context() as patch:
-        patch.setattr(cubin_cache, "_Compilation", None)
+        patch.setattr(cubin_cache, "_compile", None)
         assert cubins([plus_of(1), plus_of(2)], 90) == [made[0], made[1]]
 
     forget()
@@ -73,7 +74,7 @@ def test_kernels_are_compiled_by_processes_and_kept(
     cubin(one, 90)
     assert "damaged; compiled again" in caplog.text
     forget()
-    monkeypatch.setattr(cubin_cache, "_Compilation", None)
+    monkeypatch.setattr(cubin_cache, "_compile", None)
     cubin(one, 90)
 
 
@@ -84,7 +85,7 @@ def test_nothing_to_write_to_costs_only_the_keeping(
     monkeypatch.setenv("KIMI_OFFLOAD_CACHE", str(base / "file"))
     forget()
     code = cubin(plus_of(1), 80)
-    monkeypatch.setattr(cubin_cache, "_Compilation", None)
+    monkeypatch.setattr(cubin_cache, "_compile", None)
     with pytest.raises(TypeError):  # another object
         cubin(plus_of(1), 80)
     assert next(iter(cubin_cache._made.values())) == code
@@ -97,6 +98,16 @@ def test_kernel_that_does_not_compile_is_one_line() -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(CubinError, match="sm_7, plus: "):
         cubin(plus_of(1), 7)
+
+
+def test_progress_may_end_it() -> None:
+    def stop(done: int, count: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        cubins([plus_of(1)], 90, lambda done, count: stop(done, count) if done else None)
+    assert threading.active_count() == before
 
 
 def test_processes_that_end_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

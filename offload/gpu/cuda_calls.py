@@ -71,13 +71,23 @@ class CudaError(DeviceError):
 
 
 class CudaCalls:
-    """Functions of the module cuda.bindings.driver. name: of the GPU, for messages."""
+    """Functions of the module cuda.bindings.driver. name: of the GPU, for messages.
+
+    lost: the error after which nothing works; hangs: it does not answer, a call would wait.
+    """
 
     def __init__(self, module: Any, name: str) -> None:
         self.module, self.name = module, name
         self.lost: DeviceError | None = None
-        self.hangs = False
+        self.hangs = self.closed = False
+        self.context: Any = None
         self._made: dict[tuple[str, int], Any] = {}
+
+    def enter(self) -> None:
+        """What follows is for this GPU, in whatever thread; DeviceError if that is over."""
+        if self.closed:
+            raise DeviceError(f"{self.name} is closed")
+        self.call("cuCtxSetCurrent", self.context)
 
     def call(self, function: str, *arguments: Any) -> Any:
         """What the driver gives: nothing, a value, a tuple."""

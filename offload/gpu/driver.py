@@ -17,8 +17,8 @@ from offload.errors import DeviceError, PlanError, reason
 from offload.gpu.base import Check, Launch, Prepared
 from offload.gpu.cuda_calls import NO_MEMORY, CudaCalls, CudaError
 from offload.gpu.launches import Calls, Functions, graph
+from offload.gpu.probe import architecture, bindings, obstacle, text_of
 from offload.gpu.queue import Queue
-from offload.gpu.slab import reserve
 from offload.gpu.staging import Staging
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 Array = np.ndarray
 Cubins = Callable[["Kernel", int], bytes]
 
-OLDEST: Final = 80  # sm_80
 WATCHDOG_SECONDS: Final = 20.0
 _READ_ONLY: Final = 8  # CU_MEMHOSTREGISTER_READ_ONLY
 
@@ -48,23 +47,21 @@ class CudaGpu:
         self.index, self._limit = index, limit
         self._sizes: dict[int, int] = {}
         self._pinned: dict[int, int] = {}
-        self._closed = False
-        self._context: Any = None
         self._calls = calls = CudaCalls(bindings() if module is None else module, f"GPU {index}")
         calls.call("cuInit", 0)
         self._device = calls.call("cuDeviceGet", index)
         self.name = text_of(calls.call("cuDeviceGetName", 128, self._device))
         calls.name = f"GPU {index} ({self.name})"
-        self.architecture = 10 * self._fact("COMPUTE_CAPABILITY_MAJOR") + self._fact(
-            "COMPUTE_CAPABILITY_MINOR"
-        )
-        if self.architecture < OLDEST:
-            raise DeviceError(f"{calls.name}: {too_old(self.architecture)}")
-        shared = self._fact("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+        self.architecture = architecture(calls, self._device)
+        if why := obstacle(self.architecture, calls.call("cuDriverGetVersion")):
+            raise DeviceError(f"{calls.name}: {why}; --device cpu does without")
+        names = calls.module.CUdevice_attribute
+        most = names.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        shared = int(calls.call("cuDeviceGetAttribute", most, self._device))
         self._functions = Functions(calls, self._machine_code(cubins or _kept_cubin), shared)
         try:
-            self._context = calls.call("cuDevicePrimaryCtxRetain", self._device)
-            self._enter()
+            calls.context = calls.call("cuDevicePrimaryCtxRetain", self._device)
+            calls.enter()
             self._queue = Queue(calls, watchdog_seconds)
             self._staging = Staging(calls, self._queue)
         except BaseException:
@@ -72,10 +69,9 @@ class CudaGpu:
             raise
 
     def memory(self) -> tuple[int, int]:
-        """Bytes (free, total). Free: within the limit, and without what the display needs."""
-        self._enter()
+        """Bytes (free, total). Free: within the limit."""
+        self._calls.enter()
         free, total = self._calls.call("cuMemGetInfo")
-        free -= reserve(total)
         if self._limit is not None:
             free = min(free, self._limit - sum(self._sizes.values()))
         return max(0, free), total
@@ -93,31 +89,30 @@ class CudaGpu:
                 if exc.code != NO_MEMORY:
                     raise
                 refused = exc
-        limit = "" if self._limit is None else f", --vram {binary_amount(self._limit)}"
+        limit = "" if self._limit is None else f" (--vram {binary_amount(self._limit)})"
         raise PlanError(
             f"{self._calls.name}: {binary_amount(n_bytes)} of VRAM are wanted,"
-            f" {binary_amount(free)} of {binary_amount(total)} can be had"
-            f" ({binary_amount(reserve(total))} are left to the display{limit}); end programs that"
+            f" {binary_amount(free)} of {binary_amount(total)} can be had{limit}; end programs that"
             " hold VRAM (`nvidia-smi` lists them), or take a smaller --context"
         ) from refused
 
     def free(self, address: int) -> None:
         """See Gpu; waits for what is under way."""
-        self._enter()
+        self._calls.enter()
         self._queue.wait(self._queue.mark())
         del self._sizes[address]
         self._calls.drop("cuMemFree", address)
 
     def pin(self, address: int, n_bytes: int, *, read_only: bool) -> None:
         """Host memory that the GPU reads by itself; whole pages. read_only: the mapping is."""
-        self._enter()
+        self._calls.enter()
         self._calls.call("cuMemHostRegister", address, n_bytes, _READ_ONLY if read_only else 0)
         self._calls.own("cuMemHostUnregister", address)
         self._pinned[address] = n_bytes
 
     def can_pin(self, n_bytes: int) -> bool:
         """Whether so much memory of the host could be pinned; it is given back at once."""
-        self._enter()
+        self._calls.enter()
         try:
             self._calls.drop(
                 "cuMemFreeHost", self._calls.make("cuMemFreeHost", "cuMemHostAlloc", n_bytes, 0)
@@ -133,14 +128,14 @@ class CudaGpu:
 
     def unpin(self, address: int) -> None:
         """Undo `pin`."""
-        self._enter()
+        self._calls.enter()
         self._queue.wait(self._queue.mark())
         del self._pinned[address]
         self._calls.drop("cuMemHostUnregister", address)
 
     def upload(self, to: int, data: Array) -> None:
         """See Gpu."""
-        self._enter()
+        self._calls.enter()
         source = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         if source.size and self._is_pinned(source):
             stream = self._queue.stream
@@ -151,33 +146,33 @@ class CudaGpu:
 
     def download(self, at: int, out: Array) -> None:
         """See Gpu."""
-        self._enter()
+        self._calls.enter()
         if not out.flags.c_contiguous:
             raise ValueError("an array in C order is needed")
         self._staging.download(at, out.reshape(-1).view(np.uint8))
 
     def copy(self, to: int, at: int, n_bytes: int) -> None:
         """See Gpu."""
-        self._enter()
+        self._calls.enter()
         if n_bytes:
             self._calls.call("cuMemcpyDtoDAsync", to, at, n_bytes, self._queue.stream)
 
     def clear(self, at: int, n_bytes: int) -> None:
         """See Gpu."""
-        self._enter()
+        self._calls.enter()
         if n_bytes:
             self._calls.call("cuMemsetD8Async", at, 0, n_bytes, self._queue.stream)
 
     def prepare(self, launches: Sequence[Launch]) -> Prepared:
         """See Gpu; a graph, where the driver makes one."""
-        self._enter()
+        self._calls.enter()
         functions = [self._functions.of(one) for one in launches]
         made = graph(self._calls, self._queue, launches, functions) if len(launches) > 1 else None
         return made or Calls(self._calls, self._queue, launches, functions)
 
     def seconds(self, prepared: Prepared, times: int = 1) -> float:
         """What so many runs take, by the GPU's clock; waits."""
-        self._enter()
+        self._calls.enter()
         calls, stream = self._calls, self._queue.stream
         began, ended = (calls.make("cuEventDestroy", "cuEventCreate", 0) for _ in range(2))
         calls.call("cuEventRecord", began, stream)
@@ -192,12 +187,12 @@ class CudaGpu:
 
     def wait(self, check: Check | None = None) -> None:
         """See Gpu."""
-        self._enter()
+        self._calls.enter()
         self._queue.wait(self._queue.mark(), check)
 
     def close(self) -> None:
         """Give everything back; never raises, never waits for a GPU that does not answer."""
-        if self._closed:
+        if self._calls.closed:
             return
         try:
             self.wait()
@@ -205,18 +200,13 @@ class CudaGpu:
             log.debug("%s", exc)
         self._give_back()
 
-    def _enter(self) -> None:
-        if self._closed:
-            raise DeviceError(f"{self._calls.name} is closed")
-        self._calls.call("cuCtxSetCurrent", self._context)
-
     def _give_back(self) -> None:
-        self._closed = True
         calls = self._calls
+        calls.closed = True
         if calls.hangs:  # whatever is asked of it now would wait for it
             log.warning("%s: its memory is free when this program ends", calls.name)
             return
-        if self._context is None:
+        if calls.context is None:
             return
         if calls.lost is None:
             calls.drop_all()
@@ -232,10 +222,6 @@ class CudaGpu:
             for start, n_bytes in self._pinned.items()
         )
 
-    def _fact(self, name: str) -> int:
-        attribute = getattr(self._calls.module.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
-        return int(self._calls.call("cuDeviceGetAttribute", attribute, self._device))
-
     def _machine_code(self, cubins: Cubins) -> Callable[[Kernel], bytes]:
         def found(kernel: Kernel) -> bytes:
             try:
@@ -247,31 +233,6 @@ class CudaGpu:
                 ) from exc
 
         return found
-
-
-def bindings() -> Any:
-    """The module cuda.bindings.driver; DeviceError if it is not there."""
-    try:
-        from cuda.bindings import driver
-    except ImportError as exc:
-        raise DeviceError(
-            f"the package cuda-bindings is missing ({reason(exc)}); pip install"
-            " 'kimi-offload[cuda]'"
-        ) from exc
-    return driver
-
-
-def text_of(name: bytes) -> str:
-    """A name that the driver gave."""
-    return name.split(b"\0")[0].decode("utf-8", "replace").strip()
-
-
-def too_old(architecture: int) -> str:
-    """Why a GPU is not used."""
-    return (
-        f"it has compute capability {architecture // 10}.{architecture % 10}, kernels need"
-        f" {OLDEST // 10}.{OLDEST % 10} (30 series, A100 and newer); --device cpu does without"
-    )
 
 
 def _kept_cubin(kernel: Kernel, architecture: int) -> bytes:

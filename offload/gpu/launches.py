@@ -45,6 +45,7 @@ class Calls:
 
     def run(self) -> None:
         """Into the queue."""
+        self._calls.enter()
         for one in self._ready:
             self._calls.call("cuLaunchKernel", *one)
         self._queue.mark()
@@ -61,12 +62,14 @@ class Graph:
 
     def run(self) -> None:
         """Into the queue."""
+        self._calls.enter()
         self._calls.call("cuGraphLaunch", self._ready, self._queue.stream)
         self._queue.mark()
 
     def close(self) -> None:
         """Give the graph back."""
-        if self._calls.lost is None:
+        if self._calls.lost is None and not self._calls.closed:
+            self._calls.enter()
             self._calls.drop("cuGraphExecDestroy", self._ready)
 
 

@@ -9,13 +9,6 @@ from offload.errors import PlanError
 from offload.gpu.base import Gpu
 
 ALIGNED: Final = 256
-_LEAST_RESERVE: Final = 300 << 20
-_RESERVE: Final = 0.04
-
-
-def reserve(total: int) -> int:
-    """Bytes of a GPU that are left to the display, the driver and its kernels."""
-    return max(_LEAST_RESERVE, int(_RESERVE * total))
 
 
 def rounded(n_bytes: int) -> int:

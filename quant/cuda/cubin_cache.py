@@ -18,8 +18,10 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from queue import SimpleQueue
 from typing import Any
 
 from numba.core.serialize import dumps
@@ -33,7 +35,7 @@ COMPILERS = (
     "nvidia-nvjitlink-cu13", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvcc-cu13", "nvidia-nvjitlink",
     "nvidia-nvvm",
 )  # fmt: skip
-MOST_PROCESSES = 16  # 0.25 GiB each
+MOST_PROCESSES = 16  # 0.28 GB each
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from quant.cuda.compile_worker import main;"
     " main(int(sys.argv[1]))"
@@ -62,7 +64,7 @@ def cubins(
             found[kernel] = kept
     missing = [kernel for kernel in dict.fromkeys(wanted) if kernel not in found]
     if missing:
-        _Compilation(missing, architecture, progress).run(processes or _processes(len(missing)))
+        _compile(missing, architecture, progress, processes or _processes(len(missing)))
         for kernel in missing:
             found[kernel] = _made[kernel, architecture]
     return [found[kernel] for kernel in wanted]
@@ -107,81 +109,63 @@ def _processes(count: int) -> int:
     return max(1, min(cores, MOST_PROCESSES, count))
 
 
-class _Compilation:
-    """Threads that each feed a process of their own from one list."""
+def _compile(
+    missing: Sequence[Kernel], architecture: int, progress: Progress | None, processes: int
+) -> None:
+    """Into `_made` and the store. Each thread feeds a process of its own from one list."""
+    left, answers = deque(missing), SimpleQueue[tuple[Kernel, dict[str, str]]]()
+    running: list[subprocess.Popen[bytes]] = []
+    threads = [
+        threading.Thread(target=_feed, args=(left, answers, running, architecture), daemon=True)
+        for _ in range(processes)
+    ]
+    report = progress or (lambda done, count: None)
+    report(0, len(missing))
+    for thread in threads:
+        thread.start()
+    try:
+        for done in range(1, len(missing) + 1):
+            kernel, answer = answers.get()
+            if "error" in answer:
+                said = " ".join(answer["error"].split())[:300]
+                raise CubinError(f"sm_{architecture}, {kernel.name}: {said}")
+            code = base64.b64decode(answer["cubin"])
+            _made[kernel, architecture] = code
+            store(architecture).write(*_entry(kernel), code)
+            report(done, len(missing))
+    finally:  # an error, Ctrl-C
+        left.clear()
+        for process in running:
+            process.kill()
+        for thread in threads:
+            thread.join()
 
-    def __init__(
-        self, missing: Sequence[Kernel], architecture: int, progress: Progress | None
-    ) -> None:
-        self._left = deque(missing)
-        self._architecture, self._progress = architecture, progress
-        self._count, self._done = len(missing), 0
-        self._lock = threading.Lock()
-        self._errors: list[str] = []
-        self._running: list[subprocess.Popen[bytes]] = []
-        self._ended = False
 
-    def run(self, processes: int) -> None:
-        """CubinError if any fails."""
-        if self._progress is not None:
-            self._progress(0, self._count)
-        threads = [threading.Thread(target=self._feed, daemon=True) for _ in range(processes)]
+def _feed(
+    left: deque[Kernel], answers: SimpleQueue[tuple[Kernel, dict[str, str]]],
+    running: list[subprocess.Popen[bytes]], architecture: int,
+) -> None:  # fmt: skip
+    process: Any = None
+    while True:
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:  # Ctrl-C, too
-            with self._lock:
-                self._ended = True
-            for process in self._running:
-                process.kill()
-        if self._errors:
-            raise CubinError(self._errors[0])
-
-    def _feed(self) -> None:
-        process = self._start()
-        if process is None:
-            return
-        with process:
-            try:
-                while self._left and not self._errors:
-                    self._compile(process, self._left.popleft())
-            except IndexError:  # another thread took the last one
-                pass
-            finally:
-                process.kill()
-
-    def _start(self) -> subprocess.Popen[bytes] | None:
-        with self._lock:
-            if self._ended:
-                return None
-            process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(self._architecture), *sys.path],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-            self._running.append(process)
-        return process
-
-    def _compile(self, process: Any, kernel: Kernel) -> None:
+            kernel = left.popleft()
+        except IndexError:
+            break
         try:
+            if process is None:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _BOOT, str(architecture), *sys.path],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+                running.append(process)
             function = dumps((kernel.function, kernel.threads))
             process.stdin.write(base64.b64encode(function) + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
-            if not line:
-                raise OSError("the compiler's process ended")
-            answer = json.loads(line)
-        except (OSError, ValueError) as exc:
-            answer = {"error": str(exc)}
-        if "error" in answer:
-            said = " ".join(str(answer["error"]).split())[:300]
-            self._errors.append(f"sm_{self._architecture}, {kernel.name}: {said}")
-            return
-        code = base64.b64decode(answer["cubin"])
-        with self._lock:
-            _made[kernel, self._architecture] = code
-            store(self._architecture).write(*_entry(kernel), code)
-            self._done += 1
-            if self._progress is not None:
-                self._progress(self._done, self._count)
+            answer = json.loads(line) if line else {"error": "the compiler's process ended"}
+        except Exception as exc:  # of a process, of pickling: told as the kernel's
+            answer = {"error": f"{type(exc).__name__}: {exc}"}
+        answers.put((kernel, answer))
+    if process is not None:
+        with suppress(OSError), process:
+            process.kill()
