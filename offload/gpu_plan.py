@@ -6,8 +6,7 @@ A model runs on one GPU as a whole, or on the CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from offload.amounts import binary_amount
 from offload.config import ModelConfig
@@ -25,6 +24,9 @@ from offload.vram import (
     workspace_bytes,
 )
 
+if TYPE_CHECKING:
+    from offload.gpu.probe import GpuFacts
+
 LEAST_CONTEXT: Final = 4096  # that a GPU is worth having for, where the device is left to us
 CPU_INSTEAD: Final = "leave --device out or give --device cpu"
 IN_VRAM: Final = "in the GPU's memory, re-arranged"
@@ -33,17 +35,7 @@ WORKERS: Final = Workers(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuRoom:
-    """A GPU that this version can use. free, total: bytes of its memory."""
-
-    index: int
-    name: str
-    free: int
-    total: int
-
-
-Gpus = Sequence[GpuRoom] | str  # or why there is none, in one clause
+Gpus = Sequence["GpuFacts"] | str  # or why there is none, in one clause
 
 
 class NoGpuError(Exception):
@@ -73,15 +65,16 @@ def plan_on_gpu(
     chunk = options.chunk or CHUNK
     limit = None if options.vram is None else int(options.vram)
     vram = vram_spec(config, tensors, gpu, chunk, limit)
-    kv = _kv(config, options, vram, LEAST_CONTEXT if not is_asked else 1)
+    kv = _kv(config, options, vram, PAGE if is_asked else LEAST_CONTEXT)
     device = f"cuda:{gpu.index}"
     why = "as asked" if is_asked else "the whole model fits into its memory"
     remarks = [f"device {device}: {gpu.name}, {why}"]
     if len(gpus) > 1:
         one = "the one with the most free memory" if index is None else "the one asked for"
         remarks.append(f"{len(gpus)} GPUs: one is used, {one}; --device cuda:N takes another")
-    if options.vram is not None:
-        remarks.append(f"VRAM: {binary_amount(vram.limit)} at most, as asked")
+    if limit is not None:
+        why = "as asked" if limit <= vram.limit else f"what is free of {binary_amount(limit)}"
+        remarks.append(f"VRAM: {binary_amount(vram.limit)} at most, {why}")
     if options.of_the_cpu:
         remarks.append(f"without effect on a GPU: {', '.join(options.of_the_cpu)}")
     return Plan(
@@ -98,7 +91,7 @@ def plan_on_gpu(
     )
 
 
-def chosen(gpus: Gpus, index: int | None) -> GpuRoom:
+def chosen(gpus: Gpus, index: int | None) -> GpuFacts:
     """The GPU of this number, or the one with the most free memory; NoGpuError."""
     if isinstance(gpus, str):
         raise NoGpuError(gpus, CPU_INSTEAD, DeviceError)
@@ -114,16 +107,16 @@ def chosen(gpus: Gpus, index: int | None) -> GpuRoom:
 
 
 def vram_spec(
-    config: ModelConfig, tensors: Census, gpu: GpuRoom, chunk: int, limit: int | None
+    config: ModelConfig, tensors: Census, gpu: GpuFacts, chunk: int, limit: int | None
 ) -> VramSpec:
     """What the model takes in this GPU's memory; limit: bytes at most, None: what there is."""
-    reserve = reserve_bytes(gpu.total)
-    room = max(0, gpu.free - reserve)
+    left = reserve_bytes(gpu.total)
+    room = max(0, gpu.free - left)
     return VramSpec(
         gpu=gpu.name,
         total=gpu.total,
         free=gpu.free,
-        reserve=reserve,
+        reserve=left,
         limit=room if limit is None else min(room, limit),
         weights=tensors.vram_bytes,
         workspace=workspace_bytes(config, chunk),
@@ -141,8 +134,8 @@ def lack(vram: VramSpec, kv_bytes: int, tokens: int) -> str | None:
     return (
         f"the model needs {binary_amount(need)} of VRAM ({binary_amount(vram.weights)} for "
         f"weights, {binary_amount(kv_bytes)} for {tokens:,} tokens of KV cache, "
-        f"{binary_amount(vram.workspace)} to compute in), {binary_amount(max(0, room))} are "
-        f"free{allowed}"
+        f"{binary_amount(vram.workspace)} to compute in), {binary_amount(max(0, room))} are free "
+        f"beside {binary_amount(vram.reserve)} for display and driver{allowed}"
     )
 
 

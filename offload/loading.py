@@ -106,9 +106,10 @@ def execute(
             cast("CpuDevice", devices[plan.place("routed").device]).tier = tier
         blocks = architecture(config.architecture).blocks
         if plan.vram is not None:
-            ahead = ReadAhead(weights.ahead)
+            ahead, total = ReadAhead(weights.ahead), plan.weight_bytes
             on = told(plan, devices, census(file, config), report)
             model = Model(config, blocks(config, store, on), store)
+            report(LoadProgress(phase="copy", done_bytes=total, total_bytes=total))
             for mapped in file.mapped:
                 mapped.check_unchanged()
             compile_kernels(model, model, report)

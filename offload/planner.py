@@ -185,7 +185,7 @@ def refine(
     """
     native_tier = plan.placements["routed"].tier if "routed" in plan.placements else "mmap"
     if plan.vram is not None or native_tier == "vram":
-        return replace(plan, packed=Packed(why="all weights are re-arranged in the GPU's memory"))
+        return replace(plan, packed=Packed(why="packed layouts are the CPU's"))
     if native_tier == "disk":
         return replace(
             plan, packed=Packed(why="experts on the disk are computed as they lie there")

@@ -16,7 +16,7 @@ from offload.devices import resolve
 from offload.errors import PlanError, shown
 from offload.expert_layout import Packable, Speeds, packable_layers
 from offload.gguf import GGUFFile
-from offload.gpu_plan import GpuRoom, Gpus
+from offload.gpu_plan import Gpus
 from offload.hardware import HardwareProfile
 from offload.packing import measure
 from offload.plan import Plan, Workers
@@ -71,12 +71,7 @@ def found_gpus() -> Gpus:
     """GPUs that can be used here, or why there is none. A machine without a driver: in no time."""
     from offload.gpu.probe import gpus
 
-    found = gpus()
-    if isinstance(found, str):
-        return found
-    return tuple(
-        GpuRoom(index=gpu.index, name=gpu.name, free=gpu.free, total=gpu.total) for gpu in found
-    )
+    return gpus()
 
 
 def _measured(layers: list[Packable], workers: Workers, report: Report) -> Speeds:

@@ -31,7 +31,7 @@ def page_bytes(config: ModelConfig, kv_type: KVType) -> int:
 
 
 def reserve_bytes(total: int) -> int:
-    """Left alone in a memory of `total` bytes."""
+    """Left to the display, the driver and kernels, in a memory of `total` bytes."""
     return max(300 << 20, total // 25)
 
 
