@@ -74,9 +74,10 @@ class Attention:
         rooms, heads, latent = w.rooms, self._shape.k_b.count, self.device.kv.shape.latent
         z = rooms.room("z", 4 * heads * latent)
         strands, records = w.memory.strands, w.memory.records
-        of_row = attend.partial_bytes(heads, latent, strands)
-        step = max(1, min(rooms.rows, PARTIAL_BYTES // of_row))
-        partials = rooms.area("partials", step * of_row)
+        most = attend.partial_bytes(heads, latent, attend.strands_of(self.device.kv.context))
+        room = max(most, min(rooms.rows * most, PARTIAL_BYTES))
+        partials = rooms.area("partials", room)
+        step = room // attend.partial_bytes(heads, latent, strands)
         for first in range(0, w.rows, step):
             rows, at = min(step, w.rows - first), records + 32 * first
             for kind in sorted(w.memory.kinds):

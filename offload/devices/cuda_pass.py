@@ -10,9 +10,10 @@ from offload.batch import Batch
 from offload.devices.base import Routing
 from offload.devices.cuda_kv import CudaKV
 from offload.devices.cuda_rooms import Rooms
+from offload.devices.cuda_vram import Space
 from offload.gpu.base import Gpu
 from offload.rope import Tables
-from quant.cuda.attend import STRANDS, strands_of
+from quant.cuda.attend import strands_of
 
 if TYPE_CHECKING:
     from offload.config import ModelConfig
@@ -29,9 +30,9 @@ class PassMemory:
     n_rows, with_ids, kinds, strands: of the batch that runs.
     """
 
-    def __init__(self, gpu: Gpu, config: ModelConfig, most: int) -> None:
+    def __init__(self, gpu: Gpu, space: Space, config: ModelConfig, most: int) -> None:
         self.most = most
-        self.rooms = Rooms(gpu, most)
+        self.rooms = Rooms(gpu, space, most)
         self._gpu = gpu
         self._config = config
         self.top_k = config.num_experts_per_tok
@@ -66,14 +67,18 @@ class PassMemory:
             sin.append(b)
             at += span.count
         self.kinds = frozenset(records[:, 3].tolist()) if kv.layers else frozenset()
-        used = strands_of(max(span.end for span in batch.spans))
-        self.strands = min(STRANDS, 1 << (used - 1).bit_length())
+        self.strands = self._strands(max(span.end for span in batch.spans), kv.context)
         upload = self._gpu.upload
         upload(self.records, records)
         if batch.ids is not None:
             upload(self.ids, np.ascontiguousarray(batch.ids, np.int64))
         upload(self.cos, np.concatenate(cos))
         upload(self.sin, np.concatenate(sin))
+
+    @staticmethod
+    def _strands(end: int, context: int) -> int:
+        """That positions up to `end` need: a power of 2, so that few graphs serve all contexts."""
+        return min(strands_of(context), 1 << (strands_of(end) - 1).bit_length())
 
     def choices_at(self, layer: int) -> int:
         """Address of a layer's (rows, K) int64."""

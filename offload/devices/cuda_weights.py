@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from offload.devices.cuda_vram import Space
 from offload.errors import PlanError
 from offload.gpu.base import Gpu, Launch
 from quant.cuda import gemm
@@ -62,9 +63,11 @@ class CudaMatrix:
 class Loader:
     """Brings weights to a GPU through a stage. Close it once they are there."""
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Gpu, weights: Space, workspace: Space) -> None:
         self._gpu = gpu
-        self._stage = 0
+        self._weights = weights
+        self._workspace = workspace
+        self._stage = self._stage_bytes = 0
 
     def matrix(self, m: Matrix) -> CudaMatrix:
         """All matrices of `m`."""
@@ -74,10 +77,12 @@ class Loader:
         facts = plane_type(kind)
         stride = facts.n_bytes(m.n_rows, m.n_cols)
         chunks = facts.chunks(m.n_cols)
-        address = self._gpu.alloc(m.count * stride)
+        address = self._weights.alloc(m.count * stride)
         step = max(1, min(m.n_rows, STAGE_BYTES // m.row_bytes))
-        if not self._stage:
-            self._stage = self._gpu.alloc(max(STAGE_BYTES, m.row_bytes))
+        if self._stage_bytes < step * m.row_bytes:
+            self.close()
+            self._stage_bytes = step * m.row_bytes
+            self._stage = self._workspace.alloc(self._stage_bytes)
         repack = of_type(kind)["repack"]
         for i in range(m.count):
             for first in range(0, m.n_rows, step):
@@ -102,7 +107,7 @@ class Loader:
         """Address of a copy; 0 if there is nothing."""
         if not x.size:
             return 0
-        address = self._gpu.alloc(x.nbytes)
+        address = self._weights.alloc(x.nbytes)
         self._gpu.upload(address, np.ascontiguousarray(x))
         return address
 
@@ -110,8 +115,8 @@ class Loader:
         """Give the stage back."""
         if self._stage:
             self._gpu.wait()
-            self._gpu.free(self._stage)
-            self._stage = 0
+            self._workspace.free(self._stage)
+            self._stage = self._stage_bytes = 0
 
 
 def bytes_at(address: int, n_bytes: int) -> Array:
