@@ -23,6 +23,7 @@ TOKENS = (1, 8)
 TYPES = (
     GGMLType.Q2_K,
     GGMLType.Q4_K,
+    GGMLType.TQ1_0,
 )
 
 
