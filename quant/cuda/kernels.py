@@ -23,7 +23,18 @@ TOKENS = (1, 8)
 TYPES = (
     GGMLType.Q2_K,
     GGMLType.Q4_K,
+    GGMLType.IQ2_XXS,
+    GGMLType.IQ2_XS,
+    GGMLType.IQ3_XXS,
+    GGMLType.IQ1_S,
+    GGMLType.IQ4_NL,
+    GGMLType.IQ3_S,
+    GGMLType.IQ2_S,
+    GGMLType.IQ4_XS,
+    GGMLType.IQ1_M,
     GGMLType.TQ1_0,
+    GGMLType.MXFP4,
+    GGMLType.NVFP4,
 )
 
 
