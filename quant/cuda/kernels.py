@@ -35,11 +35,22 @@ TYPES = (
     GGMLType.Q4_K,
     GGMLType.Q5_K,
     GGMLType.Q6_K,
+    GGMLType.IQ2_XXS,
+    GGMLType.IQ2_XS,
+    GGMLType.IQ3_XXS,
+    GGMLType.IQ1_S,
+    GGMLType.IQ4_NL,
+    GGMLType.IQ3_S,
+    GGMLType.IQ2_S,
+    GGMLType.IQ4_XS,
+    GGMLType.IQ1_M,
+    GGMLType.TQ1_0,
     GGMLType.TQ2_0,
+    GGMLType.MXFP4,
+    GGMLType.NVFP4,
     GGMLType.Q1_0,
     GGMLType.Q2_0,
 )
-
 FLOATS = (
     GGMLType.F32,
     GGMLType.F16,
