@@ -229,7 +229,7 @@ def _shared(b: Any, m: Any, v: list[Any]) -> Any:
     else:
         block = ir.GlobalVariable(m, ir.ArrayType(I8, 0), name, addrspace=SHARED)
         block.linkage = "external"
-        block.align = 16
+        block.align = 128
     return b.ptrtoint(block, I64)
 
 

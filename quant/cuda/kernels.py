@@ -147,11 +147,10 @@ def _many(kind: GGMLType, planes: PlaneType, names: dict[str, Any]) -> list[Kern
     made = []
     for template, n_planes in ((gemm.many_dense, 2), (gemm.many_chosen, 1)):
         bound = names | gemm.sizes(planes, n_planes)
-        for inner in gemm.INNER:
-            bound[inner.__name__] = device(bind(inner, inner.__name__, **bound))
+        for name, inner in gemm.inner(planes).items():
+            bound[name] = device(bind(inner, name, **bound))
         shared = gemm.shared_bytes(planes, n_planes)
-        threads = 32 * planes.lanes
-        made.append(_kernel(template, template.__name__, kind, bound, threads, shared))
+        made.append(_kernel(template, template.__name__, kind, bound, gemm.THREADS, shared))
     return made
 
 
