@@ -82,7 +82,7 @@ class Attention:
             rows, at = min(step, w.rows - first), records + 32 * first
             for kind in sorted(w.memory.kinds):
                 name = f"attend_{RowKind(kind).name.lower()}"
-                grid = strands, attend.head_groups(name, heads), rows
+                grid = strands, attend.head_groups(RowKind(kind), heads), rows
                 w.launch(
                     self._kernels[name], grid, at, self._rows_of,
                     wide.address + first * wide.stride, wide.stride, strands, partials,

@@ -80,12 +80,6 @@ def partial_bytes(heads: int, latent: int, strands: int) -> int:
     return 4 * heads * strands * (latent + 4)
 
 
-def head_groups(name: str, heads: int) -> int:
-    """Blocks that share the heads of a token in the kernel of this name."""
-    at_once = 8 if name == "attend_f32" else 32 if heads > 16 else 16
-    return -(-heads // at_once)
-
-
 def strands_of(positions: int) -> int:
     """Strands that sequences of at most so many positions need."""
     return min(STRANDS, -(-positions // SPLIT))
