@@ -8,7 +8,8 @@ A block has 16 MT heads of one token and goes through its strand in tiles of TIL
     z        += p . tile                          a warp has PAIRS x 16 columns
 
 Halves of int8 are exact. Their d joins in float32 behind a score's products, and before the values'
-in halves, so scores are as near to exact as those of f16 rows, and a value is rounded once.
+in halves, so scores are as near to exact as those of f16 rows, and a value is rounded once. Queries
+and values beyond 65504 are infinite.
 """
 
 from __future__ import annotations

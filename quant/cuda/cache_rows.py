@@ -135,6 +135,7 @@ def append(
         shared_f32(sums + 8) + shared_f32(sums + 12)
     )
     scale = quotient(_ONE, root(quotient(total, f32(RANK)) + as_f32(u32(eps_bits))))
+    scale = scale + (total - total)  # + 0, or not a number: squares exceed float32
     for c in range(i, WIDTH, THREADS):
         v = f32(0)
         if c < RANK:
