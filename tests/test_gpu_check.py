@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from simulated_gpu import SimulatedGpu
 
 from offload.errors import DeviceError, RequestError
 from offload.gpu_check import (
+    attention,
+    compiling,
     cublas,
     facts,
     intrinsics,
@@ -30,6 +32,7 @@ from offload.gpu_check.report import Row
 from offload.gpu_check.runner import FILE, Part, check, chosen
 from quant.cuda import intrinsics as all_intrinsics
 from quant.cuda import probes
+from quant.cuda.kernels import Kernel
 
 SMALL = "gpu_check_setup:SMALL"
 
@@ -62,12 +65,53 @@ def test_kernels_do_what_the_cpu_does(bench: Bench) -> None:
     ]  # fmt: skip
 
 
-PARTS = (facts.facts, rates.rates, prompts.prompts, transfers.transfers, launches.launches)
+PARTS = (
+    facts.facts,
+    rates.rates,
+    attention.attention,
+    prompts.prompts,
+    transfers.transfers,
+    launches.launches,
+)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
 def test_parts_run_to_their_end(bench: Bench, part: Callable[[Bench], Iterator[Row]]) -> None:
-    assert len(list(part(bench))) > 2
+    rows = list(part(bench))
+    assert len(rows) > 2
+    goals = ("of a copy's rate", "of cuBLAS' rate")  # of a GPU that is there
+    assert [row for row in rows if row.ok is False and row.unit not in goals] == []
+
+
+def test_kernels_are_compiled_ahead(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KIMI_OFFLOAD_CACHE", str(tmp_path))
+    probes_only = {"probes": list(probes.PROBES.values())[:3]}
+    monkeypatch.setattr(compiling, "every_kernel", lambda setup: probes_only)
+    first, *_ = well(compiling.compiling, bench)
+    assert (first.check, first.value) == ("kernels", 3.0)
+
+
+def test_every_kernel_is_among_them() -> None:
+    groups = compiling.every_kernel(gpu_check_setup.SMALL)
+    assert list(groups) == ["Q4_K", "probes", "rows", "attention"]
+    assert all(groups.values())
+
+
+def test_a_kernel_that_cannot_be_compiled_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cubins(kernels: Sequence[Kernel], architecture: int) -> list[bytes]:
+        if any(kernel.name == "words" for kernel in kernels):
+            raise RuntimeError("sm_80, words: no")
+        return [b""] * len(kernels)
+
+    monkeypatch.setattr(compiling, "cubins", cubins)
+    rows = {row.check: row for row in compiling.compiling(bench)}
+    assert rows["kernels of probes"].value == "sm_80, words: no"
+    assert rows["kernels of probes"].ok is False
+    assert rows["kernels of Q4_K"].ok
 
 
 class FakeBlas:

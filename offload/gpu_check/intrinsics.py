@@ -8,7 +8,7 @@ import numpy as np
 
 from offload.gpu.base import Launch
 from offload.gpu_check.bench import Bench
-from offload.gpu_check.report import Row, at_most, same_bits
+from offload.gpu_check.report import Row, at_most, fused, same_bits
 from quant.cuda.probes import (
     CAST_NAMES,
     FLOAT_NAMES,
@@ -100,19 +100,6 @@ def _floats(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
             yield at_most(name, float(np.abs(got / right - 1).max()), "relative error", 3e-7)
         else:
             yield same_bits(name, got, right.astype(np.float32))
-
-
-def fused(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c of float32 with one rounding: rounded to odd as float64 first."""
-    product = a.astype(np.float64) * b
-    total = product + c
-    back = total - product
-    rest = (product - (total - back)) + (c - back)
-    even = (total.view(np.int64) & 1) == 0
-    inexact = np.isfinite(total) & (rest != 0) & even
-    nudged = np.nextafter(total, np.where(rest > 0, np.inf, -np.inf))
-    rounded: Array = np.where(inexact, nudged, total).astype(np.float32)
-    return rounded
 
 
 def _casts(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
