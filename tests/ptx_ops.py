@@ -57,6 +57,9 @@ class Operands:
         """An operand as this type."""
         if text == "shared_memory":
             return lambda state: dtype(0)
+        if text in self.parsed.tables:
+            place = dtype(self.parsed.tables[text].ctypes.data)
+            return lambda state: place
         if re.match(r"0[fF][0-9A-Fa-f]{8}$", text):
             value = np.float32(struct.unpack(">f", bytes.fromhex(text[2:]))[0])
             constant = as_type(value, dtype)
@@ -558,6 +561,12 @@ def _place(
         return state.shared, found
     if "global" not in one.parts:
         raise fault("generic addresses")
+    if not writes:
+        taking = address if state.mask is None else np.broadcast_to(address, state.n)[state.mask]
+        first = int(np.asarray(taking).flat[0])
+        for table in state.program.tables.values():
+            if 0 <= first - table.ctypes.data < table.nbytes:
+                return table, spots(state, address, size, lanes, table, table.ctypes.data)
     return state.machine.memory, spots(
         state, address, size, lanes, state.machine.memory, state.machine.base
     )

@@ -11,6 +11,7 @@ from vram import text
 
 from offload.errors import PlanError
 from offload.gpu.base import Launch
+from quant.cuda.kernels import Kernel
 
 Array = np.ndarray
 GAP = 256  # bytes between two parts, never to be touched
@@ -95,6 +96,10 @@ class SimulatedGpu:
     def clear(self, at: int, n_bytes: int) -> None:
         """Zeros."""
         self.view(at, n_bytes)[:] = 0
+
+    def compile(self, kernels: Sequence[Kernel], progress: Callable[[int, int], None]) -> None:
+        """They are compiled as they are launched."""
+        self.compiled = list(kernels)
 
     def prepare(self, launches: Sequence[Launch]) -> Recorded:
         """Keep them."""

@@ -36,7 +36,7 @@ Array = np.ndarray
 DEVICES: dict[str, Callable[[ModelConfig, KVSpec], Device]] = {
     "cpu, 1 thread": lambda config, kv: CpuDevice(config, kv, 1),
     "cpu, 3 threads": lambda config, kv: CpuDevice(config, kv, 3),
-    "cuda, emulated": lambda config, kv: CudaDevice(config, kv, SimulatedGpu(1 << 28)),
+    "cuda, emulated": lambda config, kv: CudaDevice(config, kv, gpu=SimulatedGpu(1 << 28)),
     "null over cpu": lambda config, kv: NullDevice(config, kv, inner=CpuDevice(config, kv, 2)),
 }
 FLOATS = (G.F32, G.F16, G.BF16)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from vram import Vram
+from vram import Vram, text
 
-from quant.cuda.attend import of_shape, partial_bytes, strands_of
+from quant.cuda.attend import SPLIT, STRANDS, head_groups, of_shape, partial_bytes, strands_of
+from quant.cuda.attend_expanded import of_shape as expanded_of_shape
+from quant.cuda.attend_expanded import room_bytes
 from quant.cuda.cache_rows import PAGE, from_layer, to_layer
 from quant.cuda.cubin import ARCHITECTURES, assemble
 from quant.cuda.kernels import Kernel
-from quant.cuda.ptx import ptx
 from quant.run.cache_rows import RowKind, decode, encode, row_bytes
 
 Array = np.ndarray
@@ -34,8 +35,8 @@ class Shape:
     heads: int
     rank: int
     rope: int
-    split: int = 64
-    strands: int = 64
+    split: int = SPLIT
+    strands: int = STRANDS
 
     @property
     def latent(self) -> int:
@@ -53,7 +54,7 @@ class Shape:
         )  # fmt: skip
 
 
-SMALL = Shape(4, 32, 16, split=32, strands=3)
+SMALL = Shape(4, 32, 16, split=32, strands=20)
 ODD = Shape(20, 40, 24, split=64, strands=2)
 KIMI = Shape(64, 512, 64)
 
@@ -104,19 +105,15 @@ class Pages:
         z_bytes = 4 * shape.heads * shape.latent
         for kind in RowKind:
             kernel = kernels[f"attend_{kind.name.lower()}"]
-            groups = -(-shape.heads // heads_of(kernel, shape))
             vram.run(
-                kernel, (strands, groups, tokens), rows, 1, queries, wide[0].nbytes, strands,
-                partials, shared=kernel.shared,
+                kernel, (strands, head_groups(kind, shape.heads), tokens), rows, 1, queries,
+                wide[0].nbytes, strands, partials, shared=kernel.shared,
             )  # fmt: skip
         z = vram.room(tokens * z_bytes)
-        vram.run(kernels["merge"], (shape.heads, tokens), rows, partials, strands, z, z_bytes)
+        merge = kernels["merge"]
+        grid = shape.heads, tokens
+        vram.run(merge, grid, rows, partials, strands, z, z_bytes, shared=merge.shared)
         return vram.get(z, (tokens, shape.heads, shape.latent))
-
-
-def heads_of(kernel: Kernel, shape: Shape) -> int:
-    """Heads of a block."""
-    return 8 if kernel.name == "attend_f32" else 32 if shape.heads > 16 else 16
 
 
 def a_sequence(shape: Shape, n: int, seed: int) -> Array:
@@ -150,7 +147,7 @@ def queries(shape: Shape, tokens: int, spread: float = 1.5) -> Array:
 @pytest.mark.parametrize("shape", [SMALL, ODD], ids=["small", "odd"])
 def test_rows_of_all_kinds_and_lengths_in_one_launch(shape: Shape) -> None:
     cases = [
-        (RowKind.F16, 333, [332, 0]), (RowKind.Q8_0, 290, [289, 96]), (RowKind.F32, 270, [269]),
+        (RowKind.F16, 700, [699, 0]), (RowKind.Q8_0, 290, [289, 96]), (RowKind.F32, 270, [269]),
         (RowKind.F16, 32, [31]), (RowKind.Q8_0, 33, [32]), (RowKind.F32, 1, [0]),
     ]  # fmt: skip
     pages = Pages(shape)
@@ -248,15 +245,70 @@ def test_queries_are_turned_scaled_and_padded() -> None:
     np.testing.assert_allclose(found, expected * 0.1, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", [RowKind.F16, RowKind.Q8_0], ids=lambda kind: kind.name)
+def test_expanded_form_is_near_exact_however_a_prompt_is_cut(kind: RowKind) -> None:
+    shape, nope, values, n, first = ODD, 40, 24, 300, 140
+    heads, tokens = 2, n - first
+    rng = np.random.default_rng(4)
+    rows = a_sequence(shape, n, 6)
+    k_b = (rng.standard_normal((heads, shape.rank, nope)) / 6).astype(np.float32)
+    v_b = (rng.standard_normal((heads, values, shape.rank)) / 6).astype(np.float32)
+    q = rng.standard_normal((tokens, heads, nope + shape.rope)).astype(np.float32)
+    angles = rng.uniform(0, 6, (tokens, 1, shape.rope // 2))
+    scale = 0.2
+    pages = Pages(shape)
+    pages.add(kind, rows, list(range(first, n)))
+    vram = pages.vram
+    records = pages.rows_at()
+    places = [vram.put(x.astype(np.float32)) for x in (k_b, v_b, q, np.cos(angles), np.sin(angles))]
+    kernels = expanded_of_shape(nope, values, shape.rank, shape.rope, shape.latent, shape.width)
+    found = []
+    for parts in ([(0, tokens)], [(0, 75), (75, tokens)]):
+        out = vram.room(4 * tokens * heads * values)
+        for a, b in parts:
+            room, key_bytes, value_bytes = room_bytes(nope, values, shape.rope, first + b)
+            keys, held = vram.room(heads * key_bytes), vram.room(heads * value_bytes)
+            row, kernel = records + 32 * a, kernels["expand"]
+            grid = -(-(first + b) // 128), heads
+            vram.run(
+                kernel, grid, row, 1, first + b, *places[:2], keys, held, room,
+                shared=kernel.shared,
+            )  # fmt: skip
+            kernel, of_angles = kernels["attend_expanded"], 2 * shape.rope * a
+            vram.run(
+                kernel, (-(-(b - a) // 128), heads), row, b - a, places[2] + q[0].nbytes * a,
+                q[0].nbytes, q[0, 0].nbytes, places[3] + of_angles, places[4] + of_angles,
+                bits(scale), keys, held, room, out + 4 * heads * values * a, 4 * heads * values,
+                4 * values, shared=kernel.shared,
+            )  # fmt: skip
+        found.append(vram.get(out, (tokens, heads, values)))
+    np.testing.assert_array_equal(found[0], found[1])
+    stored = decode(
+        kind, encode(kind, rows, shape.latent), shape.latent, shape.width - shape.latent
+    )
+    c, k_rope = stored[:, : shape.rank], stored[:, shape.latent :][:, : shape.rope]
+    pairs = q[:, :, nope:].astype(np.float64)
+    turned = (pairs[:, :, ::2] + 1j * pairs[:, :, 1::2]) * np.exp(1j * angles)
+    q_rope = np.stack([turned.real, turned.imag], axis=-1).reshape(pairs.shape)
+    scores = np.einsum("thn,hrn,sr->hts", q[:, :, :nope], k_b, c, dtype=float, optimize=True)
+    scores = scale * (scores + np.einsum("thr,sr->hts", q_rope, k_rope))
+    scores[:, np.arange(n) > np.arange(first, n)[:, None]] = -np.inf
+    p = np.exp(scores - scores.max(axis=2, keepdims=True))
+    p /= p.sum(axis=2, keepdims=True)
+    expected = np.einsum("hts,sr,hvr->thv", p, c, v_b, optimize=True)
+    assert error(found[0], expected) < 1e-3, error(found[0], expected)
+
+
 def test_strands_are_as_many_as_positions_need() -> None:
-    assert [strands_of(n) for n in (1, 64, 65, 4096, 1 << 18)] == [1, 1, 2, 64, 64]
+    assert [strands_of(n) for n in (1, 128, 129, 8192, 1 << 18)] == [1, 1, 2, 64, 64]
 
 
 def test_every_architecture_assembles_without_spills() -> None:
-    for shape in (KIMI, Shape(16, 512, 64)):
-        for kernel in shape.kernels.values():
-            text = ptx(kernel.function, kernel.threads)
-            assert kernel.shared <= 99 << 10
-            for architecture in ARCHITECTURES:
-                _, report = assemble(text, architecture)
-                assert (report.stack, report.spills) == (0, 0), (kernel.name, architecture, report)
+    few = Shape(16, 512, 64).kernels
+    expanded = expanded_of_shape(128, 128, 512, 64, 512, 576)
+    kernels = *KIMI.kernels.values(), few["attend_f16"], few["attend_q8_0"], *expanded.values()
+    for kernel in kernels:
+        assert kernel.shared <= 99 << 10
+        for architecture in ARCHITECTURES:
+            _, report = assemble(text(kernel), architecture)
+            assert (report.stack, report.spills) == (0, 0), (kernel.name, architecture, report)

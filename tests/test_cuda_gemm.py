@@ -8,7 +8,7 @@ from test_cuda_types import in_planes, records, weights
 from vram import Vram
 
 from quant import products
-from quant.cuda.gemm import ROWS, tile_tokens
+from quant.cuda.gemm import tile_rows, tile_tokens
 from quant.cuda.kernels import of_type, plane_type
 from quant.cuda.records import columns, record_bytes
 from quant.ggml import GGMLType as G
@@ -33,7 +33,7 @@ def test_dense_has_the_bits_of_the_cpu(
     out = vram.put(there)
     kernel = of_type(kind)["many_dense"]
     vram.run(
-        kernel, (-(-rows // ROWS), -(-tokens // tile_tokens(planes))), w, rows,
+        kernel, (-(-rows // tile_rows(planes)), -(-tokens // tile_tokens(planes))), w, rows,
         planes.chunks(n_cols), vram.put(records(x, 2)), record_bytes(n_cols, 2), columns(n_cols),
         tokens, out, 4 * rows, add, shared=kernel.shared,
     )  # fmt: skip
@@ -64,7 +64,7 @@ def test_chosen_has_the_bits_of_the_cpu(kind: G, shared_by: int) -> None:
     out = vram.room(exact.nbytes)
     kernel = of_type(kind)["many_chosen"]
     vram.run(
-        kernel, (-(-rows // ROWS), 5, shared_by), vram.put(table),
+        kernel, (-(-rows // tile_rows(planes)), 5, shared_by), vram.put(table),
         vram.put(np.array(experts, np.uint32)), vram.put(np.array([4], np.uint32)),
         vram.put(starts), vram.put(index), rows, planes.chunks(n_cols), vram.put(records(x, 1)),
         record_bytes(n_cols, 1), columns(n_cols), out, 4 * rows, shared=kernel.shared,

@@ -74,7 +74,7 @@ def test_matrix_vector_kernels(tmp_path: Path) -> None:
     for name, source, row_bytes, size, n_bytes, to, at, out in todo:
         recorder.run(
             ["type", name, "repack"], (1,), source, row_bytes, 0, n_rows, n_cols, size, n_bytes,
-            to, n_rows, 1,
+            to, n_rows, 1, 0, 0,
         )  # fmt: skip
         recorder.run(
             ["type", name, "dense_8"], (1,), to, n_rows, 1, at, record_bytes(n_cols, 2),

@@ -9,6 +9,7 @@ import numpy as np
 
 from offload.batch import Batch
 from offload.config import ModelConfig
+from offload.devices import cuda_compile
 from offload.devices.base import (
     Activations,
     Block,
@@ -26,13 +27,15 @@ from offload.devices.cuda_kv import CudaKV
 from offload.devices.cuda_pass import PassMemory
 from offload.devices.cuda_rooms import Vector
 from offload.devices.cuda_segment import CudaSegment
+from offload.devices.cuda_vram import spaces
 from offload.devices.cuda_weights import CudaMatrix, Loader
 from offload.devices.cuda_writer import FEW, Writer
 from offload.expert_stats import ExpertStats, LayerTiers
 from offload.expert_tier import ExpertTier
 from offload.gpu.base import Gpu
+from offload.gpu.driver import CudaGpu
 from offload.kv_cache import cache_shape
-from offload.plan import KVSpec
+from offload.plan import KVSpec, VramSpec
 from offload.rope import Tables
 from offload.weights import Matrix
 
@@ -44,19 +47,32 @@ class CudaDevice:
 
     name = "cuda"
 
-    def __init__(self, config: ModelConfig, kv: KVSpec, gpu: Gpu) -> None:
+    def __init__(
+        self, config: ModelConfig, kv: KVSpec, threads: int = 1,
+        cpus: Sequence[frozenset[int]] | None = None, *, index: int = 0,
+        vram: VramSpec | None = None, gpu: Gpu | None = None,
+    ) -> None:  # fmt: skip
+        del threads, cpus
         self.config = config
         self.eps = float(config.rms_norm_eps)
-        self.gpu = gpu
+        self.gpu = gpu = gpu or CudaGpu(index, None if vram is None else vram.limit)
+        try:
+            self._spaces = spaces(gpu, kv, vram)
+        except BaseException:
+            gpu.close()
+            raise
         self.tier: ExpertTier | None = None
-        self.kv = CudaKV(gpu, cache_shape(config, kv.kv_type), kv.context)
-        self.loader = Loader(gpu)
+        self.kv = CudaKV(gpu, self._spaces.kv, cache_shape(config, kv.kv_type), kv.context)
+        self.loader = Loader(gpu, self._spaces.weights, self._spaces.workspace)
         self.many_logits = np.empty((0, 0), np.float32)
         self.wanted = np.zeros(0, np.int64)
+        self._numbers = np.zeros(0, np.int64)
+        self._numbers_at = 0
         self.n_logits = config.vocab_size
         self._tables = Tables(config)
         self._traffic = Traffic()
-        self._few = PassMemory(gpu, config, FEW)
+        self._few = self._pass_memory(FEW)
+        self._most = FEW + 1 if vram is None else vram.rows
         self._many: PassMemory | None = None
         self._head: PassMemory | None = None
         self.memory = self._few
@@ -101,8 +117,12 @@ class CudaDevice:
         return segment
 
     def compile_steps(self) -> list[Callable[[], object]]:
-        """Nothing: kernels are loaded as launches are prepared."""
-        return []
+        """Kernels of all segments."""
+        blocks = [block for segment in self._segments for block in segment.blocks]
+        memories = self._few, self._memory_of_many(FEW + 1)
+        for memory in memories:
+            memory.kinds = frozenset({int(self.kv.shape.kind)})
+        return cuda_compile.steps(self.gpu, cuda_compile.kernels_of(self, blocks, memories))
 
     # --- a pass -------------------------------------------------------------------------------
 
@@ -110,14 +130,10 @@ class CudaDevice:
         """Few rows have memory of their own; that of many grows with them."""
         self._count_experts()
         n = batch.n_tokens
-        if n <= FEW:
+        if n <= FEW and not any(span.is_expanded for span in batch.spans):
             self.memory = self._few
         else:
-            if self._many is None or self._many.most < n:
-                if self._many is not None:
-                    self._many.close()
-                self._many = PassMemory(self.gpu, self.config, 1 << (n - 1).bit_length())
-            self.memory = self._many
+            self.memory = self._memory_of_many(n)
         self.wanted = batch.wanted
         self.memory.begin(batch, self.kv, self._tables)
         if batch.rows is not None:
@@ -165,7 +181,7 @@ class CudaDevice:
         return ExpertStats(
             layers={
                 layer: LayerTiers(
-                    uses=uses.copy(), resident=np.ones(len(uses), bool), hits=int(uses.sum())
+                    uses=uses, resident=np.ones(len(uses), bool), hits=int(uses.sum())
                 )
                 for layer, uses in self._uses.items()
             },
@@ -194,11 +210,30 @@ class CudaDevice:
     def _h_columns(self, layer: int) -> int:
         return max((m.n_cols for _, m in self.readers(layer)), default=self.config.hidden_size)
 
+    def _pass_memory(self, rows: int) -> PassMemory:
+        return PassMemory(self.gpu, self._spaces.workspace, self.config, rows)
+
+    def _memory_of_many(self, rows: int) -> PassMemory:
+        """For as many rows as a step has, or more if it must be."""
+        if self._many is None or self._many.most < rows:
+            if self._many is not None:
+                self._many.close()
+            self._most = max(self._most, rows)
+            self._many = self._pass_memory(self._most)
+        return self._many
+
     def head_memory(self, rows: int) -> PassMemory:
         """Memory for the head of many rows, at most so many at a time."""
         if self._head is None:
-            self._head = PassMemory(self.gpu, self.config, rows)
+            self._head = self._pass_memory(rows)
         return self._head
+
+    def numbers(self, n: int) -> int:
+        """Address of 0 .. n - 1, int64."""
+        if len(self._numbers) < n:
+            self._numbers = np.arange(n, dtype=np.int64)
+            self._numbers_at = self.loader.table(self._numbers)
+        return self._numbers_at
 
     def has_run(self, blocks: Sequence[CudaBlock]) -> None:
         """Count what they read; experts in use are asked for later, when the GPU is at rest."""

@@ -79,7 +79,7 @@ class Routed:
         self.top_k = device.config.num_experts_per_tok
         self._layer = layer
         self._tables = {
-            m: device.loader.vector(m.address + m.stride * np.arange(m.count, dtype=np.int64))
+            m: device.loader.table(m.address + m.stride * np.arange(m.count, dtype=np.int64))
             for m in (self.mlp.gate, self.mlp.up, self.mlp.down)
         }
 

@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 
+from offload.devices.cuda_vram import Space
 from offload.gpu.base import Gpu
 from offload.kv_cache import CacheShape
 from offload.plan import KVType
@@ -36,7 +37,8 @@ class Slot:
 class CudaKV:
     """See KVStore."""
 
-    def __init__(self, gpu: Gpu, shape: CacheShape, context: int) -> None:
+    def __init__(self, gpu: Gpu, space: Space, shape: CacheShape, context: int) -> None:
+        self._space = space
         self.shape = shape
         self.context = context
         self.kind: str = shape.kv_type
@@ -58,7 +60,7 @@ class CudaKV:
     def open(self, slot: int, kind: str | None = None) -> None:
         """A new, empty slot; PlanError if there is no room."""
         self.close(slot)
-        table = self._gpu.alloc(8 * -(-self.context // PAGE))
+        table = self._space.alloc(8 * -(-self.context // PAGE))
         self._slots[slot] = Slot(
             replace(self.shape, kv_type=cast("KVType", kind or self.kind)), table
         )
@@ -68,8 +70,8 @@ class CudaKV:
         found = self._slots.pop(slot, None)
         if found is not None:
             for page in found.pages:
-                self._gpu.free(page)
-            self._gpu.free(found.table)
+                self._space.free(page)
+            self._space.free(found.table)
 
     def reserve(self, slot: int, rows: int) -> None:
         """Pages for so many rows; PlanError if there is no room."""
@@ -118,7 +120,7 @@ class CudaKV:
         if wanted <= len(slot.pages):
             return
         for _ in range(wanted - len(slot.pages)):
-            page = self._gpu.alloc(self._page_bytes(slot))
+            page = self._space.alloc(self._page_bytes(slot))
             self._gpu.clear(page, self._page_bytes(slot))
             slot.pages.append(page)
         self._gpu.upload(slot.table, np.array(slot.pages, np.int64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from offload.devices.cuda_vram import Space
 from offload.gpu.base import Gpu
 from quant.cuda.records import record_bytes
 
@@ -13,6 +14,17 @@ class Room(NamedTuple):
 
     address: int
     stride: int
+
+    def from_row(self, row: int) -> Room:
+        """The same, from a row on."""
+        return Room(self.address + row * self.stride, self.stride)
+
+
+class Area(NamedTuple):
+    """Memory whatever the number of rows."""
+
+    address: int
+    n_bytes: int
 
 
 NOWHERE = Room(0, 0)
@@ -30,8 +42,9 @@ class Vector(NamedTuple):
 class Rooms:
     """Owner of buffers for at most `rows` rows."""
 
-    def __init__(self, gpu: Gpu, rows: int) -> None:
+    def __init__(self, gpu: Gpu, space: Space, rows: int) -> None:
         self.rows = rows
+        self._space = space
         self._gpu = gpu
         self._areas: dict[tuple[str, int], int] = {}
 
@@ -39,7 +52,7 @@ class Rooms:
         """Address of memory whatever the number of rows; begins as zeros."""
         key = name, n_bytes
         if key not in self._areas:
-            self._areas[key] = self._gpu.alloc(n_bytes)
+            self._areas[key] = self._space.alloc(n_bytes)
             self._gpu.clear(self._areas[key], n_bytes)
         return self._areas[key]
 
@@ -62,5 +75,5 @@ class Rooms:
     def close(self) -> None:
         """Give the memory back."""
         for address in self._areas.values():
-            self._gpu.free(address)
+            self._space.free(address)
         self._areas.clear()

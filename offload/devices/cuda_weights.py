@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from offload.devices.cuda_vram import Space
 from offload.errors import PlanError
 from offload.gpu.base import Gpu, Launch
 from quant.cuda import gemm
@@ -62,9 +64,11 @@ class CudaMatrix:
 class Loader:
     """Brings weights to a GPU through a stage. Close it once they are there."""
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Gpu, weights: Space, workspace: Space) -> None:
         self._gpu = gpu
-        self._stage = 0
+        self._weights = weights
+        self._workspace = workspace
+        self._stage = self._stage_bytes = 0
 
     def matrix(self, m: Matrix) -> CudaMatrix:
         """All matrices of `m`."""
@@ -74,44 +78,62 @@ class Loader:
         facts = plane_type(kind)
         stride = facts.n_bytes(m.n_rows, m.n_cols)
         chunks = facts.chunks(m.n_cols)
-        address = self._gpu.alloc(m.count * stride)
-        step = max(1, min(m.n_rows, STAGE_BYTES // m.row_bytes))
-        if not self._stage:
-            self._stage = self._gpu.alloc(max(STAGE_BYTES, m.row_bytes))
+        address = self._weights.alloc(m.count * stride)
         repack = of_type(kind)["repack"]
-        for i in range(m.count):
-            for first in range(0, m.n_rows, step):
-                count = min(step, m.n_rows - first)
-                source = m.address + i * m.stride + first * m.row_bytes
-                self._gpu.upload(self._stage, bytes_at(source, count * m.row_bytes))
-                blocks = -(-count * chunks * facts.lanes // repack.threads)
-                arguments = (
-                    self._stage, m.row_bytes, first, count, m.n_cols, *BLOCK[kind],
-                    address + i * stride, m.n_rows, chunks,
-                )  # fmt: skip
-                once = self._gpu.prepare([Launch(repack, (blocks, 1, 1), arguments)])
-                once.run()
-                once.close()
+        for i, n, first, count in pieces(m):
+            size = (n - 1) * m.stride + count * m.row_bytes
+            stage = self._room(size)
+            self._gpu.upload(stage, bytes_at(m.address + i * m.stride + first * m.row_bytes, size))
+            grid = -(-count * chunks * facts.lanes // repack.threads), n, 1
+            arguments = (
+                stage, m.row_bytes, first, count, m.n_cols, *BLOCK[kind], address + i * stride,
+                m.n_rows, chunks, m.stride, stride,
+            )  # fmt: skip
+            once = self._gpu.prepare([Launch(repack, grid, arguments)])
+            once.run()
+            once.close()
         return CudaMatrix(
             kind=kind, is_float=m.quant.is_float, address=address, stride=stride, count=m.count,
             n_rows=m.n_rows, n_cols=m.n_cols, used_cols=m.used_cols, chunks=chunks,
             steps=facts.steps, lanes=facts.lanes, n_bytes=m.n_bytes,
         )  # fmt: skip
 
+    def _room(self, n_bytes: int) -> int:
+        if self._stage_bytes < n_bytes:
+            self.close()
+            self._stage_bytes = n_bytes
+            self._stage = self._workspace.alloc(n_bytes)
+        return self._stage
+
     def vector(self, x: Array) -> int:
         """Address of a copy; 0 if there is nothing."""
         if not x.size:
             return 0
-        address = self._gpu.alloc(x.nbytes)
+        address = self._weights.alloc(x.nbytes)
         self._gpu.upload(address, np.ascontiguousarray(x))
+        return address
+
+    def table(self, x: Array) -> int:
+        """The same, of what is no weight."""
+        address = self._workspace.alloc(x.nbytes)
+        self._gpu.upload(address, x)
         return address
 
     def close(self) -> None:
         """Give the stage back."""
         if self._stage:
             self._gpu.wait()
-            self._gpu.free(self._stage)
-            self._stage = 0
+            self._workspace.free(self._stage)
+            self._stage = self._stage_bytes = 0
+
+
+def pieces(m: Matrix) -> Iterator[tuple[int, int, int, int]]:
+    """(first matrix, matrices, first row of each, rows): what goes through the stage at a time."""
+    rows = max(1, min(m.n_rows, STAGE_BYTES // m.row_bytes))
+    many = 1 if rows < m.n_rows else max(1, STAGE_BYTES // m.stride)
+    for i in range(0, m.count, many):
+        for first in range(0, m.n_rows, rows):
+            yield i, min(many, m.count - i), first, min(rows, m.n_rows - first)
 
 
 def bytes_at(address: int, n_bytes: int) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 
 from offload.amounts import binary_amount
 from offload.errors import DeviceError, PlanError, reason
-from offload.gpu.base import Check, Launch, Prepared
+from offload.gpu.base import Check, Launch, Prepared, Progress
 from offload.gpu.cuda_calls import NO_MEMORY, CudaCalls, CudaError
 from offload.gpu.launches import Calls, Functions, graph
 from offload.gpu.probe import architecture, bindings, obstacle, text_of
@@ -30,6 +30,7 @@ Array = np.ndarray
 Cubins = Callable[["Kernel", int], bytes]
 
 WATCHDOG_SECONDS: Final = 20.0
+WITHOUT: Final = "--device cpu does without"
 _READ_ONLY: Final = 8  # CU_MEMHOSTREGISTER_READ_ONLY
 
 
@@ -44,7 +45,7 @@ class CudaGpu:
         self, index: int = 0, limit: int | None = None, *, module: Any = None,
         cubins: Cubins | None = None, watchdog_seconds: float = WATCHDOG_SECONDS,
     ) -> None:  # fmt: skip
-        self.index, self._limit = index, limit
+        self.index, self._limit, self._cubins = index, limit, cubins
         self._sizes: dict[int, int] = {}
         self._pinned: dict[int, int] = {}
         self._calls = calls = CudaCalls(bindings() if module is None else module, f"GPU {index}")
@@ -163,6 +164,16 @@ class CudaGpu:
         if n_bytes:
             self._calls.call("cuMemsetD8Async", at, 0, n_bytes, self._queue.stream)
 
+    def compile(self, kernels: Sequence[Kernel], progress: Progress) -> None:
+        """See Gpu; by as many processes as there are cores."""
+        if self._cubins is None:
+            from quant.cuda.cubin_cache import cubins
+
+            try:
+                cubins(kernels, self.architecture, progress)
+            except (RuntimeError, OSError) as exc:
+                raise DeviceError(f"{self._calls.name}: {reason(exc)}; {WITHOUT}") from exc
+
     def prepare(self, launches: Sequence[Launch]) -> Prepared:
         """See Gpu; a graph, where the driver makes one."""
         self._calls.enter()
@@ -229,7 +240,7 @@ class CudaGpu:
             except (RuntimeError, OSError) as exc:
                 raise DeviceError(
                     f"{self._calls.name}: kernel {kernel.name} cannot be made ({reason(exc)});"
-                    " --device cpu does without"
+                    f" {WITHOUT}"
                 ) from exc
 
         return found

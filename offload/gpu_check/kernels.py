@@ -117,7 +117,7 @@ class Case:
             self.bench.run(
                 launch(
                     repack, (-(-threads // repack.threads),), self.bench.put(part), data.shape[1],
-                    first, len(part), n_cols, *BLOCK[self.kind], to, n_rows, chunks,
+                    first, len(part), n_cols, *BLOCK[self.kind], to, n_rows, chunks, 0, 0,
                 )
             )  # fmt: skip
         return to

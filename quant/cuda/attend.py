@@ -11,8 +11,9 @@ decoding to the bit. partials: (tokens, heads, strands, latent + 4) float32, a r
 
     [ z: latent, not divided | maximum, as a power of 2's exponent | total | - | - ]
 
-SPLIT and STRANDS: 64 strands of 32 heads of Kimi's 64 fill 128 multiprocessors from 4K positions
-on, and what they leave behind (8 MiB a token) stays in the L2 cache.
+SPLIT and STRANDS: 64 strands of 32 heads of Kimi's 64 fill 128 multiprocessors from 8K positions
+on, and what they leave behind (8 MiB a token) stays in the L2 cache. Smaller splits would fill them
+earlier, and prompts would spend more on what comes and goes with a strand.
 """
 
 from __future__ import annotations
@@ -22,21 +23,31 @@ from functools import cache
 from typing import Any
 
 from quant.compiler.jit import OPEN, bind
-from quant.cuda import attend_floats, attend_halves, cache_rows
+from quant.cuda import attend_floats, attend_halves, attend_tiles, cache_rows
 from quant.cuda.attend_halves import LOWEST
 from quant.cuda.cache_rows import POSITION, RECORD, groups
 from quant.cuda.intrinsics import (
     as_f32,
+    as_u32,
     block_x,
     block_y,
     f32,
     fma,
     larger,
+    load_4,
     load_f32,
     load_i64,
     power_of_2,
+    put_shared_4,
+    put_shared_f32,
     quotient,
+    shared,
+    shared_4,
+    shared_f32,
+    store_4,
     store_f32,
+    swap_f32,
+    sync,
     thread,
     u32,
 )
@@ -44,26 +55,29 @@ from quant.cuda.kernels import Kernel
 from quant.cuda.ptx import device
 from quant.run.cache_rows import RowKind
 
-SPLIT = 64  # positions; a page is a multiple of it
+SPLIT = 128  # positions; a page is a multiple of it
 STRANDS = 64
 QUERY_THREADS = 128
+SHARES = 4
 HEADS: int = OPEN
 RANK: int = OPEN
 ROPE: int = OPEN
 LATENT: int = OPEN
 WIDTH: int = OPEN
-MERGE_THREADS: int = OPEN
+PADDED_STRANDS: int = OPEN  # a multiple of 32
+COLUMN_THREADS: int = OPEN  # that share the columns of z, four each
+
+
+def head_groups(kind: RowKind, heads: int) -> int:
+    """Blocks that the heads of a token are shared out to: the grid's second number."""
+    if kind == RowKind.F32:
+        return -(-heads // attend_floats.HEADS_AT_ONCE)
+    return -(-heads // (16 * attend_halves.head_tiles(heads)))
 
 
 def partial_bytes(heads: int, latent: int, strands: int) -> int:
     """Bytes of a token's partial results."""
     return 4 * heads * strands * (latent + 4)
-
-
-def head_groups(name: str, heads: int) -> int:
-    """Blocks that share the heads of a token in the kernel of this name."""
-    at_once = 8 if name == "attend_f32" else 32 if heads > 16 else 16
-    return -(-heads // at_once)
 
 
 def strands_of(positions: int) -> int:
@@ -98,26 +112,57 @@ def query(
 
 
 def merge(rows: int, partials: int, strands: int, z: int, z_stride: int) -> None:
-    """Partial results -> z, (HEADS, LATENT) float32 a token. Grid: heads, tokens."""
-    h, t = block_x(), block_y()
+    """Partial results -> z, (HEADS, LATENT) float32 a token. Grid: heads, tokens.
+
+    SHARES groups of threads take every SHARES-th strand, and then their sums are added in order.
+    """
+    h, t, i = block_x(), block_y(), thread()
     n = load_i64(rows + RECORD * t + POSITION) + 1
     count = min(STRANDS, (n + SPLIT - 1) // SPLIT)
     step = 4 * (LATENT + 4)
     part = partials + (HEADS * t + h) * strands * step
-    best = LOWEST
-    for s in range(count):
+    best, total = LOWEST, f32(0)
+    for s in range(i % 32, count, 32):
         best = larger(best, load_f32(part + s * step + 4 * LATENT))
-    total = f32(0)
-    for s in range(count):
-        top = part + s * step + 4 * LATENT
-        total = fma(power_of_2(load_f32(top) - best), load_f32(top + 4), total)
-    inverse = quotient(f32(1), total)
-    for c in range(thread(), LATENT, MERGE_THREADS):
-        v = f32(0)
-        for s in range(count):
-            at = part + s * step
-            v = fma(power_of_2(load_f32(at + 4 * LATENT) - best), load_f32(at + 4 * c), v)
-        store_f32(z + t * z_stride + 4 * (LATENT * h + c), v * inverse)
+    for k in range(5):
+        best = larger(best, swap_f32(best, 1 << k))
+    weights = shared()
+    for s in range(i % 32, PADDED_STRANDS, 32):
+        weight = f32(0)
+        if s < count:
+            top = part + s * step + 4 * LATENT
+            weight = power_of_2(load_f32(top) - best)
+            total = fma(weight, load_f32(top + 4), total)
+        if i < 32:
+            put_shared_f32(weights + 4 * s, weight)
+    for k in range(5):
+        total = total + swap_f32(total, 1 << k)
+    sync()
+    share, c = i // COLUMN_THREADS, 4 * (i % COLUMN_THREADS)
+    v0, v1, v2, v3 = f32(0), f32(0), f32(0), f32(0)
+    sums = shared() + 4 * PADDED_STRANDS + 4 * c
+    if c < LATENT:
+        for s in range(share, count, 4 * SHARES):
+            for u in range(4):  # behind the last: the last, with weight 0
+                weight = shared_f32(weights + 4 * (s + SHARES * u))
+                at = part + min(s + SHARES * u, count - 1) * step + 4 * c
+                a, b, d, e = load_4(at)
+                v0 = fma(weight, as_f32(a), v0)
+                v1 = fma(weight, as_f32(b), v1)
+                v2 = fma(weight, as_f32(d), v2)
+                v3 = fma(weight, as_f32(e), v3)
+        if share > 0:
+            to = sums + 4 * LATENT * (share - 1)
+            put_shared_4(to, as_u32(v0), as_u32(v1), as_u32(v2), as_u32(v3))
+    sync()
+    if share == 0 and c < LATENT:
+        for k in range(SHARES - 1):
+            a, b, d, e = shared_4(sums + 4 * LATENT * k)
+            v0, v1 = v0 + as_f32(a), v1 + as_f32(b)
+            v2, v3 = v2 + as_f32(d), v3 + as_f32(e)
+        by = quotient(f32(1), total)
+        to = z + t * z_stride + 4 * (LATENT * h + c)
+        store_4(to, as_u32(v0 * by), as_u32(v1 * by), as_u32(v2 * by), as_u32(v3 * by))
 
 
 @cache
@@ -130,19 +175,25 @@ def of_shape(
     names: dict[str, Any] = {
         "HEADS": heads, "RANK": rank, "ROPE": rope, "LATENT": latent, "WIDTH": width,
         "LATENT_GROUPS": of_latent, "GROUPS": of_row, "SPLIT": split, "STRANDS": strands,
-        "MERGE_THREADS": min(512, -(-latent // 32) * 32),
+        "COLUMN_THREADS": -(-latent // 128) * 32, "PADDED_STRANDS": -(-strands // 32) * 32,
     }  # fmt: skip
     kernels = [
         _kernel(cache_rows.append, "append", names, cache_rows.THREADS, 4 * width + 16),
         _kernel(query, "query", names, QUERY_THREADS),
-        _kernel(merge, "merge", names, names["MERGE_THREADS"]),
+        _kernel(
+            merge,
+            "merge",
+            names,
+            SHARES * names["COLUMN_THREADS"],
+            4 * (names["PADDED_STRANDS"] + (SHARES - 1) * latent),
+        ),  # fmt: skip
     ]
     for kind in (RowKind.F16, RowKind.Q8_0):
         is_q8 = kind == RowKind.Q8_0
         shape = attend_halves.shapes(heads, latent, width, of_row, is_q8)
         bound = names | shape | {"Q8": is_q8, "OWN_KIND": int(kind)}
-        for part in ("bring", "widen", "fetch", "multiply", "soften", "mix"):
-            bound[part] = device(bind(getattr(attend_halves, part), part, **bound))
+        for part in (attend_tiles.bring, attend_tiles.widen, *attend_halves.PARTS):
+            bound[part.__name__] = device(bind(part, part.__name__, **bound))
         name = f"attend_{kind.name.lower()}"
         kernels.append(
             _kernel(attend_halves.attend, name, bound, attend_halves.THREADS, shape["SHARED"])

@@ -11,7 +11,7 @@ from numba.cuda import types
 
 from quant.compiler.jit import OPEN
 from quant.cuda.attend_halves import LOG2_E, LOWEST
-from quant.cuda.cache_rows import KIND, PAGE, POSITION, RECORD, layer_at
+from quant.cuda.cache_rows import KIND, PAGE, PAGES, POSITION, RECORD, page_of
 from quant.cuda.intrinsics import (
     as_f32,
     block_x,
@@ -79,7 +79,8 @@ def attend(rows: int, layer: int, wide: int, wide_stride: int, strands: int, par
         z[k] = f32(0)
     top, total = LOWEST, f32(0)
     while first < n:
-        at = layer_at(record, first, layer, 4 * WIDTH) + first % PAGE * 4 * WIDTH
+        page = page_of(load_i64(record + PAGES), first)
+        at = page + (layer * PAGE + first % PAGE) * 4 * WIDTH
         for r in range(warp, TILE, HEADS_AT_ONCE):
             here = min(r, n - 1 - first)  # rows behind the last: the last, for p 0
             for c in range(lane, WIDTH // 4, 32):

@@ -8,7 +8,8 @@ A block has 16 MT heads of one token and goes through its strand in tiles of TIL
     z        += p . tile                          a warp has PAIRS x 16 columns
 
 Halves of int8 are exact. Their d joins in float32 behind a score's products, and before the values'
-in halves, so scores are as near to exact as those of f16 rows, and a value is rounded once.
+in halves, so scores are as near to exact as those of f16 rows, and a value is rounded once. Queries
+and values beyond 65504 are infinite.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from numba import cuda
 from numba.cuda import types
 
 from quant.compiler.jit import OPEN
-from quant.cuda.cache_rows import KIND, PAGE, POSITION, RECORD, layer_at
+from quant.cuda.attend_tiles import D_ROW, TILE
+from quant.cuda.cache_rows import KIND, PAGES, POSITION, RECORD, page_of
 from quant.cuda.intrinsics import (
     as_f32,
     as_u32,
@@ -29,7 +31,6 @@ from quant.cuda.intrinsics import (
     block_z,
     copies_done_0,
     copies_sent,
-    copy_16,
     f32,
     fma,
     fma_halves,
@@ -40,17 +41,13 @@ from quant.cuda.intrinsics import (
     matrix_4,
     matrix_4_turned,
     mma_f16,
-    permute,
     power_of_2,
     put_shared_2,
-    put_shared_4,
     put_shared_f32,
-    put_shared_u16,
     shared,
     shared_2,
     shared_4,
     shared_f32,
-    shared_u16,
     shared_u32,
     shr,
     store_2,
@@ -64,7 +61,6 @@ from quant.cuda.intrinsics import (
 from quant.cuda.ptx import device
 
 THREADS = 256
-TILE = 32  # positions
 PART = 160  # bytes of a head's scores in a part
 P = 80  # bytes of a head's p
 SPLIT: int = OPEN
@@ -80,26 +76,27 @@ Q_WORDS: int = OPEN  # words of a thread's queries, their hi part,
 Z_FLOATS: int = OPEN  # of its sums,
 P_WORDS: int = OPEN  # of p for 16 positions
 LATENT_GROUPS: int = OPEN
-GROUPS: int = OPEN
 Q8: bool = OPEN
 OWN_KIND: int = OPEN
 PARTS_AT: int = OPEN  # where things lie in shared memory: parts,
 P_AT: int = OPEN  # p,
 SHRINK_AT: int = OPEN  # what z shrinks by,
 RAW_AT: int = OPEN  # int8 rows as they come, and their d,
-D_AT: int = OPEN  # d of each 16 columns: WIDTH / 16 x TILE float32,
+D_AT: int = OPEN  # d of each 16 columns: WIDTH / 16 rows of D_ROW float32,
 DH_AT: int = OPEN  # and as halves
 LOG2_E = np.float32(1.4426950408889634)
 LOWEST = np.float32(-np.inf)
-BIASED = np.uint32(0x64646464)  # 1024 + b is the half whose bytes are b, 0x64
-MINUS_BIAS = np.uint32(0xE480E480)  # -(1024 + 128), twice
-ONES = np.uint32(0x3C003C00)
 ZEROS = np.uint32(0)
+
+
+def head_tiles(heads: int) -> int:
+    """MT for a model's heads."""
+    return 2 if heads > 16 else 1
 
 
 def shapes(heads: int, latent: int, width: int, row_groups: int, q8: bool) -> dict[str, int]:
     """The open numbers of a shape, and SHARED: bytes of shared memory."""
-    mt = 2 if heads > 16 else 1
+    mt = head_tiles(heads)
     steps = width // 16
     slices = 8 // mt
     row = 2 * width + 16
@@ -114,62 +111,28 @@ def shapes(heads: int, latent: int, width: int, row_groups: int, q8: bool) -> di
         ("P_AT", 16 * mt * P),
         ("SHRINK_AT", 16 * mt * 4),
         ("RAW_AT", TILE * (width + 2 * row_groups) if q8 else 0),
-        ("D_AT", TILE * steps * 4 if q8 else 0),
-        ("DH_AT", TILE * steps * 2 if q8 else 0),
+        ("D_AT", D_ROW * steps * 4 if q8 else 0),
+        ("DH_AT", D_ROW * steps * 2 if q8 else 0),
     ):
         names[name] = at
         at += n_bytes
     return names | {"SHARED": at}
 
 
-def bring(record: Any, layer: Any, first: Any, n: Any, to: Any) -> None:
-    """Send for the tile of positions first .. (of n) of a layer."""
-    r, c = thread() // 8, thread() % 8
-    place = first % PAGE
-    if Q8:
-        base = layer_at(record, first, layer, WIDTH + 2 * GROUPS)
-        at = base + place * WIDTH
-        for i in range(thread(), TILE * WIDTH // 16, THREADS):
-            copy_16(to + 16 * i, at + 16 * i)
-        at = base + PAGE * WIDTH + place * 2 * GROUPS
-        for i in range(thread(), TILE * GROUPS // 8, THREADS):
-            copy_16(to + TILE * WIDTH + 16 * i, at + 16 * i)
-    else:
-        r_here = min(r, n - 1 - first)  # rows behind the last: the last, for p 0
-        at = layer_at(record, first, layer, 2 * WIDTH) + (place + r_here) * 2 * WIDTH
-        for i in range(c, WIDTH // 8, 8):
-            copy_16(to + r * ROW + 16 * i, at + 16 * i)
-
-
-@device
-def halves_of(word: Any) -> Any:
-    """4 int8 -> (halves 0 and 1, halves 2 and 3), exact."""
-    word = word ^ u32(0x80808080)
-    low = permute(word, BIASED, u32(0x5150))
-    high = permute(word, BIASED, u32(0x7352))
-    return fma_halves(low, ONES, MINUS_BIAS), fma_halves(high, ONES, MINUS_BIAS)
+def bring(page: Any, layer: Any, first: Any, n: Any, to: Any) -> None:
+    """Open: of attend_tiles.py."""
 
 
 def widen(first: Any, n: Any) -> None:
-    """int8 rows and their d, as they came -> the tile in halves, d as float32 and halves."""
-    raw = shared() + RAW_AT
-    r, c = thread() // 8, thread() % 8
-    here = min(r, n - 1 - first)
-    for i in range(c, WIDTH // 16, 8):
-        words = shared_4(raw + here * WIDTH + 16 * i)
-        a, b = halves_of(words[0])
-        d, e = halves_of(words[1])
-        to = shared() + r * ROW + 32 * i
-        put_shared_4(to, a, b, d, e)
-        a, b = halves_of(words[2])
-        d, e = halves_of(words[3])
-        put_shared_4(to + 16, a, b, d, e)
-        g = i // 2
-        if i >= LATENT // 16:
-            g = LATENT_GROUPS + (i - LATENT // 16) // 2
-        bits = shared_u16(raw + TILE * WIDTH + 2 * (here * GROUPS + g))
-        put_shared_f32(shared() + D_AT + 4 * (TILE * i + r), half(bits))
-        put_shared_u16(shared() + DH_AT + 2 * (TILE * i + r), bits)
+    """Open: of attend_tiles.py."""
+
+
+def behind(first: Any) -> Any:
+    """Where the strand's next tile begins."""
+    following = first + TILE
+    if following % SPLIT == 0:
+        following += (STRANDS - 1) * SPLIT
+    return following
 
 
 @device
@@ -194,7 +157,7 @@ def fetch(q: Any, head: Any, m: Any, ks: Any, hi: Any, lo: Any) -> None:
 
 
 @device
-def _multiply_add(a: Any, i: Any, b0: Any, b1: Any, c: Any, k: Any) -> None:
+def multiply_add(a: Any, i: Any, b0: Any, b1: Any, c: Any, k: Any) -> None:
     """c[k ..] += words i .. of a, (16, 16), times (b0, b1), (16, 8)."""
     c[k], c[k + 1], c[k + 2], c[k + 3] = mma_f16(
         a[i], a[i + 1], a[i + 2], a[i + 3], b0, b1, c[k], c[k + 1], c[k + 2], c[k + 3]
@@ -218,11 +181,11 @@ def multiply(hi: Any, lo: Any, tile: Any, m: Any, ks: Any) -> None:
                 if Q8:
                     for i in range(8):
                         more[i] = f32(0)
-                    _multiply_add(hi, 4 * j, b0, b1, more, 0)
-                    _multiply_add(hi, 4 * j, b2, b3, more, 4)
-                    _multiply_add(lo, 4 * j, b0, b1, more, 0)
-                    _multiply_add(lo, 4 * j, b2, b3, more, 4)
-                    d_at = shared() + D_AT + 4 * (TILE * step + 16 * pair + 2 * (lane % 4))
+                    multiply_add(hi, 4 * j, b0, b1, more, 0)
+                    multiply_add(hi, 4 * j, b2, b3, more, 4)
+                    multiply_add(lo, 4 * j, b0, b1, more, 0)
+                    multiply_add(lo, 4 * j, b2, b3, more, 4)
+                    d_at = shared() + D_AT + 4 * (D_ROW * step + 16 * pair + 2 * (lane % 4))
                     for i in range(0, 8, 4):
                         d, e = shared_2(d_at + 8 * i)
                         acc[i] = fma(more[i], as_f32(d), acc[i])
@@ -230,10 +193,10 @@ def multiply(hi: Any, lo: Any, tile: Any, m: Any, ks: Any) -> None:
                         acc[i + 2] = fma(more[i + 2], as_f32(d), acc[i + 2])
                         acc[i + 3] = fma(more[i + 3], as_f32(e), acc[i + 3])
                 else:
-                    _multiply_add(hi, 4 * j, b0, b1, acc, 0)
-                    _multiply_add(hi, 4 * j, b2, b3, acc, 4)
-                    _multiply_add(lo, 4 * j, b0, b1, more, 0)
-                    _multiply_add(lo, 4 * j, b2, b3, more, 4)
+                    multiply_add(hi, 4 * j, b0, b1, acc, 0)
+                    multiply_add(hi, 4 * j, b2, b3, acc, 4)
+                    multiply_add(lo, 4 * j, b0, b1, more, 0)
+                    multiply_add(lo, 4 * j, b2, b3, more, 4)
         if not Q8:
             for i in range(8):
                 acc[i] = acc[i] + more[i]
@@ -301,13 +264,13 @@ def mix(tile: Any, z: Any) -> None:
             if 8 * PAIRS == LATENT // 16 or pair < LATENT // 16:
                 b0, b1, b2, b3 = matrix_4_turned(at + 32 * pair)
                 if Q8:
-                    d_at = shared() + DH_AT + 2 * (TILE * pair + 16 * step + 2 * (lane % 4))
+                    d_at = shared() + DH_AT + 2 * (D_ROW * pair + 16 * step + 2 * (lane % 4))
                     d, e = shared_u32(d_at), shared_u32(d_at + 16)
                     b0, b1 = fma_halves(b0, d, ZEROS), fma_halves(b1, e, ZEROS)
                     b2, b3 = fma_halves(b2, d, ZEROS), fma_halves(b3, e, ZEROS)
                 for m in range(MT):
-                    _multiply_add(p, 4 * m, b0, b1, z, 8 * (m * PAIRS + j))
-                    _multiply_add(p, 4 * m, b2, b3, z, 8 * (m * PAIRS + j) + 4)
+                    multiply_add(p, 4 * m, b0, b1, z, 8 * (m * PAIRS + j))
+                    multiply_add(p, 4 * m, b2, b3, z, 8 * (m * PAIRS + j) + 4)
 
 
 def attend(rows: int, layer: int, wide: int, wide_stride: int, strands: int, partials: int) -> None:
@@ -325,8 +288,11 @@ def attend(rows: int, layer: int, wide: int, wide_stride: int, strands: int, par
     warp, lane = thread() // 32, thread() % 32
     m, ks = warp % MT, warp // MT
     head = 16 * MT * block_y()
-    bring(record, layer, first, n, shared() + RAW_AT if Q8 else shared())
+    pages = load_i64(record + PAGES)
+    bring(page_of(pages, first), layer, first, n, shared() + RAW_AT if Q8 else shared())
     copies_sent()
+    following = behind(first)
+    page = page_of(pages, min(following, n - 1))  # known a tile ahead: nobody waits for it
     hi = cuda.local.array(Q_WORDS, types.uint32)
     lo = cuda.local.array(Q_WORDS, types.uint32)
     fetch(wide + t * wide_stride, head, m, ks, hi, lo)
@@ -336,26 +302,25 @@ def attend(rows: int, layer: int, wide: int, wide_stride: int, strands: int, par
     top, total = LOWEST, f32(0)
     tile, other = shared(), shared() + TILE * ROW
     while first < n:
-        following = first + TILE
-        if following % SPLIT == 0:
-            following += (STRANDS - 1) * SPLIT
+        count = n - first
         copies_done_0()
         sync()
         if Q8:
             widen(first, n)
             sync()
         if following < n:
-            bring(record, layer, following, n, shared() + RAW_AT if Q8 else other)
+            bring(page, layer, following, n, shared() + RAW_AT if Q8 else other)
         copies_sent()
+        first, following = following, behind(following)
+        page = page_of(pages, min(following, n - 1))
         multiply(hi, lo, tile, m, ks)
         sync()
         if warp < 4 * MT:
-            top, total = soften(n - first, top, total)
+            top, total = soften(count, top, total)
         sync()
         mix(tile, z)
         if not Q8:
             tile, other = other, tile
-        first = following
     part = partials + 4 * (LATENT + 4) * strands * (HEADS * t + head) + 4 * (LATENT + 4) * block_x()
     step = 4 * (LATENT + 4) * strands  # from head to head
     if warp < 4 * MT and lane % 8 == 0 and head + thread() // 8 < HEADS:
@@ -374,3 +339,6 @@ def attend(rows: int, layer: int, wide: int, wide_stride: int, strands: int, par
             if pair < LATENT // 16 and head + h + 8 < HEADS:
                 store_2(at + 8 * step, as_u32(z[k + 2]), as_u32(z[k + 3]))
                 store_2(at + 8 * step + 32, as_u32(z[k + 6]), as_u32(z[k + 7]))
+
+
+PARTS = behind, fetch, multiply, soften, mix

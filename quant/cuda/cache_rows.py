@@ -85,9 +85,9 @@ def from_layer(kind: RowKind, layer: Array, width: int) -> Array:
 
 
 @device
-def layer_at(record: Any, position: Any, layer: Any, row_bytes: Any) -> Any:
-    """Address of the layer in the page that holds a position."""
-    return load_i64(load_i64(record + PAGES) + 8 * (position // PAGE)) + layer * PAGE * row_bytes
+def page_of(pages: Any, position: Any) -> Any:
+    """Address of the page that holds a position of a sequence."""
+    return load_i64(pages + 8 * (position // PAGE))
 
 
 @device
@@ -135,6 +135,7 @@ def append(
         shared_f32(sums + 8) + shared_f32(sums + 12)
     )
     scale = quotient(_ONE, root(quotient(total, f32(RANK)) + as_f32(u32(eps_bits))))
+    scale = scale + (total - total)  # + 0, or not a number: squares exceed float32
     for c in range(i, WIDTH, THREADS):
         v = f32(0)
         if c < RANK:
@@ -149,10 +150,10 @@ def append(
         put_shared_f32(shared() + 4 * c, v)
     sync()
     position, kind = load_i64(record + POSITION), load_i64(record + KIND)
-    place = position % PAGE
+    page, place = page_of(load_i64(record + PAGES), position), position % PAGE
     if kind != _Q8_0:
         each = 4 if kind == _F32 else 2
-        at = layer_at(record, position, layer, WIDTH * each) + place * WIDTH * each
+        at = page + (layer * PAGE + place) * WIDTH * each
         for c in range(i, WIDTH, THREADS):
             v = shared_f32(shared() + 4 * c)
             if kind == _F32:
@@ -160,7 +161,7 @@ def append(
             else:
                 store_u16(at + 2 * c, half_bits(v))
     else:
-        base = layer_at(record, position, layer, WIDTH + 2 * GROUPS)
+        base = page + layer * PAGE * (WIDTH + 2 * GROUPS)
         at = base + place * WIDTH
         d = base + PAGE * WIDTH + 2 * GROUPS * place
         for g in range(i // 32, GROUPS, THREADS // 32):

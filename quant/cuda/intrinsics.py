@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
@@ -105,7 +106,7 @@ mod32 = _op(U32, (U32, U32), lambda b, m, v: b.urem(v[0], v[1]))
 # c + the products of 4 signed bytes
 dp4a = _op(S32, (U32, U32, S32), _asm("dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", I32))
 # byte i of the result: byte (sel >> 4 i & 7) of a (0-3) and b (4-7)
-permute = _op(U32, (U32, U32, U32), _asm("prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", I32))
+permute = _op(U32, (U32, U32, U32), lambda b, m, v: _call(b, m, "llvm.nvvm.prmt", I32, v))
 pop_count = _op(U32, (U32,), lambda b, m, v: _call(b, m, "llvm.ctpop.i32", I32, v))
 bytes_less = _op(  # byte by byte, wrapping: a - b
     U32,
@@ -228,7 +229,7 @@ def _shared(b: Any, m: Any, v: list[Any]) -> Any:
     else:
         block = ir.GlobalVariable(m, ir.ArrayType(I8, 0), name, addrspace=SHARED)
         block.linkage = "external"
-        block.align = 16
+        block.align = 128
     return b.ptrtoint(block, I64)
 
 
@@ -351,3 +352,23 @@ matrix_2 = _ldmatrix(2, "")
 matrix_4 = _ldmatrix(4, "")
 matrix_2_turned = _ldmatrix(2, ".trans")
 matrix_4_turned = _ldmatrix(4, ".trans")
+
+# --- what a module brings along -------------------------------------------------------------------
+
+
+def table(name: str, make: Callable[[], np.ndarray]) -> Any:
+    """An intrinsic: address of a module's copy of an array, in global memory; 16-byte aligned."""
+
+    def build(b: Any, m: Any, v: list[Any]) -> Any:
+        if name in m.globals:
+            return b.ptrtoint(m.globals[name], I64)
+        words = np.ascontiguousarray(make()).reshape(-1).view(np.uint32)
+        kind = ir.ArrayType(I32, words.size)
+        block = ir.GlobalVariable(m, kind, name, addrspace=GLOBAL)
+        block.initializer = ir.Constant(kind, words.tolist())
+        block.global_constant = True
+        block.linkage = "linkonce_odr"
+        block.align = 16
+        return b.ptrtoint(block, I64)
+
+    return _op(S64, (), build)

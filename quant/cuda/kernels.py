@@ -35,11 +35,22 @@ TYPES = (
     GGMLType.Q4_K,
     GGMLType.Q5_K,
     GGMLType.Q6_K,
+    GGMLType.IQ2_XXS,
+    GGMLType.IQ2_XS,
+    GGMLType.IQ3_XXS,
+    GGMLType.IQ1_S,
+    GGMLType.IQ4_NL,
+    GGMLType.IQ3_S,
+    GGMLType.IQ2_S,
+    GGMLType.IQ4_XS,
+    GGMLType.IQ1_M,
+    GGMLType.TQ1_0,
     GGMLType.TQ2_0,
+    GGMLType.MXFP4,
+    GGMLType.NVFP4,
     GGMLType.Q1_0,
     GGMLType.Q2_0,
 )
-
 FLOATS = (
     GGMLType.F32,
     GGMLType.F16,
@@ -136,11 +147,10 @@ def _many(kind: GGMLType, planes: PlaneType, names: dict[str, Any]) -> list[Kern
     made = []
     for template, n_planes in ((gemm.many_dense, 2), (gemm.many_chosen, 1)):
         bound = names | gemm.sizes(planes, n_planes)
-        for inner in gemm.INNER:
-            bound[inner.__name__] = device(bind(inner, inner.__name__, **bound))
+        for name, inner in gemm.inner(planes).items():
+            bound[name] = device(bind(inner, name, **bound))
         shared = gemm.shared_bytes(planes, n_planes)
-        threads = 32 * planes.lanes
-        made.append(_kernel(template, template.__name__, kind, bound, threads, shared))
+        made.append(_kernel(template, template.__name__, kind, bound, gemm.THREADS, shared))
     return made
 
 
