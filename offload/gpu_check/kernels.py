@@ -75,7 +75,7 @@ def tiles(kind: GGMLType, n_rows: int, tokens: int) -> tuple[int, int]:
     """Blocks of a product on tensor cores: of rows, of tokens."""
     planes = plane_type(kind)
     assert isinstance(planes, PlaneType)
-    return -(-n_rows // gemm.ROWS), -(-tokens // gemm.tile_tokens(planes))
+    return -(-n_rows // gemm.tile_rows(planes)), -(-tokens // gemm.tile_tokens(planes))
 
 
 class Case:

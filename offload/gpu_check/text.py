@@ -43,12 +43,14 @@ def text(bench: Bench) -> Iterator[Row]:
         threads = max(1, min(8, (os.cpu_count() or 2) // 2))
         with (
             closing(CpuDevice(config, kv, threads)) as cpu,
-            closing(CudaDevice(config, kv, bench.gpu)) as cuda,
+            closing(CudaDevice(config, kv, gpu=bench.gpu)) as cuda,
         ):
             here = _model(config, store, cast("Device", cpu))
             there = _model(config, store, cast("Device", cuda))
             count = bench.setup.text_tokens
             ids = np.random.default_rng(3).integers(0, config.vocab_size, count)
+            for step in there.compile_steps():
+                step()
             for device in (cpu, cuda):
                 device.kv.open(0)
             yield from _blocks(here, there, ids)
