@@ -15,12 +15,19 @@ from typing import Any
 import gpu_check_setup
 import numpy as np
 import pytest
+
+pytest.importorskip("cuda.bindings", reason="the extra [cuda] is not installed")
+
+import tiny_gguf
 from click.testing import CliRunner
+from fake_cuda import FakeCuda, cubins
 from simulated_gpu import SimulatedGpu
+from tiny_gguf import TinyModel
 
 from cli.kimi_offload import kimi_offload
 from offload import gpu_check
 from offload.errors import DeviceError, RequestError
+from offload.gpu.driver import CudaGpu
 from offload.gpu_check import (
     attention,
     compiling,
@@ -76,7 +83,6 @@ ALL = (
     facts.facts,
     rates.rates,
     attention.attention,
-    text.text,
     prompts.prompts,
     transfers.transfers,
     launches.launches,
@@ -115,6 +121,18 @@ def test_a_kernel_that_cannot_be_compiled_is_named(
     assert rows["kernels of probes"].value == "sm_80, words: no"
     assert rows["kernels of probes"].ok is False
     assert rows["kernels of Q4_K"].ok
+
+
+def test_text_is_the_same_on_both_devices(tmp_path: Path) -> None:
+    kinds = {"norm": G.F32, "attn_k_b": G.F32, "attn_v_b": G.F32, "": G.Q4_K}
+    model = tiny_gguf.write(
+        tmp_path / "tiny.gguf",
+        TinyModel(layers=2, experts=4, top_k=2, q_lora=256, kv_lora=256, types=kinds),
+    )
+    rows = well(text.text, Bench(replace(gpu_check_setup.SMALL, model=model)))
+    kinds_seen = [row.check for row in rows]
+    assert kinds_seen[:5] == ["embedding", "attention", "mlp", "router", "experts"]
+    assert kinds_seen[-1] == "tokens, the likeliest each time"
 
 
 class FakeBlas:
@@ -196,6 +214,22 @@ def test_pinned_memory_is_measured_and_given_back() -> None:
     checks = [row.check for row in rows]
     assert "registered, pinned, to the GPU" in checks
     assert rows[-1].value == "missing: read-only memory is refused"
+
+
+@pytest.mark.parametrize("part", [transfers.transfers, launches.launches, intrinsics.intrinsics])
+def test_parts_go_through_the_real_driver_calls(part: Callable[[Bench], Iterator[Row]]) -> None:
+    fake = FakeCuda()
+    bench = Bench(
+        replace(
+            gpu_check_setup.SMALL,
+            open=lambda: CudaGpu(module=fake, cubins=cubins),
+            transfer_bytes=1 << 20,
+        )
+    )
+    rows = well(part, bench)
+    bench.gpu.close()
+    assert fake.is_empty
+    assert rows
 
 
 def test_every_intrinsic_is_checked() -> None:
