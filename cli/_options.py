@@ -270,7 +270,19 @@ def load_options(command: F) -> F:
     """Add the flags of `offload.load` to a command."""
     options = (
         click.option(
-            "--device", default="auto", show_default=True, help="Where to compute: auto or cpu."
+            "--device",
+            default="auto",
+            show_default=True,
+            metavar="auto|cpu|cuda[:N]",
+            help="Where to compute: the CPU, or an NVIDIA GPU (the N-th).  auto: a GPU if the whole"
+            " model fits into its memory.",
+        ),
+        click.option(
+            "--vram",
+            type=Amount(),
+            metavar="SIZE",
+            help="Use no more of the GPU's memory than this, such as 10GiB.  [default: what is"
+            " free]",
         ),
         click.option(
             "--context",
@@ -282,7 +294,7 @@ def load_options(command: F) -> F:
             "--threads",
             type=click.IntRange(min=1),
             metavar="N",
-            help="CPU threads.  [default: one per physical core]",
+            help="CPU threads; without effect on a GPU.  [default: one per physical core]",
         ),
         click.option(
             "--kv-type",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,13 @@ import click
 
 from cli._paths import package_versions, user_data_dir
 from cli._render import say, show_table
-from offload.amounts import amount
+from offload.amounts import GIB, amount, binary_amount
 
 if TYPE_CHECKING:
     from offload import HardwareProfile
+    from offload.gpu.probe import GpuFacts
 
+MOST_PINNED = 4 * GIB  # tried, of pinned memory
 # the features that choose a kernel variant, or that a report should name
 SHOWN_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avxvnni", "avx512", "amx", "neon", "sve")
 
@@ -29,23 +33,91 @@ SHOWN_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avxvnni", "avx512", "
     help="Measure memory and kernels (under a minute) and keep the figures; with the name of a "
     "model's file, its disk, too.",
 )
-def command(measure: str | None) -> None:
-    """Show the processor, memory, kernel variant and installed versions.
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def command(measure: str | None, as_json: bool) -> None:
+    """Show the processor, memory, GPUs, kernel variant and installed versions.
 
     With --measure, how fast this machine is, too: predictions are made from that.
     """
     import offload
+    from offload import hardware
 
     if measure is not None:
         _measure(offload.probe(), measure)
     profile = offload.probe()
-    show_table("Machine", ("", ""), _machine_rows(profile))
-    show_table("Rates", ("", ""), _rate_rows(profile))
+    machine, rates, installed = _machine_rows(profile), _rate_rows(profile), _installed_rows()
+    found = hardware.gpus()
+    gpus, none = ([], found) if isinstance(found, str) else (found, None)
+    if as_json:
+        content = {
+            "machine": dict(machine),
+            "gpus": [_gpu_json(gpu, profile) for gpu in gpus],
+            "no_gpu": none,
+            "rates": dict(rates),
+            "installed": dict(installed),
+        }
+        say(json.dumps(content, indent=2))
+        return
+    show_table("Machine", ("", ""), machine)
+    gpu_rows = [row for gpu in gpus for row in _gpu_rows(gpu, profile)]
+    gpu_rows += [] if none is None else [("none used", none)]
+    show_table("GPUs", ("", ""), gpu_rows)
+    show_table("Rates", ("", ""), rates)
+    show_table("Installed", ("", ""), installed)
+
+
+def _installed_rows() -> list[tuple[str, str]]:
+    import offload
+
     model = offload.embedded_model()
     size = amount(model.stat().st_size) if model.is_file() else "missing"
-    rows = [*package_versions().items(), ("embedded model", f"{size} ({model})")]
-    rows.append(("chat history, logs", str(user_data_dir())))
-    show_table("Installed", ("", ""), [("Python", platform.python_version()), *rows])
+    return [
+        ("Python", platform.python_version()),
+        *package_versions().items(),
+        ("embedded model", f"{size} ({model})"),
+        ("chat history, logs", str(user_data_dir())),
+    ]
+
+
+def _gpu_rows(gpu: GpuFacts, profile: HardwareProfile) -> list[tuple[str, str]]:
+    from offload import hardware
+
+    minor = gpu.cuda % 1000 // 10
+    unknown = "not told by the driver"
+    link = unknown
+    if gpu.pcie_rate is not None:
+        link = (
+            f"PCIe {gpu.pcie_generation}.0 x{gpu.pcie_width}, at most"
+            f" {gpu.pcie_rate / 1e9:.1f} GB/s"
+        )
+    power = unknown if gpu.power_limit is None else f"{gpu.power_limit:.0f} W"
+    return [
+        (f"cuda:{gpu.index}", f"{gpu.name}, compute capability {gpu.architecture / 10:.1f}"),
+        ("driver", f"{gpu.driver or 'version ' + unknown} (CUDA {gpu.cuda // 1000}.{minor})"),
+        ("memory", f"{binary_amount(gpu.free)} free of {binary_amount(gpu.total)}"),
+        ("link", link),
+        ("power limit", power),
+        ("pinned memory", _pinnable(hardware.pinnable(gpu, _most_pinned(profile)))),
+        ("kernels", hardware.gpu_kernels(gpu)),
+    ]
+
+
+def _gpu_json(gpu: GpuFacts, profile: HardwareProfile) -> dict[str, object]:
+    from offload import hardware
+
+    can = hardware.pinnable(gpu, _most_pinned(profile))
+    return {**asdict(gpu), "pcie_rate": gpu.pcie_rate, "pinnable": can}
+
+
+def _most_pinned(profile: HardwareProfile) -> int:
+    """Bytes that are tried: they take 0.6 s a GiB."""
+    return min(MOST_PINNED, profile.cpu.ram_free // 4)
+
+
+def _pinnable(found: int | str) -> str:
+    if isinstance(found, str):
+        return f"not tried: {found}"
+    return f"{binary_amount(found)} can be pinned (more was not tried)" if found else "refused"
 
 
 def _machine_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
@@ -66,7 +138,6 @@ def _machine_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
         ("huge pages", profile.huge_pages()),
         ("memory", f"{amount(cpu.ram_free)} free of {amount(cpu.ram_total)}"),
         ("container", profile.container()),
-        ("GPUs", ", ".join(profile.gpus) or "none used: this version computes on the CPU"),
     ]
 
 

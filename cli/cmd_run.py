@@ -157,6 +157,7 @@ def _load(model: Path | None, values: dict[str, Any]) -> Engine:
             kv_type=values["kv_type"],
             chunk=values["chunk"],
             ram=values["ram"],
+            vram=values["vram"],
             expert_cache=values["expert_cache"],
             expert_policy=values["expert_policy"],
             expert_profile=values["expert_profile"],

@@ -42,6 +42,7 @@ IN_PLAN = {
     "pin": "workers.cpus",
     "chunk": "chunk",
     "ram": "cache.n_bytes",
+    "vram": "vram.limit",
     "expert_cache": "cache.n_bytes",
     "expert_policy": "cache.policy",
     "expert_profile": "cache.profile",
@@ -96,6 +97,7 @@ def plan_of(
         pin=values["pin"],
         chunk=values["chunk"],
         ram=values["ram"],
+        vram=values["vram"],
         tiers=offload.TierOptions(
             cache=values["expert_cache"],
             policy=values["expert_policy"],

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from offload.hardware import HardwareProfile, probe
     from offload.hub import pull
     from offload.plan import Plan
-    from offload.planner import PlanOptions, make_plan
+    from offload.plan_options import PlanOptions
+    from offload.planner import make_plan
     from offload.planning import plan_model
     from offload.policies import (
         LFU,
@@ -88,7 +89,7 @@ _HOMES = {
     "probe": "offload.hardware",
     "pull": "offload.hub",
     "Plan": "offload.plan",
-    "PlanOptions": "offload.planner",
+    "PlanOptions": "offload.plan_options",
     "make_plan": "offload.planner",
     "plan_model": "offload.planning",
     "AdmitLFU": "offload.policies",

@@ -24,7 +24,7 @@ def all_logits(steps: Steps, ids: np.ndarray, kind: str) -> np.ndarray:
 
     Between two pieces of the prompt, answers may run their steps.
     """
-    job, number, parts = Job(), None, []
+    job, number, parts, slots = Job(), None, [], steps.slots
     steps.jobs.append(job)
 
     def check() -> None:
@@ -34,10 +34,13 @@ def all_logits(steps: Steps, ids: np.ndarray, kind: str) -> np.ndarray:
 
     try:
         for first in range(0, len(ids), steps.chunk):
-            with steps.holder.alone():
+            with steps.alone():
                 check()
                 if number is None:
-                    number = steps.slots.lend(kind)
+                    slots = steps.slots
+                    number = slots.lend(kind)
+                if not steps.has(slots):
+                    raise RequestError("the device failed before all logits were computed")
                 piece = ids[first : first + steps.chunk]
                 span = Span(
                     slot=number, first=first, count=len(piece), expanded=expanded_end(len(ids))
@@ -49,7 +52,8 @@ def all_logits(steps: Steps, ids: np.ndarray, kind: str) -> np.ndarray:
         raise RequestError("cancelled before all logits were computed") from None
     finally:
         steps.jobs.remove(job)
-        if number is not None and not steps.holder.is_closed:
-            with steps.holder.alone():
-                steps.slots.take_back(number)
+        if number is not None and steps.has(slots) and not steps.holder.is_closed:
+            with steps.alone():
+                if steps.has(slots):
+                    slots.take_back(number)
     return np.concatenate(parts)

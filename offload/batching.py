@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from offload.batch import Batch, Span
+from offload.errors import DeviceError
 from offload.kv_slots import KVSlots, common
 from offload.sequence import Sequence
 
@@ -51,6 +52,8 @@ class Scheduler:
             try:
                 if not sequence.wants or not self._has_rows(sequence, sequences):
                     continue
+            except DeviceError:
+                raise
             except Exception as exc:  # the system refuses memory
                 sequence.fail(exc)
                 continue

@@ -26,12 +26,12 @@ from offload.errors import PlanError, RequestError
 from offload.expert_layout import Layout, LayoutOptions, budget_bytes
 from offload.expert_stats import ExpertStats
 from offload.gguf import GGUFFile
-from offload.kv_slots import KVSlots
 from offload.loading import open_model
 from offload.memory import MemoryMode
 from offload.plan import KVType, Plan
-from offload.planner import PlanOptions, check_kv_type
+from offload.plan_options import PlanOptions, check_kv_type
 from offload.read_ahead import ReadAhead
+from offload.recovery import Recovery, slots_of
 from offload.requests import Requests, is_conversation
 from offload.self_check import expectation, self_check
 from offload.sessions import Session, Sessions
@@ -60,20 +60,30 @@ class Engine:
         ahead: ReadAhead,
         *,
         wait: bool = False,
+        options: PlanOptions | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self.plan = plan
         self.format: ChatFormat = choose_format(file.metadata, tokenizer)
         self._file = file
-        self._ahead = ahead
-        slots = KVSlots(model.kv, plan.kv.tokens)
-        self._steps = Steps(model, slots, chunk=plan.chunk, wait=wait)
+        self._recovery = Recovery(file, config, options or PlanOptions(), plan, ahead)
+        self._steps = Steps(
+            model,
+            slots_of(model.kv, plan),
+            chunk=plan.chunk,
+            wait=wait,
+            reopen=self._recovery.open,
+        )
         context = model.kv.context
         self._sessions = Sessions(file, config.name, self._steps)
         self._requests = Requests(tokenizer, self.format, config.vocab_size, context)
 
     # --- what people call ---------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """What decides where everything is; another one after a device has failed."""
+        return self._recovery.plan
 
     @property
     def stats(self) -> RunStats:
@@ -244,7 +254,7 @@ class Engine:
         Calling it twice is fine.
         """
         self._steps.close()
-        self._ahead.close()
+        self._recovery.ahead.close()
         self._file.close()
 
     def __enter__(self) -> Engine:
@@ -284,6 +294,7 @@ def load(
     pin: bool | None = None,
     chunk: int | None = None,
     ram: int | str | None = None,
+    vram: int | str | None = None,
     expert_cache: int | str = "auto",
     expert_policy: str = "lru",
     expert_profile: str | PathLike[str] | None = None,
@@ -294,14 +305,16 @@ def load(
 ) -> Engine:
     """Open a GGUF and make it ready to answer.
 
-    path: a file, any shard of one, or None for the embedded kimi-mini. device: "auto" or "cpu".
+    path: a file, any shard of one, or None for the embedded kimi-mini. device: "cpu", "cuda" or
+    "cuda:N" (a GPU, by its number), or "auto": a GPU if the whole model fits into its memory.
     context: tokens of KV cache for one answer (None: the planner chooses); kv_tokens: for all that
     are open or may be gone back to (None: as many). threads: None is one per physical core.
     kv_type: "f16", "q8_0" or "f32". memory: "mmap", "resident" or "hugepages". experts_layout:
     "native", "packed" or "auto"; pack_budget: GiB for packed experts (None: what is free);
     packed_cache: a folder that keeps them. pin: workers on cores of their own (None: where it
     helps). chunk: prompt tokens computed in one step, between two tokens of other answers (None:
-    512). ram: bytes, or a text such as "24GiB", that may be used at most. expert_cache: RAM for
+    512). ram, vram: bytes, or a text such as "24GiB", of RAM and of a GPU's memory that may be used
+    at most. expert_cache: RAM for
     copies of routed experts, bytes or a text, "auto" or "off"; expert_policy: who is evicted, a
     name of POLICIES; expert_profile: a saved RoutingTrace that "pinned" pins by; experts_home:
     "map", "disk" (read around the page cache into that RAM) or "auto": disk if they do not fit into
@@ -329,6 +342,7 @@ def load(
         pin=pin,
         chunk=chunk,
         ram=ram,
+        vram=vram,
         tiers=TierOptions(
             cache=expert_cache,
             policy=expert_policy,
@@ -340,7 +354,7 @@ def load(
         raise PlanError("a plan decides everything: give it alone, or options alone")
     parts = open_model(path, options if plan is None else plan, report)
     try:
-        return Engine(*parts, wait=wait)
+        return Engine(*parts, wait=wait, options=options if plan is None else None)
     except BaseException:
         for part in (parts[-1], parts[-2], parts[0]):
             part.close()

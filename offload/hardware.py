@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from offload.amounts import binary_amount
 from offload.arguments import integer, quoted
 from offload.cgroups import Limits, read_limits
-from offload.errors import PlanError
+from offload.errors import DeviceError, PlanError, reason
 from offload.memory import free_hugetlb, thp_mode
 from offload.topology import Topology, read_topology
 from quant.compiler import isa, kernel_cache
+
+if TYPE_CHECKING:
+    from offload.gpu.probe import GpuFacts
 
 BUSY = 0.2  # share of the cores that others may use before pinning would hurt
 
@@ -40,10 +45,9 @@ class CpuInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareProfile:
-    """Everything the planner looks at. gpus: names; empty at this version (CPU only)."""
+    """What the planner looks at of the CPU's side; GPUs are looked for when one is wanted."""
 
     cpu: CpuInfo
-    gpus: tuple[str, ...] = ()
 
     def default_threads(self) -> tuple[int, str]:
         """Number of threads and the reason."""
@@ -132,6 +136,34 @@ class HardwareProfile:
             f"{nodes} nodes: packed and resident weights are interleaved over them; mapped files "
             "lie where they were first read (numactl --interleave=all spreads them)"
         )
+
+
+def gpus() -> list[GpuFacts] | str:
+    """GPUs that can be used; or one line, why none can."""
+    from offload.gpu import probe
+
+    return probe.gpus()
+
+
+def pinnable(gpu: GpuFacts, most: int) -> int | str:
+    """Bytes of this machine's memory that can be pinned for a GPU, `most` at most; or why not."""
+    from offload.gpu import pinned
+    from offload.gpu.driver import CudaGpu
+
+    try:
+        with closing(CudaGpu(gpu.index)) as opened:
+            return pinned.pinnable(opened, most)
+    except DeviceError as exc:
+        return str(exc)
+
+
+def gpu_kernels(gpu: GpuFacts) -> str:
+    """Where kernels for a GPU are kept, or why they are not."""
+    try:
+        from quant.cuda.cubin_cache import store
+    except ImportError as exc:
+        return f"cannot be made ({reason(exc)}): pip install 'kimi-offload[cuda]'"
+    return store(gpu.architecture).state
 
 
 def probe() -> HardwareProfile:

@@ -17,12 +17,12 @@ LOOK = 0.5  # seconds between two looks of a waiting thread, should it have miss
 
 
 class Holder:
-    """free: called once, when nobody has the model any more after `close`."""
+    """free: called once, when nobody has the model any more after `close`; may be changed."""
 
     def __init__(self, free: Callable[[], None]) -> None:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
-        self._free = free
+        self.free = free
         self._thread: threading.Thread | None = None
         self.is_closed = self._is_freed = False
 
@@ -93,4 +93,4 @@ class Holder:
     def _free_once(self) -> None:
         if not self._is_freed:
             self._is_freed = True
-            self._free()
+            self.free()

@@ -31,7 +31,8 @@ from offload.hub_name import HubName
 from offload.hub_tally import Notice, Tally, work_off
 from offload.hub_trouble import Retry, persistently
 from offload.plan import KVSpec
-from offload.planner import RESERVE, PlanOptions, make_plan, used_bytes
+from offload.plan_options import PlanOptions
+from offload.planner import RESERVE, make_plan, used_bytes
 from offload.read_bandwidth import memory_bandwidth
 from offload.tensor_census import census
 

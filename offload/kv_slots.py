@@ -67,12 +67,14 @@ class Slot:
 class KVSlots:
     """At most `budget` rows in slots; so many that one sequence of any length has room.
 
-    One caller at a time, and never during a forward pass.
+    page: rows whose memory is taken together. One caller at a time, and never during a forward
+    pass.
     """
 
-    def __init__(self, kv: KVRows, budget: int) -> None:
+    def __init__(self, kv: KVRows, budget: int, page: int = 1) -> None:
         self.kv = kv
-        self.budget = max(budget, kv.context)
+        self._page = page
+        self.budget = self.whole(max(budget, kv.context))
         self._slots: list[Slot] = []
         self._lent: set[int] = set()
         self._clock = 0
@@ -84,12 +86,12 @@ class KVSlots:
         """
         source, shared = self.longest(ids[:n], expanded)
         if source is not None and not source.promised and self._is_best_taken(source, shared, rows):
-            if not self._make_room(rows - source.touched, keep=source):
+            if not self._make_room(self.whole(rows) - self.whole(source.touched), keep=source):
                 return None
             slot = source
             slot.ids, slot.expanded = ids, expanded
         else:
-            if not self._make_room(rows, keep=source):
+            if not self._make_room(self.whole(rows), keep=source):
                 return None
             slot = self._open(ids, expanded, keep=source)
             if source is not None:
@@ -101,9 +103,10 @@ class KVSlots:
 
     def grow(self, slot: Slot, least: int, most: int) -> bool:
         """Promise `least` rows to a slot, up to `most` if they are free; False: no room."""
-        if not self._make_room(least - slot.rows, keep=slot):
+        have = self.whole(slot.rows)
+        if not self._make_room(self.whole(least) - have, keep=slot):
             return False
-        slot.promised = max(least, min(most, slot.rows + self.free_rows))
+        slot.promised = max(least, min(most, have + self.free_rows))
         return True
 
     def release(self, slot: Slot) -> None:
@@ -134,7 +137,7 @@ class KVSlots:
 
     def adopt(self, ids: Array, expanded: int) -> Slot | None:
         """A busy slot for rows from elsewhere, length 0; None: no room."""
-        if not self._make_room(len(ids), keep=None):
+        if not self._make_room(self.whole(len(ids)), keep=None):
             return None
         slot = self._open(ids, expanded, keep=None)
         slot.promised = slot.touched = len(ids)
@@ -164,7 +167,11 @@ class KVSlots:
     @property
     def free_rows(self) -> int:
         """Rows that no slot takes."""
-        return self.budget - sum(slot.rows for slot in self._slots)
+        return self.budget - sum(self.whole(slot.rows) for slot in self._slots)
+
+    def whole(self, rows: int) -> int:
+        """So many rows in whole pages."""
+        return -(-rows // self._page) * self._page
 
     def _idle(self) -> list[Slot]:
         """Slots that no sequence has, those not used for longest first."""
@@ -175,14 +182,14 @@ class KVSlots:
 
         Little is lost by it; or a copy would cost slots that were used later.
         """
-        older = sum(s.touched for s in self._idle() if s.used < slot.used)
-        is_short = rows > self.free_rows + older
+        older = sum(self.whole(s.touched) for s in self._idle() if s.used < slot.used)
+        is_short = self.whole(rows) > self.free_rows + older
         return is_short or SPARED * (slot.touched - shared) <= shared
 
     def _make_room(self, rows: int, keep: Slot | None) -> bool:
-        """Drop idle slots until `rows` are free; nothing is dropped if that is not enough."""
+        """Drop idle slots until `rows` (whole pages) are free; none if that is not enough."""
         idle = [slot for slot in self._idle() if slot is not keep]
-        if rows > self.free_rows + sum(slot.touched for slot in idle):
+        if rows > self.free_rows + sum(self.whole(slot.touched) for slot in idle):
             return False
         for slot in idle:
             if rows <= self.free_rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -16,18 +16,20 @@ from offload.data import embedded_model
 from offload.devices import open_device
 from offload.devices.base import Device
 from offload.devices.cpu import CpuDevice
-from offload.errors import GGUFError, OffloadError
+from offload.errors import DeviceError, GGUFError, OffloadError, PlanError
 from offload.forward import Model
 from offload.gguf import GGUFFile
-from offload.hardware import probe
+from offload.hardware import HardwareProfile, probe
 from offload.hub import local_path
 from offload.memory import keep_freed_memory
 from offload.models import architecture
 from offload.placing import Weights
 from offload.plan import BlockName, Plan
+from offload.plan_options import PlanOptions
 from offload.planning import Wish, plan_model
 from offload.read_ahead import ReadAhead
 from offload.stats import LoadProgress
+from offload.tensor_census import Census, census
 from offload.tiers import open_tier
 from offload.tokenizer import Tokenizer
 from offload.topology import OtherWork
@@ -62,45 +64,100 @@ def open_model(
                 plan.kv.context,
                 config.context_length,
             )
-        devices: dict[str, Device] = {}
         try:
-            for name in plan.devices:
-                devices[name] = open_device(
-                    name, config, plan.kv, plan.threads, plan.workers.cpu_sets
-                )
-            store = WeightStore(file, config)
-            weights = Weights(file, store, config, plan, hardware.cpu.topology.nodes)
-            with closing(Pool(plan.threads, plan.workers.cpu_sets)) as pool:
-                plan = replace(plan, outcome=weights.place(pool, report))
-            if (tier := open_tier(file, store, config, plan)) is not None:
-                plan = replace(plan, outcome=(*plan.outcome, tier.stats.decision))
-                cast("CpuDevice", devices[plan.place("routed").device]).tier = tier
-            blocks = architecture(config.architecture).blocks
-            seen = Seen(store)
-
-            def on(block: BlockName, layer: int) -> Device:
-                return devices[plan.place(block, layer).device]
-
-            model = Model(config, blocks(config, cast("WeightStore", seen), on), store)
-            with closing(stand_in(model, seen, plan)) as trial:
-                compile_kernels(model, trial, report)
-        except BaseException:
-            for device in devices.values():
-                device.close()
-            raise
+            plan, model, ahead = execute(file, config, plan, hardware, report)
+        except (DeviceError, PlanError) as exc:
+            if plan.vram is None or not isinstance(wish, PlanOptions) or wish.device != "auto":
+                raise
+            plan = plan_model(file, config, replace(wish, device="cpu"), hardware, report, others)
+            plan = because(plan, f"{exc}: runs on the CPU")
+            plan, model, ahead = execute(file, config, plan, hardware, report)
     except BaseException as exc:
         faults = [part.fault() for part in file.mapped] if isinstance(exc, OffloadError) else []
         file.close()
         for fault in filter(None, faults):  # what was read of it was not what is there
             raise GGUFError(fault) from exc
         raise
-    return file, config, tokenizer, plan, model, ReadAhead(weights.ahead)
+    return file, config, tokenizer, plan, model, ahead
+
+
+def because(plan: Plan, why: str) -> Plan:
+    """The plan with another reason for its device."""
+    return replace(plan, remarks=(f"device {plan.devices[0]}: {why}", *plan.remarks[1:]))
+
+
+def execute(
+    file: GGUFFile, config: ModelConfig, plan: Plan, hardware: HardwareProfile, report: Report
+) -> tuple[Plan, Model, ReadAhead]:
+    """The plan, with what came of it, and the model on its devices; they are closed on errors."""
+    devices: dict[str, Device] = {}
+    ahead: ReadAhead | None = None
+    try:
+        for name in plan.devices:
+            devices[name] = open_device(
+                name, config, plan.kv, plan.threads, plan.workers.cpu_sets, plan.vram
+            )
+        store = WeightStore(file, config)
+        weights = Weights(file, store, config, plan, hardware.cpu.topology.nodes)
+        with closing(Pool(plan.threads, plan.workers.cpu_sets)) as pool:
+            plan = replace(plan, outcome=weights.place(pool, report))
+        if (tier := open_tier(file, store, config, plan)) is not None:
+            plan = replace(plan, outcome=(*plan.outcome, tier.stats.decision))
+            cast("CpuDevice", devices[plan.place("routed").device]).tier = tier
+        blocks = architecture(config.architecture).blocks
+        if plan.vram is not None:
+            ahead, total = ReadAhead(weights.ahead), plan.weight_bytes
+            on = told(plan, devices, census(file, config), report)
+            model = Model(config, blocks(config, store, on), store)
+            report(LoadProgress(phase="copy", done_bytes=total, total_bytes=total))
+            for mapped in file.mapped:
+                mapped.check_unchanged()
+            compile_kernels(model, model, report)
+            forget(model)
+            return plan, model, ahead
+        seen = Seen(store)
+
+        def on_cpu(block: BlockName, layer: int) -> Device:
+            return devices[plan.place(block, layer).device]
+
+        model = Model(config, blocks(config, cast("WeightStore", seen), on_cpu), store)
+        with closing(stand_in(model, seen, plan)) as trial:
+            compile_kernels(model, trial, report)
+        return plan, model, ReadAhead(weights.ahead)
+    except BaseException:
+        if ahead is not None:
+            ahead.close()
+        for device in devices.values():
+            device.close()
+        raise
+
+
+def told(
+    plan: Plan, devices: Mapping[str, Device], tensors: Census, report: Report
+) -> Callable[[BlockName, int], Device]:
+    """Where blocks are made, one after the other; reports the bytes of those before."""
+    left, done = dict(tensors.blocks), 0
+
+    def on(block: BlockName, layer: int) -> Device:
+        nonlocal done
+        report(LoadProgress(phase="copy", done_bytes=done, total_bytes=plan.weight_bytes))
+        done += left.pop((block, None if layer < 0 else layer), 0)
+        return devices[plan.place(block, layer).device]
+
+    return on
+
+
+def forget(model: Model) -> None:
+    """What was counted while kernels were tried out is nobody's."""
+    for layer in model.expert_stats.layers.values():
+        layer.uses[:] = 0
 
 
 def compile_kernels(model: Model, trial: Model, report: Report) -> None:
     """Compile, or load from the cache, every kernel that the model needs in its context.
 
-    trial: runs one row, a few and many; drivers and small operations are compiled so.
+    trial: runs one row, a few and many; drivers and small operations are compiled so. A GPU has no
+    room for a second model: the model itself does.
     """
     steps = model.compile_steps()
     steps += [partial(try_out, trial, rows) for rows in ROWS]

@@ -16,7 +16,7 @@ from offload.gguf import GGUFFile
 from offload.hardware import probe
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
 from offload.loading import open_model
-from offload.planner import PlanOptions
+from offload.plan_options import PlanOptions
 from offload.planning import plan_model
 from offload.prediction import Part, blocks_of, predicted_parts
 from offload.rates import Rates
@@ -26,7 +26,9 @@ from offload.timing import Timing, seconds_of
 
 def embedded_seconds(times: int = 40) -> tuple[float, Mapping[Part, float]]:
     """The embedded model's decoded token: seconds beside its tape, and of its blocks, by part."""
-    file, _, _, _, model, _ = open_model(None, PlanOptions(context=256), lambda progress: None)
+    file, _, _, _, model, _ = open_model(
+        None, PlanOptions(device="cpu", context=256), lambda progress: None
+    )
     with contextlib.closing(file), contextlib.closing(model):
         model.kv.open(0)
         beside, blocks = Timing(), [Timing() for _ in KINDS]
@@ -46,7 +48,7 @@ def step_seconds(rates: Rates, blocks: Mapping[Part, float]) -> dict[str, float]
     """See Rates.steps: `blocks` of the embedded model beyond what the rates predict of them."""
     with GGUFFile.open(embedded_model()) as file:
         config = ModelConfig.from_gguf(file)
-        plan = plan_model(file, config, PlanOptions(context=256), probe())
+        plan = plan_model(file, config, PlanOptions(device="cpu", context=256), probe())
         cache = cache_bytes() or ASSUMED_CACHE
         found = predicted_parts(config, census(file, config), plan, rates, context=20, cache=cache)
     count = blocks_of(config)

@@ -30,8 +30,8 @@ READ_STEP = 64 << 20  # bytes between two reports
 class Weights:
     """One model file's tensors on their way into a WeightStore.
 
-    nodes: NUMA nodes with memory; copies are spread over them. ahead: what stays mapped and is to
-    be read before it is asked for; set by `place`.
+    nodes: NUMA nodes with memory; copies are spread over them. ahead: what stays mapped, or goes to
+    a GPU from there, and is to be read before it is asked for; set by `place`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Weights:
         for info in self._file.tensors.values():  # vectors, which blocks copy: all at once
             if len(info.shape) == 1:
                 advise(self._file.raw(info.name), "need")
-        self.ahead = self._ahead(by_tier["mmap"])
+        self.ahead = self._ahead(by_tier["mmap"] or by_tier["vram"])
         for tier in ("ram", "hugepages"):
             self._copy(by_tier[tier], self._memory[tier], report)
         cache = None
@@ -98,7 +98,7 @@ class Weights:
     def _by_tier(self, packed: set[str]) -> dict[Tier, list[TensorInfo]]:
         """What the forward pass reads and is not packed, by tier, in the file's order."""
         found: dict[Tier, list[TensorInfo]] = {
-            "mmap": [], "ram": [], "hugepages": [], "disk": [],
+            "mmap": [], "ram": [], "hugepages": [], "disk": [], "vram": [],
         }  # fmt: skip
         for name in expected_tensors(self._config, self._file.tensors.keys()):
             if name not in packed:

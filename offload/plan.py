@@ -21,10 +21,10 @@ KVType = Literal["f16", "q8_0", "f32"]
 # dense: the MLP of leading layers; head: with the last norm.
 BlockName = Literal["embedding", "attention", "dense", "router", "shared", "routed", "head"]
 
-# Where bytes lie: in the mapped file, in memory of our own, in huge pages of our own, or (routed
-# experts alone) in the file, read with direct I/O as they are needed.
+# Where bytes lie: in the mapped file, in memory of our own, in huge pages of our own, (routed
+# experts alone) in the file, read with direct I/O as they are needed, or in a GPU's memory.
 MemoryTier = Literal["mmap", "ram", "hugepages"]
-Tier = Literal["mmap", "ram", "hugepages", "disk"]
+Tier = Literal["mmap", "ram", "hugepages", "disk", "vram"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +107,30 @@ class KVSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VramSpec:
+    """What lies in the memory of the one GPU that the plan runs on, beside the KV cache; bytes.
+
+    gpu: its name. free: of `total`, before anything is taken. reserve: of that, left alone. limit:
+    what may be taken at most, the KV cache with it. weights: re-arranged. workspace: activations of
+    a step of `rows` tokens, the most that it has.
+    """
+
+    gpu: str
+    total: int
+    free: int
+    reserve: int
+    limit: int
+    weights: int
+    workspace: int
+    rows: int
+
+    @property
+    def parts_but_kv(self) -> int:
+        """What is taken beside the KV cache."""
+        return self.weights + self.workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
     """CPU threads. cpus: the logical cores of each, to which it is pinned; None: of none."""
 
@@ -141,6 +165,7 @@ class Plan:
     """Everything that is decided before the first weight is touched.
 
     placements: of every block that the model has; overrides: of some layers of a block, instead.
+    vram: where they are on a GPU, which has all of them then, and the KV cache.
     is_locked: memory of tier "ram" is locked there, where the system allows. reads_ahead: tensors
     in the mapped file are read once while loading. chunk: prompt tokens in one step, at most.
     remarks: on what follows from model and machine, the device first. outcome: what came of it.
@@ -151,6 +176,7 @@ class Plan:
     packed: Packed = Packed()
     cache: ExpertSlots = ExpertSlots(why="off")
     kv: KVSpec
+    vram: VramSpec | None = None
     workers: Workers
     is_locked: bool = False
     reads_ahead: bool = True
@@ -241,15 +267,30 @@ class Plan:
         if self.cache.n_bytes:
             where = f"{self.cache.slots:,} slots, {self.cache.policy}"
             rows.append(_row("expert cache", self.cache.n_bytes, "cpu", "ram", where))
-        rows.append(
-            _row("KV cache", kv.n_bytes, "cpu", "ram", f"{kv.tokens:,} tokens in {kv.kv_type}")
-        )
+        where = f"{kv.tokens:,} tokens in {kv.kv_type}"
+        if self.vram is None:
+            rows.append(_row("KV cache", kv.n_bytes, "cpu", "ram", where))
+        else:
+            rows += self._vram_rows(self.vram, where)
         rows += [f"  note: {note}" for note in self.notes]
         read = self.predicted.bytes_per_token
         rows.append(f"  one decoded token reads {read / 1e6:,.1f} MB of weights")
         return "\n".join(["Plan:", *rows])
 
+    def _vram_rows(self, vram: VramSpec, kv_why: str) -> list[str]:
+        """What lies in a GPU's memory, to the last byte of what was free."""
+        left = vram.free - vram.reserve - vram.parts_but_kv - self.kv.n_bytes
+        parts = (
+            ("weights", vram.weights, "all of the above, re-arranged"),
+            ("KV cache", self.kv.n_bytes, kv_why),
+            ("workspace", vram.workspace, f"activations of a step of {vram.rows:,} tokens"),
+            ("reserve", vram.reserve, "left to the display and the driver"),
+            ("free", max(0, left), f"of {binary_amount(vram.free)} that are free now"),
+        )
+        device = next(iter(self.devices), "")
+        return [_row(name, n_bytes, device, "vram", why) for name, n_bytes, why in parts]
+
 
 def _row(name: str, n_bytes: int, device: str, tier: str, why: str) -> str:
     size = f"{n_bytes / 2**20:>10.1f} MiB"
-    return f"  {shown(name):<16} {size}  {shown(device):<5} {tier:<9} {shown(why, 300)}"
+    return f"  {shown(name):<16} {size}  {shown(device):<6} {tier:<9} {shown(why, 300)}"

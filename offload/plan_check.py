@@ -9,20 +9,22 @@ one model from another.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from offload.amounts import binary_amount
 from offload.arguments import quoted
 from offload.config import ModelConfig
-from offload.devices import DEVICES
+from offload.devices import is_gpu
 from offload.errors import PlanError, shown
 from offload.expert_layout import Packable
+from offload.gpu_plan import Gpus
+from offload.gpu_plan_check import gpu_plan_checked
 from offload.hardware import HardwareProfile
 from offload.kv_cache import cache_bytes
 from offload.layer_set import Layers
 from offload.plan import BlockName, KVSpec, Packed, Placement, Plan, Prediction, Workers
-from offload.planner import RESERVE, block_bytes
+from offload.planner import RESERVE
 from offload.policies import POLICIES
 from offload.tensor_census import Census
 
@@ -35,16 +37,17 @@ def checked_plan(
     tensors: Census,
     hardware: HardwareProfile,
     packable: Sequence[Packable],
+    gpus: Gpus | Callable[[], Gpus],
 ) -> Plan:
     """The plan, ready to be executed on this machine with this model; PlanError if it cannot be.
 
-    packable: the layers whose routed experts have a packed layout.
+    packable: the layers whose routed experts have a packed layout. gpus: or what finds them.
     """
     try:
         plan = Plan.from_json(plan.to_json())  # made in Python: the same rules as in a file
     except (TypeError, ValueError, AttributeError) as exc:
         raise PlanError(f"the plan holds a value of a wrong type: {shown(exc)}") from exc
-    _check_placements(plan.placements, block_bytes(tensors))
+    _check_placements(plan.placements, tensors.block_bytes)
     overrides = {
         block: {
             layers: _override(block, layers, placement, config, tensors)
@@ -54,14 +57,18 @@ def checked_plan(
     }
     _check_apart(overrides)
     for path, placement in plan.every_placement():
-        if placement.device not in DEVICES:
+        if placement.device != "cpu" and not is_gpu(placement.device):
             raise PlanError(
-                f'{path}.device: "{shown(placement.device)}": this version runs on '
-                f"{', '.join(DEVICES)} only"
+                f'{path}.device: "{shown(placement.device)}": there are cpu, cuda and cuda:N (a '
+                "GPU by its number)"
             )
         if placement.tier == "disk" and ".routed" not in path:
             raise PlanError(
                 f'{path}.tier: "disk": only routed experts can be read as they are needed'
+            )
+        if (placement.tier == "vram") != is_gpu(placement.device):
+            raise PlanError(
+                f'{path}.tier: "{placement.tier}": on a GPU it is "vram", and nowhere else'
             )
     if plan.cache.policy not in POLICIES:
         raise PlanError(f'cache.policy: "{shown(plan.cache.policy)}": {", ".join(POLICIES)}')
@@ -69,9 +76,13 @@ def checked_plan(
         raise PlanError("cache: n_bytes, copies and lent are at least 0")
     if plan.chunk < 1:
         raise PlanError(f"chunk: {plan.chunk}: at least 1 token is read in one step")
+    if any(map(is_gpu, plan.devices)):
+        found = gpus() if callable(gpus) else gpus
+        return gpu_plan_checked(replace(plan, overrides=overrides), config, tensors, found)
     plan = replace(
         plan,
         overrides=overrides,
+        vram=None,
         packed=_packed(plan.packed, packable, config),
         kv=_kv(plan.kv, config, hardware),
         workers=_workers(plan.workers, hardware),

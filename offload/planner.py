@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, get_args
+from dataclasses import replace
+from typing import Final
 
 from offload.amounts import binary_amount
-from offload.arguments import check_type, integer, quoted
+from offload.arguments import check_type
 from offload.config import ModelConfig
 from offload.devices import resolve
-from offload.errors import DeviceError, PlanError, RequestError
+from offload.errors import PlanError, RequestError
 from offload.expert_layout import LayoutOptions, Packable, Speeds, choose
+from offload.gpu_plan import Gpus, NoGpuError, plan_on_gpu
 from offload.hardware import HardwareProfile
 from offload.kv_cache import cache_bytes
-from offload.memory import MemoryMode, check_mode
+from offload.memory import MemoryMode
 from offload.plan import (
     BlockName,
     KVSpec,
-    KVType,
     MemoryTier,
     Packed,
     Placement,
@@ -31,12 +31,10 @@ from offload.plan import (
     Prediction,
     Workers,
 )
+from offload.plan_options import CHUNK, DEFAULT_CONTEXT, PlanOptions
 from offload.tensor_census import Census
-from offload.tiering import TierOptions, amount_argument, decide
+from offload.tiering import amount_argument, decide
 
-DEFAULT_CONTEXT = 32_768
-MOST = 2**53  # of any count; floats still hold it
-CHUNK = 512  # prompt tokens in one step: fewer cost speed, more make others wait
 RESERVE = 512 << 20  # bytes left to the system and to scratch buffers
 TIERS: Final[Mapping[MemoryMode, MemoryTier]] = {
     "mmap": "mmap",
@@ -50,56 +48,19 @@ _WHERE: Final[Mapping[MemoryTier, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanOptions:
-    """What a user asked for; None leaves the choice to the planner."""
-
-    device: str = "auto"
-    context: int | None = None
-    kv_tokens: int | None = None
-    threads: int | None = None
-    kv_type: KVType = "f16"
-    memory: MemoryMode = "mmap"
-    layout: LayoutOptions = field(default_factory=LayoutOptions)
-    pin: bool | None = None
-    chunk: int | None = None
-    ram: int | str | None = None
-    tiers: TierOptions = field(default_factory=TierOptions)
-
-    def __post_init__(self) -> None:
-        """Check the kinds of values; ranges are `make_plan`'s. PlanError, DeviceError."""
-        if not isinstance(self.device, str):
-            raise DeviceError(f"device {quoted(self.device)} is no name; give 'auto' or 'cpu'")
-        for name in ("context", "kv_tokens", "threads", "chunk"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else _whole(name, value))
-        check_kv_type(self.kv_type)
-        check_mode(self.memory)
-        check_type("layout", self.layout, LayoutOptions)
-        check_type("tiers", self.tiers, TierOptions)
-        if self.ram is not None:
-            object.__setattr__(self, "ram", amount_argument("--ram", self.ram))
-        if self.pin is not None and not isinstance(self.pin, bool):
-            raise PlanError(f"--pin: True, False or None, not {quoted(self.pin)}")
-
-
-def check_kv_type(kv_type: object) -> None:
-    """PlanError unless it is a KVType."""
-    if not isinstance(kv_type, str) or kv_type not in get_args(KVType):
-        raise PlanError(f"kv_type must be 'f16', 'q8_0' or 'f32', not {quoted(kv_type)}")
-
-
 def make_plan(
     config: ModelConfig,
     tensors: Census,
     hardware: HardwareProfile,
     options: PlanOptions,
     others: float | None = None,
+    gpus: Gpus = "GPUs were not looked for",
 ) -> Plan:
     """A plan that fits this machine, every choice with its reason; PlanError if there is none.
 
     tensors: of the same model, made with its config. others: share of the cores that other
-    programs use, if known. The routed experts' layout is left to `refine`: native so far.
+    programs use, if known. gpus: those that can be used, or why there is none. The routed experts'
+    layout is left to `refine`: native so far.
     """
     check_type("config", config, ModelConfig)
     check_type("tensors", tensors, Census)
@@ -107,14 +68,38 @@ def make_plan(
     check_type("options", options, PlanOptions)
     if not tensors.blocks:
         raise RequestError("a plan needs census(file, config), not census(file)")
-    device, why = resolve(options.device)
-    remarks = [f"device {device}: {why}"]
+    if options.chunk is not None and options.chunk < 1:
+        raise PlanError(f"--chunk {options.chunk}: at least 1 token is read in one step")
+    kind, index = resolve(options.device)
+    why = "as asked"
+    if kind != "cpu":
+        try:
+            plan = plan_on_gpu(config, tensors, options, index, gpus)
+        except NoGpuError as exc:
+            if kind != "auto":
+                raise exc.told(f"--device {options.device}") from exc
+            why = f"{exc.why}: runs on the CPU"
+        else:
+            return replace(plan, remarks=(*plan.remarks, *_left_out(config, tensors)))
+    return _plan_on_cpu(config, tensors, hardware, options, others, why)
+
+
+def _plan_on_cpu(
+    config: ModelConfig,
+    tensors: Census,
+    hardware: HardwareProfile,
+    options: PlanOptions,
+    others: float | None,
+    why: str,
+) -> Plan:
+    """why: it is the CPU."""
+    remarks = [f"device cpu: {why}"]
+    if options.vram is not None:
+        remarks.append("--vram: without effect on the CPU")
     hardware = within(hardware, options.ram)
     if options.ram is not None:
         remarks.append(f"RAM: {binary_amount(hardware.cpu.ram_free)}, as asked")
     kv = _kv(config, tensors, hardware, options)
-    if options.chunk is not None and options.chunk < 1:
-        raise PlanError(f"--chunk {options.chunk}: at least 1 token is read in one step")
     free, used = hardware.cpu.ram_free, used_bytes(tensors)
     tier = TIERS[options.memory]
     tiering = decide(
@@ -140,15 +125,14 @@ def make_plan(
             "are read from disk again and again, expect disk speed"
         )
     remarks.append(f"NUMA: {hardware.numa()}")
-    if any(family.name == "mtp" for family in tensors.families):
-        remarks.append(f"{config.num_mtp_layers} multi-token-prediction layers are skipped")
+    remarks += _left_out(config, tensors)
     placements = {
-        block: Placement(device=device, tier=tier, n_bytes=n_bytes, why=_WHERE[tier])
-        for block, n_bytes in block_bytes(tensors).items()
+        block: Placement(device="cpu", tier=tier, n_bytes=n_bytes, why=_WHERE[tier])
+        for block, n_bytes in tensors.block_bytes.items()
     }
     if on_disk:
         placements["routed"] = Placement(
-            device=device,
+            device="cpu",
             tier="disk",
             n_bytes=placements["routed"].n_bytes,
             why=f"read from the file as they are needed: {tiering.why}",
@@ -174,6 +158,12 @@ def make_plan(
     )
 
 
+def _left_out(config: ModelConfig, tensors: Census) -> list[str]:
+    if any(family.name == "mtp" for family in tensors.families):
+        return [f"{config.num_mtp_layers} multi-token-prediction layers are skipped"]
+    return []
+
+
 def within(hardware: HardwareProfile, ram: int | str | None) -> HardwareProfile:
     """The machine with at most so much free RAM."""
     if ram is None:
@@ -194,6 +184,8 @@ def refine(
     layers: those that can be packed; speeds: measures, and is called where it decides.
     """
     native_tier = plan.placements["routed"].tier if "routed" in plan.placements else "mmap"
+    if plan.vram is not None or native_tier == "vram":
+        return replace(plan, packed=Packed(why="packed layouts are the CPU's"))
     if native_tier == "disk":
         return replace(
             plan, packed=Packed(why="experts on the disk are computed as they lie there")
@@ -221,14 +213,6 @@ def tensors_of(tensors: Census, block: BlockName) -> int:
     return sum(n for (name, _), n in tensors.blocks.items() if name == block)
 
 
-def block_bytes(tensors: Census) -> dict[BlockName, int]:
-    """The same by block, in the order of BlockName: only those that the model has."""
-    sizes = dict.fromkeys(get_args(BlockName), 0)
-    for (block, _), n_bytes in tensors.blocks.items():
-        sizes[block] += n_bytes
-    return {block: n_bytes for block, n_bytes in sizes.items() if n_bytes}
-
-
 def _check_resident(mode: MemoryMode, need: int, free: int, kv: KVSpec) -> None:
     gib = 2**30
     if need + kv.n_bytes + RESERVE > free:
@@ -248,15 +232,6 @@ def _workers(hardware: HardwareProfile, options: PlanOptions, others: float | No
     sets, cpus_why = hardware.pinning(threads, options.pin, others)
     cpus = None if sets is None else tuple(tuple(sorted(cores)) for cores in sets)
     return Workers(threads=threads, why=why, cpus=cpus, cpus_why=cpus_why)
-
-
-def _whole(name: str, value: object) -> int:
-    number = integer(value)
-    if number is None:
-        raise PlanError(f"--{name} {quoted(value)}: a whole number is needed")
-    if number > MOST:
-        raise PlanError(f"--{name} {quoted(value)}: at most {MOST:,}")
-    return number
 
 
 def _kv(

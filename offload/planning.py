@@ -12,15 +12,18 @@ from os import PathLike
 
 from offload.arguments import check_type, path_argument
 from offload.config import ModelConfig
+from offload.devices import resolve
 from offload.errors import PlanError, shown
 from offload.expert_layout import Packable, Speeds, packable_layers
 from offload.gguf import GGUFFile
+from offload.gpu_plan import Gpus
 from offload.hardware import HardwareProfile
 from offload.packing import measure
 from offload.plan import Plan, Workers
 from offload.plan_check import checked_plan
 from offload.plan_json import read_plan
-from offload.planner import PlanOptions, make_plan, refine, within
+from offload.plan_options import PlanOptions
+from offload.planner import make_plan, refine, within
 from offload.stats import LoadProgress
 from offload.tensor_census import census
 from offload.weights import WeightStore
@@ -37,11 +40,13 @@ def plan_model(
     hardware: HardwareProfile,
     report: Report = lambda progress: None,
     others: float | None = None,
+    gpus: Gpus | None = None,
 ) -> Plan:
     """The plan that `load` executes: as PlanOptions ask for, or a given one (a Plan, its file).
 
     Measures for 0.2 s where the layout of large experts is left to us; places nothing. others:
-    share of the cores that other programs use, if known. PlanError, DeviceError.
+    share of the cores that other programs use, if known. gpus: None: looks for them, unless it is
+    the CPU that is asked for. PlanError, DeviceError.
     """
     check_type("file", file, GGUFFile)
     check_type("config", config, ModelConfig)
@@ -51,12 +56,22 @@ def plan_model(
     tensors = census(file, config)
     layers = packable_layers(WeightStore(file, config), config)
     if isinstance(wish, PlanOptions):
-        plan = make_plan(config, tensors, hardware, wish, others)
+        if gpus is None and wish.device != "cpu":
+            resolve(wish.device)
+            gpus = found_gpus()
+        plan = make_plan(config, tensors, hardware, wish, others, gpus if gpus is not None else ())
         speeds = partial(_measured, layers, plan.workers, report)
         return refine(plan, wish.layout, layers, hardware, speeds)
     with _named("plan" if isinstance(wish, Plan) else _file_name(wish)):
         given = wish if isinstance(wish, Plan) else read_plan(wish)
-        return checked_plan(given, config, tensors, hardware, layers)
+        return checked_plan(given, config, tensors, hardware, layers, gpus or found_gpus)
+
+
+def found_gpus() -> Gpus:
+    """GPUs that can be used here, or why there is none. A machine without a driver: in no time."""
+    from offload.gpu.probe import gpus
+
+    return gpus()
 
 
 def _measured(layers: list[Packable], workers: Workers, report: Report) -> Speeds:

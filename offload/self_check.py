@@ -78,7 +78,7 @@ def self_check(
 ) -> list[str]:
     """Lines for people after an answer; none before TOKENS tokens or where nothing is known."""
     measured = stats.parts
-    if stats.decode_tokens < TOKENS or not measured:
+    if stats.decode_tokens < TOKENS or not measured or plan.vram is not None:
         return []
     found = rates_here(probe(), plan.threads)
     if found is None:
@@ -100,6 +100,8 @@ def self_check(
 
 def expectation(config: ModelConfig, census: Census, plan: Plan) -> str:
     """One line: tokens per second of a short answer, and why; nothing is measured for it."""
+    if plan.vram is not None:
+        return "expected speed: known for the CPU alone in this version"
     rates = saved(probe())
     if rates is None:
         return "expected speed: unknown before `kimi-offload doctor --measure`"

@@ -36,7 +36,7 @@ class Sessions:
     def save(self, path: Path, sequence: Sequence | None, note: str) -> None:
         """Write the rows of a sequence, those that there are, and the note."""
         steps = self._steps
-        with steps.holder.alone():
+        with steps.alone():
             steps.model.check_files()  # rows of zeros are nobody's
             steps.tidy()
             slot, n = None, 0
@@ -63,7 +63,7 @@ class Sessions:
 
     def load(self, path: Path) -> Session:
         """Bring rows back, for whatever prompt begins with their tokens."""
-        with session_file.opened(path) as file, self._steps.holder.alone():
+        with session_file.opened(path) as file, self._steps.alone():
             self._steps.tidy()
             head = file.head
             self._check(file)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from offload.batch import Batch
 from offload.batching import Part, Scheduler, batch_of
 from offload.config import ModelConfig
-from offload.errors import GGUFError, RequestError
+from offload.errors import DeviceError, GGUFError, OffloadError, RequestError
 from offload.expert_stats import ExpertStats
 from offload.holder import Holder
 from offload.kv_slots import KVRows, KVSlots
@@ -70,6 +71,10 @@ class Model(Protocol):
         """Give threads and memory back."""
 
 
+# after a device has failed: the model opened again, with its slots; OffloadError
+Reopen = Callable[[DeviceError], tuple[Model, KVSlots]]
+
+
 class Cancelled(Exception):  # noqa: N818
     """Raised inside a forward pass by `Engine.cancel`; never leaves the engine."""
 
@@ -88,7 +93,15 @@ class Cancellable(Protocol):
 class Steps:
     """The sequences of one model. latest: the answer that was begun last."""
 
-    def __init__(self, model: Model, slots: KVSlots, *, chunk: int, wait: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        slots: KVSlots,
+        *,
+        chunk: int,
+        wait: bool,
+        reopen: Reopen | None = None,
+    ) -> None:
         self.model = model
         self.slots = slots
         self.chunk = chunk
@@ -103,11 +116,24 @@ class Steps:
         self._is_stopped = False  # the pass that runs, if one does
         self._read = -1  # of the model, after the latest step; -1: it did not end
         self._blocks: list[float] = []  # likewise
+        self._reopen = reopen
+        self._lost: DeviceError | None = None  # why the model is closed
 
     # --- one step ---------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Schedule, run, sample, deliver. By the holder."""
+        """Schedule, run, sample, deliver. By the holder.
+
+        If a device fails, all that run end with the reason, and the next step begins with the model
+        opened again.
+        """
+        try:
+            self._mend()
+            self._step()
+        except DeviceError as exc:
+            self._lose(exc)
+
+    def _step(self) -> None:
         parts = self._schedule()
         if not parts or not self._is_sound(parts):
             return
@@ -189,6 +215,53 @@ class Steps:
             self.holder.check_open()
             raise Cancelled
 
+    # --- a device that has failed -----------------------------------------------------------------
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the holder, for what is no step. DeviceError: the model has failed, or does here."""
+        with self.holder.alone():
+            try:
+                self._mend()
+                yield
+            except DeviceError as exc:
+                self._lose(exc)
+                raise
+
+    def has(self, slots: KVSlots) -> bool:
+        """Whether these are still the model's."""
+        return self._lost is None and slots is self.slots
+
+    def _lose(self, error: DeviceError) -> None:
+        """Nothing of the model can be used any more, nor of its KV cache. By the holder."""
+        if self._reopen is None:
+            raise error
+        with self.holder.lock:
+            for sequence in self._sequences:
+                if not sequence.is_over:
+                    sequence.fail(DeviceError(str(error)))
+            self._sequences.clear()
+        if self._lost is None:
+            self._lost = error
+            self.holder.free = _nothing
+            with suppress(DeviceError):
+                self.model.close()
+
+    def _mend(self) -> None:
+        """Open the model again if it is lost; DeviceError if it cannot be. By the holder."""
+        if self._lost is None or self._reopen is None:
+            return
+        self.holder.check_open()
+        try:
+            model, slots = self._reopen(self._lost)
+        except OffloadError as exc:
+            raise DeviceError(f"{self._lost}; the model cannot be opened again: {exc}") from exc
+        self.holder.free = model.close
+        model.on_routing = self.model.on_routing
+        self.model, self.slots = model, slots
+        self._scheduler = Scheduler(slots, self.chunk)
+        self._read, self._lost = -1, None
+
     # --- readers ----------------------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:
@@ -215,7 +288,8 @@ class Steps:
 
     def has_room(self, sequence: Sequence) -> bool:
         """Whether the rows that it needs are not promised to others."""
-        return sequence.promised <= self.slots.budget - self._promised()
+        whole = self.slots.whole
+        return whole(sequence.promised) <= self.slots.budget - self._promised()
 
     def tokens(self, sequence: Sequence) -> list[Token]:
         """The tokens of the next id, or [] at the end; runs steps until they are there.
@@ -292,7 +366,8 @@ class Steps:
         self.holder.close()
 
     def _promised(self) -> int:
-        return sum(s.promised for s in list(self._sequences) if not s.is_over)
+        running = [s for s in list(self._sequences) if not s.is_over]
+        return sum(self.slots.whole(s.promised) for s in running)
 
     def _refuse(self, sequence: Sequence) -> None:
         """RequestError unless a sequence without room may wait."""
@@ -314,3 +389,7 @@ class Steps:
                 f"{lack}, and this thread has not finished one of those, so waiting for it would "
                 "never end; iterate it to its end or close() it first"
             )
+
+
+def _nothing() -> None:
+    """There is nothing to free."""

@@ -19,6 +19,7 @@ from offload.gguf import ForeignTensor, GGUFFile, TensorInfo
 from offload.metadata import positive
 from offload.models import expected_tensors
 from offload.plan import BlockName
+from offload.plane_sizes import tensor_bytes
 from quant.ggml import GGMLType
 
 FamilyName = Literal[
@@ -94,6 +95,7 @@ class Census:
     tail and tensors that the forward pass leaves aside count nothing. active_parameters: likewise.
     foreign, foreign_parameters: as in Family. blocks: bytes by block and layer (None: outside of
     layers) of what the forward pass reads; empty if the census was made without a config.
+    vram_bytes: what these tensors take in the memory of a GPU.
     """
 
     families: tuple[Family, ...]
@@ -106,6 +108,15 @@ class Census:
     active_parameters: int
     bytes_per_token: int
     blocks: Mapping[tuple[BlockName, int | None], int]
+    vram_bytes: int = 0
+
+    @property
+    def block_bytes(self) -> dict[BlockName, int]:
+        """Bytes of the blocks that the model has, all layers, in the order of BlockName."""
+        sizes = dict.fromkeys(get_args(BlockName), 0)
+        for (block, _), n_bytes in self.blocks.items():
+            sizes[block] += n_bytes
+        return {block: n_bytes for block, n_bytes in sizes.items() if n_bytes}
 
     @property
     def bits_per_weight(self) -> float:
@@ -164,6 +175,9 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
         active_parameters=round(sum(i.n_elements * shares[i.name] for i in everything)),
         bytes_per_token=sum(family.bytes_per_token for family in families),
         blocks=_blocks(f, config, read) if config else MappingProxyType({}),
+        vram_bytes=sum(tensor_bytes(f.tensors[name], config) for name in read & f.tensors.keys())
+        if config
+        else 0,
     )
 
 

@@ -57,6 +57,9 @@ class Operands:
         """An operand as this type."""
         if text == "shared_memory":
             return lambda state: dtype(0)
+        if text in self.parsed.tables:
+            place = dtype(self.parsed.tables[text].ctypes.data)
+            return lambda state: place
         if re.match(r"0[fF][0-9A-Fa-f]{8}$", text):
             value = np.float32(struct.unpack(">f", bytes.fromhex(text[2:]))[0])
             constant = as_type(value, dtype)
@@ -221,6 +224,16 @@ def fused(a: Any, b: Any, c: Any) -> Any:
 
 
 def _fma(o: Operands, one: Instruction) -> Step:
+    if _type(one) == "f16x2":
+        words = [o.read(i, np.uint32) for i in (1, 2, 3)]
+        to = o.write(0)
+
+        def halves(state: State) -> None:  # a float64 holds a product of halves and most sums
+            x = [np.asarray(read(state))[..., None].view(np.float16) for read in words]
+            a, b, c = (one.astype(np.float64) for one in x)
+            to(state, (a * b + c).astype(np.float16).view(np.uint32)[..., 0])
+
+        return halves
     _only(one, {"rn", "f32"})
     a, b, c, put = (o.read(1, np.float32), o.read(2, np.float32), o.read(3, np.float32), o.write(0))
     return lambda state: put(state, fused(a(state), b(state), c(state)))
@@ -548,6 +561,12 @@ def _place(
         return state.shared, found
     if "global" not in one.parts:
         raise fault("generic addresses")
+    if not writes:
+        taking = address if state.mask is None else np.broadcast_to(address, state.n)[state.mask]
+        first = int(np.asarray(taking).flat[0])
+        for table in state.program.tables.values():
+            if 0 <= first - table.ctypes.data < table.nbytes:
+                return table, spots(state, address, size, lanes, table, table.ctypes.data)
     return state.machine.memory, spots(
         state, address, size, lanes, state.machine.memory, state.machine.base
     )
@@ -711,6 +730,35 @@ def _vote(o: Operands, one: Instruction) -> Step:
     return do
 
 
+def _redux(o: Operands, one: Instruction) -> Step:
+    dtype = TYPES[_type(one)]
+    a, put = o.read(1, dtype), o.write(0)
+    reduce = {"max": np.max, "min": np.min}[one.parts[1]]
+
+    def do(state: State) -> None:
+        _whole_warps(state)
+        put(state, np.repeat(reduce(_by_warp(state, a(state)), axis=1), 32))
+
+    return do
+
+
+def _match(o: Operands, one: Instruction) -> Step:
+    a, put = o.read(1, np.uint32), o.write(0)
+
+    def do(state: State) -> None:
+        _whole_warps(state)
+        value = _by_warp(state, a(state))
+        same = value[:, :, None] == value[:, None, :]
+        put(
+            state,
+            (same.astype(np.uint32) << np.arange(32, dtype=np.uint32))
+            .sum(axis=2, dtype=np.uint32)
+            .reshape(-1),
+        )
+
+    return do
+
+
 LANE = np.arange(32)
 GROUP, PLACE = LANE // 4, LANE % 4
 
@@ -834,6 +882,6 @@ OPS: dict[str, Callable[[Operands, Instruction], Step]] = {
     "prmt": _prmt, "dp4a": _dp4a, "sqrt": _unary(np.sqrt),
     "ex2": _unary(lambda a: np.exp2(np.float64(a)).astype(np.float32)),
     "bra": _bra, "bar": _bar, "barrier": _bar, "ret": _ret, "exit": _ret, "shfl": _shfl,
-    "vote": _vote, "mma": _mma, "ldmatrix": _ldmatrix,
+    "vote": _vote, "redux": _redux, "match": _match, "mma": _mma, "ldmatrix": _ldmatrix,
     "membar": lambda o, one: lambda state: None, "fence": lambda o, one: lambda state: None,
 }  # fmt: skip

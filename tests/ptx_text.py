@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+import numpy as np
+
 REGISTER = {
     "pred": "pred", "b16": "u16", "u16": "u16", "s16": "u16", "b32": "u32", "u32": "u32",
     "s32": "u32", "f32": "f32", "b64": "u64", "u64": "u64", "s64": "u64", "f64": "f64",
 }  # fmt: skip
+TABLE = r"\.global\s+\.align\s+16\s+\.b(\d+)\s+([\w$]+)\[\d+\]\s*=\s*\{([^}]*)\}"
 
 # a block of inline assembly, an instruction with or without lists in braces, a label, a brace
 STATEMENT = r"\s*\{\s*\.reg[^{}]*\}|[^;{}]*(?:\{[^{}]*\}[^;{}]*)+;|[\w$]+:|[^;{}]+;|[{}]"
@@ -27,13 +30,17 @@ class Instruction:
 
 @dataclass(slots=True)
 class Program:
-    """One kernel. kinds: of registers, by name or (declared with a count) by prefix."""
+    """One kernel. kinds: of registers, by name or (declared with a count) by prefix.
+
+    tables: the module's constants as bytes, at multiples of 16.
+    """
 
     name: str
     params: list[str]
     code: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, np.ndarray] = field(default_factory=dict)
     threads: int = 1024
 
     def kind(self, register: str) -> str:
@@ -51,6 +58,8 @@ def parse(text: str) -> Program:
     assert head, "no kernel"
     params = re.findall(r"\.param\s+\.\w+\s+([\w$]+)", head[2])
     program = Program(head[1], params)
+    for bits, name, numbers in re.findall(TABLE, text[: head.start()]):
+        program.tables[name] = _aligned(np.array(numbers.split(","), f"u{int(bits) // 8}"))
     if limit := re.search(r"\.maxntid\s+(\d+)", head[3]):
         program.threads = int(limit[1])
     body = text[head.end() : text.rindex("}")]
@@ -59,6 +68,13 @@ def parse(text: str) -> Program:
     for statement in re.findall(STATEMENT, body):
         _add(program, " ".join(statement.split()))
     return program
+
+
+def _aligned(numbers: np.ndarray) -> np.ndarray:
+    room = np.empty(numbers.nbytes + 16, np.uint8)
+    start = -room.ctypes.data % 16
+    room[start : start + numbers.nbytes] = numbers.view(np.uint8)
+    return room[start : start + numbers.nbytes]
 
 
 def _add(program: Program, statement: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from vram import text
 
 from offload.errors import PlanError
 from offload.gpu.base import Launch
+from quant.cuda.kernels import Kernel
 
 Array = np.ndarray
 GAP = 256  # bytes between two parts, never to be touched
@@ -95,9 +97,20 @@ class SimulatedGpu:
         """Zeros."""
         self.view(at, n_bytes)[:] = 0
 
+    def compile(self, kernels: Sequence[Kernel], progress: Callable[[int, int], None]) -> None:
+        """They are compiled as they are launched."""
+        self.compiled = list(kernels)
+
     def prepare(self, launches: Sequence[Launch]) -> Recorded:
         """Keep them."""
         return Recorded(self, launches)
+
+    def seconds(self, prepared: Recorded, times: int) -> float:
+        """By the wall clock."""
+        began = time.perf_counter()
+        for _ in range(times):
+            prepared.run()
+        return time.perf_counter() - began
 
     def wait(self, check: Callable[[], None] | None = None) -> None:
         """Nothing is ever under way."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import reference
 import tiny_gguf
+from simulated_gpu import SimulatedGpu
 from small_models import ODD, SMALL, Files
 from tiny_gguf import TinyModel
 
@@ -21,6 +22,7 @@ from offload.batch import Batch, Span
 from offload.config import ModelConfig
 from offload.devices.base import Activations, Block, Device, GatedMLP, Kind, Router, Routing
 from offload.devices.cpu import CpuDevice
+from offload.devices.cuda import CudaDevice
 from offload.devices.null import NullDevice
 from offload.gguf import GGUFFile
 from offload.models import deepseek2
@@ -34,6 +36,7 @@ Array = np.ndarray
 DEVICES: dict[str, Callable[[ModelConfig, KVSpec], Device]] = {
     "cpu, 1 thread": lambda config, kv: CpuDevice(config, kv, 1),
     "cpu, 3 threads": lambda config, kv: CpuDevice(config, kv, 3),
+    "cuda, emulated": lambda config, kv: CudaDevice(config, kv, gpu=SimulatedGpu(1 << 28)),
     "null over cpu": lambda config, kv: NullDevice(config, kv, inner=CpuDevice(config, kv, 2)),
 }
 FLOATS = (G.F32, G.F16, G.BF16)

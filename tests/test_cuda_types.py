@@ -45,7 +45,7 @@ def in_planes(vram: Vram, kind: G, data: Array, n_cols: int) -> int:
             repack = of_type(kind)["repack"]
             vram.run(
                 repack, (-(-threads // repack.threads),), source, data.shape[1], first, count,
-                n_cols, *BLOCK[kind], to, n_rows, chunks,
+                n_cols, *BLOCK[kind], to, n_rows, chunks, 0, 0,
             )  # fmt: skip
     return to
 
@@ -58,9 +58,11 @@ def records(x: Array, planes: int) -> Array:
 
 
 @every_type
-@pytest.mark.parametrize("n_cols", [256, 1280])
-def test_rows_are_the_dequantised_weights(kind: G, n_cols: int) -> None:
+@pytest.mark.parametrize("least", [1, 1280])
+def test_rows_are_the_dequantised_weights(kind: G, least: int) -> None:
+    """Of one block and of many."""
     vram = Vram()
+    n_cols = max(least, BLOCK[kind].size)
     data = weights(kind, 5, n_cols)
     planes = plane_type(kind)
     w = in_planes(vram, kind, data, n_cols)
@@ -103,9 +105,9 @@ def test_dense_has_the_bits_of_the_cpu(kind: G, tokens: int) -> None:
 @every_type
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_chosen_has_the_bits_of_the_cpu(kind: G, tokens: int) -> None:
-    """Experts 5 and 1 of which the second has more tokens than go through at a time."""
+    """Experts 5 and 1 of which the second has more tokens than go through at a time; one block."""
     vram = Vram()
-    n_rows, n_cols, n_experts = 7, 256, 6
+    n_rows, n_cols, n_experts = 7, BLOCK[kind].size, 6
     planes = plane_type(kind)
     data = [weights(kind, n_rows, n_cols, seed) for seed in range(n_experts)]
     table = np.array([in_planes(vram, kind, one, n_cols) for one in data])

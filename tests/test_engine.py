@@ -527,7 +527,7 @@ def test_error_in_the_progress_callback_comes_through(path: Path) -> None:
     ("options", "kind", "message"),
     [
         ({"kv_type": "q4_0"}, PlanError, "kv_type must be 'f16', 'q8_0' or .*, not 'q4_0'"),
-        ({"device": "cuda"}, DeviceError, "'cuda'.*--device cpu"),
+        ({"device": "tpu"}, DeviceError, "'tpu'.*--device cpu"),
         ({"threads": 0}, PlanError, "threads 0: .* 1 to"),
         ({"threads": 100_000}, PlanError, "threads 100000: .* 1 to"),
         ({"context": 0}, PlanError, "context 0"),

@@ -223,7 +223,7 @@ def test_no_home_means_no_cache_in_one_line(
     monkeypatch.delenv("KIMI_OFFLOAD_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(kernel_cache.Path, "home", no_home)
-    store = kernel_cache.Store()
+    store = kernel_cache.Store("kernels", kernel_cache.folder_name())
     assert store.folder is None
     assert len(caplog.records) == 1
     assert "no home" in caplog.text
@@ -237,7 +237,7 @@ def test_odd_folder_names_never_end_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(kernel_cache, "base_folder", lambda: tmp_path / name)
-    kernel_cache.Store()
+    kernel_cache.Store("kernels", kernel_cache.folder_name())
 
 
 def test_folder_that_may_not_be_looked_at_means_no_cache(
@@ -249,7 +249,7 @@ def test_folder_that_may_not_be_looked_at_means_no_cache(
     monkeypatch.setattr(kernel_cache, "base_folder", lambda: tmp_path / "locked")
     monkeypatch.setattr(kernel_cache, "_make_folders", refuse)
     monkeypatch.setattr(kernel_cache.Path, "is_dir", refuse)
-    assert kernel_cache.Store().folder is None
+    assert kernel_cache.Store("kernels", kernel_cache.folder_name()).folder is None
     assert "Permission denied" in caplog.text
 
 

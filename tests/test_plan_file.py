@@ -33,6 +33,7 @@ from offload.plan import (
     Plan,
     Prediction,
     Tier,
+    VramSpec,
     Workers,
 )
 from offload.planner import RESERVE
@@ -65,7 +66,7 @@ def planned(path: Path | None, machine: HardwareProfile, wish: Any = None, **opt
     with offload.GGUFFile.open(path or offload.embedded_model()) as file:
         config = offload.ModelConfig.from_gguf(file)
         wish = offload.PlanOptions(**options) if wish is None else wish
-        return offload.plan_model(file, config, wish, machine)
+        return offload.plan_model(file, config, wish, machine, gpus="no GPU is here")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,10 @@ PLANS = st.builds(
     kv=st.builds(
         KVSpec, context=WHOLE, tokens=WHOLE, kv_type=st.sampled_from(get_args(KVType)),
         n_bytes=WHOLE, why=TEXT,
+    ),
+    vram=st.none() | st.builds(
+        VramSpec, gpu=TEXT, total=WHOLE, free=WHOLE, reserve=WHOLE, limit=WHOLE, weights=WHOLE,
+        workspace=WHOLE, rows=WHOLE,
     ),
     workers=st.builds(
         Workers, threads=WHOLE, why=TEXT, cpus_why=TEXT,
@@ -153,7 +158,8 @@ def test_an_untouched_plan_is_the_same_plan_again(
 def test_every_choice_is_printed_with_its_reason(made: Plan) -> None:
     text = str(made)
     for part in (
-        "device cpu: no GPU backend", "2 threads: one per physical core", "workers pinned",
+        "device cpu: no GPU is here: runs on the CPU", "2 threads: one per physical core",
+        "workers pinned",
         "context 64: as asked", "experts of layers 1-2 packed", "NUMA: 1 node", "packed experts",
         "read where it lies",
     ):  # fmt: skip
@@ -268,7 +274,7 @@ def put(path: str, value: object) -> Edit:
 
 CPU = {"device": "cpu", "tier": "ram"}
 WRONG_TEXTS: list[tuple[str, object, str]] = [
-    ("placements/routed/tier", "vram", 'placements.routed.tier: "vram": this version has mmap,'),
+    ("placements/routed/tier", "tape", 'placements.routed.tier: "tape": this version has mmap,'),
     ("placements/routed/tier", ["ram"], "placements.routed.tier: ['ram']: this version has"),
     ("placements/moe", CPU, 'placements.moe: "moe": this version has embedding, attention'),
     ("placements/head", 5, r"placements.head: 5: an object {...} is needed"),
@@ -326,10 +332,12 @@ def test_text_that_is_no_plan_is_one_line(text: Any, message: str) -> None:
 
 GIB = 1 << 30
 UNFIT: list[tuple[str, object, str]] = [
+    ("placements/routed/device", "gpu", 'placements.routed.device: "gpu": there are cpu, cuda and'),
     ("placements/routed/device", "cuda",
-     'placements.routed.device: "cuda": this version runs on cpu only'),
-    ("overrides/routed/1", {"device": "cuda:0", "tier": "ram"},
-     'overrides.routed.1.device: "cuda:0": this version'),
+     'placements.routed.tier: "mmap": on a GPU it is "vram", and nowhere else'),
+    ("placements/routed/tier", "vram", 'placements.routed.tier: "vram": on a GPU it is "vram"'),
+    ("overrides/routed/1", {"device": "cuda:0", "tier": "vram"},
+     'overrides.routed.1.device: "cuda:0": this version runs a model on the CPU or on one GPU as'),
     ("placements/routed/n_bytes", 7, "placements.routed.n_bytes: 7, but 663,552 in this"),
     ("placements/shared", {**CPU, "n_bytes": 9}, "placements.shared.n_bytes: 9, but "),
     ("workers/threads", 5, "workers.threads: 5: this process may use 1 to 4 logical cores"),

@@ -26,7 +26,7 @@ from offload.errors import OffloadError
 from offload.expert_layout import LayoutOptions
 from offload.expert_stats import ExpertStats
 from offload.loading import open_model
-from offload.planner import PlanOptions
+from offload.plan_options import PlanOptions
 from offload.tiering import TierOptions
 from offload.timing import seconds_of
 
@@ -74,7 +74,7 @@ class OurDecoder:
     """This program: as it decides by the budget, or with the mapped file alone."""
 
     def __init__(self, ask: Ask) -> None:
-        options = PlanOptions(threads=ask.threads, context=CONTEXT, ram=ask.ram)
+        options = PlanOptions(device="cpu", threads=ask.threads, context=CONTEXT, ram=ask.ram)
         if ask.side == "mmap":
             plain = TierOptions(home="map", cache="off")
             options = replace(options, layout=LayoutOptions(layout="native"), tiers=plain)

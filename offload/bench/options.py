@@ -10,7 +10,7 @@ from offload.errors import PlanError, RequestError
 from offload.expert_layout import LayoutOptions
 from offload.memory import MemoryMode, check_mode
 from offload.plan import Plan
-from offload.planner import DEFAULT_CONTEXT, PlanOptions
+from offload.plan_options import DEFAULT_CONTEXT, PlanOptions
 from offload.planning import Wish
 
 DEPTHS = (0, 512, 1024)  # tokens before the decoded one
@@ -47,12 +47,16 @@ class ModelOptions:
             raise RequestError("parallel sequences need a depth: give depths=(0,), say")
         _check_common(self.threads, self.seconds, self.compare, self.layout, self.pin)
         check_mode(self.memory)
-        if self.plan is not None and self._plan_options() != PlanOptions():
+        if self.plan is not None and self._plan_options() != PlanOptions(device="cpu"):
             raise PlanError("a plan decides threads, memory, layout and pin: give it alone")
 
     def _plan_options(self) -> PlanOptions:
         return PlanOptions(
-            threads=self.threads, memory=self.memory, layout=self.layout, pin=self.pin
+            device="cpu",
+            threads=self.threads,
+            memory=self.memory,
+            layout=self.layout,
+            pin=self.pin,
         )
 
     def wish(self, longest: int) -> Wish:

@@ -3,12 +3,19 @@
 A file has a class with the methods of base.Device, made from
 
     (config, kv, threads, cpus)     cpus: logical cores of each thread, to pin them, or None
+
+and, on a GPU, by the keywords
+
+    index, vram     of the GPU, from 0; the plan's VramSpec: what it may take of its memory
+
+Plans and users call a GPU "cuda:1"; "cuda" is one that we choose.
 """
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from offload.arguments import quoted
 from offload.errors import DeviceError
@@ -18,31 +25,41 @@ if TYPE_CHECKING:
 
     from offload.config import ModelConfig
     from offload.devices.base import Device
-    from offload.plan import KVSpec
+    from offload.plan import KVSpec, VramSpec
 
-DEVICES = {  # file: class, best first
+DEVICES = {  # file: class
     "cpu": "CpuDevice",
+    "cuda": "CudaDevice",
 }
 DRY_DEVICES = {  # they have no answers: for tests
     "null": "NullDevice",
 }
+_GPU = re.compile(r"cuda(?::(0|[1-9][0-9]{0,3}))?", re.ASCII)
 
 
-def resolve(device: str) -> tuple[str, str]:
-    """(device, why) for a user's wish: 'auto', 'cpu', or one that gives no answers."""
-    if device == "auto":
-        return next(iter(DEVICES)), "no GPU backend in this version"
-    if device in DEVICES:
-        return device, "as asked"
+def resolve(device: str) -> tuple[str, int | None]:
+    """(kind, index) of a user's wish: 'auto', 'cpu', 'cuda' or 'cuda:N'; index None: any, or none.
+
+    DeviceError if it is none of these.
+    """
+    if device in ("auto", "cpu"):
+        return device, None
+    if found := _GPU.fullmatch(device):
+        return "cuda", None if found[1] is None else int(found[1])
     if device in DRY_DEVICES:
         raise DeviceError(
             f"device {device} counts what would be read and computes nothing, so it has no "
             "answers; leave --device out or give --device cpu"
         )
     raise DeviceError(
-        f"device {quoted(device)}: this version runs on {', '.join(DEVICES)} only (no GPU backend "
-        "yet); leave --device out or give --device cpu"
+        f"device {quoted(device)}: there are cpu, cuda and cuda:N (a GPU by its number); leave "
+        "--device out or give --device cpu"
     )
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a plan's device is a GPU."""
+    return _GPU.fullmatch(device) is not None
 
 
 def open_device(
@@ -51,8 +68,11 @@ def open_device(
     kv: KVSpec,
     threads: int,
     cpus: Sequence[frozenset[int]] | None = None,
+    vram: VramSpec | None = None,
 ) -> Device:
-    """A device, ready to make blocks."""
-    name = (DEVICES | DRY_DEVICES)[device]
-    made = getattr(import_module(f"{__name__}.{device}"), name)
-    return cast("Device", made(config, kv, threads, cpus))
+    """A device, ready to make blocks; vram: on a GPU. DeviceError, PlanError."""
+    kind, _, index = device.partition(":")
+    name = (DEVICES | DRY_DEVICES)[kind]
+    options: dict[str, Any] = {} if vram is None else {"index": int(index or 0), "vram": vram}
+    made = getattr(import_module(f"{__name__}.{kind}"), name)
+    return cast("Device", made(config, kv, threads, cpus, **options))

@@ -30,7 +30,7 @@ from offload.forecast.seconds import (
 )
 from offload.forecast.timeline import simulate
 from offload.plan import KVType
-from offload.planner import CHUNK, DEFAULT_CONTEXT
+from offload.plan_options import CHUNK, DEFAULT_CONTEXT
 from offload.prediction import read_parts
 
 DEPTH: Final = 512  # tokens before the decoded one

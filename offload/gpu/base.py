@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 Check = Callable[[], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,14 @@ class Gpu(Protocol):
     def clear(self, at: int, n_bytes: int) -> None:
         """Zeros."""
 
+    def compile(self, kernels: Sequence[Kernel], progress: Progress) -> None:
+        """Machine code of kernels ahead of their use; progress: (done, of all)."""
+
     def prepare(self, launches: Sequence[Launch]) -> Prepared:
         """One after the other; what changes between runs lies in memory."""
+
+    def seconds(self, prepared: Prepared, times: int) -> float:
+        """For the GPU to run it so often, by its own clock; waits."""
 
     def wait(self, check: Check | None = None) -> None:
         """Until the queue is empty; `check` is called now and then, and may raise."""

@@ -101,12 +101,12 @@ def distrust(info: os.stat_result) -> str | None:
 
 
 class Store:
-    """The folder of one program version on one kind of processor. All methods never raise.
+    """The folder FOLDER/<kind>/<name>, of one program version. All methods never raise.
 
     state: one line for people, whether kernels are kept, where, and if not, why.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str, name: str) -> None:
         self.folder: Path | None = None
         self.can_write = False
         self.state = ""
@@ -116,7 +116,7 @@ class Store:
         except RuntimeError:  # Path.home() finds none
             self._without("there is no home folder")
             return
-        folder = base / "kernels" / folder_name()
+        folder = base / kind / name
         try:
             _make_folders(folder)
         except (OSError, ValueError) as exc:
@@ -201,7 +201,7 @@ class Store:
 @cache
 def store() -> Store:
     """The one of this process, opened when the first kernel is needed."""
-    return Store()
+    return Store("kernels", folder_name())
 
 
 class KernelCache(_Cache):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
@@ -105,7 +106,7 @@ mod32 = _op(U32, (U32, U32), lambda b, m, v: b.urem(v[0], v[1]))
 # c + the products of 4 signed bytes
 dp4a = _op(S32, (U32, U32, S32), _asm("dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", I32))
 # byte i of the result: byte (sel >> 4 i & 7) of a (0-3) and b (4-7)
-permute = _op(U32, (U32, U32, U32), _asm("prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", I32))
+permute = _op(U32, (U32, U32, U32), lambda b, m, v: _call(b, m, "llvm.nvvm.prmt", I32, v))
 pop_count = _op(U32, (U32,), lambda b, m, v: _call(b, m, "llvm.ctpop.i32", I32, v))
 bytes_less = _op(  # byte by byte, wrapping: a - b
     U32,
@@ -124,7 +125,7 @@ round_i32 = _op(S32, (FLOAT,), _asm("cvt.rni.s32.f32 $0, $1;", "=r,f", I32))  # 
 round_f32 = _op(FLOAT, (FLOAT,), _asm("cvt.rni.f32.f32 $0, $1;", "=f,f", F32))
 larger = _op(FLOAT, (FLOAT, FLOAT), _asm("max.f32 $0, $1, $2;", "=f,f,f", F32))
 smaller = _op(FLOAT, (FLOAT, FLOAT), _asm("min.f32 $0, $1, $2;", "=f,f,f", F32))
-size = _op(FLOAT, (FLOAT,), lambda b, m, v: _call(b, m, "llvm.fabs.f32", F32, v))
+size = _op(FLOAT, (FLOAT,), _asm("abs.f32 $0, $1;", "=f,f", F32))
 root = _op(FLOAT, (FLOAT,), _asm("sqrt.rn.f32 $0, $1;", "=f,f", F32))
 quotient = _op(FLOAT, (FLOAT, FLOAT), _asm("div.rn.f32 $0, $1, $2;", "=f,f,f", F32))
 power_of_2 = _op(FLOAT, (FLOAT,), _asm("ex2.approx.ftz.f32 $0, $1;", "=f,f", F32))
@@ -137,6 +138,9 @@ half_bits = _op(
 )
 two_halves = _op(  # the first in the low half of the word
     U32, (FLOAT, FLOAT), _asm("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", I32)
+)
+fma_halves = _op(  # of the two halves of each word
+    U32, (U32, U32, U32), _asm("fma.rn.f16x2 $0, $1, $2, $3;", "=r,r,r,r", I32)
 )
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -214,6 +218,7 @@ store_u16 = _store(I16, (U32,), GLOBAL, lambda b, v: b.trunc(v[0], I16))
 store_u32 = _store(I32, (U32,), GLOBAL, _first)
 store_i64 = _store(I64, (S64,), GLOBAL, _first)
 store_f32 = _store(F32, (FLOAT,), GLOBAL, _first)
+store_2 = _store(_V2, (U32,) * 2, GLOBAL, _vector_of)
 store_4 = _store(_V4, (U32,) * 4, GLOBAL, _vector_of)
 
 
@@ -230,11 +235,13 @@ def _shared(b: Any, m: Any, v: list[Any]) -> Any:
 
 shared = _op(S64, (), _shared)  # the launch says how many bytes
 shared_u8 = _load(U32, I8, SHARED, _wide)
+shared_u16 = _load(U32, I16, SHARED, _wide)
 shared_u32 = _load(U32, I32, SHARED)
 shared_f32 = _load(FLOAT, F32, SHARED)
 shared_2 = _load(_2, _V2, SHARED, _lanes_of)
 shared_4 = _load(_4, _V4, SHARED, _lanes_of)
 put_shared_u8 = _store(I8, (U32,), SHARED, lambda b, v: b.trunc(v[0], I8))
+put_shared_u16 = _store(I16, (U32,), SHARED, lambda b, v: b.trunc(v[0], I16))
 put_shared_u32 = _store(I32, (U32,), SHARED, _first)
 put_shared_f32 = _store(F32, (FLOAT,), SHARED, _first)
 put_shared_2 = _store(_V2, (U32,) * 2, SHARED, _vector_of)
@@ -297,12 +304,20 @@ from_lane_u32 = _shuffle(U32, "idx")
 vote = _op(  # a bit per lane: whether its word is not 0
     U32,
     (U32,),
-    _asm(
-        "{ .reg .pred p; setp.ne.u32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff; }",
-        "=r,r",
-        I32,
-        side_effect=True,
+    lambda b, m, v: _call(
+        b, m, "llvm.nvvm.vote.ballot.sync", I32, [I32(-1), b.icmp_unsigned("!=", v[0], I32(0))]
     ),
+)
+largest = _op(  # of the warp's lanes
+    U32, (U32,), _asm("redux.sync.max.u32 $0, $1, 0xffffffff;", "=r,r", I32, side_effect=True)
+)
+smallest = _op(
+    U32, (U32,), _asm("redux.sync.min.u32 $0, $1, 0xffffffff;", "=r,r", I32, side_effect=True)
+)
+alike = _op(  # a bit per lane: whether its word is this lane's
+    U32,
+    (U32,),
+    _asm("match.any.sync.b32 $0, $1, 0xffffffff;", "=r,r", I32, side_effect=True),
 )
 
 # --- tensor cores ---------------------------------------------------------------------------------
@@ -337,3 +352,23 @@ matrix_2 = _ldmatrix(2, "")
 matrix_4 = _ldmatrix(4, "")
 matrix_2_turned = _ldmatrix(2, ".trans")
 matrix_4_turned = _ldmatrix(4, ".trans")
+
+# --- what a module brings along -------------------------------------------------------------------
+
+
+def table(name: str, make: Callable[[], np.ndarray]) -> Any:
+    """An intrinsic: address of a module's copy of an array, in global memory; 16-byte aligned."""
+
+    def build(b: Any, m: Any, v: list[Any]) -> Any:
+        if name in m.globals:
+            return b.ptrtoint(m.globals[name], I64)
+        words = np.ascontiguousarray(make()).reshape(-1).view(np.uint32)
+        kind = ir.ArrayType(I32, words.size)
+        block = ir.GlobalVariable(m, kind, name, addrspace=GLOBAL)
+        block.initializer = ir.Constant(kind, words.tolist())
+        block.global_constant = True
+        block.linkage = "linkonce_odr"
+        block.align = 16
+        return b.ptrtoint(block, I64)
+
+    return _op(S64, (), build)

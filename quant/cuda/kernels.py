@@ -3,6 +3,9 @@
 repack                 GGML bytes -> planes
 rows                   planes -> float32 rows, by number: an embedding
 dense_T, chosen_T      matrix x up to T of TOKENS activations; two int8 planes, and one
+heads_T                matrices of heads x float32 activations, T of TOKENS at a time
+
+A float type has all but dense_T and chosen_T.
 """
 
 from __future__ import annotations
@@ -14,15 +17,44 @@ from importlib import import_module
 from typing import Any
 
 from quant.compiler.jit import bind
-from quant.cuda import arrange, gemm, matvec
+from quant.cuda import arrange, floats, gemm, matvec
+from quant.cuda.floats import FloatType
 from quant.cuda.plane_type import PlaneType
 from quant.cuda.ptx import device
 from quant.ggml import GGMLType
 
 TOKENS = (1, 8)
 TYPES = (
+    GGMLType.Q4_0,
+    GGMLType.Q4_1,
+    GGMLType.Q5_0,
+    GGMLType.Q5_1,
+    GGMLType.Q8_0,
     GGMLType.Q2_K,
+    GGMLType.Q3_K,
     GGMLType.Q4_K,
+    GGMLType.Q5_K,
+    GGMLType.Q6_K,
+    GGMLType.IQ2_XXS,
+    GGMLType.IQ2_XS,
+    GGMLType.IQ3_XXS,
+    GGMLType.IQ1_S,
+    GGMLType.IQ4_NL,
+    GGMLType.IQ3_S,
+    GGMLType.IQ2_S,
+    GGMLType.IQ4_XS,
+    GGMLType.IQ1_M,
+    GGMLType.TQ1_0,
+    GGMLType.TQ2_0,
+    GGMLType.MXFP4,
+    GGMLType.NVFP4,
+    GGMLType.Q1_0,
+    GGMLType.Q2_0,
+)
+FLOATS = (
+    GGMLType.F32,
+    GGMLType.F16,
+    GGMLType.BF16,
 )
 
 
@@ -37,16 +69,22 @@ class Kernel:
 
 
 @cache
-def plane_type(kind: GGMLType) -> PlaneType:
+def plane_type(kind: GGMLType) -> PlaneType | FloatType:
     """How a GGML type lies in VRAM."""
-    found: PlaneType = import_module(f"quant.cuda.types.{kind.name.lower()}").PLANES
+    found: PlaneType | FloatType = import_module(f"quant.cuda.types.{kind.name.lower()}").PLANES
     return found
 
 
 @cache
 def of_type(kind: GGMLType) -> dict[str, Kernel]:
-    """All kernels of a quantised type."""
+    """All kernels of a type."""
     planes = plane_type(kind)
+    made = _of_floats(planes) if isinstance(planes, FloatType) else _quantised(planes)
+    return {kernel.name.removesuffix(f"_{kind.name.lower()}"): kernel for kernel in made}
+
+
+def _quantised(planes: PlaneType) -> list[Kernel]:
+    kind = planes.ggml_type
     names: dict[str, Any] = {
         "LANES": planes.lanes,
         "STEPS": planes.steps,
@@ -68,7 +106,41 @@ def of_type(kind: GGMLType) -> dict[str, Kernel]:
             name = f"{template.__name__}_{tokens}"
             made.append(_kernel(template, name, kind, bound, matvec.THREADS))
     made.extend(_many(kind, planes, names))
-    return {kernel.name.removesuffix(f"_{kind.name.lower()}"): kernel for kernel in made}
+    names["COLUMNS"] = planes.group_columns
+    widen = floats.weights_32 if planes.lanes == 8 else floats.weights_16
+    for helper, source in (
+        ("weight", floats.weight),
+        ("weights_4", floats.weights_4),
+        ("weights_16", floats.weights_16),
+        ("widen", widen),
+    ):
+        names[helper] = device(bind(source, helper, **names))
+    for tokens in TOKENS:
+        bound = names | {"TOKENS": tokens, "dot": floats.DOTS[planes.group_columns]}
+        bound["walk"] = device(bind(floats.walk_groups, "walk", **bound))
+        made.append(_kernel(floats.heads, f"heads_{tokens}", kind, bound, floats.THREADS))
+    return made
+
+
+def _of_floats(planes: FloatType) -> list[Kernel]:
+    kind, columns = planes.ggml_type, 16 // planes.width
+    names: dict[str, Any] = {
+        "LANES": planes.lanes,
+        "STEPS": planes.steps,
+        "COLUMNS": columns,
+        "dot": floats.DOTS[columns],
+        "numbers": planes.numbers,
+    }
+    made = [
+        _kernel(floats.repack, "repack", kind, names, floats.THREADS),
+        _kernel(floats.rows, "rows", kind, names, floats.THREADS),
+    ]
+    for tokens in TOKENS:
+        bound = names | {"TOKENS": tokens, "AHEAD": floats.ahead(columns, tokens)}
+        bound["add_chunk"] = device(bind(floats.add_chunk, "add_chunk", **bound))
+        bound["walk"] = device(bind(floats.walk_numbers, "walk", **bound))
+        made.append(_kernel(floats.heads, f"heads_{tokens}", kind, bound, floats.THREADS))
+    return made
 
 
 def _many(kind: GGMLType, planes: PlaneType, names: dict[str, Any]) -> list[Kernel]:

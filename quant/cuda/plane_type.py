@@ -34,7 +34,7 @@ STEP = 256  # columns
 
 @dataclass(frozen=True, kw_only=True)
 class PlaneType:
-    """See above. chunk_bytes: of all planes, of a row and chunk. table: what `group` looks up."""
+    """See above. chunk_bytes: of all planes, of a row and chunk."""
 
     ggml_type: GGMLType
     group_columns: int  # 32 or 16

@@ -9,7 +9,7 @@ import numpy as np
 
 from quant.compiler.jit import inline, kernel, task
 from quant.run.fields import F64, I64, Fields
-from quant.simd.floats import LANES, V_BYTES, fma_v, load_v, store_v, sum_v, zero_v
+from quant.simd.floats import LANES, V_BYTES, exp_v, fma_v, load_v, store_v, sum_v, zero_v
 from quant.simd.vectors import (
     f32,
     f64,
@@ -144,24 +144,32 @@ def route(
     logits (T, E); bias (E,) or (0,); ids (T, K) int64 and weights (T, K) are written. The bias
     decides which experts are chosen and nothing else; ties go to the lower index. Where a logit or
     a bias is infinite or not a number, all weights are not a number, of the experts 0 .. K - 1.
+    No bit of it depends on the processor: the exponential is ours, sums go from 0 on.
     """
     n_tokens, n_experts = logits.shape
     top_k = ids.shape[1]
-    scores = np.empty(n_experts, np.float32)
+    scores = np.zeros(-(-n_experts // LANES) * LANES, np.float32)
     choice = np.empty(n_experts, np.float32)
     size = n_experts // n_group
     group_score = np.empty(n_group, np.float32)
     for t in range(n_tokens):
         if sigmoid:
             for e in range(n_experts):
-                scores[e] = np.float32(1) / (np.float32(1) + np.exp(-logits[t, e]))
+                scores[e] = -logits[t, e]
         else:
             top = logits[t, 0]
             for e in range(n_experts):
                 top = max(top, logits[t, e])
+            for e in range(n_experts):
+                scores[e] = logits[t, e] - top
+        for i in range(0, 4 * scores.size, V_BYTES):
+            store_v(scores.ctypes.data + i, exp_v(load_v(scores.ctypes.data + i)))
+        if sigmoid:
+            for e in range(n_experts):
+                scores[e] = np.float32(1) / (np.float32(1) + scores[e])
+        else:
             total = np.float32(0)
             for e in range(n_experts):
-                scores[e] = np.exp(logits[t, e] - top)
                 total += scores[e]
             for e in range(n_experts):
                 scores[e] /= total

@@ -11,7 +11,6 @@ from quant.cuda.intrinsics import (
     f32,
     half,
     load_u8,
-    load_u16,
     shl,
     shr,
     store_u32,
@@ -21,6 +20,7 @@ from quant.cuda.intrinsics import (
 )
 from quant.cuda.plane_type import PlaneType
 from quant.cuda.ptx import device
+from quant.cuda.unpack import half_of, pick, word_at
 from quant.ggml import GGMLType
 
 
@@ -33,25 +33,24 @@ def group(base, rows, chunks, row, chunk, j, lane):
         shr(a, 2 * j) & two, shr(b, 2 * j) & two, shr(c, 2 * j) & two, shr(d, 2 * j) & two
     )  # fmt: skip
     scales = shr(weight_u32(base + 256 * rows * chunks + 64 * at + 4 * lane), 8 * j)
-    both = weight_u32(base + 320 * rows * chunks + 16 * at + 4 * j)
-    s = half(both & u32(0xFFFF)) * f32(scales & u32(15))
-    o = f32(shr(scales, 4) & u32(15)) * -half(shr(both, 16))
+    both = pick(weight_4(base + 320 * rows * chunks + 16 * at), j)
+    s = half(half_of(both, 0)) * f32(scales & u32(15))
+    o = f32(shr(scales, 4) & u32(15)) * -half(half_of(both, 1))
     return words, s, o
 
 
 @device
 def repack(block, count, base, rows, chunks, row, chunk, lane):
     at = row * chunks + chunk
-    # columns 16 lane ..: run of 128, bits, half of 32
+    # columns 16 lane ..: run of 128, half of 32, bits
     first = 16 + 32 * (lane >> 3) + 16 * (lane & 1)
     bits = 2 * (lane >> 1 & 3)
     for k in range(4):
         word = u32(0)
         for j in range(4):
             if 256 * j < count:
-                for i in range(4):
-                    value = shr(load_u8(block + 84 * j + first + 4 * k + i), bits) & u32(3)
-                    word = word | shl(value, 8 * i + 2 * j)
+                four = shr(word_at(block + 84 * j + first + 4 * k), bits) & u32(0x03030303)
+                word = word | shl(four, 2 * j)
         store_u32(base + 256 * at + 16 * lane + 4 * k, word)
     word = u32(0)
     for j in range(4):
@@ -61,7 +60,7 @@ def repack(block, count, base, rows, chunks, row, chunk, lane):
     if lane < 4:
         source = block + 84 * lane + 80
         there = 256 * lane < count
-        word = load_u16(source) | shl(load_u16(source + 2), 16) if there else u32(0)
+        word = word_at(source) if there else u32(0)
         store_u32(base + 320 * rows * chunks + 16 * at + 4 * lane, word)
 
 

@@ -1,8 +1,8 @@
 """Q4_K in VRAM: steps = 1.
 
 16 bytes a lane   columns 0 .. 15 of its group in the low nibbles, 16 .. 31 in the high ones
-12 bytes a step   the scales and minima as they stand in the block
-4 bytes a step    d, dmin
+8 bytes a step    the upper two bits of every lane's scale and minimum; d, dmin
+1 byte a lane     the lower four bits of its scale (low nibble) and minimum
 """
 
 from __future__ import annotations
@@ -11,63 +11,75 @@ from quant.cuda.intrinsics import (
     f32,
     half,
     load_u8,
-    load_u16,
     shl,
     shr,
+    store_u8,
     store_u32,
     u32,
+    weight_2,
     weight_4,
-    weight_u32,
+    weight_u8,
 )
 from quant.cuda.plane_type import PlaneType
 from quant.cuda.ptx import device
+from quant.cuda.unpack import half_of, nibbles, word_at
 from quant.ggml import GGMLType
 
 
 @device
+def scales(bytes_8, byte, lane):
+    """(s, o) from the planes of scales at these addresses (Q4_K and Q5_K)."""
+    upper, both = weight_2(bytes_8)
+    upper = shr(upper, 4 * lane)
+    lower = weight_u8(byte)
+    scale = lower & u32(15) | shl(upper, 4) & u32(48)
+    least = shr(lower, 4) | shl(upper, 2) & u32(48)
+    return half(half_of(both, 0)) * f32(scale), -(half(half_of(both, 1)) * f32(least))
+
+
+@device
 def group(base, rows, chunks, row, chunk, j, lane):
-    at = row * chunks + chunk
-    a, b, c, d = weight_4(base + 128 * at + 16 * lane)
-    low = u32(0x0F0F0F0F)
-    words = (
-        a & low, b & low, c & low, d & low,
-        shr(a, 4) & low, shr(b, 4) & low, shr(c, 4) & low, shr(d, 4) & low,
-    )  # fmt: skip
-    at = base + 128 * rows * chunks + 12 * at
-    first, second, third = weight_u32(at), weight_u32(at + 4), weight_u32(at + 8)
-    k = 8 * (lane & 3)
-    scale, least = shr(first, k), shr(second, k)
-    if lane < 4:
-        scale, least = scale & u32(63), least & u32(63)
-    else:
-        more = shr(third, k)
-        scale = more & u32(15) | shr(scale, 2) & u32(48)
-        least = shr(more, 4) & u32(15) | shr(least, 2) & u32(48)
-    both = weight_u32(base + 140 * rows * chunks + 4 * (row * chunks + chunk))
-    s = half(both & u32(0xFFFF)) * f32(scale)
-    o = -(half(shr(both, 16)) * f32(least))
+    at, all_ = row * chunks + chunk, rows * chunks
+    words = nibbles(weight_4(base + 128 * at + 16 * lane))
+    s, o = scales(base + 128 * all_ + 8 * at, base + 136 * all_ + 8 * at + lane, lane)
     return words, s, o
 
 
 @device
-def repack(block, count, base, rows, chunks, row, chunk, lane):
-    at = row * chunks + chunk
-    there = count > 0
+def pack_nibbles(to, runs, lane):
+    """A lane's 16 bytes from the block's 128 (Q4_K and Q5_K)."""
+    low = u32(0x0F0F0F0F)
+    source = runs + 32 * (lane >> 1)
+    bits = 4 * (lane & 1)
     for k in range(4):
-        word = u32(0)
-        for i in range(4):
-            source = block + 16 + 32 * (lane >> 1) + 4 * k + i
-            pair = load_u8(source) | shl(load_u8(source + 16), 8) if there else u32(0)
-            pair = shr(pair, 4 * (lane & 1)) & u32(0x0F0F)
-            word = word | shl((pair | shr(pair, 4)) & u32(0xFF), 8 * i)
-        store_u32(base + 128 * at + 16 * lane + 4 * k, word)
-    if lane < 3:
-        source = block + 4 + 4 * lane
-        word = load_u16(source) | shl(load_u16(source + 2), 16) if there else u32(0)
-        store_u32(base + 128 * rows * chunks + 12 * at + 4 * lane, word)
+        first, last = word_at(source + 4 * k), word_at(source + 4 * k + 16)
+        store_u32(to + 4 * k, shr(first, bits) & low | shl(shr(last, bits) & low, 4))
+
+
+@device
+def pack_scales(bytes_8, byte, block, lane):
+    """The planes that `scales` reads, of the block with this address (Q4_K and Q5_K)."""
+    lower = load_u8(block + 8 + lane)
+    if lane < 4:
+        lower = load_u8(block + 4 + lane) & u32(15) | shl(lower & u32(15), 4)
+    store_u8(byte, lower)
     if lane == 0:
-        word = load_u16(block) | shl(load_u16(block + 2), 16) if there else u32(0)
-        store_u32(base + 140 * rows * chunks + 4 * at, word)
+        upper = u32(0)
+        for k in range(4):
+            scale, least = load_u8(block + 4 + k), load_u8(block + 8 + k)
+            four = shr(scale, 4) & u32(3) | shr(least, 2) & u32(12)
+            upper = upper | shl(four, 4 * k)
+            four = shr(scale, 6) | shr(least, 4) & u32(12)
+            upper = upper | shl(four, 4 * k + 16)
+        store_u32(bytes_8, upper)
+        store_u32(bytes_8 + 4, word_at(block))
+
+
+@device
+def repack(block, count, base, rows, chunks, row, chunk, lane):
+    at, all_ = row * chunks + chunk, rows * chunks
+    pack_nibbles(base + 128 * at + 16 * lane, block + 16, lane)
+    pack_scales(base + 128 * all_ + 8 * at, base + 136 * all_ + 8 * at + lane, block, lane)
 
 
 PLANES = PlaneType(

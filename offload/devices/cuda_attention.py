@@ -1,0 +1,113 @@
+"""MLA attention on a GPU.
+
+Absorbed: queries are taken into latent space, heads share its rows. Expanded, long prompts': see
+cuda_expanded.py. Which form a position takes is a matter of its sequence alone (batch.Span).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from offload.batch import EXACT_CONTEXT
+from offload.devices.base import Kind, LatentAttention
+from offload.devices.cuda_expanded import Expanded, attention_scratch
+from offload.devices.cuda_writer import float_bits
+from quant.cuda import attend
+from quant.run.cache_rows import RowKind
+
+if TYPE_CHECKING:
+    from offload.devices.cuda import CudaDevice
+    from offload.devices.cuda_rooms import Room
+    from offload.devices.cuda_writer import Writer
+
+
+class Attention:
+    """X += attention(norm(x)); its layer's rows are in the device's KV store."""
+
+    kind: Kind = "attention"
+    row_bytes = 0
+
+    def __init__(self, device: CudaDevice, layer: int, weights: LatentAttention) -> None:
+        self.device = device
+        self.layer = layer
+        self._rows_of = device.kv.add(layer)
+        load, w = device.loader.matrix, weights
+        self._shape = w
+        self._query, self._latent = load(w.query), load(w.latent)
+        self._q_b = None if w.q_b is None else load(w.q_b)
+        self._k_b, self._v_b, self._output = load(w.k_b), load(w.v_b), load(w.output)
+        vector = device.loader.vector
+        self._norm, self._latent_norm = vector(w.norm), vector(w.latent_norm)
+        self._q_norm = 0 if w.q_norm is None else vector(w.q_norm)
+        found = (w.query, w.latent, w.q_b, w.k_b, w.v_b, w.output)
+        self.n_bytes = sum(m.count * m.n_bytes for m in found if m is not None)
+        shape = device.kv.shape
+        self._kernels = attend.of_shape(w.k_b.count, w.rank, w.rope, shape.latent, shape.width)
+        self._expanded = (
+            Expanded(w, self._k_b, self._v_b, shape) if device.kv.context > EXACT_CONTEXT else None
+        )
+
+    def steps(self, w: Writer) -> None:
+        """See CudaBlock."""
+        shape, rooms, device = self._shape, w.rooms, self.device
+        hidden, heads, width = device.config.hidden_size, shape.k_b.count, device.kv.shape.width
+        readers = (2, self._query), (2, self._latent)
+        h = rooms.vector("attention h", self._query.n_cols, w.forms(*readers))
+        w.norm(w.x, self._norm, hidden, h)
+        q = rooms.room("query", 4 * self._query.n_rows)
+        c = rooms.room("latent", 4 * self._latent.n_rows)
+        w.dense(self._query, h, q)
+        w.dense(self._latent, h, c)
+        w.launch(
+            self._kernels["append"], (w.rows, 1, 1), w.memory.records, self._rows_of, *c,
+            self._latent_norm, float_bits(device.eps), w.memory.cos, w.memory.sin,
+        )  # fmt: skip
+        if self._q_b is not None:
+            low = rooms.vector("low-rank query", self._q_b.n_cols, w.forms((2, self._q_b)))
+            w.norm(q, self._q_norm, self._query.n_rows, low)
+            q = rooms.room("query of all heads", 4 * self._q_b.n_rows)
+            w.dense(self._q_b, low, q)
+        wide = rooms.room("wide query", 4 * heads * width)
+        q_head = 4 * (shape.nope + shape.rope)
+        w.heads(self._k_b, q, q_head, wide, 4 * width)
+        w.launch(
+            self._kernels["query"], (heads, w.rows, 1), *wide, *q, q_head, shape.nope,
+            w.memory.cos, w.memory.sin, float_bits(shape.scale),
+        )  # fmt: skip
+        self._attend(w, q, q_head, wide)
+
+    def _attend(self, w: Writer, q: Room, q_head: int, wide: Room) -> None:
+        """Scores and values, in the form of each row's position; the output projection."""
+        heads, v = self._shape.k_b.count, self._v_b.n_rows
+        readers = {0} | w.forms((2, self._output))
+        o = w.rooms.vector("heads", self._output.n_cols, readers)
+        for first, rows, is_expanded in w.memory.forms:
+            to = o.plain.from_row(first)
+            if is_expanded and self._expanded is not None:
+                self._expanded.write(w, self._rows_of, first, rows, q.from_row(first), q_head, to)
+            else:
+                self._absorbed(w, first, rows, wide, to)
+        w.round(o.plain, heads * v, o)
+        w.dense(self._output, o, w.x, add=True)
+
+    def _absorbed(self, w: Writer, start: int, count: int, wide: Room, to: Room) -> None:
+        """Rows start .. start + count - 1; as many at a time as partial results have room for."""
+        rooms, heads, latent = w.rooms, self._shape.k_b.count, self.device.kv.shape.latent
+        z = rooms.room("z", 4 * heads * latent)
+        strands, records = w.memory.strands, w.memory.records
+        area = attention_scratch(w, heads, latent)
+        step = area.n_bytes // attend.partial_bytes(heads, latent, strands)
+        for first in range(start, start + count, step):
+            rows, at = min(step, start + count - first), records + 32 * first
+            for kind in sorted(w.memory.kinds):
+                grid = strands, attend.head_groups(RowKind(kind), heads), rows
+                w.launch(
+                    self._kernels[f"attend_{RowKind(kind).name.lower()}"], grid, at, self._rows_of,
+                    *wide.from_row(first), strands, area.address,
+                )  # fmt: skip
+            w.launch(
+                self._kernels["merge"], (heads, rows, 1), at, area.address, strands,
+                *z.from_row(first),
+            )  # fmt: skip
+        v_head = 4 * self._v_b.n_rows
+        w.heads(self._v_b, z.from_row(start), 4 * latent, to, v_head, rows=count)

@@ -1,0 +1,143 @@
+"""Matrices and vectors on their way into VRAM: bytes of the file, re-arranged there into planes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from offload.devices.cuda_vram import Space
+from offload.errors import PlanError
+from offload.gpu.base import Gpu, Launch
+from quant.cuda import gemm
+from quant.cuda.kernels import Kernel, of_type, plane_type
+from quant.cuda.plane_type import PlaneType
+from quant.ggml import BLOCK, GGMLType
+
+if TYPE_CHECKING:
+    from offload.weights import Matrix
+
+Array = np.ndarray
+STAGE_BYTES = 32 << 20  # of the file at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CudaMatrix:
+    """`count` matrices of (n_rows, n_cols) in planes, `stride` bytes apart.
+
+    n_bytes: of one of them in the file. used_cols: columns that are not padding. chunks, steps,
+    lanes: see PlaneType.
+    """
+
+    kind: GGMLType
+    is_float: bool
+    address: int
+    stride: int
+    count: int
+    n_rows: int
+    n_cols: int
+    used_cols: int
+    chunks: int
+    steps: int
+    lanes: int
+    n_bytes: int
+
+    def kernel(self, name: str) -> Kernel:
+        """A kernel of its type."""
+        return of_type(self.kind)[name]
+
+    @property
+    def tile_tokens(self) -> int:
+        """Tokens of a tile of its kernels for many."""
+        planes = plane_type(self.kind)
+        assert isinstance(planes, PlaneType)
+        return gemm.tile_tokens(planes)
+
+    def row_blocks(self, kernel: Kernel) -> int:
+        """Blocks of `kernel` that have a thread for each lane of all rows."""
+        return -(-self.n_rows * self.lanes // kernel.threads)
+
+
+class Loader:
+    """Brings weights to a GPU through a stage. Close it once they are there."""
+
+    def __init__(self, gpu: Gpu, weights: Space, workspace: Space) -> None:
+        self._gpu = gpu
+        self._weights = weights
+        self._workspace = workspace
+        self._stage = self._stage_bytes = 0
+
+    def matrix(self, m: Matrix) -> CudaMatrix:
+        """All matrices of `m`."""
+        if m.group_rows != 1:
+            raise PlanError(f"{m.name} is packed for the CPU; a GPU takes it as it is in the file")
+        kind = m.quant.ggml_type
+        facts = plane_type(kind)
+        stride = facts.n_bytes(m.n_rows, m.n_cols)
+        chunks = facts.chunks(m.n_cols)
+        address = self._weights.alloc(m.count * stride)
+        repack = of_type(kind)["repack"]
+        for i, n, first, count in pieces(m):
+            size = (n - 1) * m.stride + count * m.row_bytes
+            stage = self._room(size)
+            self._gpu.upload(stage, bytes_at(m.address + i * m.stride + first * m.row_bytes, size))
+            grid = -(-count * chunks * facts.lanes // repack.threads), n, 1
+            arguments = (
+                stage, m.row_bytes, first, count, m.n_cols, *BLOCK[kind], address + i * stride,
+                m.n_rows, chunks, m.stride, stride,
+            )  # fmt: skip
+            once = self._gpu.prepare([Launch(repack, grid, arguments)])
+            once.run()
+            once.close()
+        return CudaMatrix(
+            kind=kind, is_float=m.quant.is_float, address=address, stride=stride, count=m.count,
+            n_rows=m.n_rows, n_cols=m.n_cols, used_cols=m.used_cols, chunks=chunks,
+            steps=facts.steps, lanes=facts.lanes, n_bytes=m.n_bytes,
+        )  # fmt: skip
+
+    def _room(self, n_bytes: int) -> int:
+        if self._stage_bytes < n_bytes:
+            self.close()
+            self._stage_bytes = n_bytes
+            self._stage = self._workspace.alloc(n_bytes)
+        return self._stage
+
+    def vector(self, x: Array) -> int:
+        """Address of a copy; 0 if there is nothing."""
+        if not x.size:
+            return 0
+        address = self._weights.alloc(x.nbytes)
+        self._gpu.upload(address, np.ascontiguousarray(x))
+        return address
+
+    def table(self, x: Array) -> int:
+        """The same, of what is no weight."""
+        address = self._workspace.alloc(x.nbytes)
+        self._gpu.upload(address, x)
+        return address
+
+    def close(self) -> None:
+        """Give the stage back."""
+        if self._stage:
+            self._gpu.wait()
+            self._workspace.free(self._stage)
+            self._stage = self._stage_bytes = 0
+
+
+def pieces(m: Matrix) -> Iterator[tuple[int, int, int, int]]:
+    """(first matrix, matrices, first row of each, rows): what goes through the stage at a time."""
+    rows = max(1, min(m.n_rows, STAGE_BYTES // m.row_bytes))
+    many = 1 if rows < m.n_rows else max(1, STAGE_BYTES // m.stride)
+    for i in range(0, m.count, many):
+        for first in range(0, m.n_rows, rows):
+            yield i, min(many, m.count - i), first, min(rows, m.n_rows - first)
+
+
+def bytes_at(address: int, n_bytes: int) -> Array:
+    """Memory of the process as (n_bytes,) uint8; a view."""
+    data = (ctypes.c_uint8 * n_bytes).from_address(address)
+    view: Array = np.frombuffer(memoryview(data), np.uint8)
+    return view

@@ -1,0 +1,263 @@
+"""The check of a real GPU: its parts on one that is not there, and what comes of bad ends."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gpu_check_setup
+import numpy as np
+import pytest
+from simulated_gpu import SimulatedGpu
+
+from offload.errors import DeviceError, RequestError
+from offload.gpu_check import (
+    attention,
+    compiling,
+    cublas,
+    facts,
+    intrinsics,
+    kernels,
+    launches,
+    prompts,
+    rates,
+    transfers,
+)
+from offload.gpu_check.bench import Bench
+from offload.gpu_check.report import Row
+from offload.gpu_check.runner import FILE, Part, check, chosen
+from quant.cuda import intrinsics as all_intrinsics
+from quant.cuda import probes
+from quant.cuda.kernels import Kernel
+
+SMALL = "gpu_check_setup:SMALL"
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench(gpu_check_setup.SMALL)
+    free = made.gpu.memory()
+    yield made
+    assert made.gpu.memory() == free
+    made.gpu.close()
+
+
+def well(part: Callable[[Bench], Iterator[Row]], bench: Bench) -> list[Row]:
+    rows = list(part(bench))
+    assert [row for row in rows if row.ok is False] == []
+    return rows
+
+
+def test_intrinsics_do_what_numpy_does(bench: Bench) -> None:
+    rows = well(intrinsics.intrinsics, bench)
+    assert len(rows) == len({row.check for row in rows})
+
+
+def test_kernels_do_what_the_cpu_does(bench: Bench) -> None:
+    rows = well(kernels.kernels, bench)
+    held = [row.check for row in rows if row.ok]
+    assert held[:5] == [
+        "Q4_K repack, rows", "Q4_K dense_1", "Q4_K dense_8", "Q4_K chosen_1", "Q4_K chosen_8"
+    ]  # fmt: skip
+
+
+PARTS = (
+    facts.facts,
+    rates.rates,
+    attention.attention,
+    prompts.prompts,
+    transfers.transfers,
+    launches.launches,
+)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_parts_run_to_their_end(bench: Bench, part: Callable[[Bench], Iterator[Row]]) -> None:
+    rows = list(part(bench))
+    assert len(rows) > 2
+    goals = ("of a copy's rate", "of cuBLAS' rate")  # of a GPU that is there
+    assert [row for row in rows if row.ok is False and row.unit not in goals] == []
+
+
+def test_kernels_are_compiled_ahead(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KIMI_OFFLOAD_CACHE", str(tmp_path))
+    probes_only = {"probes": list(probes.PROBES.values())[:3]}
+    monkeypatch.setattr(compiling, "every_kernel", lambda setup: probes_only)
+    first, *_ = well(compiling.compiling, bench)
+    assert (first.check, first.value) == ("kernels", 3.0)
+
+
+def test_every_kernel_is_among_them() -> None:
+    groups = compiling.every_kernel(gpu_check_setup.SMALL)
+    assert list(groups) == ["Q4_K", "probes", "rows", "attention"]
+    assert all(groups.values())
+
+
+def test_a_kernel_that_cannot_be_compiled_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cubins(kernels: Sequence[Kernel], architecture: int) -> list[bytes]:
+        if any(kernel.name == "words" for kernel in kernels):
+            raise RuntimeError("sm_80, words: no")
+        return [b""] * len(kernels)
+
+    monkeypatch.setattr(compiling, "cubins", cubins)
+    rows = {row.check: row for row in compiling.compiling(bench)}
+    assert rows["kernels of probes"].value == "sm_80, words: no"
+    assert rows["kernels of probes"].ok is False
+    assert rows["kernels of Q4_K"].ok
+
+
+class FakeBlas:
+    """What is called of cuBLAS, on memory of this process."""
+
+    def cublasCreate_v2(self, handle: Any) -> int:  # noqa: N802
+        handle._obj.value = 7
+        return 0
+
+    def cublasDestroy_v2(self, handle: Any) -> int:  # noqa: N802
+        return int(handle.value != 7)
+
+    def cublasGemmEx(self, handle: Any, *given: Any) -> int:  # noqa: N802
+        (turn_a, turn_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c, ldc,
+         compute, algorithm) = given  # fmt: skip
+        assert (turn_a, turn_b, kind_a, kind_b, kind_c, compute, algorithm) == (
+            1,
+            0,
+            2,
+            2,
+            2,
+            68,
+            -1,
+        )
+        assert (lda, ldb, ldc, alpha._obj.value, beta._obj.value) == (k, k, m, 1, 0)
+        a, b, c = (
+            np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(at.value)).view(np.float16)
+            for at, count in ((a, m * k), (b, n * k), (c, m * n))
+        )
+        c[:] = (b.reshape(n, k).astype(np.float32) @ a.reshape(m, k).T).reshape(-1)
+        return 0
+
+
+def test_cublas_is_called_for_the_product_that_is_meant(bench: Bench) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float16) for shape in ((5, 8), (3, 8)))
+    waits: list[None] = []
+    blas = cublas.Blas(bench, FakeBlas(), lambda: waits.append(None))
+    with bench.scope():
+        c = bench.room(2 * 3 * 5)
+        assert blas.seconds(bench.put(a), bench.put(b), c, 5, 8, 3) > 0
+        exact = b.astype(np.float64) @ a.astype(np.float64).T
+        np.testing.assert_allclose(bench.get(c, (3, 5), np.float16), exact, rtol=2e-3, atol=2e-3)
+    blas.close()
+    assert len(waits) > 1
+
+
+def test_published_rates_go_by_whole_words() -> None:
+    assert cublas.published("NVIDIA H100 80GB HBM3") == 989
+    assert cublas.published("NVIDIA H100 PCIe") == 756
+    assert cublas.published("NVIDIA A100-SXM4-80GB") == 312
+    assert cublas.published("NVIDIA GeForce RTX 4090 Laptop GPU") is None
+    assert cublas.published("NVIDIA L40") is None
+
+
+class Pinning(SimulatedGpu):
+    """Registers everything but what is mapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned: set[int] = set()
+
+    def can_pin(self, n_bytes: int) -> bool:
+        return True
+
+    def pin(self, address: int, n_bytes: int, *, read_only: bool) -> None:
+        if read_only:
+            raise DeviceError("read-only memory is refused")
+        self.pinned.add(address)
+
+    def unpin(self, address: int) -> None:
+        self.pinned.remove(address)
+
+
+def test_pinned_memory_is_measured_and_given_back() -> None:
+    gpu = Pinning()
+    rows = list(transfers.transfers(Bench(replace(gpu_check_setup.SMALL, open=lambda: gpu))))
+    assert not gpu.pinned
+    checks = [row.check for row in rows]
+    assert "registered, pinned, to the GPU" in checks
+    assert rows[-1].value == "missing: read-only memory is refused"
+
+
+def test_every_intrinsic_is_checked() -> None:
+    used = {name for kernel in probes.PROBES.values() for name in kernel.function.__code__.co_names}
+    there = {
+        name for name, value in vars(all_intrinsics).items() if type(value).__name__ == "_Intrinsic"
+    }
+    assert len(there) > 60
+    assert there <= used
+
+
+def run(
+    tmp_path: Path, *names: str, seconds: float = 60, limit: float = 30
+) -> tuple[bool, list[str], dict]:
+    said: list[str] = []
+    parts = [Part(name, f"gpu_check_setup:{name}", limit) for name in names]
+    ok = check(tmp_path / "out", said.append, parts=parts, seconds=seconds, setup=SMALL)
+    return ok, said, json.loads((tmp_path / "out" / FILE).read_text())
+
+
+def test_parts_that_fail_stop_nothing(tmp_path: Path) -> None:
+    ok, said, kept = run(tmp_path, "raises", "crashes", "well")
+    assert not ok
+    ends = {part["part"]: part["end"] for part in kept["parts"]}
+    assert ends["raises"] == "failed: the GPU is lost"
+    assert ends["crashes"].startswith("crashed: code -6")
+    assert ends["well"] == "done"
+    values = [row["value"] for part in kept["parts"] for row in part["rows"]]
+    assert values == [1.0, 2.0, "simulated GPU"]
+    assert any("before" in line for line in said)
+
+
+def test_a_part_that_hangs_is_stopped_and_what_it_found_is_kept(tmp_path: Path) -> None:
+    ok, _, kept = run(tmp_path, "hangs", "well", limit=5)
+    assert not ok
+    hung, after = kept["parts"]
+    assert hung["end"] == "stopped after 5 s"
+    assert [row["value"] for row in hung["rows"]] == [3.0]
+    assert after["end"] == "done"
+
+
+def test_what_is_not_as_wanted_is_said(tmp_path: Path) -> None:
+    ok, said, _ = run(tmp_path, "bad")
+    assert not ok
+    assert said[1].split() == ["part", "check", "value", "unit", "goal", "ok"]
+    assert said[2].split() == ["bad", "rate", "1", "GB/s", ">=", "2", "NO"]
+
+
+def test_nothing_runs_when_time_is_over(tmp_path: Path) -> None:
+    ok, _, kept = run(tmp_path, "well", seconds=0)
+    assert not ok
+    assert kept["parts"][0]["end"] == "not run: 0 s were over"
+
+
+def test_all_well(tmp_path: Path) -> None:
+    assert run(tmp_path, "well")[0]
+
+
+def test_no_gpu_is_one_error(tmp_path: Path) -> None:
+    part = Part("well", "gpu_check_setup:well", 30)
+    with pytest.raises(DeviceError, match="^no driver; install one$"):
+        check(tmp_path, lambda line: None, parts=[part, part], setup="gpu_check_setup:NONE")
+
+
+def test_parts_by_name() -> None:
+    assert [part.name for part in chosen("launch, facts")] == ["facts", "launch"]
+    with pytest.raises(RequestError, match="no part nonsense; there are facts, "):
+        chosen("facts,nonsense")
