@@ -27,6 +27,7 @@ from tiny_gguf import TinyModel
 from cli.kimi_offload import kimi_offload
 from offload import gpu_check
 from offload.errors import DeviceError, RequestError
+from offload.gpu import probe
 from offload.gpu.driver import CudaGpu
 from offload.gpu_check import (
     attention,
@@ -292,6 +293,21 @@ def test_no_gpu_is_one_error(tmp_path: Path) -> None:
     part = Part("well", "gpu_check_setup:well", 30)
     with pytest.raises(DeviceError, match="^no driver; install one$"):
         check(tmp_path, lambda line: None, parts=[part, part], setup="gpu_check_setup:NONE")
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_there_is_proven(tmp_path: Path) -> None:
+    """Not its speed."""
+    if isinstance(found := probe.gpus(), str):
+        pytest.skip(found)
+    lines: list[str] = []
+    names = "facts,compile,intrinsics,kernels,text,attention"
+    check(tmp_path, lines.append, parts=chosen(names))
+    kept = json.loads((tmp_path / FILE).read_text())["parts"]
+    assert [part["end"] for part in kept] == ["done"] * len(kept), lines
+    rows = [row for part in kept for row in part["rows"]]
+    speed = "of a copy's rate"
+    assert [row for row in rows if row["ok"] is False and row["unit"] != speed] == []
 
 
 def test_parts_by_name() -> None:
