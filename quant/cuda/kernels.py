@@ -5,7 +5,7 @@ rows                   planes -> float32 rows, by number: an embedding
 dense_T, chosen_T      matrix x up to T of TOKENS activations; two int8 planes, and one
 heads_T                matrices of heads x float32 activations, T of TOKENS at a time
 
-A float type has all but dense_T and chosen_T.
+Of a float type chosen_T takes float32, and it has no dense_T.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ def _quantised(planes: PlaneType) -> list[Kernel]:
     for tokens in TOKENS:
         bound = names | {"TOKENS": tokens, "dot": floats.DOTS[planes.group_columns]}
         bound["walk"] = device(bind(floats.walk_groups, "walk", **bound))
+        bound["products"] = device(bind(floats.products, "products", **bound))
         made.append(_kernel(floats.heads, f"heads_{tokens}", kind, bound, floats.THREADS))
     return made
 
@@ -139,7 +140,10 @@ def _of_floats(planes: FloatType) -> list[Kernel]:
         bound = names | {"TOKENS": tokens, "AHEAD": floats.ahead(columns, tokens)}
         bound["add_chunk"] = device(bind(floats.add_chunk, "add_chunk", **bound))
         bound["walk"] = device(bind(floats.walk_numbers, "walk", **bound))
-        made.append(_kernel(floats.heads, f"heads_{tokens}", kind, bound, floats.THREADS))
+        bound["products"] = device(bind(floats.products, "products", **bound))
+        for template in (floats.heads, floats.chosen):
+            name = f"{template.__name__}_{tokens}"
+            made.append(_kernel(template, name, kind, bound, floats.THREADS))
     return made
 
 
