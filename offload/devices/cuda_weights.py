@@ -50,11 +50,11 @@ class CudaMatrix:
         return of_type(self.kind)[name]
 
     @property
-    def tile_tokens(self) -> int:
-        """Tokens of a tile of its kernels for many."""
+    def tile(self) -> tuple[int, int]:
+        """(rows, tokens) of a tile of its kernels for many."""
         planes = plane_type(self.kind)
         assert isinstance(planes, PlaneType)
-        return gemm.tile_tokens(planes)
+        return gemm.tile_rows(planes), gemm.tile_tokens(planes)
 
     def row_blocks(self, kernel: Kernel) -> int:
         """Blocks of `kernel` that have a thread for each lane of all rows."""

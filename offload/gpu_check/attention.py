@@ -58,7 +58,7 @@ def _launches(bench: Bench, sequence: Sequence) -> tuple[list[Launch], int]:
     name = f"attend_{sequence.kind.name.lower()}"
     return [
         launch(
-            kernels[name], (strands, head_groups(name, heads), 1), rows, 0, sequence.wide,
+            kernels[name], (strands, head_groups(sequence.kind, heads), 1), rows, 0, sequence.wide,
             4 * heads * width, strands, partials,
         ),
         launch(kernels["merge"], (heads, 1), rows, partials, strands, z, 4 * heads * latent),

@@ -39,6 +39,8 @@ class Setup:
     check_rows: int = 256
     check_columns: int = 2304
     check_tokens: int = 70
+    at_once: tuple[int, ...] = (1, 8)  # tokens: which kernels are run
+    text_tokens: int = 48
     transfer_bytes: int = 256 << 20
     layers: int = 61
     seconds: float = 0.02

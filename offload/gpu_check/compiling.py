@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from offload.errors import reason
+from offload.errors import DeviceError, reason
 from offload.gpu_check.bench import Bench, Setup, every_type
 from offload.gpu_check.report import Row, fact
 from quant.cuda.attend import of_shape
-from quant.cuda.cubin_cache import cubins
 from quant.cuda.kernels import Kernel, of_type
 from quant.cuda.norms import NORM, RECORD, SWIGLU
 from quant.cuda.probes import PROBES
 from quant.cuda.router import COMBINE, ROUTE, SORT
+
+log = logging.getLogger(__name__)
 
 
 def compiling(bench: Bench) -> Iterator[Row]:
@@ -22,19 +24,22 @@ def compiling(bench: Bench) -> Iterator[Row]:
     everything = [kernel for kernels in groups.values() for kernel in kernels]
     began = time.perf_counter()
     try:
-        made = cubins(everything, bench.gpu.architecture)
-        yield fact("kernels", float(len(made)))
-        yield fact("machine code", sum(map(len, made)) / 2**20, "MiB")
-    except RuntimeError:
+        bench.gpu.compile(everything, _progress)
+        yield fact("kernels", float(len(everything)))
+    except DeviceError:
         for group, kernels in groups.items():
-            yield _alone(group, kernels, bench.gpu.architecture)
+            yield _alone(bench, group, kernels)
     yield fact("compiling", time.perf_counter() - began, "s")
 
 
-def _alone(group: str, kernels: Sequence[Kernel], architecture: int) -> Row:
+def _progress(done: int, count: int) -> None:
+    log.info("%d of %d kernels", done, count)
+
+
+def _alone(bench: Bench, group: str, kernels: Sequence[Kernel]) -> Row:
     try:
-        cubins(kernels, architecture)
-    except RuntimeError as exc:
+        bench.gpu.compile(kernels, _progress)
+    except DeviceError as exc:
         return Row(check=f"kernels of {group}", value=reason(exc), ok=False)
     return Row(check=f"kernels of {group}", value=float(len(kernels)), ok=True)
 

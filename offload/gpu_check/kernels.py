@@ -49,10 +49,10 @@ def of(bench: Bench, kind: GGMLType, exact: Expected) -> Iterator[Row]:
     case = Case(bench, kind, exact, there)
     groups: tuple[tuple[str, Callable[[str], Row]], ...] = (
         ("rows", case.rows),
-        *((f"dense_{t}", case.dense) for t in (1, 8)),
-        *((f"chosen_{t}", case.chosen) for t in (1, 8)),
-        *((f"up_{t}", case.up) for t in (1, 8)),
-        *((f"heads_{t}", case.heads) for t in (1, 8)),
+        *((f"dense_{t}", case.dense) for t in bench.setup.at_once),
+        *((f"chosen_{t}", case.chosen) for t in bench.setup.at_once),
+        *((f"up_{t}", case.up) for t in bench.setup.at_once),
+        *((f"heads_{t}", case.heads) for t in bench.setup.at_once),
         ("many_dense", case.many_dense),
         ("many_chosen", case.many_chosen),
     )
@@ -75,7 +75,7 @@ def tiles(kind: GGMLType, n_rows: int, tokens: int) -> tuple[int, int]:
     """Blocks of a product on tensor cores: of rows, of tokens."""
     planes = plane_type(kind)
     assert isinstance(planes, PlaneType)
-    return -(-n_rows // gemm.ROWS), -(-tokens // gemm.tile_tokens(planes))
+    return -(-n_rows // gemm.tile_rows(planes)), -(-tokens // gemm.tile_tokens(planes))
 
 
 class Case:
