@@ -1,6 +1,7 @@
 # make run [PROMPT="..."] [ARGS="..."]   set up once, then run the embedded model
 # make test [ARGS="..."]                 set up once, then run the tests
 # make results [RUNS="TQ1_0-packed"]     measure this machine beside llama.cpp, write PAGE
+# make gpu-check [OUT=folder]            prove a GPU against the CPU, and measure it
 # make clean                             remove what these made
 #
 # PYTHON selects the interpreter (3.11 or newer), VENV the place of the environment.
@@ -20,7 +21,7 @@ RUNS ?= $(foreach t,TQ1_0 IQ1_S IQ1_M Q2_K Q3_K TQ2_0,$(t)-packed $(t)-native) \
 PAGE ?= bench/results/this-machine.md
 BENCH = $(BIN)/kimi-offload bench --compare llama.cpp $(ARGS)
 
-.PHONY: run test results venv venv-dev clean
+.PHONY: run test results gpu-check venv venv-dev clean
 
 # only from the command line: some shells keep something else in a variable PROMPT
 ifeq ($(origin PROMPT),command line)
@@ -51,6 +52,13 @@ results: venv
 	$(BIN)/python -m offload.bench.results \
 	  build/results/kimi-mini.json $(RUNS:%=build/results/%.json) >build/results/page.md
 	cp build/results/page.md $(PAGE)
+
+# needs numpy, numba and numba-cuda, and installs nothing: CHECK_PYTHON has them
+OUT ?= build/gpu-check
+CHECK_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+gpu-check:
+	$(CHECK_PYTHON) -m offload.gpu_check --out $(OUT) $(ARGS)
 
 venv: $(VENV)/.installed
 

@@ -13,6 +13,7 @@ import click
 
 from cli._paths import package_versions, user_data_dir
 from cli._render import say, show_table
+from cli.cmd_gpu_check import gpu_check
 from offload.amounts import GIB, amount, binary_amount
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ SHOWN_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avxvnni", "avx512", "
 
 
 @click.command("doctor")
+@gpu_check
 @click.option(
     "--measure",
     is_flag=False,

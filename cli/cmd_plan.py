@@ -75,7 +75,10 @@ def command(model: Path | None, table: bool, as_json: bool, **values: Any) -> No
             say(json.dumps(forecast.table_json(verdicts), indent=2, allow_nan=False))
         else:
             show_table(*forecast.verdict_table(verdicts))
-            say("tokens/s: one sequence decoded, as GPUs allow; this version uses the CPU alone")
+            say(
+                "tokens/s: one sequence decoded, as GPUs allow; this version uses one, for models "
+                "that fit into it"
+            )
         return
     if values["plot"] is not None:
         bench.check_matplotlib()

@@ -50,6 +50,18 @@ class Span:
         """The position after the last token's."""
         return self.first + self.count
 
+    @property
+    def is_expanded(self) -> bool:
+        """Whether a position is in the expanded form."""
+        return max(self.first, EXACT_CONTEXT) < min(self.end, self.expanded)
+
+    def forms(self) -> list[tuple[int, int, bool]]:
+        """Its positions in runs of one form: (first, end, is expanded)."""
+        start = max(self.first, min(self.end, EXACT_CONTEXT))
+        stop = max(start, min(self.end, self.expanded))
+        runs = ((self.first, start, False), (start, stop, True), (stop, self.end, False))
+        return [run for run in runs if run[0] < run[1]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:

@@ -57,9 +57,9 @@ def plan_on_gpu(
 ) -> Plan:
     """A plan for the GPU of this number, or any; NoGpuError."""
     is_asked = options.device != "auto"
+    gpu = chosen(gpus, index)
     if not is_asked and options.wants_cpu is not None:
         raise NoGpuError(f"{options.wants_cpu} is for the CPU", CPU_INSTEAD)
-    gpu = chosen(gpus, index)
     if (why := obstacle(config)) is not None:
         raise NoGpuError(why, CPU_INSTEAD)
     chunk = options.chunk or CHUNK

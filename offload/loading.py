@@ -104,32 +104,58 @@ def execute(
         if (tier := open_tier(file, store, config, plan)) is not None:
             plan = replace(plan, outcome=(*plan.outcome, tier.stats.decision))
             cast("CpuDevice", devices[plan.place("routed").device]).tier = tier
-        blocks = architecture(config.architecture).blocks
-        if plan.vram is not None:
-            ahead, total = ReadAhead(weights.ahead), plan.weight_bytes
-            on = told(plan, devices, census(file, config), report)
-            model = Model(config, blocks(config, store, on), store)
-            report(LoadProgress(phase="copy", done_bytes=total, total_bytes=total))
-            for mapped in file.mapped:
-                mapped.check_unchanged()
-            compile_kernels(model, model, report)
-            forget(model)
-            return plan, model, ahead
-        seen = Seen(store)
-
-        def on_cpu(block: BlockName, layer: int) -> Device:
-            return devices[plan.place(block, layer).device]
-
-        model = Model(config, blocks(config, cast("WeightStore", seen), on_cpu), store)
-        with closing(stand_in(model, seen, plan)) as trial:
-            compile_kernels(model, trial, report)
-        return plan, model, ReadAhead(weights.ahead)
+        if plan.vram is None:
+            model = cpu_model(config, plan, devices, store, report)
+            return plan, model, ReadAhead(weights.ahead)
+        ahead = ReadAhead(weights.ahead)
+        return plan, gpu_model(file, config, plan, devices, store, report), ahead
     except BaseException:
         if ahead is not None:
             ahead.close()
         for device in devices.values():
             device.close()
         raise
+
+
+def cpu_model(
+    config: ModelConfig,
+    plan: Plan,
+    devices: Mapping[str, Device],
+    store: WeightStore,
+    report: Report,
+) -> Model:
+    """Its kernels are compiled by a stand-in: not one byte of the file is read."""
+    seen = Seen(store)
+
+    def on(block: BlockName, layer: int) -> Device:
+        return devices[plan.place(block, layer).device]
+
+    blocks = architecture(config.architecture).blocks(config, cast("WeightStore", seen), on)
+    model = Model(config, blocks, store)
+    with closing(stand_in(model, seen, plan)) as trial:
+        compile_kernels(model, trial, report)
+    return model
+
+
+def gpu_model(
+    file: GGUFFile,
+    config: ModelConfig,
+    plan: Plan,
+    devices: Mapping[str, Device],
+    store: WeightStore,
+    report: Report,
+) -> Model:
+    """Blocks take their weights as they are made; then the model itself is tried out."""
+    total = plan.weight_bytes
+    on = told(plan, devices, census(file, config), report)
+    model = Model(config, architecture(config.architecture).blocks(config, store, on), store)
+    report(LoadProgress(phase="copy", done_bytes=total, total_bytes=total))
+    for mapped in file.mapped:
+        mapped.check_unchanged()
+    compile_kernels(model, model, report)
+    for layer in model.expert_stats.layers.values():
+        layer.uses[:] = 0  # the trial's choices are nobody's
+    return model
 
 
 def told(
@@ -145,12 +171,6 @@ def told(
         return devices[plan.place(block, layer).device]
 
     return on
-
-
-def forget(model: Model) -> None:
-    """What was counted while kernels were tried out is nobody's."""
-    for layer in model.expert_stats.layers.values():
-        layer.uses[:] = 0
 
 
 def compile_kernels(model: Model, trial: Model, report: Report) -> None:

@@ -287,7 +287,7 @@ class Plan:
             ("reserve", vram.reserve, "left to the display and the driver"),
             ("free", max(0, left), f"of {binary_amount(vram.free)} that are free now"),
         )
-        device = self.devices[0]
+        device = next(iter(self.devices), "")
         return [_row(name, n_bytes, device, "vram", why) for name, n_bytes, why in parts]
 
 

@@ -13,24 +13,34 @@ from offload.config import ModelConfig
 from offload.gguf import TensorInfo
 from quant.ggml import BLOCK, GGMLType
 
-STEP: Final = 256  # columns
 ALIGN: Final = 256  # bytes
 
-# of 256 columns in a chunk, where it is not 1: as quant/cuda/types has them
-STEPS: Final[Mapping[GGMLType, int]] = {
-    GGMLType.Q2_K: 4,
-    GGMLType.Q3_K: 4,
-    GGMLType.Q6_K: 2,
-    GGMLType.TQ1_0: 4,
-    GGMLType.TQ2_0: 2,
-    GGMLType.Q1_0: 4,
-    GGMLType.Q2_0: 2,
+# of a chunk, where they are not 256: as quant/cuda/types and floats.py have them
+COLUMNS: Final[Mapping[GGMLType, int]] = {
+    GGMLType.F32: 128,
+    GGMLType.F16: 128,
+    GGMLType.BF16: 128,
+    GGMLType.Q2_K: 1024,
+    GGMLType.Q3_K: 1024,
+    GGMLType.Q6_K: 512,
+    GGMLType.IQ2_XXS: 512,
+    GGMLType.IQ2_XS: 1024,
+    GGMLType.IQ3_XXS: 512,
+    GGMLType.IQ1_S: 1024,
+    GGMLType.IQ3_S: 512,
+    GGMLType.IQ2_S: 1024,
+    GGMLType.IQ1_M: 1024,
+    GGMLType.TQ1_0: 1024,
+    GGMLType.TQ2_0: 512,
+    GGMLType.NVFP4: 512,
+    GGMLType.Q1_0: 1024,
+    GGMLType.Q2_0: 512,
 }
 
 
 def plane_bytes(kind: GGMLType, n_rows: int, n_cols: int) -> int:
     """Of one matrix; planes take what blocks take, whole chunks of a row."""
-    columns = STEP * STEPS.get(kind, 1)
+    columns = COLUMNS.get(kind, 256)
     chunk_bytes = columns // BLOCK[kind].size * BLOCK[kind].n_bytes
     return aligned(n_rows * -(-n_cols // columns) * chunk_bytes)
 

@@ -18,6 +18,7 @@ from offload.expert_layout import Packable, Speeds, packable_layers
 from offload.gguf import GGUFFile
 from offload.gpu_plan import Gpus
 from offload.hardware import HardwareProfile
+from offload.hardware import gpus as found_gpus
 from offload.packing import measure
 from offload.plan import Plan, Workers
 from offload.plan_check import checked_plan
@@ -65,13 +66,6 @@ def plan_model(
     with _named("plan" if isinstance(wish, Plan) else _file_name(wish)):
         given = wish if isinstance(wish, Plan) else read_plan(wish)
         return checked_plan(given, config, tensors, hardware, layers, gpus or found_gpus)
-
-
-def found_gpus() -> Gpus:
-    """GPUs that can be used here, or why there is none. A machine without a driver: in no time."""
-    from offload.gpu.probe import gpus
-
-    return gpus()
 
 
 def _measured(layers: list[Packable], workers: Workers, report: Report) -> Speeds:

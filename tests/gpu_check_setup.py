@@ -15,9 +15,10 @@ from offload.gpu_check.report import Row, at_least, fact
 from quant.ggml import GGMLType
 
 SMALL = Setup(
-    open=SimulatedGpu, types=(GGMLType.Q4_K,), launch_bytes=1 << 16, slab_bytes=1 << 20, hidden=256,
-    width=256, heads=4, rank=32, rope=16, contexts=(300,), prompts=(40,), check_rows=256,
-    check_columns=512, check_tokens=9, transfer_bytes=1 << 16, layers=2, seconds=0.0, repeats=1,
+    open=lambda: SimulatedGpu(1 << 27), types=(GGMLType.Q4_K,), launch_bytes=1 << 16,
+    slab_bytes=1 << 20, hidden=256, width=256, heads=4, rank=32, rope=16, contexts=(300,),
+    prompts=(40,), check_rows=256, check_columns=512, check_tokens=9, transfer_bytes=1 << 16,
+    layers=2, at_once=(1,), text_tokens=3, seconds=0.0, repeats=1,
 )  # fmt: skip
 
 

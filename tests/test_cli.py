@@ -198,13 +198,14 @@ def test_load_flags_reach_the_engine(engine: FakeEngine) -> None:
         *("run", "m.gguf", "-p", "Hi", "--context", "99", "--threads", "3", "--kv-type", "f32"),
         *("--experts-layout", "packed", "--pack-budget", "1.5", "--packed-cache", "kept"),
         *("--memory", "resident", "--no-pin", "--chunk", "64", "--ram", "2GiB"),
+        *("--device", "cuda:1", "--vram", "10GiB"),
         *("--expert-cache", "1.5GB", "--expert-policy", "lfu", "--experts-home", "disk"),
     )
-    expected = {"path": Path("m.gguf"), "device": "auto", "context": 99, "threads": 3}
+    expected = {"path": Path("m.gguf"), "device": "cuda:1", "context": 99, "threads": 3}
     layout = {"experts_layout": "packed", "pack_budget": 1.5, "packed_cache": Path("kept")}
     other = {"kv_type": "f32", "memory": "resident", "pin": False, "chunk": 64}
     tiers = {"expert_cache": 1_500_000_000, "expert_policy": "lfu", "expert_profile": None}
-    tiers |= {"experts_home": "disk", "ram": 2 << 30}
+    tiers |= {"experts_home": "disk", "ram": 2 << 30, "vram": 10 << 30}
     assert engine.load_arguments == {**expected, **layout, **other, **tiers}
 
 

@@ -45,7 +45,7 @@ def in_planes(vram: Vram, kind: G, data: Array, n_cols: int) -> int:
             repack = of_type(kind)["repack"]
             vram.run(
                 repack, (-(-threads // repack.threads),), source, data.shape[1], first, count,
-                n_cols, *BLOCK[kind], to, n_rows, chunks,
+                n_cols, *BLOCK[kind], to, n_rows, chunks, 0, 0,
             )  # fmt: skip
     return to
 

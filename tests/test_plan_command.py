@@ -139,12 +139,17 @@ def test_json_has_what_programs_look_for() -> None:
     assert set(content["max_context"]) == {"f16", "q8_0", "f32"}
     assert {p["place"] for p in content["placements"]} == {"vram", "ram"}
     assert content["box"]["pcie"] == 25e9
-    assert any("does not use GPUs yet" in remark for remark in content["remarks"])
+    assert any("does not use CPU and GPU together yet" in remark for remark in content["remarks"])
     assert sum(content["seconds_per_token"].values()) == pytest.approx(
         1 / content["decode_tps"]["expected"]
     )
     text = plan(*shape, "--gpu", "rtx4090", *BOX).stdout
-    for words in ("expert slots", "Expected speed", "better quant", "does not use GPUs yet"):
+    for words in (
+        "expert slots",
+        "Expected speed",
+        "better quant",
+        "does not use CPU and GPU together yet",
+    ):
         assert words in text
 
 

@@ -73,7 +73,7 @@ def call_of(function: Callable[..., Any], name: str, value: object) -> Callable[
     "name",
     [
         "path", "device", "context", "threads", "kv_type", "memory", "experts_layout",
-        "pack_budget", "packed_cache", "pin", "chunk", "wait", "progress",
+        "pack_budget", "packed_cache", "pin", "chunk", "vram", "wait", "progress",
     ],
 )  # fmt: skip
 def test_load_takes_odd_values_or_refuses_them(
@@ -111,6 +111,8 @@ def test_load_takes_odd_values_or_refuses_them(
         ({"memory": 5}, "--memory 5"),
         ({"device": 5}, "device 5"),
         ({"pin": "yes"}, "--pin"),
+        ({"vram": "x"}, "--vram 'x': an amount is written like"),
+        ({"device": "cuda:x"}, "device 'cuda:x': there are cpu, cuda and cuda:N"),
         ({"progress": 5}, "progress must be a function or None, not 5"),
         ({"wait": 1}, "wait must be a bool, not 1"),
         ({"chunk": 0}, "--chunk 0: at least 1 token"),

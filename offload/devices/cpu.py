@@ -19,7 +19,7 @@ from offload.devices.base import (
     Segment,
     Traffic,
 )
-from offload.devices.cpu_attention import Attention, is_expanded
+from offload.devices.cpu_attention import Attention
 from offload.devices.cpu_blocks import CpuBlock, Embedding, Experts, Head, Mlp, RouterBlock
 from offload.devices.cpu_kv import CpuKV
 from offload.devices.cpu_pass import Choices, ManyRows, PassState, many_rows
@@ -124,7 +124,7 @@ class CpuDevice:
             self.tier.publish()
         self.n_rows = batch.n_tokens
         self.many = None
-        if self.n_rows > MAX_ROWS or any(is_expanded(span) for span in batch.spans):
+        if self.n_rows > MAX_ROWS or any(span.is_expanded for span in batch.spans):
             self.pool.settle()
             self.many = many_rows(batch, self._rope)
             return

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offload.batch import EXACT_CONTEXT, Span
+from offload.batch import Span
 from offload.devices import cpu_rows
 from offload.devices.base import Kind, LatentAttention
 from offload.devices.cpu_kv import LayerRows
@@ -207,19 +207,11 @@ class Attention:
         return np.ascontiguousarray(z[:n_tokens, :, :v]).reshape(n_tokens, -1)
 
 
-def is_expanded(span: Span) -> bool:
-    """Whether a position of the span is in the expanded form."""
-    return max(span.first, EXACT_CONTEXT) < min(span.end, span.expanded)
-
-
 def pieces(span: Span) -> list[tuple[int, int, bool]]:
-    """The span's positions in runs of one form: (first, end, is expanded)."""
-    start = max(span.first, min(span.end, EXACT_CONTEXT))
-    stop = max(start, min(span.end, span.expanded))
-    runs = ((span.first, start, False), (start, stop, True), (stop, span.end, False))
+    """`Span.forms`, in pieces."""
     return [
         (at, min(at + step, b), expanded)
-        for a, b, expanded in runs
+        for a, b, expanded in span.forms()
         for step in (EXPANDED_TOKENS if expanded else ABSORBED_TOKENS,)
         for at in range(a, b, step)
     ]

@@ -66,6 +66,8 @@ class CudaDevice:
         self.loader = Loader(gpu, self._spaces.weights, self._spaces.workspace)
         self.many_logits = np.empty((0, 0), np.float32)
         self.wanted = np.zeros(0, np.int64)
+        self._numbers = np.zeros(0, np.int64)
+        self._numbers_at = 0
         self.n_logits = config.vocab_size
         self._tables = Tables(config)
         self._traffic = Traffic()
@@ -128,7 +130,7 @@ class CudaDevice:
         """Few rows have memory of their own; that of many grows with them."""
         self._count_experts()
         n = batch.n_tokens
-        if n <= FEW:
+        if n <= FEW and not any(span.is_expanded for span in batch.spans):
             self.memory = self._few
         else:
             self.memory = self._memory_of_many(n)
@@ -225,6 +227,13 @@ class CudaDevice:
         if self._head is None:
             self._head = self._pass_memory(rows)
         return self._head
+
+    def numbers(self, n: int) -> int:
+        """Address of 0 .. n - 1, int64."""
+        if len(self._numbers) < n:
+            self._numbers = np.arange(n, dtype=np.int64)
+            self._numbers_at = self.loader.table(self._numbers)
+        return self._numbers_at
 
     def has_run(self, blocks: Sequence[CudaBlock]) -> None:
         """Count what they read; experts in use are asked for later, when the GPU is at rest."""

@@ -1,10 +1,16 @@
-"""MLA attention on a GPU, absorbed: queries are taken into latent space, heads share its rows."""
+"""MLA attention on a GPU.
+
+Absorbed: queries are taken into latent space, heads share its rows. Expanded, long prompts': see
+cuda_expanded.py. Which form a position takes is a matter of its sequence alone (batch.Span).
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from offload.batch import EXACT_CONTEXT
 from offload.devices.base import Kind, LatentAttention
+from offload.devices.cuda_expanded import Expanded, attention_scratch
 from offload.devices.cuda_writer import float_bits
 from quant.cuda import attend
 from quant.run.cache_rows import RowKind
@@ -13,8 +19,6 @@ if TYPE_CHECKING:
     from offload.devices.cuda import CudaDevice
     from offload.devices.cuda_rooms import Room
     from offload.devices.cuda_writer import Writer
-
-PARTIAL_BYTES = 64 << 20  # of partial results at a time
 
 
 class Attention:
@@ -39,6 +43,9 @@ class Attention:
         self.n_bytes = sum(m.count * m.n_bytes for m in found if m is not None)
         shape = device.kv.shape
         self._kernels = attend.of_shape(w.k_b.count, w.rank, w.rope, shape.latent, shape.width)
+        self._expanded = (
+            Expanded(w, self._k_b, self._v_b, shape) if device.kv.context > EXACT_CONTEXT else None
+        )
 
     def steps(self, w: Writer) -> None:
         """See CudaBlock."""
@@ -67,32 +74,40 @@ class Attention:
             self._kernels["query"], (heads, w.rows, 1), *wide, *q, q_head, shape.nope,
             w.memory.cos, w.memory.sin, float_bits(shape.scale),
         )  # fmt: skip
-        self._attend(w, wide)
+        self._attend(w, q, q_head, wide)
 
-    def _attend(self, w: Writer, wide: Room) -> None:
-        """Scores, values, the output projection."""
+    def _attend(self, w: Writer, q: Room, q_head: int, wide: Room) -> None:
+        """Scores and values, in the form of each row's position; the output projection."""
+        heads, v = self._shape.k_b.count, self._v_b.n_rows
+        readers = {0} | w.forms((2, self._output))
+        o = w.rooms.vector("heads", self._output.n_cols, readers)
+        for first, rows, is_expanded in w.memory.forms:
+            to = o.plain.from_row(first)
+            if is_expanded and self._expanded is not None:
+                self._expanded.write(w, self._rows_of, first, rows, q.from_row(first), q_head, to)
+            else:
+                self._absorbed(w, first, rows, wide, to)
+        w.round(o.plain, heads * v, o)
+        w.dense(self._output, o, w.x, add=True)
+
+    def _absorbed(self, w: Writer, start: int, count: int, wide: Room, to: Room) -> None:
+        """Rows start .. start + count - 1; as many at a time as partial results have room for."""
         rooms, heads, latent = w.rooms, self._shape.k_b.count, self.device.kv.shape.latent
         z = rooms.room("z", 4 * heads * latent)
         strands, records = w.memory.strands, w.memory.records
-        most = attend.partial_bytes(heads, latent, attend.strands_of(self.device.kv.context))
-        room = max(most, min(rooms.rows * most, PARTIAL_BYTES))
-        partials = rooms.area("partials", room)
-        step = room // attend.partial_bytes(heads, latent, strands)
-        for first in range(0, w.rows, step):
-            rows, at = min(step, w.rows - first), records + 32 * first
+        area = attention_scratch(w, heads, latent)
+        step = area.n_bytes // attend.partial_bytes(heads, latent, strands)
+        for first in range(start, start + count, step):
+            rows, at = min(step, start + count - first), records + 32 * first
             for kind in sorted(w.memory.kinds):
-                name = f"attend_{RowKind(kind).name.lower()}"
                 grid = strands, attend.head_groups(RowKind(kind), heads), rows
                 w.launch(
-                    self._kernels[name], grid, at, self._rows_of,
-                    wide.address + first * wide.stride, wide.stride, strands, partials,
+                    self._kernels[f"attend_{RowKind(kind).name.lower()}"], grid, at, self._rows_of,
+                    *wide.from_row(first), strands, area.address,
                 )  # fmt: skip
             w.launch(
-                self._kernels["merge"], (heads, rows, 1), at, partials, strands,
-                z.address + first * z.stride, z.stride,
+                self._kernels["merge"], (heads, rows, 1), at, area.address, strands,
+                *z.from_row(first),
             )  # fmt: skip
-        v = self._v_b.n_rows
-        o = rooms.vector("heads", self._output.n_cols, {0} | w.forms((2, self._output)))
-        w.heads(self._v_b, z, 4 * latent, o.plain, 4 * v)
-        w.round(o.plain, heads * v, o)
-        w.dense(self._output, o, w.x, add=True)
+        v_head = 4 * self._v_b.n_rows
+        w.heads(self._v_b, z.from_row(start), 4 * latent, to, v_head, rows=count)

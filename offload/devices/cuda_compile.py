@@ -26,6 +26,7 @@ def kernels_of(
     found: dict[Kernel, None] = {}
     for memory in memories:
         for rows in (1, 2) if memory.most == FEW else (memory.most,):
+            memory.forms = [(0, rows, False)]
             writer = Writer(device, memory, rows)
             for block in blocks:
                 block.steps(writer)

@@ -18,7 +18,6 @@ from offload.devices.base import GatedMLP, Kind
 from offload.devices.cuda_blocks import Mlp3, swiglu
 from offload.devices.cuda_rooms import NOWHERE, Room, Vector
 from offload.devices.cuda_writer import FEW
-from quant.cuda import gemm
 from quant.cuda.records import columns
 from quant.cuda.router import COMBINE, SORT, sort_shared
 
@@ -79,7 +78,7 @@ class Routed:
         self.top_k = device.config.num_experts_per_tok
         self._layer = layer
         self._tables = {
-            m: device.loader.vector(m.address + m.stride * np.arange(m.count, dtype=np.int64))
+            m: device.loader.table(m.address + m.stride * np.arange(m.count, dtype=np.int64))
             for m in (self.mlp.gate, self.mlp.up, self.mlp.down)
         }
 
@@ -133,6 +132,7 @@ class Routed:
             kernel = m.kernel("chosen_1" if w.rows == 1 else f"chosen_{FEW}")
             w.launch(kernel, (m.row_blocks(kernel), most, 1), *arguments)
             return
-        shares = -(-2 * w.rows * self.top_k // (m.count * m.tile_tokens))
-        grid = (-(-m.n_rows // gemm.ROWS), most, max(1, min(8, shares)))
+        of_tile, tokens = m.tile
+        shares = -(-2 * w.rows * self.top_k // (m.count * tokens))
+        grid = -(-m.n_rows // of_tile), most, max(1, min(8, shares))
         w.launch(m.kernel("many_chosen"), grid, *arguments)

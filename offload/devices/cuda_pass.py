@@ -14,6 +14,7 @@ from offload.devices.cuda_vram import Space
 from offload.gpu.base import Gpu
 from offload.rope import Tables
 from quant.cuda.attend import strands_of
+from quant.run.cache_rows import RowKind
 
 if TYPE_CHECKING:
     from offload.config import ModelConfig
@@ -27,7 +28,8 @@ class PassMemory:
     ids (rows,) int64: token numbers; records (rows, 4) int64: see quant/cuda/cache_rows.py; cos,
     sin (rows, rope / 2) float32. choices (layers, rows, K) int64, weights (rows, K) float32: the
     routing; the weights are those of the layer that ran last.
-    n_rows, with_ids, kinds, strands: of the batch that runs.
+    n_rows, with_ids, kinds, strands, positions: of the batch that runs. forms: its rows in runs of
+    one form of attention, (first, rows, is expanded); expanded ones of one sequence.
     """
 
     def __init__(self, gpu: Gpu, space: Space, config: ModelConfig, most: int) -> None:
@@ -47,6 +49,8 @@ class PassMemory:
         self.with_ids = True
         self.kinds: frozenset[int] = frozenset()
         self.strands = 1
+        self.forms: list[tuple[int, int, bool]] = []
+        self.positions: list[int] = []
 
     def begin(self, batch: Batch, kv: CudaKV, tables: Tables) -> None:
         """Bring the rows' records over."""
@@ -68,12 +72,29 @@ class PassMemory:
             at += span.count
         self.kinds = frozenset(records[:, 3].tolist()) if kv.layers else frozenset()
         self.strands = self._strands(max(span.end for span in batch.spans), kv.context)
+        self.positions = records[:, 1].tolist()
+        self.forms = self._forms(batch)
         upload = self._gpu.upload
         upload(self.records, records)
         if batch.ids is not None:
             upload(self.ids, np.ascontiguousarray(batch.ids, np.int64))
         upload(self.cos, np.concatenate(cos))
         upload(self.sin, np.concatenate(sin))
+
+    def _forms(self, batch: Batch) -> list[tuple[int, int, bool]]:
+        found: list[tuple[int, int, bool]] = []
+        halves = self.kinds and RowKind.F32 not in self.kinds  # which the expanded form is for
+        at = 0
+        for span in batch.spans:
+            for a, b, is_expanded in span.forms():
+                if is_expanded and halves:
+                    found.append((at, b - a, True))
+                elif found and not found[-1][2]:
+                    found[-1] = found[-1][0], found[-1][1] + b - a, False
+                else:
+                    found.append((at, b - a, False))
+                at += b - a
+        return found
 
     @staticmethod
     def _strands(end: int, context: int) -> int:

@@ -15,6 +15,17 @@ class Room(NamedTuple):
     address: int
     stride: int
 
+    def from_row(self, row: int) -> Room:
+        """The same, from a row on."""
+        return Room(self.address + row * self.stride, self.stride)
+
+
+class Area(NamedTuple):
+    """Memory whatever the number of rows."""
+
+    address: int
+    n_bytes: int
+
 
 NOWHERE = Room(0, 0)
 

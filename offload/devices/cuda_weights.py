@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,11 +50,11 @@ class CudaMatrix:
         return of_type(self.kind)[name]
 
     @property
-    def tile_tokens(self) -> int:
-        """Tokens of a tile of its kernels for many."""
+    def tile(self) -> tuple[int, int]:
+        """(rows, tokens) of a tile of its kernels for many."""
         planes = plane_type(self.kind)
         assert isinstance(planes, PlaneType)
-        return gemm.tile_tokens(planes)
+        return gemm.tile_rows(planes), gemm.tile_tokens(planes)
 
     def row_blocks(self, kernel: Kernel) -> int:
         """Blocks of `kernel` that have a thread for each lane of all rows."""
@@ -78,30 +79,31 @@ class Loader:
         stride = facts.n_bytes(m.n_rows, m.n_cols)
         chunks = facts.chunks(m.n_cols)
         address = self._weights.alloc(m.count * stride)
-        step = max(1, min(m.n_rows, STAGE_BYTES // m.row_bytes))
-        if self._stage_bytes < step * m.row_bytes:
-            self.close()
-            self._stage_bytes = step * m.row_bytes
-            self._stage = self._workspace.alloc(self._stage_bytes)
         repack = of_type(kind)["repack"]
-        for i in range(m.count):
-            for first in range(0, m.n_rows, step):
-                count = min(step, m.n_rows - first)
-                source = m.address + i * m.stride + first * m.row_bytes
-                self._gpu.upload(self._stage, bytes_at(source, count * m.row_bytes))
-                blocks = -(-count * chunks * facts.lanes // repack.threads)
-                arguments = (
-                    self._stage, m.row_bytes, first, count, m.n_cols, *BLOCK[kind],
-                    address + i * stride, m.n_rows, chunks,
-                )  # fmt: skip
-                once = self._gpu.prepare([Launch(repack, (blocks, 1, 1), arguments)])
-                once.run()
-                once.close()
+        for i, n, first, count in pieces(m):
+            size = (n - 1) * m.stride + count * m.row_bytes
+            stage = self._room(size)
+            self._gpu.upload(stage, bytes_at(m.address + i * m.stride + first * m.row_bytes, size))
+            grid = -(-count * chunks * facts.lanes // repack.threads), n, 1
+            arguments = (
+                stage, m.row_bytes, first, count, m.n_cols, *BLOCK[kind], address + i * stride,
+                m.n_rows, chunks, m.stride, stride,
+            )  # fmt: skip
+            once = self._gpu.prepare([Launch(repack, grid, arguments)])
+            once.run()
+            once.close()
         return CudaMatrix(
             kind=kind, is_float=m.quant.is_float, address=address, stride=stride, count=m.count,
             n_rows=m.n_rows, n_cols=m.n_cols, used_cols=m.used_cols, chunks=chunks,
             steps=facts.steps, lanes=facts.lanes, n_bytes=m.n_bytes,
         )  # fmt: skip
+
+    def _room(self, n_bytes: int) -> int:
+        if self._stage_bytes < n_bytes:
+            self.close()
+            self._stage_bytes = n_bytes
+            self._stage = self._workspace.alloc(n_bytes)
+        return self._stage
 
     def vector(self, x: Array) -> int:
         """Address of a copy; 0 if there is nothing."""
@@ -111,12 +113,27 @@ class Loader:
         self._gpu.upload(address, np.ascontiguousarray(x))
         return address
 
+    def table(self, x: Array) -> int:
+        """The same, of what is no weight."""
+        address = self._workspace.alloc(x.nbytes)
+        self._gpu.upload(address, x)
+        return address
+
     def close(self) -> None:
         """Give the stage back."""
         if self._stage:
             self._gpu.wait()
             self._workspace.free(self._stage)
             self._stage = self._stage_bytes = 0
+
+
+def pieces(m: Matrix) -> Iterator[tuple[int, int, int, int]]:
+    """(first matrix, matrices, first row of each, rows): what goes through the stage at a time."""
+    rows = max(1, min(m.n_rows, STAGE_BYTES // m.row_bytes))
+    many = 1 if rows < m.n_rows else max(1, STAGE_BYTES // m.stride)
+    for i in range(0, m.count, many):
+        for first in range(0, m.n_rows, rows):
+            yield i, min(many, m.count - i), first, min(rows, m.n_rows - first)
 
 
 def bytes_at(address: int, n_bytes: int) -> Array:

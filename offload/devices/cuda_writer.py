@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from offload.devices.cuda_rooms import Room, Vector
 from offload.gpu.base import Launch
-from quant.cuda import gemm
 from quant.cuda.kernels import TOKENS, Kernel
 from quant.cuda.norms import NORM, NORM_SHARED, RECORD
 from quant.cuda.records import columns
@@ -84,7 +83,8 @@ class Writer:
             kernel = m.kernel("dense_1" if rows == 1 else f"dense_{FEW}")
             self.launch(kernel, (m.row_blocks(kernel), 1, 1), *arguments)
             return
-        grid = (-(-m.n_rows // gemm.ROWS), -(-rows // m.tile_tokens), 1)
+        of_tile, tokens = m.tile
+        grid = -(-m.n_rows // of_tile), -(-rows // tokens), 1
         self.launch(m.kernel("many_dense"), grid, *arguments)
 
     def heads(

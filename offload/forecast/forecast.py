@@ -167,10 +167,12 @@ class Forecast:
 
     @property
     def this_version(self) -> Forecast | None:
-        """What this version of the program does, which computes on the CPU alone.
+        """What this version of the program does: it uses one GPU for all, or the CPU for all.
 
         None: it cannot, as not even what every token reads fits in RAM.
         """
+        if self.layout.is_all_vram and len(self.box.gpus) == 1:
+            return self
         box, question = self.box.without_gpus(), self.question
         fits = max(1, longest_context(self.facts, box, question.kv_type))
         question = replace(question, context=min(fits, question.context or fits))

@@ -13,7 +13,9 @@ from offload.forecast.placement import Place, placed
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 BAR: Final = 40  # characters
-NO_GPU_YET: Final = "this version does not use GPUs yet: decoding on the CPU alone is expected at"
+NO_GPU_YET: Final = (
+    "this version does not use CPU and GPU together yet: decoding on the CPU alone is expected at"
+)
 
 
 def forecast_json(found: Forecast) -> dict[str, Any]:
@@ -172,8 +174,10 @@ def _today_line(found: Forecast) -> list[str]:
     if not found.box.gpus:
         return []
     today = found.this_version
+    if today is found:
+        return []
     if today is None:
-        return ["this version does not use GPUs yet, and RAM alone is too small"]
+        return ["this version does not use CPU and GPU together yet, and RAM alone is too small"]
     return [f"{NO_GPU_YET} {_rate(today.decode.expected)} tokens/s ({today.decode.binding})"]
 
 

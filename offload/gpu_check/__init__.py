@@ -5,3 +5,7 @@
 Each part runs in a process of its own under a time limit (runner.py); what it has found so far
 counts, however it ends. Nothing is needed but numpy, numba and numba-cuda.
 """
+
+from offload.gpu_check.runner import PARTS, SECONDS, check, chosen
+
+__all__ = ["PARTS", "SECONDS", "check", "chosen"]

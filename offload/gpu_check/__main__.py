@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from offload.errors import OffloadError
-from offload.gpu_check.runner import PARTS, SECONDS, check, chosen
+from offload.gpu_check import PARTS, SECONDS, check, chosen
 
 
 def main() -> int:

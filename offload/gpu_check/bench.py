@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from offload.gpu.base import Gpu, Launch
+from quant.cuda.kernels import FLOATS, TYPES
 from quant.ggml import GGMLType
 
 Array = np.ndarray
@@ -39,6 +39,8 @@ class Setup:
     check_rows: int = 256
     check_columns: int = 2304
     check_tokens: int = 70
+    at_once: tuple[int, ...] = (1, 8)  # tokens: which kernels are run
+    text_tokens: int = 48
     transfer_bytes: int = 256 << 20
     layers: int = 61
     seconds: float = 0.02
@@ -53,8 +55,7 @@ class Setup:
 
 def every_type(setup: Setup) -> Sequence[GGMLType]:
     """Those that have planes and are wanted."""
-    kernels = import_module("quant.cuda.kernels")
-    return (*kernels.TYPES, *getattr(kernels, "FLOATS", ())) if setup.types is None else setup.types
+    return (*TYPES, *FLOATS) if setup.types is None else setup.types
 
 
 class Bench:
@@ -117,4 +118,4 @@ class Bench:
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: int) -> Launch:
     """A kernel of quant/cuda with its shared memory."""
     x, y, z = (*grid, 1, 1)[:3]
-    return Launch(kernel, (x, y, z), arguments, getattr(kernel, "shared", 0))
+    return Launch(kernel, (x, y, z), arguments, kernel.shared)

@@ -2,61 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 
-from offload.errors import reason
+from offload.errors import DeviceError, reason
 from offload.gpu_check.bench import Bench, Setup, every_type
-from offload.gpu_check.report import Row, fact, missing
+from offload.gpu_check.report import Row, fact
+from quant.cuda.attend import of_shape
 from quant.cuda.kernels import Kernel, of_type
+from quant.cuda.norms import NORM, RECORD, SWIGLU
 from quant.cuda.probes import PROBES
+from quant.cuda.router import COMBINE, ROUTE, SORT
 
-ROWS = ("quant.cuda.norms", "quant.cuda.router")
+log = logging.getLogger(__name__)
 
 
 def compiling(bench: Bench) -> Iterator[Row]:
     """Counts and seconds; all at once, or group by group where one fails."""
-    cubins = import_module("quant.cuda.cubin_cache").cubins
     groups = every_kernel(bench.setup)
-    for group, kernels in groups.items():
-        if not kernels:
-            yield missing(f"kernels of {group}", "none in this version")
     everything = [kernel for kernels in groups.values() for kernel in kernels]
     began = time.perf_counter()
     try:
-        made = cubins(everything, bench.gpu.architecture)
-        yield fact("kernels", float(len(made)))
-        yield fact("machine code", sum(map(len, made)) / 2**20, "MiB")
-    except RuntimeError:
+        bench.gpu.compile(everything, _progress)
+        yield fact("kernels", float(len(everything)))
+    except DeviceError:
         for group, kernels in groups.items():
-            yield _alone(group, kernels, bench.gpu.architecture)
+            yield _alone(bench, group, kernels)
     yield fact("compiling", time.perf_counter() - began, "s")
 
 
-def _alone(group: str, kernels: Sequence[Kernel], architecture: int) -> Row:
+def _progress(done: int, count: int) -> None:
+    log.info("%d of %d kernels", done, count)
+
+
+def _alone(bench: Bench, group: str, kernels: Sequence[Kernel]) -> Row:
     try:
-        import_module("quant.cuda.cubin_cache").cubins(kernels, architecture)
-    except RuntimeError as exc:
+        bench.gpu.compile(kernels, _progress)
+    except DeviceError as exc:
         return Row(check=f"kernels of {group}", value=reason(exc), ok=False)
     return Row(check=f"kernels of {group}", value=float(len(kernels)), ok=True)
 
 
 def every_kernel(setup: Setup) -> Mapping[str, Sequence[Kernel]]:
-    """By what they are of; empty: not in this version."""
+    """By what they are of."""
     found = {kind.name: list(of_type(kind).values()) for kind in every_type(setup)}
     found["probes"] = list(PROBES.values())
-    for name in ROWS:
-        try:
-            module = import_module(name)
-        except ImportError:
-            found[name] = []
-            continue
-        found[name] = [value for value in vars(module).values() if isinstance(value, Kernel)]
-    try:
-        attend = import_module("quant.cuda.attend")
-    except ImportError:
-        found["attention"] = []
-    else:
-        found["attention"] = list(attend.of_shape(*setup.attention).values())
+    found["rows"] = [NORM, RECORD, SWIGLU, ROUTE, SORT, COMBINE]
+    found["attention"] = list(of_shape(*setup.attention).values())
     return found

@@ -57,7 +57,7 @@ def expected(kind: GGMLType, n_rows: int, n_cols: int, dense_rows: int, tokens: 
     for expert, chosen in zip(ITEMS, made.tokens(), strict=True):
         gates.append(products.matmul(kind, data[expert], x[chosen]))
         up = products.matmul(kind, data[(expert + 1) % EXPERTS], x[chosen])
-        acts.append(_swiglu(gates[-1], up))
+        acts.append(swiglu(gates[-1], up))
         downs.append(products.matmul(kind, small[expert], acts[-1]))
     return Expected(
         data=data,
@@ -95,7 +95,7 @@ def records(x: Array, planes: int) -> Array:
     return quantize(wide, planes)[:, : record_bytes(x.shape[1], planes)]
 
 
-def _swiglu(gate: Array, up: Array) -> Array:
+def swiglu(gate: Array, up: Array) -> Array:
     """silu(gate) * up; a multiple of 64 numbers."""
     out = np.empty_like(gate)
     _swiglu_kernel(gate.ctypes.data, up.ctypes.data, out.ctypes.data, 4 * gate.size)

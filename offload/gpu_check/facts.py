@@ -6,9 +6,9 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from offload.gpu.probe import gpus
 from offload.gpu_check.bench import Bench
 from offload.gpu_check.report import Row, fact, missing
 
@@ -36,11 +36,7 @@ def facts(bench: Bench) -> Iterator[Row]:
 
 def _probed() -> Iterator[Row]:
     """Of every GPU: driver, link, power, as `doctor` shows them."""
-    try:
-        found = import_module("offload.gpu.probe").gpus()
-    except ImportError as exc:
-        yield missing("driver, link, power", exc)
-        return
+    found = gpus()
     if isinstance(found, str):
         yield missing("driver, link, power", found)
         return

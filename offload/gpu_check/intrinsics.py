@@ -8,7 +8,7 @@ import numpy as np
 
 from offload.gpu.base import Launch
 from offload.gpu_check.bench import Bench
-from offload.gpu_check.report import Row, at_most, same_bits
+from offload.gpu_check.report import Row, at_most, fused, same_bits
 from quant.cuda.probes import (
     CAST_NAMES,
     FLOAT_NAMES,
@@ -66,9 +66,17 @@ def _words(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
         (four_a - four_b).view(np.uint32)[:, 0],
         x.reshape(-1)[: 2 * N : 2],
         (a.view(np.int32) >> 5).view(np.uint32),
+        _fused_halves(x & 0x3FFF3FFF),
     )
     for name, got, right in zip(WORD_NAMES, found, exact, strict=True):
         yield same_bits(name, got, right)
+
+
+def _fused_halves(x: Array) -> Array:
+    """a * b + c of the two halves of each word of x (3, N), rounded once: float64 holds it all."""
+    a, b, c = x[:, :, None].view(np.float16).astype(np.float64)
+    words: Array = (a * b + c).astype(np.float16).view(np.uint32)[:, 0]
+    return words
 
 
 def _floats(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
@@ -100,19 +108,6 @@ def _floats(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
             yield at_most(name, float(np.abs(got / right - 1).max()), "relative error", 3e-7)
         else:
             yield same_bits(name, got, right.astype(np.float32))
-
-
-def fused(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c of float32 with one rounding: rounded to odd as float64 first."""
-    product = a.astype(np.float64) * b
-    total = product + c
-    back = total - product
-    rest = (product - (total - back)) + (c - back)
-    even = (total.view(np.int64) & 1) == 0
-    inexact = np.isfinite(total) & (rest != 0) & even
-    nudged = np.nextafter(total, np.where(rest > 0, np.inf, -np.inf))
-    rounded: Array = np.where(inexact, nudged, total).astype(np.float32)
-    return rounded
 
 
 def _casts(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
@@ -152,21 +147,23 @@ def _memory(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
     yield same_bits("weight_f32", found[1], x)
     yield same_bits("load_f16", found[2], x.view(np.float16)[:N].astype(np.float32))
     x = rng.integers(0, 1 << 32, N, np.uint32)
-    out = _run(bench, "stores", x, (32 * N,), np.uint8)
+    out = _run(bench, "stores", x, (40 * N,), np.uint8)
     yield same_bits("store_u8", out[:N], x.astype(np.uint8))
     yield same_bits("store_u16", out[N : 3 * N].view(np.uint16), x.astype(np.uint16))
     yield same_bits("store_u32", out[3 * N : 7 * N].view(np.uint32), x)
     yield same_bits(
         "store_i64", out[8 * N : 16 * N].view(np.uint64), np.repeat(x.view(np.uint64), 2)
     )
-    yield same_bits("store_4, store_f32", out[16 * N :].view(np.uint32), np.repeat(x, 4))
+    yield same_bits("store_4", out[16 * N : 32 * N].view(np.uint32), np.repeat(x, 4))
+    yield same_bits("store_2", out[32 * N :].view(np.uint32), np.repeat(x, 2))
 
 
 def _blocks(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
     grid = 5, 3, 2
     out = bench.put(np.zeros(30, np.int64))
     bench.run(Launch(PROBES["blocks"], grid, (out, grid[0], grid[1])))
-    yield same_bits("thread, block_x, y, z", bench.get(out, (30,), np.int64), np.ones(30, np.int64))
+    found, exact = bench.get(out, (30,), np.int64), np.full(30, grid[2])
+    yield same_bits("thread, block_x, y, z, blocks_z", found, exact)
     counter, out = bench.put(np.zeros(1, np.uint32)), bench.room(4 * N)
     bench.run(Launch(PROBES["count"], (N // THREADS, 1, 1), (counter, out)))
     found = np.sort(bench.get(out, (N,), np.uint32))
@@ -183,6 +180,9 @@ def _lanes(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
         np.take_along_axis(warps, (warps & 31).astype(np.int64), 1),
         np.repeat(votes, 32, axis=1),
         warps[:, ::-1],
+        np.repeat(warps.max(axis=1), 32),
+        np.repeat(warps.min(axis=1), 32),
+        _alike(warps & 3),
     )
     for name, got, right in zip(LANE_NAMES, found, exact, strict=True):
         yield same_bits(name, got, right.reshape(-1))
@@ -193,22 +193,31 @@ def _lanes(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
     yield same_bits("from_lane_f32", seventh, np.repeat(warps[:, 7], 32))
 
 
+def _alike(warps: Array) -> Array:
+    """A bit per lane: whether its word is this lane's."""
+    same = (warps[:, :, None] == warps[:, None, :]).astype(np.uint8)
+    return np.packbits(same, axis=2, bitorder="little").view(np.uint32)[..., 0]
+
+
 def _shared(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
     x = rng.integers(0, 1 << 32, (THREADS, 4), np.uint32)
-    out = bench.room(36 * THREADS)
+    out = bench.room(40 * THREADS)
     bench.run(Launch(PROBES["through_shared"], (1, 1, 1), (bench.put(x), out, THREADS), SHARED))
-    found = bench.get(out, (9, THREADS), np.uint32)
+    found = bench.get(out, (10, THREADS), np.uint32)
     a, b, c, d = x[::-1].T
     yield same_bits("sync, put_shared_u8, shared_u8", found[0], a & 255)
     yield same_bits("put_shared_u32, shared_u32", found[1], b)
     yield same_bits("put_shared_f32, shared_f32", found[2], c)
     yield same_bits("put_shared_2, shared_2", found[3:5], np.stack((c, d)))
-    yield same_bits("put_shared_4, shared_4", found[5:].reshape(THREADS, 4), x[::-1])
+    yield same_bits("put_shared_4, shared_4", found[5:9].reshape(THREADS, 4), x[::-1])
+    yield same_bits("put_shared_u16, shared_u16", found[9], d & 0xFFFF)
     x = rng.integers(0, 1 << 32, (2, THREADS, 4), np.uint32)
-    out = bench.room(x.nbytes)
+    out = bench.room(x.nbytes + 4 * THREADS)
     bench.run(Launch(PROBES["copies"], (1, 1, 1), (bench.put(x), out), SHARED))
     found = bench.get(out, x.shape, np.uint32)
     yield same_bits("copy_16, copies_sent, copies_done_0, _1", found, x[:, ::-1])
+    found = bench.get(out + x.nbytes, (THREADS,), np.uint32)
+    yield same_bits("copy_4", found, x.reshape(-1)[:THREADS][::-1])
 
 
 def _matrices(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
@@ -244,6 +253,14 @@ def _tensor(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
     c = rng.integers(-(1 << 20), 1 << 20, (16, 8), np.int32)
     found = _mma(bench, fragments(a, b), c[rows], 0)
     yield same_bits("mma_i8", found, (a.astype(np.int32) @ b.astype(np.int32) + c)[rows])
+    words = np.zeros((6, 32), np.uint32)
+    four = 4 * PLACE[:, None] + np.arange(4)
+    parts = a[GROUP[:, None], four], a[8 + GROUP[:, None], four], b[four, GROUP[:, None]]
+    for at, part in zip((0, 1, 4), parts, strict=True):
+        words[at] = np.ascontiguousarray(part).view(np.uint32)[:, 0]
+    found = _mma(bench, words, c[rows], 2)
+    narrow = a[:, :16].astype(np.int32) @ b[:16].astype(np.int32) + c
+    yield same_bits("mma_i8_16", found, narrow[rows])
     for name, numbers in (
         ("mma_f16, whole numbers", rng.integers(-16, 17, (24, 16))),
         ("mma_f16", rng.standard_normal((24, 16))),
@@ -256,8 +273,8 @@ def _tensor(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
         yield at_most(name, float(np.abs(got - exact).max()), "error", 0 if "," in name else 1e-4)
 
 
-def _mma(bench: Bench, words: Array, c: Array, halves: int) -> Array:
+def _mma(bench: Bench, words: Array, c: Array, kind: int) -> Array:
     out = bench.room(c.nbytes)
-    given = bench.put(words), bench.put(c), out, halves
+    given = bench.put(words), bench.put(c), out, kind
     bench.run(Launch(PROBES["tensor"], (1, 1, 1), given))
     return bench.get(out, c.shape, c.dtype.type)

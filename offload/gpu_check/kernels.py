@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
 
@@ -18,7 +17,10 @@ import numpy as np
 from offload.gpu_check.bench import Bench, every_type, launch
 from offload.gpu_check.expected import EXPERTS, ITEMS, Expected, expected, records
 from offload.gpu_check.report import Row, missing, near, same_bits
+from offload.gpu_check.rows import row_kernels
+from quant.cuda import gemm
 from quant.cuda.kernels import of_type, plane_type
+from quant.cuda.plane_type import PlaneType
 from quant.cuda.records import columns, record_bytes
 from quant.ggml import BLOCK, GGMLType
 
@@ -38,6 +40,7 @@ def kernels(bench: Bench) -> Iterator[Row]:
         for done in as_completed(waiting):
             with bench.scope():
                 yield from of(bench, waiting[done], done.result())
+    yield from row_kernels(bench)
 
 
 def of(bench: Bench, kind: GGMLType, exact: Expected) -> Iterator[Row]:
@@ -46,10 +49,10 @@ def of(bench: Bench, kind: GGMLType, exact: Expected) -> Iterator[Row]:
     case = Case(bench, kind, exact, there)
     groups: tuple[tuple[str, Callable[[str], Row]], ...] = (
         ("rows", case.rows),
-        *((f"dense_{t}", case.dense) for t in (1, 8)),
-        *((f"chosen_{t}", case.chosen) for t in (1, 8)),
-        *((f"up_{t}", case.up) for t in (1, 8)),
-        *((f"heads_{t}", case.heads) for t in (1, 8)),
+        *((f"dense_{t}", case.dense) for t in bench.setup.at_once),
+        *((f"chosen_{t}", case.chosen) for t in bench.setup.at_once),
+        *((f"up_{t}", case.up) for t in bench.setup.at_once),
+        *((f"heads_{t}", case.heads) for t in bench.setup.at_once),
         ("many_dense", case.many_dense),
         ("many_chosen", case.many_chosen),
     )
@@ -70,8 +73,9 @@ def row_blocks(kind: GGMLType, kernel: Any, n_rows: int) -> int:
 
 def tiles(kind: GGMLType, n_rows: int, tokens: int) -> tuple[int, int]:
     """Blocks of a product on tensor cores: of rows, of tokens."""
-    gemm = import_module("quant.cuda.gemm")
-    return -(-n_rows // gemm.ROWS), -(-tokens // gemm.tile_tokens(plane_type(kind)))
+    planes = plane_type(kind)
+    assert isinstance(planes, PlaneType)
+    return -(-n_rows // gemm.tile_rows(planes)), -(-tokens // gemm.tile_tokens(planes))
 
 
 class Case:
@@ -113,7 +117,7 @@ class Case:
             self.bench.run(
                 launch(
                     repack, (-(-threads // repack.threads),), self.bench.put(part), data.shape[1],
-                    first, len(part), n_cols, *BLOCK[self.kind], to, n_rows, chunks,
+                    first, len(part), n_cols, *BLOCK[self.kind], to, n_rows, chunks, 0, 0,
                 )
             )  # fmt: skip
         return to

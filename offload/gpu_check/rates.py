@@ -74,7 +74,7 @@ def of(bench: Bench, weights: Weights, copy: float) -> Iterator[Row]:
     kind, there = weights.kind, of_type(weights.kind)
     goal = GOAL_BOOKS if kind.name.startswith("IQ") else GOAL
     for name in ("dense", "chosen", "heads"):
-        for tokens in (1, 8):
+        for tokens in bench.setup.at_once:
             if f"{name}_{tokens}" not in there:
                 continue
             launches, n_bytes = getattr(weights, name)(tokens)

@@ -60,6 +60,19 @@ def near(check: str, found: Array, exact: Array, goal: float) -> Row:
     return at_most(check, float(np.nan_to_num(distance, nan=np.inf)), "relative error", goal)
 
 
+def fused(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c of float32 with one rounding: rounded to odd as float64 first."""
+    product = a.astype(np.float64) * b
+    total = product + c
+    back = total - product
+    rest = (product - (total - back)) + (c - back)
+    even = (total.view(np.int64) & 1) == 0
+    inexact = np.isfinite(total) & (rest != 0) & even
+    nudged = np.nextafter(total, np.where(rest > 0, np.inf, -np.inf))
+    rounded: Array = np.where(inexact, nudged, total).astype(np.float32)
+    return rounded
+
+
 def table(rows: Iterable[tuple[str, Row]]) -> list[str]:
     """Lines of (part, row)."""
     shown = [HEAD, *((part, *_cells(row)) for part, row in rows)]

@@ -35,11 +35,15 @@ def pack(
 
 
 def repack(source: int, row_bytes: int, first: int, count: int, n_cols: int, block: int,
-           size: int, to: int, rows: int, chunks: int) -> None:  # fmt: skip
+           size: int, to: int, rows: int, chunks: int, source_stride: int,
+           to_stride: int) -> None:  # fmt: skip
     """Rows first .. first + count - 1 of a matrix of `rows` rows; a thread per (row, chunk, lane).
 
-    source: of row `first`, row_bytes apart, in blocks of `block` columns and `size` bytes.
+    source: of row `first`, row_bytes apart, in blocks of `block` columns and `size` bytes. Grid:
+    threads, matrices that are source_stride and to_stride bytes apart.
     """
+    source += source_stride * block_y()
+    to += to_stride * block_y()
     at = block_x() * THREADS + thread()
     lane, at = at % LANES, at // LANES
     chunk, row = at % chunks, at // chunks

@@ -238,8 +238,11 @@ def add_chunk(w: Any, chunk: Any, lane: Any, at: Any, acc: Any) -> None:
 
 
 def repack(source: int, row_bytes: int, first: int, count: int, n_cols: int, block: int,
-           size: int, to: int, rows: int, chunks: int) -> None:  # fmt: skip
-    """Rows first .. first + count - 1 of a matrix; a thread per (row, chunk, lane)."""
+           size: int, to: int, rows: int, chunks: int, source_stride: int,
+           to_stride: int) -> None:  # fmt: skip
+    """As in arrange.py."""
+    source += source_stride * block_y()
+    to += to_stride * block_y()
     at = block_x() * THREADS + thread()
     row = at // LANES // chunks
     if row >= count:

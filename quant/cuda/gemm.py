@@ -193,27 +193,27 @@ def part(weights: Any, x: Any, first: Any, acc: Any, low: Any) -> None:
     scale = cuda.local.array(SCALES, types.float32)
     sums = cuda.local.array(PAIRS, types.float32)
     zero = cuda.local.array(PAIRS, types.int32)
+    at = x + 32 * g + (8 if SPLIT == 1 else 4) * t
+    factors = x + 32 * TOKENS * PLANES + 8 * t
+    more = x + (32 * PLANES + 4) * TOKENS + 8 * SPLIT * t
     for j in range(PART // 8):
-        token = first + 8 * j
         for plane in range(PLANES):
-            at = x + 32 * (TOKENS * plane + token + g)
+            here = 32 * (TOKENS * plane + first + 8 * j)
             i = 2 * (PLANES * j + plane)
             if SPLIT == 1:
-                numbers[i], numbers[i + 1] = shared_2(at + 8 * t)
+                numbers[i], numbers[i + 1] = shared_2(at + here)
             else:
-                numbers[i] = shared_u32(at + 4 * t)
-                numbers[i + 1] = shared_u32(at + 4 * t + 16)
-        token = token + 2 * t
-        at = x + 32 * TOKENS * PLANES + 4 * token
+                numbers[i] = shared_u32(at + here)
+                numbers[i + 1] = shared_u32(at + (here + 16))
         for i in range(2):
-            scale[2 * j + i] = shared_f32(at + 4 * i)
-        at = x + (32 * PLANES + 4) * TOKENS + 4 * SPLIT * token
+            scale[2 * j + i] = shared_f32(factors + 4 * (first + 8 * j + i))
         for i in range(2 * SPLIT):
+            here = 4 * (SPLIT * (first + 8 * j) + i)
             if OFFSETS:
-                sums[2 * SPLIT * j + i] = shared_f32(at + 4 * i)
+                sums[2 * SPLIT * j + i] = shared_f32(more + here)
             zero[2 * SPLIT * j + i] = i32(0)
             if ZERO:
-                whole = shared_u32(at + (4 * SPLIT * TOKENS if OFFSETS else 0) + 4 * i)
+                whole = shared_u32(more + (here + (4 * SPLIT * TOKENS if OFFSETS else 0)))
                 zero[2 * SPLIT * j + i] = i32(mul32(whole, -ZERO))
     at = weights + SLOT * g + (16 * (t ^ g >> 1) if SPLIT == 1 else 8 * t)
     for u in range(4):
@@ -233,20 +233,20 @@ def part(weights: Any, x: Any, first: Any, acc: Any, low: Any) -> None:
             b0, b1 = numbers[2 * PLANES * j], numbers[2 * PLANES * j + 1]
             i = 2 * SPLIT * j + h
             z, z2 = zero[i], zero[i + SPLIT]
-            c0, c1 = i32(0), i32(0)
-            if PLANES == 1:
-                c0, c1 = z, z2
-            if SPLIT == 1:
-                d0, d1, d2, d3 = mma_i8(a0, a1, a2, a3, b0, b1, c0, c1, c0, c1)
-            else:
-                d0, d1, d2, d3 = mma_i8_16(a0, a1, b1 if h else b0, c0, c1, c0, c1)
+            d0, d1, d2, d3 = z, z2, z, z2
             if PLANES == 2:
-                b0, b1 = numbers[4 * j + 2], numbers[4 * j + 3]
+                b2, b3 = numbers[4 * j + 2], numbers[4 * j + 3]
+                d0, d1, d2, d3 = i32(0), i32(0), i32(0), i32(0)
                 if SPLIT == 1:
-                    e0, e1, e2, e3 = mma_i8(a0, a1, a2, a3, b0, b1, z, z2, z, z2)
+                    d0, d1, d2, d3 = mma_i8(a0, a1, a2, a3, b0, b1, d0, d1, d2, d3)
                 else:
-                    e0, e1, e2, e3 = mma_i8_16(a0, a1, b1 if h else b0, z, z2, z, z2)
-                d0, d1, d2, d3 = both(d0, e0), both(d1, e1), both(d2, e2), both(d3, e3)
+                    d0, d1, d2, d3 = mma_i8_16(a0, a1, b1 if h else b0, d0, d1, d2, d3)
+                d0, d1, d2, d3 = both(d0, z), both(d1, z2), both(d2, z), both(d3, z2)
+                b0, b1 = b2, b3
+            if SPLIT == 1:
+                d0, d1, d2, d3 = mma_i8(a0, a1, a2, a3, b0, b1, d0, d1, d2, d3)
+            else:
+                d0, d1, d2, d3 = mma_i8_16(a0, a1, b1 if h else b0, d0, d1, d2, d3)
             k, k2 = scale[2 * j], scale[2 * j + 1]
             to = 4 * (4 * (first // 8 + j) + u)
             acc[to] = fma(f32(d0), as_f32(s) * k, acc[to])
@@ -262,8 +262,23 @@ def part(weights: Any, x: Any, first: Any, acc: Any, low: Any) -> None:
 
 
 def both(high: Any, low: Any) -> Any:
-    """Two planes' products as one."""
+    """256 high + low."""
     return i32(add32(shl(u32(high), 8), u32(low)))
+
+
+def finish(i: Any, rows: Any, first: Any, count: Any, out: Any, out_stride: Any, add: Any,
+           acc: Any, low: Any) -> None:  # fmt: skip
+    """Add the lanes of the PART tokens number i (a literal) and store the sums."""
+    sync()
+    put_lanes(i, acc, low)
+    sync()
+    for q in range(PART * ROWS // THREADS):
+        o = thread() + THREADS * q
+        row, token = ROWS * block_x() + o % ROWS, PART * i + o // ROWS
+        v = sum_of_lanes(shared() + 4 * (o // ROWS * PITCH + o % ROWS))
+        if row < rows and token < count:
+            to = out + out_stride * (first + token) + 4 * row
+            store_f32(to, load_f32(to) + v if add else v)
 
 
 def tile(w: Any, rows: Any, chunks: Any, x: Any, x_stride: Any, n: Any, index: Any, first: Any,
@@ -288,7 +303,7 @@ def tile(w: Any, rows: Any, chunks: Any, x: Any, x_stride: Any, n: Any, index: A
         acc[i] = f32(0)
         low[i] = f32(0)
     weights = shared() + WARP * warp
-    used, filled = weights + WARP - 2 * BUFFER, weights + WARP - BUFFER
+    used, filled = weights + (WARP - 2 * BUFFER), weights + (WARP - BUFFER)
     bring(numbers, scales, sums, n, used)
     put(weights, decoded(w, rows, chunks, 0))
     copies_done_0()
@@ -310,18 +325,11 @@ def tile(w: Any, rows: Any, chunks: Any, x: Any, x_stride: Any, n: Any, index: A
         copies_done_0()
         sync_warp()
         used, filled = filled, used
-    for i in range(TOKENS // PART):
-        sync()
-        put_lanes(i, acc, low)
-        sync()
-        for q in range(PART * ROWS // THREADS):
-            o = thread() + THREADS * q
-            row, token = ROWS * block_x() + o % ROWS, PART * i + o // ROWS
-            v = sum_of_lanes(shared() + 4 * (o // ROWS * PITCH + o % ROWS))
-            if row < rows and token < count:
-                to = out + out_stride * (first + token) + 4 * row
-                store_f32(to, load_f32(to) + v if add else v)
-    sync()
+    finish(0, rows, first, count, out, out_stride, add, acc, low)
+    finish(1, rows, first, count, out, out_stride, add, acc, low)
+    if TOKENS > 2 * PART:
+        finish(2, rows, first, count, out, out_stride, add, acc, low)
+        finish(3, rows, first, count, out, out_stride, add, acc, low)
 
 
 def put_lanes(i: Any, acc: Any, low: Any) -> None:
@@ -357,7 +365,7 @@ def inner(planes: PlaneType) -> dict[str, Any]:
     return {
         "both": both, "bring": bring, "decoded": decoded,
         "put_words": put_8 if planes.lanes == 8 else put_4, "put": put, "part": part,
-        "put_lanes": put_lanes, "sum_of_lanes": sum_of_lanes, "tile": tile,
+        "put_lanes": put_lanes, "sum_of_lanes": sum_of_lanes, "finish": finish, "tile": tile,
     }  # fmt: skip
 
 
@@ -380,4 +388,5 @@ def many_chosen(table: int, items: int, used: int, starts: int, index: int, rows
     while first < load_u32(starts + 4 * item + 4):
         count = min(TOKENS, load_u32(starts + 4 * item + 4) - first)
         tile(w, rows, chunks, x, x_stride, n, index, first, count, out, out_stride, 0)
+        sync()
         first += TOKENS * blocks_z()

@@ -74,27 +74,24 @@ def dot(words: Any, x: Any) -> Any:
 def step(w: Any, rows: Any, chunks: Any, row: Any, chunk: Any, j: Any, lane: Any, at: Any, n: Any,
          count: Any, acc: Any, low: Any) -> None:  # fmt: skip
     """Add step j of a chunk to acc and low; j is a literal, and `group` sees it."""
-    numbers = PLANES * n  # where the scales begin
     words, s, o = group(w, rows, chunks, row, chunk, j, lane)
-    column = 256 * (chunk * STEPS + j) + 256 // LANES * lane
+    k = chunk * STEPS + j
+    column = 256 * k + 256 // LANES * lane
+    # a group's numbers, of 32 columns and of its own: what j adds is a constant of the load
+    of_32 = PLANES * n + 32 * k + 4 * (8 * lane // LANES)
+    own = PLANES * n + 4 * LANES * k + 4 * lane
     for t in range(TOKENS):
-        if t < count:
+        if TOKENS == 1 or t < count:
             d = dot(words, at[t] + column)
             if PLANES == 2:
                 d = i32(shl(u32(d), 8)) + dot(words, at[t] + n + column)
             if ZERO:
-                if LANES == 8:
-                    total = load_i32(at[t] + numbers + n // 2 + column // 8)
-                else:
-                    total = load_i32(at[t] + numbers + n // 8 * 5 + column // 4)
+                total = load_i32(at[t] + own + (n // 2 if LANES == 8 else n // 8 * 5))
                 d = i32(d) - i32(ZERO * total)
-            scale = load_f32(at[t] + numbers + column // 32 * 4)
+            scale = load_f32(at[t] + of_32)
             acc[t] = fma(f32(d), s * scale, acc[t])
             if OFFSETS:
-                if LANES == 8:
-                    sums = load_f32(at[t] + numbers + n // 8 + column // 8)
-                else:
-                    sums = load_f32(at[t] + numbers + n // 4 + column // 4)
+                sums = load_f32(at[t] + own + (n // 8 if LANES == 8 else n // 4))
                 low[t] = fma(o, sums, low[t])
 
 
@@ -112,7 +109,7 @@ def tile(w: Any, rows: Any, chunks: Any, row: Any, x: Any, x_stride: Any, n: Any
     for t in range(TOKENS):
         acc[t] = f32(0)
         low[t] = f32(0)
-        token = first + (t if t < count else count - 1)
+        token = first + (t if t < count else 0)
         at[t] = x + x_stride * (load_u32(index + 4 * token) if index else token)
     for chunk in range(chunks):
         step(w, rows, chunks, here, chunk, 0, lane, at, n, count, acc, low)

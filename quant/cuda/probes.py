@@ -9,27 +9,32 @@ from __future__ import annotations
 from quant.cuda.intrinsics import (
     add32,
     add_u32,
+    alike,
     as_f32,
     as_u32,
     block_x,
     block_y,
     block_z,
+    blocks_z,
     bytes_less,
     copies_done_0,
     copies_done_1,
     copies_sent,
+    copy_4,
     copy_16,
     div32,
     dp4a,
     f32,
     f32_of_u32,
     fma,
+    fma_halves,
     from_lane_f32,
     from_lane_u32,
     half,
     half_bits,
     i32,
     larger,
+    largest,
     load_2,
     load_4,
     load_f16,
@@ -46,6 +51,7 @@ from quant.cuda.intrinsics import (
     matrix_4_turned,
     mma_f16,
     mma_i8,
+    mma_i8_16,
     mod32,
     mul32,
     permute,
@@ -55,6 +61,7 @@ from quant.cuda.intrinsics import (
     put_shared_4,
     put_shared_f32,
     put_shared_u8,
+    put_shared_u16,
     put_shared_u32,
     quotient,
     root,
@@ -65,11 +72,14 @@ from quant.cuda.intrinsics import (
     shared_4,
     shared_f32,
     shared_u8,
+    shared_u16,
     shared_u32,
     shl,
     shr,
     size,
     smaller,
+    smallest,
+    store_2,
     store_4,
     store_f32,
     store_i64,
@@ -96,7 +106,7 @@ from quant.cuda.kernels import Kernel
 THREADS = 128
 WORD_NAMES = (
     "shl", "shr", "mul32", "add32", "div32", "mod32", "dp4a", "permute", "pop_count", "bytes_less",
-    "u32", "i32",
+    "u32", "i32", "fma_halves",
 )  # fmt: skip
 FLOAT_NAMES = (
     "fma", "x * y + z", "larger", "smaller", "size", "root", "quotient", "round_f32", "power_of_2",
@@ -107,7 +117,9 @@ LOAD_NAMES = (
     "load_u8", "load_i8", "load_u16", "load_u32", "load_i32", "load_i64", "load_2", "load_4",
     "weight_u8", "weight_u16", "weight_u32", "weight_2", "weight_4",
 )  # fmt: skip
-LANE_NAMES = ("swap_u32", "from_lane_u32", "vote", "sync_warp")
+LANE_NAMES = (
+    "swap_u32", "from_lane_u32", "vote", "sync_warp", "largest", "smallest", "alike",
+)  # fmt: skip
 
 
 def words(x: int, out: int, n: int) -> None:
@@ -127,6 +139,8 @@ def words(x: int, out: int, n: int) -> None:
     store_u32(to + 36 * n, bytes_less(a, b))
     store_u32(to + 40 * n, u32(load_i64(x + 8 * (i // 4))))
     store_u32(to + 44 * n, u32(i32(a) >> 5))
+    small = u32(0x3FFF3FFF)  # halves below 2
+    store_u32(to + 48 * n, fma_halves(a & small, b & small, c & small))
 
 
 def floats(x: int, out: int, n: int) -> None:
@@ -196,7 +210,7 @@ def float_loads(x: int, out: int, n: int) -> None:
 
 
 def stores(x: int, out: int, n: int) -> None:
-    """Each of n words, cut to its size: 1, 2, 4, 8 (doubled) and 16 bytes (four times)."""
+    """Each of n words, cut to its size or repeated: 1, 2, 4, 8, 16 and 8 bytes."""
     i = block_x() * THREADS + thread()
     word = load_u32(x + 4 * i)
     store_u8(out + i, word)
@@ -204,12 +218,13 @@ def stores(x: int, out: int, n: int) -> None:
     store_u32(out + 3 * n + 4 * i, word)
     store_i64(out + 8 * n + 8 * i, load_i64(x + 8 * (i // 2)))
     store_4(out + 16 * n + 16 * i, word, word, word, word)
+    store_2(out + 32 * n + 8 * i, word, word)
 
 
 def blocks(out: int, columns: int, rows: int) -> None:
-    """out (z, y, x) int64: 1 at the block's place, by its first thread."""
+    """out (z, y, x) int64: the grid's z at the block's place, by its first thread."""
     if thread() == 0:
-        store_i64(out + 8 * ((block_z() * rows + block_y()) * columns + block_x()), 1)
+        store_i64(out + 8 * ((block_z() * rows + block_y()) * columns + block_x()), blocks_z())
 
 
 def count(counter: int, out: int) -> None:
@@ -228,6 +243,9 @@ def lanes(x: int, out: int, n: int) -> None:
     put_shared_u32(shared() + 4 * thread(), word)
     sync_warp()
     store_u32(to + 12 * n, shared_u32(shared() + 4 * (31 - thread())))
+    store_u32(to + 16 * n, largest(word))
+    store_u32(to + 20 * n, smallest(word))
+    store_u32(to + 24 * n, alike(word & u32(3)))
 
 
 def float_lanes(x: int, out: int, n: int) -> None:
@@ -239,7 +257,7 @@ def float_lanes(x: int, out: int, n: int) -> None:
 
 
 def through_shared(x: int, out: int, n: int) -> None:
-    """16 bytes of each thread the other way round, by words of 1, 4, 4, 8 and 16 bytes."""
+    """16 bytes of each thread the other way round, by words of 1, 4, 4, 8, 16 and 2 bytes."""
     i, other = thread(), THREADS - 1 - thread()
     here = shared()
     a, b, c, d = load_4(x + 16 * i)
@@ -248,6 +266,7 @@ def through_shared(x: int, out: int, n: int) -> None:
     put_shared_f32(here + 640 + 4 * i, as_f32(c))
     put_shared_2(here + 1152 + 8 * i, c, d)
     put_shared_4(here + 2176 + 16 * i, a, b, c, d)
+    put_shared_u16(here + 4224 + 2 * i, d)
     sync()
     store_u32(out + 4 * i, shared_u8(here + other))
     store_u32(out + 4 * (n + i), shared_u32(here + 128 + 4 * other))
@@ -257,15 +276,17 @@ def through_shared(x: int, out: int, n: int) -> None:
     store_u32(out + 4 * (4 * n + i), b)
     a, b, c, d = shared_4(here + 2176 + 16 * other)
     store_4(out + 20 * n + 16 * i, a, b, c, d)
+    store_u32(out + 36 * n + 4 * i, shared_u16(here + 4224 + 2 * other))
 
 
 def copies(x: int, out: int) -> None:
-    """Two groups of copy_16, 16 bytes a thread of each, waited for one after the other."""
+    """Two groups, waited for one after the other: 16 bytes a thread; 16 and 4 bytes."""
     i, other = thread(), THREADS - 1 - thread()
     here = shared()
     copy_16(here + 16 * i, x + 16 * i)
     copies_sent()
     copy_16(here + 16 * (THREADS + i), x + 16 * (THREADS + i))
+    copy_4(here + 32 * THREADS + 4 * i, x + 4 * i)
     copies_sent()
     copies_done_1()
     sync()
@@ -275,6 +296,7 @@ def copies(x: int, out: int) -> None:
     sync()
     a, b, c, d = shared_4(here + 16 * (THREADS + other))
     store_4(out + 16 * (THREADS + i), a, b, c, d)
+    store_u32(out + 32 * THREADS + 4 * i, shared_u32(here + 32 * THREADS + 4 * other))
 
 
 def matrices(x: int, out: int) -> None:
@@ -303,13 +325,16 @@ def matrices(x: int, out: int) -> None:
     store_u32(out + 1408 + 4 * i, d)
 
 
-def tensor(ab: int, c: int, out: int, halves: int) -> None:
-    """D = A B + C; ab: (6, 32) words, c and out: (4, 32) numbers, as lanes hold them."""
+def tensor(ab: int, c: int, out: int, kind: int) -> None:
+    """D = A B + C; ab: (6, 32) words, c and out: (4, 32) numbers, as lanes hold them.
+
+    kind: 0 mma_i8, 1 mma_f16, 2 mma_i8_16, of words 0, 1 and 4.
+    """
     i = 4 * thread()
     a, b = load_u32(ab + i), load_u32(ab + 128 + i)
     d, e = load_u32(ab + 256 + i), load_u32(ab + 384 + i)
     f, g = load_u32(ab + 512 + i), load_u32(ab + 640 + i)
-    if halves:
+    if kind == 1:
         p, q, r, s = mma_f16(
             a, b, d, e, f, g, load_f32(c + i), load_f32(c + 128 + i), load_f32(c + 256 + i),
             load_f32(c + 384 + i),
@@ -319,10 +344,12 @@ def tensor(ab: int, c: int, out: int, halves: int) -> None:
         store_f32(out + 256 + i, r)
         store_f32(out + 384 + i, s)
     else:
-        t, u, v, w = mma_i8(
-            a, b, d, e, f, g, load_i32(c + i), load_i32(c + 128 + i), load_i32(c + 256 + i),
-            load_i32(c + 384 + i),
-        )  # fmt: skip
+        t, u = load_i32(c + i), load_i32(c + 128 + i)
+        v, w = load_i32(c + 256 + i), load_i32(c + 384 + i)
+        if kind == 0:
+            t, u, v, w = mma_i8(a, b, d, e, f, g, t, u, v, w)
+        else:
+            t, u, v, w = mma_i8_16(a, b, f, t, u, v, w)
         store_u32(out + i, u32(t))
         store_u32(out + 128 + i, u32(u))
         store_u32(out + 256 + i, u32(v))
