@@ -142,14 +142,27 @@ def _store(
     struct.pack_into(layout, data, at, *(int(value) & limit for value in values))
 
 
-def _copy(n: int, to: int, of: int) -> None:
-    _store(_shared, f"{n}I", to, *struct.unpack_from(f"{n}I", _slice(_global(int(of)), 4 * n)))
-
-
 def _slice(place: tuple[memoryview, int], size: int) -> memoryview:
     data, at = place
     _check(data, at, size)
     return data[at : at + size]
+
+
+def _copy(size: int, to: int, of: int) -> None:
+    """Under way until it is waited for."""
+    here().copies.append((_slice(_shared(int(to)), size), _slice(_global(int(of)), size)))
+
+
+def _sent() -> None:
+    here().groups.append(here().copies)
+    here().copies = []
+
+
+def _done(n: int) -> None:
+    groups = here().groups
+    while len(groups) > n:
+        for to, of in groups.pop(0):
+            to[:] = of
 
 
 def _add(at: int, value: int) -> int:
@@ -285,11 +298,11 @@ _REST: dict[str, Callable[..., Any]] = {
     "two_halves": lambda a, b: _half_bits(a) | _half_bits(b) << 16,
     "fma_halves": _fma_halves,
     "shared": lambda: 0,
-    "copy_16": partial(_copy, 4),
-    "copy_4": partial(_copy, 1),
-    "copies_sent": lambda: None,
-    "copies_done_0": lambda: None,
-    "copies_done_1": lambda: None,
+    "copy_16": partial(_copy, 16),
+    "copy_4": partial(_copy, 4),
+    "copies_sent": _sent,
+    "copies_done_0": partial(_done, 0),
+    "copies_done_1": partial(_done, 1),
     "add_u32": _add,
     "sync": lambda: here()._manager.barrier.wait(60),
     "sync_warp": lambda: exchange("sync", None, lambda slots: slots),

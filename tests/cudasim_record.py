@@ -43,7 +43,7 @@ class Recorder(Vram):
         self.launches: list[dict[str, object]] = []
         self.cases: dict[str, Case] = {}
 
-    def case(self, name: str, launch: Callable[[Recorder], tuple[int, int] | None]) -> None:
+    def case(self, name: str, launch: Launch) -> None:
         """A test's launches; what they return are the floats of a Case."""
         start = self._used
         floats = launch(self)
@@ -77,3 +77,6 @@ class Recorder(Vram):
         assert done.returncode == 0, done.stderr[-3000:]
         names: list[str] = json.loads(done.stdout)
         return np.load(directory / "memory.npy"), names
+
+
+Launch = Callable[[Recorder], tuple[int, int] | None]

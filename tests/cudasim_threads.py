@@ -70,7 +70,12 @@ class Manager(simulator.BlockManager):  # type: ignore[misc]
 
 
 class Thread(simulator.BlockThread):  # type: ignore[misc]
-    """A thread that nobody waits for once it has failed."""
+    """A thread that nobody waits for once it has failed. copies: under way, not yet in a group."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.copies: list[Any] = []
+        self.groups: list[list[Any]] = []
 
     def run(self) -> None:
         """The kernel's function."""
