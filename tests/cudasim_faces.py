@@ -139,7 +139,7 @@ def _store(
         struct.pack_into("I", data, at, _bits(values[0]))
         return
     limit = (1 << 8 * size // len(values)) - 1
-    struct.pack_into(layout, data, at, *(int(value) & limit for value in values))
+    struct.pack_into(layout.upper(), data, at, *(int(value) & limit for value in values))
 
 
 def _slice(place: tuple[memoryview, int], size: int) -> memoryview:
