@@ -54,6 +54,7 @@ from quant.cuda.intrinsics import (
     sync,
     sync_warp,
     thread,
+    thread_anew,
     u32,
 )
 from quant.cuda.plane_type import PlaneType
@@ -143,9 +144,10 @@ def bring(numbers: Any, scales: Any, sums: Any, n: Any, to: Any) -> None:
 
 def decoded(w: Any, rows: Any, chunks: Any, k: Any) -> Any:
     """Step k of a thread's slot: what `group` gives for its two rows."""
-    me = thread() & 31
+    this = thread_anew()
+    me = this & 31
     row = ROWS * block_x() + 2 * (me % (32 // SPLIT))
-    lane = SPLIT * (thread() >> 5) + me // (32 // SPLIT)
+    lane = SPLIT * (this >> 5) + me // (32 // SPLIT)
     chunk, j = k >> STEPS // 2, k & STEPS - 1
     return (
         group(w, rows, chunks, min(row, rows - 1), chunk, j, lane),
