@@ -6,30 +6,16 @@ import numpy as np
 import pytest
 import test_conformance as conformance
 from simulated_gpu import SimulatedGpu
-from test_conformance import E, K, after, gated, normal, tokens
+from test_conformance import MANY, E, K, after, gated, normal, tokens
 
 from offload.devices.base import Activations, Device, Routing
 from offload.devices.cpu import CpuDevice
 from offload.devices.cuda import CudaDevice
-from quant.cuda.kernels import TYPES, plane_type
-from quant.cuda.plane_type import PlaneType
+from quant.cuda.kernels import TYPES
 from quant.ggml import GGMLType as G
 
 Array = np.ndarray
 write = conformance.write
-
-
-def of_a_kind() -> set[G]:
-    """One type for each way in which the templates for many rows are bound."""
-    found: dict[object, G] = {}
-    for kind in TYPES:
-        p = plane_type(kind)
-        assert isinstance(p, PlaneType)
-        found.setdefault((p.lanes, p.steps > 1, p.offsets, p.zero > 0), kind)
-    return {G.TQ1_0, *found.values()}
-
-
-MANY = of_a_kind()
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
