@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import pickle
 import re
 import struct
 import sys
@@ -20,12 +19,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
-
-from numba.core.serialize import dumps
 
 from quant.cuda import attend, attend_expanded, norms, router
 from quant.cuda.cubin import ARCHITECTURES, Report, assemble
@@ -226,8 +223,17 @@ def _columns(cells: Sequence[str]) -> str:
     return f"{left} {right}"
 
 
-def _unpacked(architectures: Sequence[int], packed: bytes) -> Found:
-    of, kernel = pickle.loads(packed)
+@cache
+def wanted(types: tuple[GGMLType, ...]) -> list[tuple[str, Kernel]]:
+    """Kernels of these types; of none: all there are."""
+    if types:
+        return list(of_types(types))
+    return [*of_types((*TYPES, *FLOATS)), *of_rows(), *of_attention()]
+
+
+def _numbered(types: tuple[GGMLType, ...], architectures: Sequence[int], number: int) -> Found:
+    """In a process of its own; kernels are slower to pickle than to make."""
+    of, kernel = wanted(types)[number]
     return examine(of, kernel, architectures)
 
 
@@ -236,39 +242,37 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _types(text: str) -> list[GGMLType]:
+def _types(text: str) -> tuple[GGMLType, ...]:
     known = {kind.name: kind for kind in (*TYPES, *FLOATS)}
     unknown = set(text.split(",")) - set(known)
     if unknown:
         raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]!r} is none of {', '.join(known)}")
-    return [known[name] for name in text.split(",")]
+    return tuple(known[name] for name in text.split(","))
 
 
-def _architectures(text: str) -> list[int]:
+def _architectures(text: str) -> tuple[int, ...]:
     known = [str(one) for one in ARCHITECTURES]
     unknown = set(text.split(",")) - set(known)
     if unknown:
         raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]!r} is none of {', '.join(known)}")
-    return [int(one) for one in text.split(",")]
+    return tuple(int(one) for one in text.split(","))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(prog="python -m quant.cuda.report")
     parser.add_argument("--architectures", type=_architectures, default=ARCHITECTURES)
-    parser.add_argument("--types", type=_types, help="kernels of these alone")
+    parser.add_argument("--types", type=_types, default=(), help="kernels of these alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all numbers")
     given = parser.parse_args(arguments)
-    wanted = list(of_types(given.types or (*TYPES, *FLOATS)))
-    if given.types is None:
-        wanted += [*of_rows(), *of_attention()]
+    count = len(wanted(given.types))
     began = time.perf_counter()
     _say(_columns(HEAD))
     everything = []
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers(len(wanted)), mp_context=context) as pool:
-        look = partial(_unpacked, tuple(given.architectures))
-        for found in pool.map(look, [dumps(one) for one in wanted]):
+    with ProcessPoolExecutor(workers(count), mp_context=context) as pool:
+        look = partial(_numbered, given.types, given.architectures)
+        for found in pool.map(look, range(count)):
             everything.append(found)
             _say(line(found))
     if given.json:
