@@ -22,7 +22,7 @@ from quant.ggml import GGMLType
 
 HALF = np.float32(0.5)
 MODEL = "kimi-mini"
-# groups of 32 and of 16, both with offsets, and floats; what compiles longest is left to the command
+# groups of 32 and of 16, both with offsets, and floats; the command has all
 OF_Q2_K = ("repack", "rows", "dense_8", "chosen_8", "heads_8")
 SAMPLE = (
     *report.of_types((GGMLType.F16,)),
