@@ -148,7 +148,7 @@ def _memory(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
     yield same_bits("load_f16", found[2], x.view(np.float16)[:N].astype(np.float32))
     x = rng.integers(0, 1 << 32, N, np.uint32)
     out = _run(bench, "stores", x, (40 * N,), np.uint8)
-    yield same_bits("store_u8", out[:N], x.astype(np.uint8))
+    yield same_bits("store_u8, thread_anew", out[:N], x.astype(np.uint8))
     yield same_bits("store_u16", out[N : 3 * N].view(np.uint16), x.astype(np.uint16))
     yield same_bits("store_u32", out[3 * N : 7 * N].view(np.uint32), x)
     yield same_bits(
@@ -270,7 +270,7 @@ def _tensor(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
         c = rng.integers(-100, 100, (16, 8)).astype(np.float32)
         exact = (a.astype(np.float64) @ b.astype(np.float64) + c)[rows]
         got = _mma(bench, fragments(a, b), c[rows], 1)
-        yield at_most(name, float(np.abs(got - exact).max()), "error", 0 if "," in name else 1e-4)
+        yield at_most(name, float(np.abs(got - exact).max()), "error", 0 if "," in name else 1e-3)
 
 
 def _mma(bench: Bench, words: Array, c: Array, kind: int) -> Array:

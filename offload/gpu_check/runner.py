@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,6 +85,8 @@ def check(
 
     DeviceError if there is no GPU; OSError if `out` cannot be written.
     """
+    if find_spec("numba_cuda") is None:
+        raise DeviceError("the package numba-cuda is missing: pip install 'kimi-offload[cuda]'")
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
     outcomes: list[Outcome] = []
@@ -169,7 +172,10 @@ def _lines(source: int, deadline: float) -> Iterator[bytes | None]:
 
 
 def _take(outcome: Outcome, line: bytes) -> None:
-    told: dict[str, Any] = json.loads(line)
+    try:
+        told: dict[str, Any] = json.loads(line)
+    except ValueError:  # a library that prints
+        return
     if "row" in told:
         outcome.rows.append(Row(**told["row"]))
     elif "no_gpu" in told:
