@@ -128,7 +128,7 @@ def examine(of: str, kernel: Kernel, architectures: Sequence[int]) -> Found:
     instructions: dict[int, int] = {}
     began = compiled = time.process_time()
     try:
-        text = ptx(kernel.function, kernel.threads)
+        text = ptx(kernel.function, kernel.threads, kernel.together)
         compiled = time.process_time()
         faults.extend(of_text(text, kernel.function))
         for architecture in architectures:
