@@ -161,33 +161,27 @@ def test_a_shape_that_another_model_has_is_examined_once() -> None:
     assert {model for model, _ in names} == set(report.ATTENTION)
 
 
-def test_the_command_tells_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    assert report.main(["--types", "F32", "--architectures", "80,90", "--json", str(path)]) == 0
-    assert "4 kernels, 2 architectures" in capsys.readouterr().out
-    found = json.loads(path.read_text())
-    assert [one["kernel"] for one in found] == [f"{n}_f32" for n in report.of_type(GGMLType.F32)]
-    assert all(one["reports"].keys() == {"80", "90"} for one in found)
-
-
-def test_the_command_fails_where_something_is_forbidden(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_tells_all_and_fails_where_something_is_forbidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def few(of: object) -> list[tuple[str, Kernel]]:
-        return [
-            ("tests", Kernel(name=function.__name__, function=function, threads=32))
-            for function in (nothing_wrong, doubles)
-        ]
-
     def here(processes: int, mp_context: object) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1)
 
-    monkeypatch.setattr(report, "wanted", few)
+    path = tmp_path / "report.json"
+    kernels = [Kernel(name=f.__name__, function=f, threads=32) for f in (nothing_wrong, doubles)]
     monkeypatch.setattr(report, "ProcessPoolExecutor", here)
-    assert report.main(["--architectures", "80"]) == 1
-    said = capsys.readouterr().out
-    assert "FORBIDDEN in tests doubles: float64" in said
-    assert "FORBIDDEN in tests nothing_wrong" not in said
+    for bad in (0, 1):
+        few = [("tests", kernel) for kernel in kernels[: 1 + bad]]
+        monkeypatch.setattr(report, "wanted", lambda types, few=few: few)
+        assert report.main(["--architectures", "80,90", "--json", str(path)]) == bad
+        said = capsys.readouterr().out
+        assert f"{1 + bad} kernels, 2 architectures" in said
+        assert ("FORBIDDEN in tests doubles: float64" in said) == bad
+        assert "FORBIDDEN in tests nothing_wrong" not in said
+    first, second = json.loads(path.read_text())
+    assert (first["kernel"], second["kernel"]) == ("nothing_wrong", "doubles")
+    assert first["reports"].keys() == {"80", "90"}
+    assert second["faults"]
 
 
 @pytest.mark.parametrize("option", ["--types", "--architectures"])
