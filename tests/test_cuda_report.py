@@ -23,12 +23,9 @@ from quant.ggml import GGMLType
 
 HALF = np.float32(0.5)
 MODEL = "kimi-mini"
-# groups of 32 and of 16, both with offsets, and floats; the command has all
-OF_Q2_K = ("repack", "rows", "dense_8", "chosen_8", "heads_8")
+# groups of 32 and of 16, both with offsets, and floats: other tests have most of their PTX made
 SAMPLE = (
-    *report.of_types((GGMLType.F16,)),
-    *(("Q4_1", one) for name, one in report.of_type(GGMLType.Q4_1).items() if name != "many_dense"),
-    *(("Q2_K", report.of_type(GGMLType.Q2_K)[name]) for name in OF_Q2_K),
+    *report.of_types((GGMLType.Q4_K, GGMLType.Q2_K, GGMLType.F16)),
     *report.of_rows(),
     *((MODEL, kernel) for kernel in report.ATTENTION[MODEL].kernels()),
 )
