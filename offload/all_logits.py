@@ -38,7 +38,7 @@ def all_logits(steps: Steps, ids: np.ndarray, kind: str) -> np.ndarray:
                 check()
                 if number is None:
                     slots = steps.slots
-                    number = slots.lend(kind)
+                    number = slots.lend(kind, len(ids))
                 if not steps.has(slots):
                     raise RequestError("the device failed before all logits were computed")
                 piece = ids[first : first + steps.chunk]

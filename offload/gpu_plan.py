@@ -5,7 +5,8 @@ A model runs on one GPU as a whole, or on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from offload.amounts import binary_amount
@@ -16,9 +17,9 @@ from offload.plan_options import CHUNK, DEFAULT_CONTEXT, PlanOptions
 from offload.tensor_census import Census
 from offload.vram import (
     PAGE,
+    kv_bytes,
     kv_pages,
     obstacle,
-    page_bytes,
     reserve_bytes,
     step_rows,
     workspace_bytes,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from offload.gpu.probe import GpuFacts
 
 LEAST_CONTEXT: Final = 4096  # that a GPU is worth having for, where the device is left to us
+LEAST_TOKENS: Final = 4096  # of all sequences, if they fit: each takes whole pages
 CPU_INSTEAD: Final = "leave --device out or give --device cpu"
 IN_VRAM: Final = "in the GPU's memory, re-arranged"
 WORKERS: Final = Workers(
@@ -64,8 +66,9 @@ def plan_on_gpu(
         raise NoGpuError(why, CPU_INSTEAD)
     chunk = options.chunk or CHUNK
     limit = None if options.vram is None else int(options.vram)
-    vram = vram_spec(config, tensors, gpu, chunk, limit)
-    kv = _kv(config, options, vram, PAGE if is_asked else LEAST_CONTEXT)
+    make = partial(vram_spec, config, tensors, gpu, chunk=chunk, limit=limit)
+    kv = _kv(config, options, make, PAGE if is_asked else LEAST_CONTEXT)
+    vram = make(context=kv.context)
     device = f"cuda:{gpu.index}"
     why = "as asked" if is_asked else "the whole model fits into its memory"
     remarks = [f"device {device}: {gpu.name}, {why}"]
@@ -107,7 +110,12 @@ def chosen(gpus: Gpus, index: int | None) -> GpuFacts:
 
 
 def vram_spec(
-    config: ModelConfig, tensors: Census, gpu: GpuFacts, chunk: int, limit: int | None
+    config: ModelConfig,
+    tensors: Census,
+    gpu: GpuFacts,
+    context: int,
+    chunk: int,
+    limit: int | None,
 ) -> VramSpec:
     """What the model takes in this GPU's memory; limit: bytes at most, None: what there is."""
     left = reserve_bytes(gpu.total)
@@ -119,63 +127,70 @@ def vram_spec(
         reserve=left,
         limit=room if limit is None else min(room, limit),
         weights=tensors.vram_bytes,
-        workspace=workspace_bytes(config, chunk),
+        workspace=workspace_bytes(config, context, chunk),
         rows=step_rows(chunk),
     )
 
 
-def lack(vram: VramSpec, kv_bytes: int, tokens: int) -> str | None:
+def lack(vram: VramSpec, kv_size: int, tokens: int) -> str | None:
     """Why it does not fit, with the numbers; None if it does."""
-    need = vram.parts_but_kv + kv_bytes
+    need = vram.parts_but_kv + kv_size
     if need <= vram.limit:
         return None
     room = vram.free - vram.reserve
     allowed = f", --vram allows {binary_amount(vram.limit)}" if vram.limit < room else ""
     return (
         f"the model needs {binary_amount(need)} of VRAM ({binary_amount(vram.weights)} for "
-        f"weights, {binary_amount(kv_bytes)} for {tokens:,} tokens of KV cache, "
+        f"weights, {binary_amount(kv_size)} for {tokens:,} tokens of KV cache, "
         f"{binary_amount(vram.workspace)} to compute in), {binary_amount(max(0, room))} are free "
         f"beside {binary_amount(vram.reserve)} for display and driver{allowed}"
     )
 
 
-def fitting_tokens(config: ModelConfig, options: PlanOptions, vram: VramSpec) -> int:
-    """Tokens of KV cache that fit beside all else."""
-    room = vram.limit - vram.parts_but_kv
-    return max(0, room) // page_bytes(config, options.kv_type) * PAGE
+def fitting_tokens(
+    config: ModelConfig, options: PlanOptions, make: Callable[..., VramSpec], most: int
+) -> int:
+    """Tokens of KV cache, whole pages, that fit beside all else; `most` at most."""
+    low, high = 0, kv_pages(most)
+    while low < high:
+        middle = (low + high + 1) // 2
+        n = middle * PAGE
+        vram = make(context=n)
+        if vram.parts_but_kv + kv_bytes(config, options.kv_type, n, n) <= vram.limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low * PAGE
 
 
-def _kv(config: ModelConfig, options: PlanOptions, vram: VramSpec, least: int) -> KVSpec:
+def _kv(
+    config: ModelConfig, options: PlanOptions, make: Callable[..., VramSpec], least: int
+) -> KVSpec:
     """least: tokens of a context that is left to us, if the model was trained on as many."""
-    fits = fitting_tokens(config, options, vram)
     if options.context is not None:
         context, why = options.context, "as asked"
         if context < 1:
             raise PlanError(f"--context {context}: at least 1 token is needed")
         if context > config.context_length:
             why += f", beyond the {config.context_length:,} tokens the model was trained on"
-        needed = context
     else:
         context = min(config.context_length, DEFAULT_CONTEXT)
         why = f"the default; the model was trained on {config.context_length:,}"
-        needed = min(context, least)
-        if needed <= fits < context:
-            context, why = fits, "what fits into the GPU's memory"
-    tokens = options.kv_tokens or context
+    fits = fitting_tokens(config, options, make, max(context, LEAST_TOKENS))
+    if options.context is None and min(context, least) <= fits < context:
+        context, why = fits, "what fits into the GPU's memory"
+    tokens = options.kv_tokens or max(context, min(LEAST_TOKENS, fits))
     if tokens < context:
         raise PlanError(
             f"--kv-tokens {options.kv_tokens}: all answers together need {context:,} tokens, the "
             "context of one, at least"
         )
-    needed = max(needed, options.kv_tokens or 0)
-    kv_bytes = page_bytes(config, options.kv_type)
-    if (why_not := lack(vram, kv_pages(needed) * kv_bytes, needed)) is not None:
+    shown = context if options.context is not None else min(context, least)
+    if context > fits:  # of a context that is left to us, the least is told
+        context = shown
+        tokens = max(context, options.kv_tokens or 0)
+    n_bytes = kv_bytes(config, options.kv_type, context, tokens)
+    if (why_not := lack(make(context=context), n_bytes, tokens)) is not None:
         smaller = f"give --context {fits} or less, or " if fits else ""
         raise NoGpuError(why_not, f"{smaller}{CPU_INSTEAD}")
-    return KVSpec(
-        context=context,
-        tokens=tokens,
-        kv_type=options.kv_type,
-        n_bytes=kv_pages(tokens) * kv_bytes,
-        why=why,
-    )
+    return KVSpec(context=context, tokens=tokens, kv_type=options.kv_type, n_bytes=n_bytes, why=why)

@@ -10,7 +10,7 @@ from offload.errors import PlanError, shown
 from offload.gpu_plan import WORKERS, Gpus, NoGpuError, chosen, lack, vram_spec
 from offload.plan import Plan, Prediction
 from offload.tensor_census import Census
-from offload.vram import kv_pages, obstacle, page_bytes
+from offload.vram import kv_bytes, obstacle
 
 
 def gpu_plan_checked(plan: Plan, config: ModelConfig, tensors: Census, gpus: Gpus) -> Plan:
@@ -38,8 +38,8 @@ def gpu_plan_checked(plan: Plan, config: ModelConfig, tensors: Census, gpus: Gpu
         gpu = chosen(gpus, resolve(first)[1])
     except NoGpuError as exc:
         raise exc.told(f'{path}: "{shown(first)}"') from exc
-    vram = vram_spec(config, tensors, gpu, plan.chunk, limit)
-    kv = replace(kv, n_bytes=kv_pages(kv.tokens) * page_bytes(config, kv.kv_type))
+    vram = vram_spec(config, tensors, gpu, kv.context, plan.chunk, limit)
+    kv = replace(kv, n_bytes=kv_bytes(config, kv.kv_type, kv.context, kv.tokens))
     if (why := obstacle(config)) is not None:
         raise PlanError(f"{path}: {why}")
     if (why := lack(vram, kv.n_bytes, kv.tokens)) is not None:

@@ -13,9 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from offload import batch
+from offload.errors import PlanError
 
 Array = np.ndarray
 MOST_SLOTS = 64  # open at once, unless more are busy
+WIDTHS = {"f32": 4, "f16": 2, "q8_0": 1}  # bytes of a value of a row, but for q8_0's scales
 SPARED = 8  # a slot is taken over if its prefix is used and at most one row in so many is lost
 
 
@@ -76,7 +78,7 @@ class KVSlots:
         self._page = page
         self.budget = self.whole(max(budget, kv.context))
         self._slots: list[Slot] = []
-        self._lent: set[int] = set()
+        self._lent: dict[int, int] = {}  # number: rows of the budget
         self._clock = 0
 
     def acquire(self, ids: Array, n: int, expanded: int, rows: int) -> Slot | None:
@@ -152,22 +154,35 @@ class KVSlots:
                 best, most = slot, n
         return best, most
 
-    def lend(self, kind: str) -> int:
-        """An empty slot of this kind of rows, by number, beside the budget, until `take_back`."""
+    def lend(self, kind: str, rows: int) -> int:
+        """An empty slot for rows of this kind, by number, until `take_back`.
+
+        Beside the budget, but where memory is taken in pages: PlanError if there is no room.
+        """
+        taken = 0
+        if self._page > 1:
+            taken = self.whole(rows) * -(-WIDTHS[kind] // WIDTHS[self.kv.kind])
+            if not self._make_room(taken, keep=None):
+                raise PlanError(
+                    f"{rows:,} tokens in {kind} need {taken:,} of the {self.budget:,} rows of the "
+                    f"KV cache, {self.free_rows:,} are free: end unfinished answers, or load with "
+                    "larger kv_tokens"
+                )
         number = self._spare_number()
         self.kv.open(number, kind)
-        self._lent.add(number)
+        self._lent[number] = taken
         return number
 
     def take_back(self, number: int) -> None:
         """What was lent is not used any more."""
-        self._lent.remove(number)
+        del self._lent[number]
         self.kv.close(number)
 
     @property
     def free_rows(self) -> int:
         """Rows that no slot takes."""
-        return self.budget - sum(self.whole(slot.rows) for slot in self._slots)
+        taken = sum(self.whole(slot.rows) for slot in self._slots)
+        return self.budget - taken - sum(self._lent.values())
 
     def whole(self, rows: int) -> int:
         """So many rows in whole pages."""
@@ -207,7 +222,7 @@ class KVSlots:
         return slot
 
     def _spare_number(self) -> int:
-        taken = self._lent | {slot.number for slot in self._slots}
+        taken = self._lent.keys() | {slot.number for slot in self._slots}
         return next(i for i in range(len(taken) + 1) if i not in taken)
 
     def _use(self, slot: Slot) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from offload.batch import EXACT_CONTEXT
 from offload.config import ModelConfig
 from offload.kv_cache import cache_bytes, cache_shape
 from offload.plan import KVType
@@ -14,8 +15,12 @@ from offload.plane_sizes import aligned
 
 PAGE: Final = 256  # positions of a page of the KV cache
 SEQUENCES: Final = 64  # that give a token each to a step, beside its prompt tokens
-LOGITS: Final = 64  # rows whose logits are made at a time
-STRANDS: Final = 128 << 20  # bytes of attention's partial sums; rows that need more take turns
+FEW: Final = 8  # rows that have buffers of their own, for prepared launches
+LOGITS: Final = 64  # rows of many whose logits are made at a time
+SCRATCH: Final = 64 << 20  # bytes in which attention works, if one row or head does with less
+STAGE: Final = 33 << 20  # through which weights come
+SPLIT: Final = 128  # positions of attention's strands, of which there are
+STRANDS: Final = 64  # at most
 MOST_EXPERTS: Final = 1024
 MOST_CHOSEN: Final = 16
 
@@ -40,26 +45,64 @@ def step_rows(chunk: int) -> int:
     return chunk + SEQUENCES
 
 
-def workspace_bytes(config: ModelConfig, chunk: int) -> int:
-    """Activations of a step: float32 rows, and records of 8 or 16 bits (quant/cuda/records.py)."""
+def kv_bytes(config: ModelConfig, kv_type: KVType, context: int, tokens: int) -> int:
+    """Of the KV cache: pages, and each slot's table of them, should all slots be open twice."""
+    tables = 2 * SEQUENCES * aligned(8 * kv_pages(context))
+    return kv_pages(tokens) * page_bytes(config, kv_type) + tables
+
+
+def workspace_bytes(config: ModelConfig, context: int, chunk: int) -> int:
+    """What a device has beside weights and KV: buffers of few rows, of a step's, of some logits."""
+    c = config
+    head = 4 * c.hidden_size + _forms(c.hidden_size) + 4 * c.vocab_size
+    tables = 3 * aligned(8 * c.n_routed_experts) * c.num_layers + aligned(8 * c.intermediate_size)
+    many = _pass_bytes(c, context, step_rows(chunk)) + _expanded_bytes(c, context)
+    few = _pass_bytes(c, context, FEW) + FEW * head
+    return aligned(STAGE + tables + few + many + LOGITS * (head + _small(c)))
+
+
+def _pass_bytes(config: ModelConfig, context: int, rows: int) -> int:
+    """Buffers for so many rows; layers share them (offload/devices/cuda_*.py)."""
     c, shape = config, cache_shape(config, "f32")
-    hidden, heads = c.hidden_size, c.num_heads
-    attention = 4 * (
-        heads * (c.qk_nope_head_dim + c.qk_rope_head_dim)  # q
-        + (c.q_lora_rank or 0) + c.kv_lora_rank + c.qk_rope_head_dim
-        + heads * (shape.width + shape.latent)  # absorbed queries, sums of latents
-        + heads * c.v_head_dim
-    ) + _record(c.q_lora_rank or 0, 2) + _record(heads * c.v_head_dim, 2)  # fmt: skip
-    dense = 2 * 4 * c.intermediate_size + _record(c.intermediate_size, 2)
-    shared = c.n_shared_experts * c.moe_intermediate_size
-    experts = (
-        4 * c.n_routed_experts
-        + c.num_experts_per_tok * (12 + 4 * hidden + _record(c.moe_intermediate_size, 1))
-        + 2 * 4 * shared + _record(shared, 2) + 4 * hidden
+    hidden, heads, top_k = c.hidden_size, c.num_heads, c.num_experts_per_tok
+    low, query = c.q_lora_rank or 0, heads * (c.qk_nope_head_dim + c.qk_rope_head_dim)
+    values, width = heads * c.v_head_dim, c.moe_intermediate_size
+    shared = c.n_shared_experts * width
+    attention = (
+        _forms(hidden) + 4 * (low + query + c.kv_lora_rank + c.qk_rope_head_dim)
+        + _forms(low) + 4 * heads * (shape.width + shape.latent) + _forms(values) + 4 * values
     )  # fmt: skip
-    row = 3 * 4 * hidden + _record(hidden, 1) + _record(hidden, 2) + attention
-    row += max(dense, experts)
-    return aligned(step_rows(chunk) * row + LOGITS * 4 * c.vocab_size + STRANDS)
+    mlp = _forms(hidden) + 8 * c.intermediate_size + _forms(c.intermediate_size)
+    experts = (
+        4 * hidden + _record(hidden, 1) + _record(hidden, 2) + 4 * c.n_routed_experts
+        + top_k * (8 * width + _forms(width) + 4 * hidden)
+        + 8 * shared + _forms(shared) + 4 * hidden
+    )  # fmt: skip
+    row = 4 * hidden + _small(c) + attention + mlp + (experts if top_k else 0)
+    partial = 4 * heads * min(STRANDS, -(-context // SPLIT)) * (shape.latent + 4)
+    return rows * row + max(partial, min(rows * partial, SCRATCH)) + (1 << 20)
+
+
+def _small(config: ModelConfig) -> int:
+    """Of a row: ids, position, rotation, its experts in all layers."""
+    top_k = config.num_experts_per_tok
+    return 64 + 4 * config.rope.dim + 8 * top_k * (config.num_layers + 2)
+
+
+def _expanded_bytes(config: ModelConfig, context: int) -> int:
+    """Keys and values of the heads of a long prompt, and the matrices that make them."""
+    c = config
+    if context <= EXACT_CONTEXT:
+        return 0
+    sizes = (-(-n // 16) * 16 for n in (c.qk_nope_head_dim, c.v_head_dim, c.qk_rope_head_dim))
+    a_head = 2 * (-(-context // PAGE) * PAGE) * sum(sizes)
+    dense = 4 * c.num_heads * c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim)
+    return max(a_head, min(c.num_heads * a_head, SCRATCH)) + dense + (1 << 20)
+
+
+def _forms(n_cols: int) -> int:
+    """Of a row of activations, as what reads it wants it: float32, or a record."""
+    return max(4 * n_cols, _record(n_cols, 2))
 
 
 def obstacle(config: ModelConfig) -> str | None:

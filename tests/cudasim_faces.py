@@ -1,161 +1,82 @@
 """The names of quant/cuda/intrinsics.py for Numba's CUDA simulator: plain numbers, one thread each.
 
-Words are Python's whole numbers, masked; float32 is NumPy's. Memory is an array of bytes that
-stands at the addresses from `base` on. Each block has its own shared memory, from address 0.
+Words are Python's whole numbers, float32 is NumPy's. Addresses below are those of the record
+(cudasim_child.py); tables have their own, and so has the shared memory of a block, from 0 on.
 """
 
 from __future__ import annotations
 
+import math
 import struct
-import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import cuda
-from numba.cuda.simulator import kernel as simulator
+from cudasim_threads import exchange, here
 
 MASK = 0xFFFFFFFF
 F = np.float32
-
-
-class Memory:
-    """What global addresses point to."""
-
-    data = np.zeros(0, np.uint8)
-    base = 0
-
-
-class Face:
-    """A function that templates do not take for an open name."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __call__(self, *values: Any) -> Any:
-        return self.function(*values)
-
-
-# --- blocks and warps: Numba's manager polls, and knows no warps ----------------------------------
-
-
-class Warp:
-    """32 threads that exchange values."""
-
-    def __init__(self) -> None:
-        self.slots: list[Any] = [None] * 32
-        self.work: Any = None
-        self.result: Any = None
-        self.first = threading.Barrier(32, action=self._do)
-        self.second = threading.Barrier(32)
-
-    def _do(self) -> None:
-        self.result = self.work(self.slots)
-
-
-class Manager(simulator.BlockManager):  # type: ignore[misc]
-    """A block whose threads wait for events."""
-
-    def run(self, grid_point: Any, *arguments: Any) -> None:
-        """All threads, to the end."""
-        n = int(np.prod(self._block_dim))
-        self.shared = np.full(max(16, SHARED_BYTES[0]), 0xCD, np.uint8)
-        self.warps = [Warp() for _ in range(n // 32)]
-        self.barrier = threading.Barrier(n)
-        self.ended = 0
-        self.lock = threading.Lock()
-        threads = [
-            simulator.BlockThread(lambda: self._f(*arguments), self, grid_point, point, self._debug)
-            for point in np.ndindex(*self._block_dim)
-        ]
-        for one in threads:
-            one.start()
-        for one in threads:
-            one.join()
-        failed = [one.exception for one in threads if one.exception is not None]
-        failed.sort(key=lambda found: found[0] is threading.BrokenBarrierError)
-        if failed:
-            raise failed[0][0].with_traceback(failed[0][1])
-
-
-def _run(self: Any) -> None:
-    original(self)
-    manager = self._manager
-    if self.exception:
-        manager.barrier.abort()
-        for warp in manager.warps:
-            warp.first.abort()
-            warp.second.abort()
-
-
-original = simulator.BlockThread.run
-simulator.BlockManager = Manager
-simulator.BlockThread.run = _run
-SHARED_BYTES = [0]
-
-
-def _here() -> Any:
-    return threading.current_thread()
-
-
-def _exchange(value: Any, work: Callable[[list[Any]], list[Any]]) -> Any:
-    """work: values of the 32 lanes -> results of the 32 lanes, computed once."""
-    me = _here()
-    lane = me.thread_id % 32
-    warp = me._manager.warps[me.thread_id // 32]
-    warp.slots[lane], warp.work = value, work
-    warp.first.wait(60)
-    found = warp.result[lane]
-    warp.second.wait(60)
-    return found
-
+TABLES_AT = 1 << 56
 
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def _u32(x: Any) -> int:
-    return int(x) & MASK
-
-
-def _i32(x: Any) -> int:
+def _i32(x: int) -> int:
     x = int(x) & MASK
     return x - (1 << 32) if x >> 31 else x
 
 
-def _shift(x: int, n: int) -> int:
-    assert 0 <= n < 32
-    return int(n)
-
-
 def _bits(x: Any) -> int:
-    found: int = struct.unpack("<I", struct.pack("<f", F(x)))[0] if x == x else 0x7FFFFFFF
-    return found
+    return int(F(x).view(np.uint32))
 
 
 def _float(bits: int) -> Any:
-    return np.uint32(bits & MASK).view(np.float32)
+    return np.uint32(int(bits) & MASK).view(F)
 
 
-def _fma(a: Any, b: Any, c: Any) -> Any:
-    from ptx_ops import fused
+def _shift(x: int, n: int, left: bool) -> int:
+    assert 0 <= n < 32, f"a shift by {n}"
+    return (int(x) << int(n) if left else (int(x) & MASK) >> int(n)) & MASK
 
-    return F(fused(F(a), F(b), F(c))[()])
+
+def _fused(a: Any, b: Any, c: Any) -> float:
+    """a * b + c in float64, rounded to odd: rounding that once more is rounding the sum once."""
+    product, more = float(a) * float(b), float(c)  # exact
+    total = product + more
+    if math.isfinite(total):
+        back = total - product
+        rest = (product - (total - back)) + (more - back)
+        if rest and not struct.unpack("<q", struct.pack("<d", total))[0] & 1:
+            total = math.nextafter(total, math.copysign(math.inf, rest))
+    return total
 
 
 def _half(bits: int) -> Any:
-    return F(np.uint16(bits & 0xFFFF).view(np.float16))
+    return np.uint16(int(bits) & 0xFFFF).view(np.float16)
 
 
 def _half_bits(x: Any) -> int:
-    return int(np.float16(F(x)).view(np.uint16))
+    return int(np.float16(x).view(np.uint16))
 
 
-def _bytes(x: int) -> list[int]:
-    return [(int(x) >> 8 * i & 255) - 256 * (int(x) >> 8 * i + 7 & 1) for i in range(4)]
+def _fma_halves(a: int, b: int, c: int) -> int:
+    low, high = (
+        _half_bits(_fused(*(_half(int(x) >> shift) for x in (a, b, c)))) for shift in (0, 16)
+    )
+    return low | high << 16
+
+
+def _bytes(x: int) -> tuple[int, ...]:
+    return struct.unpack("<4b", struct.pack("<I", int(x) & MASK))
+
+
+def _dp4a(a: int, b: int, c: int) -> int:
+    return _i32(int(c) + sum(x * y for x, y in zip(_bytes(a), _bytes(b), strict=True)))
 
 
 def _permute(a: int, b: int, sel: int) -> int:
-    both = int(a) | int(b) << 32
+    both = (int(a) & MASK) | (int(b) & MASK) << 32
     out = 0
     for i in range(4):
         chosen = int(sel) >> 4 * i & 15
@@ -175,191 +96,232 @@ def _whole(x: Any) -> int:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def _cell(data: Any, at: int, dtype: Any, n: int) -> Any:
-    size = np.dtype(dtype).itemsize
-    assert at % (size * n) == 0, f"address {at} for {n} x {size} bytes"
-    assert 0 <= at <= at + size * n <= len(data), f"byte {at} of {len(data)}"
-    return data[at : at + size * n].view(dtype)
+class Memory:
+    """What global addresses point to: data, from `base` on, and tables."""
+
+    data = memoryview(bytearray())
+    base = 0
+    tables: list[memoryview] = []
 
 
-def _number(x: Any) -> Any:
-    return F(x) if x.dtype.kind == "f" else int(x)
+def _global(at: int) -> tuple[memoryview, int]:
+    if at >= TABLES_AT:
+        number, place = divmod(at - TABLES_AT, 1 << 32)
+        return Memory.tables[number], place
+    return Memory.data, at - Memory.base
 
 
-def _load(dtype: Any, n: int = 1, shared: bool = False) -> Face:
-    def load(at: int) -> Any:
-        data, at = (_here()._manager.shared, at) if shared else (Memory.data, at - Memory.base)
-        found = _cell(data, int(at), dtype, n)
-        return _number(found[0]) if n == 1 else tuple(map(_number, found))
-
-    return Face(load)
+def _shared(at: int) -> tuple[memoryview, int]:
+    return here()._manager.shared, at
 
 
-def _store(dtype: Any, n: int = 1, shared: bool = False) -> Face:
-    def store(at: int, *values: Any) -> None:
-        data, at = (_here()._manager.shared, at) if shared else (Memory.data, at - Memory.base)
-        cell = _cell(data, int(at), dtype, n)
-        limit = (1 << 8 * cell.itemsize) - 1
-        for i, value in enumerate(values):
-            cell[i] = value if cell.dtype.kind == "f" else int(value) & limit
-
-    return Face(store)
+def _check(data: memoryview, at: int, size: int) -> None:
+    assert at % size == 0, f"address {at} for {size} bytes"
+    assert 0 <= at <= len(data) - size, f"byte {at} of {len(data)}"
 
 
-def _copy_16(to: int, of: int) -> None:
-    target = _cell(_here()._manager.shared, int(to), np.uint32, 4)
-    target[:] = _cell(Memory.data, int(of) - Memory.base, np.uint32, 4)
+def _load(find: Callable[[int], tuple[memoryview, int]], layout: str, at: int) -> Any:
+    data, at = find(int(at))
+    _check(data, at, struct.calcsize(layout))
+    found = struct.unpack_from(layout, data, at)
+    if len(found) > 1:
+        return found
+    return F(found[0]) if layout in "fe" else found[0]
 
 
-LOCK = threading.Lock()
+def _store(
+    find: Callable[[int], tuple[memoryview, int]], layout: str, at: int, *values: Any
+) -> None:
+    data, at = find(int(at))
+    size = struct.calcsize(layout)
+    _check(data, at, size)
+    if layout == "f":
+        struct.pack_into("I", data, at, _bits(values[0]))
+        return
+    limit = (1 << 8 * size // len(values)) - 1
+    struct.pack_into(layout.upper(), data, at, *(int(value) & limit for value in values))
+
+
+def _slice(place: tuple[memoryview, int], size: int) -> memoryview:
+    data, at = place
+    _check(data, at, size)
+    return data[at : at + size]
+
+
+def _copy(size: int, to: int, of: int) -> None:
+    """Under way until it is waited for."""
+    here().copies.append((_slice(_shared(int(to)), size), _slice(_global(int(of)), size)))
+
+
+def _sent() -> None:
+    here().groups.append(here().copies)
+    here().copies = []
+
+
+def _done(n: int) -> None:
+    groups = here().groups
+    while len(groups) > n:
+        for to, of in groups.pop(0):
+            to[:] = of
 
 
 def _add(at: int, value: int) -> int:
-    with LOCK:
-        cell = _cell(Memory.data, int(at) - Memory.base, np.uint32, 1)
-        before = int(cell[0])
-        cell[0] = before + int(value) & MASK
+    before: int = _load(_global, "I", at)  # threads change places only where they wait
+    _store(_global, "I", at, before + int(value))
     return before
 
 
-# --- tensor cores ---------------------------------------------------------------------------------
+def _table(name: str, make: Callable[[], Any]) -> Any:
+    Memory.tables.append(memoryview(np.ascontiguousarray(make()).reshape(-1).view(np.uint8)))
+    place = TABLES_AT + (len(Memory.tables) - 1 << 32)
+    return partial(int, place)
 
 
-def _mma(per: int, dtype: Any, out: Any) -> Face:
-    k = 8 * per
-
-    def product(slots: list[Any]) -> list[Any]:
-        left, right = np.zeros((16, k), F), np.zeros((k, 8), F)
-        for lane, values in enumerate(slots):
-            g, t = lane // 4, lane % 4
-            n = len(values) - 4
-            words = [np.array([w], np.uint32).view(dtype) for w in values[:n]]
-            rows, cols = n * 2 // 3, n // 3
-            for r in range(rows):
-                column = t * per + k // 2 * (r >> 1) if rows == 4 else t * per
-                left[g + 8 * (r & 1), column : column + per] = words[r]
-            for r in range(cols):
-                start = t * per + k // 2 * r
-                right[start : start + per, g] = words[rows + r]
-        d = left @ right
-        return [
-            tuple(
-                out(values[-4 + i] + out(d[lane // 4 + 8 * (i >> 1), lane % 4 * 2 + (i & 1)]))
-                for i in range(4)
-            )
-            for lane, values in enumerate(slots)
-        ]
-
-    return Face(lambda *values: _exchange(values, product))
-
-
-def _ldmatrix(n: int, turned: bool) -> Face:
-    def load(at: int) -> Any:
-        shared = _here()._manager.shared
-
-        def work(slots: list[Any]) -> list[Any]:
-            out: list[list[int]] = [[] for _ in range(32)]
-            for i in range(n):
-                rows = [_cell(shared, int(slots[8 * i + r]), np.uint16, 8) for r in range(8)]
-                tile = np.array(rows).T if turned else np.array(rows)
-                words = np.ascontiguousarray(tile).view(np.uint32)
-                for lane in range(32):
-                    out[lane].append(int(words[lane // 4, lane % 4]))
-            return [tuple(one) for one in out]
-
-        return _exchange(at, work)
-
-    return Face(load)
+# --- other threads and tensor cores ---------------------------------------------------------------
 
 
 def _swap(value: Any, bits: int) -> Any:
-    return _exchange(value, lambda slots: [slots[i ^ int(bits)] for i in range(32)])
+    return exchange("swap", (value, int(bits)), _swapped)
+
+
+def _swapped(slots: list[Any]) -> list[Any]:
+    return [slots[i ^ bits][0] for i, (_, bits) in enumerate(slots)]
 
 
 def _from_lane(value: Any, lane: int) -> Any:
-    me = int(lane) & 31
-    return _exchange((value, me), lambda slots: [slots[at][0] for _, at in slots])
+    return exchange("lane", (value, int(lane) & 31), lambda slots: [slots[i][0] for _, i in slots])
 
 
-def _vote(value: int) -> int:
-    found: int = _exchange(
-        int(value), lambda slots: [sum(1 << i for i, v in enumerate(slots) if v)] * 32
+def _all(name: str, work: Callable[[list[int]], int]) -> Any:
+    def ask(value: int) -> Any:
+        return exchange(name, int(value) & MASK, lambda slots: [work(slots)] * 32)
+
+    return ask
+
+
+def _votes(slots: list[int]) -> int:
+    return sum(1 << i for i, v in enumerate(slots) if v)
+
+
+def _alike(value: int) -> Any:
+    return exchange(
+        "alike",
+        int(value) & MASK,
+        lambda slots: [_votes([v == own for v in slots]) for own in slots],
     )
-    return found
 
 
-_SIMPLE: dict[str, Callable[..., Any]] = {
-    "thread": lambda: _here().threadIdx.x,
-    "block_x": lambda: _here().blockIdx.x,
-    "block_y": lambda: _here().blockIdx.y,
-    "block_z": lambda: _here().blockIdx.z,
-    "u32": _u32,
+def _mma(k: int, dtype: Any, out: Any, *values: Any) -> Any:
+    per = 4 // np.dtype(dtype).itemsize
+    n = (len(values) - 4) // 3  # words of b
+
+    def product(slots: list[Any]) -> list[Any]:
+        words = np.array([lane[:-4] for lane in slots], np.uint32).reshape(8, 4, 3 * n)
+        a = words[..., : 2 * n].copy().view(dtype).reshape(8, 4, n, 2, per)  # g, t, half, row half
+        b = words[..., 2 * n :].copy().view(dtype).reshape(8, 4, n, per)
+        left = a.transpose(3, 0, 2, 1, 4).reshape(16, k).astype(np.float64)
+        right = b.transpose(2, 1, 3, 0).reshape(k, 8).astype(np.float64)
+        d = (left @ right).astype(F)
+        c = [lane[-4:] for lane in slots]
+        return [
+            tuple(
+                out(c[i][j] + out(d[i // 4 + 8 * (j >> 1), i % 4 * 2 + (j & 1)])) for j in range(4)
+            )
+            for i in range(32)
+        ]
+
+    return exchange("mma", values, product)
+
+
+def _ldmatrix(n: int, turned: bool, at: int) -> Any:
+    shared = here()._manager.shared
+
+    def work(slots: list[Any]) -> list[Any]:
+        rows = [np.frombuffer(_slice((shared, int(one)), 16), np.uint16) for one in slots[: 8 * n]]
+        tiles = np.array(rows).reshape(n, 8, 8)
+        tiles = tiles.transpose(0, 2, 1) if turned else tiles
+        words = np.ascontiguousarray(tiles).view(np.uint32).reshape(n, 32)
+        return [tuple(one) for one in words.T.tolist()]
+
+    return exchange("matrix", at, work)
+
+
+# --- the names ------------------------------------------------------------------------------------
+
+_CODES = {"u8": "B", "i8": "b", "u16": "H", "u32": "I", "i32": "i", "i64": "q", "f32": "f",
+          "f16": "e", "2": "2I", "4": "4I"}  # fmt: skip
+_MEMORY = {
+    name: partial(how, find, _CODES[name.rpartition("_")[2]])
+    for how, find, names in (
+        (_load, _global, "load_u8 load_i8 load_u16 load_u32 load_i32 load_i64 load_f32 load_f16 "
+         "load_2 load_4 weight_u8 weight_u16 weight_u32 weight_f32 weight_2 weight_4"),
+        (_store, _global, "store_u8 store_u16 store_u32 store_i64 store_f32 store_2 store_4"),
+        (_load, _shared, "shared_u8 shared_u16 shared_u32 shared_f32 shared_2 shared_4"),
+        (_store, _shared, "put_shared_u8 put_shared_u16 put_shared_u32 put_shared_f32 "
+         "put_shared_2 put_shared_4"),
+    )
+    for name in names.split()
+}  # fmt: skip
+_REST: dict[str, Callable[..., Any]] = {
+    "thread": lambda: here().threadIdx.x,
+    "block_x": lambda: here().blockIdx.x,
+    "block_y": lambda: here().blockIdx.y,
+    "block_z": lambda: here().blockIdx.z,
+    "blocks_z": lambda: here()._manager._grid_dim[2],
+    "u32": lambda x: int(x) & MASK,
     "i32": _i32,
-    "shl": lambda x, n: int(x) << _shift(x, n) & MASK,
-    "shr": lambda x, n: (int(x) & MASK) >> _shift(x, n),
+    "shl": lambda x, n: _shift(x, n, True),
+    "shr": lambda x, n: _shift(x, n, False),
     "mul32": lambda a, b: int(a) * int(b) & MASK,
     "add32": lambda a, b: int(a) + int(b) & MASK,
     "div32": lambda a, b: (int(a) & MASK) // (int(b) & MASK),
     "mod32": lambda a, b: (int(a) & MASK) % (int(b) & MASK),
-    "dp4a": lambda a, b, c: _i32(
-        int(c) + sum(x * y for x, y in zip(_bytes(a), _bytes(b), strict=True))
-    ),
+    "dp4a": _dp4a,
     "permute": _permute,
     "pop_count": lambda x: (int(x) & MASK).bit_count(),
     "bytes_less": _less,
-    "fma": _fma,
+    "fma": lambda a, b, c: F(_fused(a, b, c)),
     "as_f32": _float,
     "as_u32": _bits,
     "f32": lambda x: F(_i32(x)),
-    "f32_of_u32": lambda x: F(_u32(x)),
+    "f32_of_u32": lambda x: F(int(x) & MASK),
     "round_i32": _whole,
-    "round_f32": lambda x: F(np.rint(x)),
-    "larger": lambda a, b: F(np.fmax(a, b)),
-    "smaller": lambda a, b: F(np.fmin(a, b)),
-    "size": lambda x: F(abs(x)),
-    "root": lambda x: F(np.sqrt(F(x))),
-    "quotient": lambda a, b: F(F(a) / F(b)),
+    "round_f32": np.rint,
+    "larger": np.fmax,
+    "smaller": np.fmin,
+    "size": abs,
+    "root": np.sqrt,
+    "quotient": lambda a, b: F(a) / F(b),
     "power_of_2": lambda x: F(np.exp2(np.float64(x))),
-    "half": _half,
+    "half": lambda bits: F(_half(bits)),
     "half_bits": _half_bits,
     "two_halves": lambda a, b: _half_bits(a) | _half_bits(b) << 16,
+    "fma_halves": _fma_halves,
     "shared": lambda: 0,
-    "copy_16": _copy_16,
-    "copies_sent": lambda: None,
-    "copies_done_0": lambda: None,
-    "copies_done_1": lambda: None,
+    "copy_16": partial(_copy, 16),
+    "copy_4": partial(_copy, 4),
+    "copies_sent": _sent,
+    "copies_done_0": partial(_done, 0),
+    "copies_done_1": partial(_done, 1),
     "add_u32": _add,
-    "sync": lambda: _here()._manager.barrier.wait(60),
-    "sync_warp": lambda: _exchange(0, lambda slots: slots),
+    "sync": lambda: here()._manager.barrier.wait(60),
+    "sync_warp": lambda: exchange("sync", None, lambda slots: slots),
     "swap_f32": _swap,
     "swap_u32": _swap,
     "from_lane_f32": _from_lane,
     "from_lane_u32": _from_lane,
-    "vote": _vote,
+    "vote": _all("vote", _votes),
+    "largest": _all("largest", max),
+    "smallest": _all("smallest", min),
+    "alike": _alike,
+    "mma_f16": partial(_mma, 16, np.float16, F),
+    "mma_i8": partial(_mma, 32, np.int8, int),
+    "mma_i8_16": partial(_mma, 16, np.int8, int),
+    "matrix_2": partial(_ldmatrix, 2, False),
+    "matrix_4": partial(_ldmatrix, 4, False),
+    "matrix_2_turned": partial(_ldmatrix, 2, True),
+    "matrix_4_turned": partial(_ldmatrix, 4, True),
+    "table": _table,
 }
-FACES: dict[str, Any] = {name: Face(function) for name, function in _SIMPLE.items()} | {
-    "load_u8": _load(np.uint8), "load_i8": _load(np.int8), "load_u16": _load(np.uint16),
-    "load_u32": _load(np.uint32), "load_i32": _load(np.int32), "load_i64": _load(np.int64),
-    "load_f32": _load(F), "load_f16": _load(np.float16), "load_2": _load(np.uint32, 2),
-    "load_4": _load(np.uint32, 4), "weight_u8": _load(np.uint8), "weight_u16": _load(np.uint16),
-    "weight_u32": _load(np.uint32), "weight_f32": _load(F), "weight_2": _load(np.uint32, 2),
-    "weight_4": _load(np.uint32, 4), "store_u8": _store(np.uint8), "store_u16": _store(np.uint16),
-    "store_u32": _store(np.uint32), "store_i64": _store(np.int64), "store_f32": _store(F),
-    "store_4": _store(np.uint32, 4), "shared_u8": _load(np.uint8, shared=True),
-    "shared_u32": _load(np.uint32, shared=True), "shared_f32": _load(F, shared=True),
-    "shared_2": _load(np.uint32, 2, True), "shared_4": _load(np.uint32, 4, True),
-    "put_shared_u8": _store(np.uint8, shared=True),
-    "put_shared_u32": _store(np.uint32, shared=True),
-    "put_shared_f32": _store(F, shared=True), "put_shared_2": _store(np.uint32, 2, True),
-    "put_shared_4": _store(np.uint32, 4, True), "mma_f16": _mma(2, np.float16, F),
-    "mma_i8": _mma(4, np.int8, int), "matrix_2": _ldmatrix(2, False),
-    "matrix_4": _ldmatrix(4, False), "matrix_2_turned": _ldmatrix(2, True),
-    "matrix_4_turned": _ldmatrix(4, True),
-}  # fmt: skip
-
-
-def launch(function: Any, grid: Any, threads: int, shared: int, arguments: list[int]) -> None:
-    """A kernel in Numba's simulator."""
-    SHARED_BYTES[0] = shared
-    with np.errstate(all="ignore"):
-        cuda.jit(function)[tuple(grid), threads, 0, shared](*arguments)
+# partial: templates take plain functions for names that are open
+FACES = {name: partial(function) for name, function in (_MEMORY | _REST).items()}

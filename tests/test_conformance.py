@@ -52,11 +52,16 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture
-def device(request: pytest.FixtureRequest, write: Files) -> Iterator[Device]:
+def facts(write: Files) -> tuple[ModelConfig, KVSpec]:
+    """Of a small model."""
     with GGUFFile.open(write(MODEL)) as file:
         config = ModelConfig.from_gguf(file)
-    made = DEVICES[request.param](config, KVSpec(context=80, tokens=80, kv_type="f32"))
+    return config, KVSpec(context=80, tokens=80, kv_type="f32")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, write: Files) -> Iterator[Device]:
+    made = DEVICES[request.param](*facts(write))
     made.kv.open(0)
     yield made
     made.close()

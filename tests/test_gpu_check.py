@@ -15,12 +15,20 @@ from typing import Any
 import gpu_check_setup
 import numpy as np
 import pytest
+
+pytest.importorskip("cuda.bindings", reason="the extra [cuda] is not installed")
+
+import tiny_gguf
 from click.testing import CliRunner
+from fake_cuda import FakeCuda, cubins
 from simulated_gpu import SimulatedGpu
+from tiny_gguf import TinyModel
 
 from cli.kimi_offload import kimi_offload
 from offload import gpu_check
 from offload.errors import DeviceError, RequestError
+from offload.gpu import probe
+from offload.gpu.driver import CudaGpu
 from offload.gpu_check import (
     attention,
     compiling,
@@ -76,7 +84,6 @@ ALL = (
     facts.facts,
     rates.rates,
     attention.attention,
-    text.text,
     prompts.prompts,
     transfers.transfers,
     launches.launches,
@@ -115,6 +122,18 @@ def test_a_kernel_that_cannot_be_compiled_is_named(
     assert rows["kernels of probes"].value == "sm_80, words: no"
     assert rows["kernels of probes"].ok is False
     assert rows["kernels of Q4_K"].ok
+
+
+def test_text_is_the_same_on_both_devices(tmp_path: Path) -> None:
+    kinds = {"norm": G.F32, "attn_k_b": G.F32, "attn_v_b": G.F32, "": G.Q4_K}
+    model = tiny_gguf.write(
+        tmp_path / "tiny.gguf",
+        TinyModel(layers=2, experts=4, top_k=2, q_lora=256, kv_lora=256, types=kinds),
+    )
+    rows = well(text.text, Bench(replace(gpu_check_setup.SMALL, model=model)))
+    kinds_seen = [row.check for row in rows]
+    assert kinds_seen[:5] == ["embedding", "attention", "mlp", "router", "experts"]
+    assert kinds_seen[-1] == "tokens, the likeliest each time"
 
 
 class FakeBlas:
@@ -198,6 +217,22 @@ def test_pinned_memory_is_measured_and_given_back() -> None:
     assert rows[-1].value == "missing: read-only memory is refused"
 
 
+@pytest.mark.parametrize("part", [transfers.transfers, launches.launches, intrinsics.intrinsics])
+def test_parts_go_through_the_real_driver_calls(part: Callable[[Bench], Iterator[Row]]) -> None:
+    fake = FakeCuda()
+    bench = Bench(
+        replace(
+            gpu_check_setup.SMALL,
+            open=lambda: CudaGpu(module=fake, cubins=cubins),
+            transfer_bytes=1 << 20,
+        )
+    )
+    rows = well(part, bench)
+    bench.gpu.close()
+    assert fake.is_empty
+    assert rows
+
+
 def test_every_intrinsic_is_checked() -> None:
     used = {name for kernel in probes.PROBES.values() for name in kernel.function.__code__.co_names}
     there = {
@@ -258,6 +293,21 @@ def test_no_gpu_is_one_error(tmp_path: Path) -> None:
     part = Part("well", "gpu_check_setup:well", 30)
     with pytest.raises(DeviceError, match="^no driver; install one$"):
         check(tmp_path, lambda line: None, parts=[part, part], setup="gpu_check_setup:NONE")
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_there_is_proven(tmp_path: Path) -> None:
+    """Not its speed."""
+    if isinstance(found := probe.gpus(), str):
+        pytest.skip(found)
+    lines: list[str] = []
+    names = "facts,compile,intrinsics,kernels,text,attention"
+    check(tmp_path, lines.append, parts=chosen(names))
+    kept = json.loads((tmp_path / FILE).read_text())["parts"]
+    assert [part["end"] for part in kept] == ["done"] * len(kept), lines
+    rows = [row for part in kept for row in part["rows"]]
+    speed = "of a copy's rate"
+    assert [row for row in rows if row["ok"] is False and row["unit"] != speed] == []
 
 
 def test_parts_by_name() -> None:

@@ -26,7 +26,7 @@ from offload.gpu_plan import Gpus
 from offload.kv_slots import KVSlots
 from offload.plan_check import checked_plan
 from offload.plane_sizes import plane_bytes, tensor_bytes
-from offload.vram import PAGE, kv_pages, obstacle, page_bytes, reserve_bytes, workspace_bytes
+from offload.vram import PAGE, kv_bytes, kv_pages, obstacle, reserve_bytes, workspace_bytes
 from quant.cuda.kernels import TYPES, plane_type
 from quant.ggml import BLOCK, GGMLType
 
@@ -86,10 +86,11 @@ def test_legacy_keys_are_counted_as_they_lie(tmp_path: Path) -> None:
 
 def test_kv_lies_in_pages(k25: Model) -> None:
     assert [kv_pages(n) for n in (1, 256, 257)] == [1, 1, 2]
-    assert page_bytes(k25[0], "f16") == 256 * 70_272
-    made = plan(k25, [BIG], context=1000)
-    assert made.kv.n_bytes == 4 * 256 * 70_272
-    assert plan(k25, [BIG], context=1000, kv_tokens=1025).kv.n_bytes == 5 * 256 * 70_272
+    tables = 128 * 256
+    made = plan(k25, [BIG], context=1000, kv_tokens=1000)
+    assert made.kv.n_bytes == 4 * 256 * 70_272 + tables
+    assert plan(k25, [BIG], context=1000).kv.tokens == 4096
+    assert plan(k25, [BIG], context=1000, kv_tokens=1025).kv.n_bytes == 5 * 256 * 70_272 + tables
 
 
 def test_rows_of_slots_are_counted_in_pages() -> None:
@@ -107,6 +108,25 @@ def test_rows_of_slots_are_counted_in_pages() -> None:
     assert not slots.grow(second, 257, 400)
 
 
+def test_rows_that_are_lent_are_of_the_budget_where_memory_is_in_pages() -> None:
+    beside = KVSlots(FakeKV(600), 600)
+    assert beside.lend("f32", 5000) == 0
+    assert beside.free_rows == 600
+    kv = FakeKV(600)
+    kv.kind = "f16"
+    slots = KVSlots(kv, 1024, PAGE)
+    idle = slots.acquire(np.arange(300), 300, 0, 300)
+    assert idle is not None
+    idle.length = idle.touched = 300
+    slots.release(idle)
+    with pytest.raises(PlanError, match="700 tokens in f32 need 1,536 of the 1,024 rows .* 512"):
+        slots.lend("f32", 700)
+    number = slots.lend("f32", 400)  # idle rows make room
+    assert slots.free_rows == 0
+    slots.take_back(number)
+    assert slots.free_rows == 1024
+
+
 # --- what fits --------------------------------------------------------------------------------
 
 
@@ -121,7 +141,7 @@ def test_model_that_fits_runs_on_the_gpu(toy: Model) -> None:
     assert vram.reserve == reserve_bytes(24 * GIB) == 24 * GIB // 25
     assert vram.limit == vram.free - vram.reserve
     assert vram.weights == toy[1].vram_bytes
-    assert vram.workspace == workspace_bytes(toy[0], 512)
+    assert vram.workspace == workspace_bytes(toy[0], 4096, 512)
     assert checked(made, toy, [gpu()]) == made
     assert Plan.from_json(made.to_json()) == made
 
@@ -141,7 +161,8 @@ def test_model_that_does_not_fit_runs_on_the_cpu_and_says_why(k25: Model) -> Non
     made = plan(k25, [gpu()])
     assert made.devices == ("cpu",)
     assert made.vram is None
-    need = k25[1].vram_bytes + workspace_bytes(k25[0], 512) + 16 * page_bytes(k25[0], "f16")
+    need = k25[1].vram_bytes + workspace_bytes(k25[0], 4096, 512)
+    need += kv_bytes(k25[0], "f16", 4096, 4096)
     first = made.notes[0]
     assert first.startswith(f"device cpu: the model needs {need / GIB:.2f} GiB of VRAM (")
     assert "4,096 tokens of KV cache" in first
@@ -159,19 +180,25 @@ def test_model_that_does_not_fit_where_it_was_asked_to(k25: Model) -> None:
 
 def test_context_that_does_not_fit(k25: Model) -> None:
     config, tensors = k25
-    beside = tensors.vram_bytes + workspace_bytes(config, 512) + 480 * GIB // 25
-    page = page_bytes(config, "f16")
-    room = replace(BIG, free=beside + 20 * page)
+
+    def free_for(context: int) -> int:
+        need = tensors.vram_bytes + workspace_bytes(config, context, 512)
+        return need + kv_bytes(config, "f16", context, context) + 480 * GIB // 25
+
+    room = replace(BIG, free=free_for(5120))
     with pytest.raises(PlanError, match=r"6,000 tokens of KV.*give --context 5120 or less, or"):
         plan(k25, [room], device="cuda", context=6000)
-    assert plan(k25, [room], device="cuda", context=5120).kv.n_bytes == 20 * page
+    exact = plan(k25, [room], device="cuda", context=5120)
+    assert exact.vram is not None
+    assert exact.vram.parts_but_kv + exact.kv.n_bytes == exact.vram.limit
     shrunk = plan(k25, [room])
     assert (shrunk.devices, shrunk.kv.context) == (("cuda:0",), 5120)
     assert shrunk.kv.why == "what fits into the GPU's memory"
-    less = replace(room, free=beside + 15 * page)
+    less = replace(room, free=free_for(3840))
     assert plan(k25, [less]).devices == ("cpu",)
-    assert plan(k25, [less], device="cuda").kv.context == 15 * PAGE
-    assert plan(k25, [less], context=3000).kv.context == 3000
+    assert plan(k25, [less], device="cuda").kv.context == 3840
+    short = plan(k25, [less], context=3000)
+    assert (short.kv.context, short.kv.tokens) == (3000, 3840)
     with pytest.raises(PlanError, match="--kv-tokens 10"):
         plan(k25, [BIG], context=100, kv_tokens=10)
     with pytest.raises(PlanError, match="--context 0"):

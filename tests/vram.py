@@ -7,6 +7,8 @@ from functools import cache
 import numpy as np
 from ptx_machine import Machine
 
+from quant.compiler.kernel_cache import Store, source_digest
+from quant.cuda.identity import digest
 from quant.cuda.kernels import Kernel
 from quant.cuda.ptx import ptx
 
@@ -15,8 +17,20 @@ Array = np.ndarray
 
 @cache
 def text(kernel: Kernel) -> str:
-    """PTX of a kernel, compiled once a process."""
-    return ptx(kernel.function, kernel.threads)
+    """PTX of a kernel: compiled once, and kept for the other processes that test."""
+    key = digest(kernel)
+    name = f"{kernel.name}-{key.hex()[:16]}.ptx"
+    kept = _store().read(name, key)
+    if kept is not None:
+        return kept.decode()
+    found = ptx(kernel.function, kernel.threads)
+    _store().write(name, key, found.encode())
+    return found
+
+
+@cache
+def _store() -> Store:
+    return Store("ptx-of-tests", source_digest()[:16])
 
 
 class Vram:

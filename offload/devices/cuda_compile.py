@@ -7,6 +7,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from offload.devices.cuda_segment import HEAD_ROWS
 from offload.devices.cuda_writer import FEW, Writer
 
 if TYPE_CHECKING:
@@ -22,15 +23,22 @@ Step = Callable[[], object]
 def kernels_of(
     device: CudaDevice, blocks: Sequence[CudaBlock], memories: Sequence[PassMemory]
 ) -> list[Kernel]:
-    """All that they launch: for one row, a few, and as many as each memory has."""
+    """All that they launch: for one row, a few, and as many as each memory has.
+
+    Of many rows, the head has memory of its own.
+    """
     found: dict[Kernel, None] = {}
     for memory in memories:
         for rows in (1, 2) if memory.most == FEW else (memory.most,):
             memory.forms = [(0, rows, False)]
             writer = Writer(device, memory, rows)
+            apart = writer
+            if memory.most != FEW:
+                apart = Writer(device, device.head_memory(HEAD_ROWS), HEAD_ROWS)
             for block in blocks:
-                block.steps(writer)
-            found.update(dict.fromkeys(launch.kernel for launch in writer.launches))
+                block.steps(apart if block.kind == "head" else writer)
+            launches = [*writer.launches, *apart.launches]
+            found.update(dict.fromkeys(launch.kernel for launch in launches))
     return list(found)
 
 

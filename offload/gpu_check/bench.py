@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class Setup:
     check_columns: int = 2304
     check_tokens: int = 70
     at_once: tuple[int, ...] = (1, 8)  # tokens: which kernels are run
+    model: Path | None = None  # None: the embedded one
     text_tokens: int = 48
     transfer_bytes: int = 256 << 20
     layers: int = 61

@@ -148,7 +148,7 @@ def _memory(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
     yield same_bits("load_f16", found[2], x.view(np.float16)[:N].astype(np.float32))
     x = rng.integers(0, 1 << 32, N, np.uint32)
     out = _run(bench, "stores", x, (40 * N,), np.uint8)
-    yield same_bits("store_u8", out[:N], x.astype(np.uint8))
+    yield same_bits("store_u8, thread_anew", out[:N], x.astype(np.uint8))
     yield same_bits("store_u16", out[N : 3 * N].view(np.uint16), x.astype(np.uint16))
     yield same_bits("store_u32", out[3 * N : 7 * N].view(np.uint32), x)
     yield same_bits(

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,6 +85,8 @@ def check(
 
     DeviceError if there is no GPU; OSError if `out` cannot be written.
     """
+    if find_spec("numba_cuda") is None:
+        raise DeviceError("the package numba-cuda is missing: pip install 'kimi-offload[cuda]'")
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
     outcomes: list[Outcome] = []

@@ -31,12 +31,12 @@ Array = np.ndarray
 CONTEXT = 128
 EXACT = ("embedding", "experts")
 TOLERANCE = 2e-5  # norms and attention may round otherwise, and rounding to records follows
-LOGITS_TOLERANCE = 2e-3
+LOGITS_TOLERANCE = 1e-2  # what rounding to records costs the CPU against an exact model
 
 
 def text(bench: Bench) -> Iterator[Row]:
     """Blocks, logits of a prompt, then greedy tokens."""
-    with GGUFFile.open(embedded_model()) as file:
+    with GGUFFile.open(bench.setup.model or embedded_model()) as file:
         config = ModelConfig.from_gguf(file)
         store = WeightStore(file, config)
         kv = KVSpec(context=CONTEXT, tokens=2 * CONTEXT, kv_type="f32")
@@ -56,7 +56,7 @@ def text(bench: Bench) -> Iterator[Row]:
             yield from _blocks(here, there, ids)
             yield _logits(here, there, ids)
             first, second = (_greedy(model, ids[:5], count) for model in (here, there))
-            yield same_bits("tokens of kimi-mini", second, first)
+            yield same_bits("tokens, the likeliest each time", second, first)
 
 
 def _model(config: ModelConfig, store: WeightStore, device: Device) -> Model:
@@ -87,9 +87,9 @@ def _blocks(here: Model, there: Model, ids: Array) -> Iterator[Row]:
             np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1)
         )
         if kind in EXACT:
-            yield same_bits(f"kimi-mini, {kind}", found_all, exact_all)
+            yield same_bits(kind, found_all, exact_all)
         else:
-            yield near(f"kimi-mini, {kind}", found_all, exact_all, TOLERANCE)
+            yield near(kind, found_all, exact_all, TOLERANCE)
 
 
 def _parts(found: Activations, exact: Activations) -> Iterator[tuple[Array, Array]]:
@@ -107,7 +107,7 @@ def _logits(here: Model, there: Model, ids: Array) -> Row:
     """Of all positions of a prompt."""
     batch = _batch(ids, wanted=range(len(ids)))
     exact, found = here.forward(batch), there.forward(batch)
-    return near("kimi-mini, logits", found, exact, LOGITS_TOLERANCE)
+    return near("logits of a prompt", found, exact, LOGITS_TOLERANCE)
 
 
 def _greedy(model: Model, prompt: Array, count: int) -> Array:

@@ -24,6 +24,7 @@ from quant.cuda.intrinsics import (
     load_f32,
     load_i64,
     load_u16,
+    load_u32,
     permute,
     shl,
     store_f32,
@@ -92,15 +93,45 @@ def heads(w: int, w_stride: int, rows: int, chunks: int, x: int, x_stride: int, 
     """
     lane = thread() & (LANES - 1)
     row = (block_x() * THREADS + thread()) // LANES
-    here = row if row < rows else rows - 1
     head, first = block_y(), TOKENS * block_z()
     count = min(TOKENS, tokens - first)
-    acc = cuda.local.array(TOKENS, types.float32)
     at = cuda.local.array(TOKENS, types.int64)
     for t in range(TOKENS):
-        acc[t] = f32(0)
         at[t] = x + x_stride * (first + (t if t < count else 0)) + x_head * head
-    walk(w + w_stride * head, rows, chunks, here, lane, at, n_cols, count, acc)
+    products(
+        w + w_stride * head, rows, chunks, row, lane, at, n_cols, count,
+        out + out_stride * first + out_head * head, out_stride, add,
+    )  # fmt: skip
+
+
+def chosen(table: int, items: int, used: int, starts: int, index: int, rows: int, chunks: int,
+           x: int, x_stride: int, n_cols: int, out: int, out_stride: int) -> None:  # fmt: skip
+    """As matvec.chosen, of float32 activations."""
+    item = block_y()
+    if item >= load_u32(used):
+        return
+    at_row = block_x() * THREADS + thread()
+    lane, row = at_row % LANES, at_row // LANES
+    w = load_i64(table + 8 * load_u32(items + 4 * item))
+    end = load_u32(starts + 4 * item + 4)
+    at = cuda.local.array(TOKENS, types.int64)
+    for first in range(load_u32(starts + 4 * item), end, TOKENS):
+        count = min(TOKENS, end - first)
+        for t in range(TOKENS):
+            slot = first + (t if t < count else 0)
+            at[t] = x + x_stride * (load_u32(index + 4 * slot) if index else slot)
+        to = out + out_stride * first
+        products(w, rows, chunks, row, lane, at, n_cols, count, to, out_stride, 0)
+
+
+def products(w: Any, rows: Any, chunks: Any, row: Any, lane: Any, at: Any, n_cols: Any, count: Any,
+             out: Any, out_stride: Any, add: Any) -> None:  # fmt: skip
+    """Row `row` times `count` tokens whose activations are `at`."""
+    here = row if row < rows else rows - 1
+    acc = cuda.local.array(TOKENS, types.float32)
+    for t in range(TOKENS):
+        acc[t] = f32(0)
+    walk(w, rows, chunks, here, lane, at, n_cols, count, acc)
     for t in range(TOKENS):
         v = acc[t]
         if LANES == 32:
@@ -111,7 +142,7 @@ def heads(w: int, w_stride: int, rows: int, chunks: int, x: int, x_stride: int, 
         v = v + swap_f32(v, 2)
         v = v + swap_f32(v, 1)
         if t < count and lane == 0 and row < rows:
-            to = out + out_stride * (first + t) + out_head * head + 4 * row
+            to = out + out_stride * t + 4 * row
             store_f32(to, load_f32(to) + v if add else v)
 
 

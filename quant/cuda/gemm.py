@@ -11,6 +11,10 @@ for another. A unit is 16 rows of a lane, a warp has 4; the tensor cores multipl
 Shared memory of a warp: slots of weights (both rows' words in turn; where a slot has 64 bytes,
 parts of 16 change places so that banks do not collide), their s and o, and twice, for one is filled
 while the other is used, numbers, scales, sums and integer sums of the tokens.
+
+Instructions of sm_90 for 16 rows x 8 tokens x 32 columns: Q4_K 34 (two planes) and 30 (one), Q8_0
+24 (two), Q6_K 56 (two), Q2_K 60 (one). 12 to 20 of them, twice as many for groups of 16, are what
+the definition asks for: conversion, scale, and one fused multiply-add or two for each output.
 """
 
 from __future__ import annotations
@@ -54,6 +58,7 @@ from quant.cuda.intrinsics import (
     sync,
     sync_warp,
     thread,
+    thread_anew,
     u32,
 )
 from quant.cuda.plane_type import PlaneType
@@ -143,9 +148,10 @@ def bring(numbers: Any, scales: Any, sums: Any, n: Any, to: Any) -> None:
 
 def decoded(w: Any, rows: Any, chunks: Any, k: Any) -> Any:
     """Step k of a thread's slot: what `group` gives for its two rows."""
-    me = thread() & 31
+    this = thread_anew()
+    me = this & 31
     row = ROWS * block_x() + 2 * (me % (32 // SPLIT))
-    lane = SPLIT * (thread() >> 5) + me // (32 // SPLIT)
+    lane = SPLIT * (this >> 5) + me // (32 // SPLIT)
     chunk, j = k >> STEPS // 2, k & STEPS - 1
     return (
         group(w, rows, chunks, min(row, rows - 1), chunk, j, lane),

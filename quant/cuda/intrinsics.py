@@ -92,6 +92,12 @@ block_x = _register("ctaid.x")
 block_y = _register("ctaid.y")
 block_z = _register("ctaid.z")
 blocks_z = _register("nctaid.z")
+# the same as `thread`, read anew: what follows from it stays in no register from round to round
+thread_anew = _op(
+    S64,
+    (),
+    lambda b, m, v: b.zext(_asm("mov.u32 $0, %tid.x;", "=r", I32, side_effect=True)(b, m, v), I64),
+)
 
 # --- integers -------------------------------------------------------------------------------------
 

@@ -3,9 +3,11 @@
 repack                 GGML bytes -> planes
 rows                   planes -> float32 rows, by number: an embedding
 dense_T, chosen_T      matrix x up to T of TOKENS activations; two int8 planes, and one
+many_dense, _chosen    the same for prompts
+up_T                   first half of experts, T activations at a time
 heads_T                matrices of heads x float32 activations, T of TOKENS at a time
 
-A float type has all but dense_T and chosen_T.
+A float type has the first two, heads_T, and a chosen_T that takes float32.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from importlib import import_module
 from typing import Any
 
 from quant.compiler.jit import bind
-from quant.cuda import arrange, floats, gemm, matvec
+from quant.cuda import arrange, expert_up, floats, gemm, matvec
 from quant.cuda.floats import FloatType
 from quant.cuda.plane_type import PlaneType
 from quant.cuda.ptx import device
@@ -105,6 +107,10 @@ def _quantised(planes: PlaneType) -> list[Kernel]:
             bound["tile"] = device(bind(matvec.tile, "tile", **bound))
             name = f"{template.__name__}_{tokens}"
             made.append(_kernel(template, name, kind, bound, matvec.THREADS))
+        for inner in (expert_up.sum_of_lanes, expert_up.values):  # `step` is of one plane
+            bound[inner.__name__] = device(bind(inner, inner.__name__, **bound))
+        threads, shared = expert_up.ROWS * planes.lanes, 4 * expert_up.ROWS * tokens
+        made.append(_kernel(expert_up.up, f"up_{tokens}", kind, bound, threads, shared))
     made.extend(_many(kind, planes, names))
     names["COLUMNS"] = planes.group_columns
     widen = floats.weights_32 if planes.lanes == 8 else floats.weights_16
@@ -118,6 +124,7 @@ def _quantised(planes: PlaneType) -> list[Kernel]:
     for tokens in TOKENS:
         bound = names | {"TOKENS": tokens, "dot": floats.DOTS[planes.group_columns]}
         bound["walk"] = device(bind(floats.walk_groups, "walk", **bound))
+        bound["products"] = device(bind(floats.products, "products", **bound))
         made.append(_kernel(floats.heads, f"heads_{tokens}", kind, bound, floats.THREADS))
     return made
 
@@ -139,7 +146,10 @@ def _of_floats(planes: FloatType) -> list[Kernel]:
         bound = names | {"TOKENS": tokens, "AHEAD": floats.ahead(columns, tokens)}
         bound["add_chunk"] = device(bind(floats.add_chunk, "add_chunk", **bound))
         bound["walk"] = device(bind(floats.walk_numbers, "walk", **bound))
-        made.append(_kernel(floats.heads, f"heads_{tokens}", kind, bound, floats.THREADS))
+        bound["products"] = device(bind(floats.products, "products", **bound))
+        for template in (floats.heads, floats.chosen):
+            name = f"{template.__name__}_{tokens}"
+            made.append(_kernel(template, name, kind, bound, floats.THREADS))
     return made
 
 

@@ -91,6 +91,7 @@ from quant.cuda.intrinsics import (
     sync,
     sync_warp,
     thread,
+    thread_anew,
     two_halves,
     u32,
     vote,
@@ -211,7 +212,7 @@ def float_loads(x: int, out: int, n: int) -> None:
 
 def stores(x: int, out: int, n: int) -> None:
     """Each of n words, cut to its size or repeated: 1, 2, 4, 8, 16 and 8 bytes."""
-    i = block_x() * THREADS + thread()
+    i = block_x() * THREADS + thread_anew()
     word = load_u32(x + 4 * i)
     store_u8(out + i, word)
     store_u16(out + n + 2 * i, word)
