@@ -59,6 +59,7 @@ class CudaDevice:
         self.gpu = gpu = gpu or CudaGpu(index, None if vram is None else vram.limit)
         try:
             self._spaces = spaces(gpu, kv, vram)
+            self._few = self._pass_memory(FEW)
         except BaseException:
             gpu.close()
             raise
@@ -72,7 +73,6 @@ class CudaDevice:
         self.n_logits = config.vocab_size
         self._tables = Tables(config)
         self._traffic = Traffic()
-        self._few = self._pass_memory(FEW)
         self._most = FEW + 1 if vram is None else vram.rows
         self._many: PassMemory | None = None
         self._head: PassMemory | None = None
