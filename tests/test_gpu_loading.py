@@ -22,13 +22,17 @@ from test_planner import Model, machine, toy
 from offload import PlanOptions, make_plan
 from offload.devices import cuda_weights
 from offload.devices.cuda import CudaDevice
+from offload.devices.cuda_kv import CudaKV
 from offload.devices.cuda_vram import spaces
 from offload.devices.cuda_weights import Loader
 from offload.errors import DeviceError, PlanError
 from offload.gpu import sending
 from offload.gpu.base import Gpu
 from offload.gpu.driver import CudaGpu
+from offload.kv_cache import cache_shape
+from offload.kv_slots import KVSlots, Slot
 from offload.plan import KVSpec, VramSpec
+from offload.vram import PAGE, table_bytes
 from offload.weights import Matrix
 from quant.ggml import BLOCK, GGMLType
 from quant.registry import quant_type
@@ -128,7 +132,8 @@ def test_all_that_is_taken_is_one_slab_within_the_limit(toy: Model) -> None:
     (taken,) = fake.allocated.values()
     assert taken <= vram.limit
     for space, n_bytes in (
-        (parts.weights, vram.weights), (parts.kv, kv.n_bytes), (parts.workspace, vram.workspace)
+        (parts.weights, vram.weights), (parts.kv, kv.n_bytes - table_bytes(512)),
+        (parts.tables, table_bytes(512)), (parts.workspace, vram.workspace),
     ):  # fmt: skip
         space.alloc(n_bytes)
     with pytest.raises(PlanError, match="--vram"):
@@ -153,3 +158,41 @@ def test_device_that_is_not_finished_leaves_nothing(toy: Model, error: Any) -> N
         with suppress(KeyboardInterrupt, DeviceError):
             CudaDevice(toy[0], kv, vram=vram, gpu=CudaGpu(module=fake, cubins=cubins)).close()
         assert fake.is_empty
+
+
+class Counted(SimulatedGpu):
+    """Contents of the KV cache do not matter."""
+
+    def clear(self, at: int, n_bytes: int) -> None:
+        pass
+
+    def copy(self, to: int, at: int, n_bytes: int) -> None:
+        pass
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 2000)), max_size=60))
+def test_pages_that_the_budget_has_are_always_found(
+    toy: Model, steps: list[tuple[int, int]]
+) -> None:
+    kv, vram = spec(toy, context=2048, kv_tokens=3072, chunk=16)
+    gpu = Counted(1 << 25)
+    parts = spaces(gpu, kv, replace(vram, weights=256, workspace=256))
+    cache = CudaKV(gpu, parts.kv, parts.tables, cache_shape(toy[0], kv.kv_type), kv.context)
+    for layer in range(toy[0].num_layers):
+        cache.add(layer)
+    slots = KVSlots(cache, kv.tokens, PAGE)
+    busy: list[Slot] = []
+    for what, n in steps:
+        if what == 0 and busy:
+            slots.release(busy.pop(n % len(busy)))
+        elif what == 1 and busy:
+            one = busy[n % len(busy)]
+            rows = min(kv.context, one.touched + n)
+            if slots.grow(one, rows, rows):
+                cache.reserve(one.number, rows)
+                one.length = one.touched = rows
+        elif (slot := slots.acquire(np.arange(4000) * n, n, 0, n)) is not None:
+            cache.reserve(slot.number, n)
+            slot.length = slot.touched = n
+            busy.append(slot)

@@ -64,7 +64,9 @@ class CudaDevice:
             gpu.close()
             raise
         self.tier: ExpertTier | None = None
-        self.kv = CudaKV(gpu, self._spaces.kv, cache_shape(config, kv.kv_type), kv.context)
+        self.kv = CudaKV(
+            gpu, self._spaces.kv, self._spaces.tables, cache_shape(config, kv.kv_type), kv.context
+        )
         self.loader = Loader(gpu, self._spaces.weights, self._spaces.workspace)
         self.many_logits = np.empty((0, 0), np.float32)
         self.wanted = np.zeros(0, np.int64)
