@@ -11,11 +11,25 @@ from test_conformance import E, K, after, gated, normal, tokens
 from offload.devices.base import Activations, Device, Routing
 from offload.devices.cpu import CpuDevice
 from offload.devices.cuda import CudaDevice
-from quant.cuda.kernels import TYPES
+from quant.cuda.kernels import TYPES, plane_type
+from quant.cuda.plane_type import PlaneType
 from quant.ggml import GGMLType as G
 
 Array = np.ndarray
 write = conformance.write
+
+
+def of_a_kind() -> set[G]:
+    """One type for each way in which the templates for many rows are bound."""
+    found: dict[object, G] = {}
+    for kind in TYPES:
+        p = plane_type(kind)
+        assert isinstance(p, PlaneType)
+        found.setdefault((p.lanes, p.steps > 1, p.offsets, p.zero > 0), kind)
+    return {G.TQ1_0, *found.values()}
+
+
+MANY = of_a_kind()
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
@@ -36,7 +50,7 @@ def test_experts_have_the_bits_of_the_cpu(write: conformance.Files, kind: G) -> 
         device.kv.open(0)
         block = device.experts(1, gated([kind] * 3, E, 20)[0], gated([kind] * 3, 1, 30)[0])
         found = []
-        for n in (1, 2, 11):
+        for n in (1, 2, 11) if kind in MANY else (1, 2):
             routing = Routing(expert_ids=ids[:n], weights=weights[:n])
             given = Activations(x=x[:n], h=h[:n], routing=routing)
             found.append(after(device, block, tokens(n), given).x)

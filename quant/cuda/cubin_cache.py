@@ -158,7 +158,7 @@ def _feed(
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 )  # fmt: skip
                 running.append(process)
-            function = dumps((kernel.function, kernel.threads))
+            function = dumps((kernel.function, kernel.threads, kernel.together))
             process.stdin.write(base64.b64encode(function) + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
