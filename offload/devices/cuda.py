@@ -58,11 +58,14 @@ class CudaDevice:
         self.gpu = gpu = gpu or CudaGpu(index, None if vram is None else vram.limit)
         try:
             self._spaces = spaces(gpu, kv, vram)
+            self._few = self._pass_memory(FEW)
         except BaseException:
             gpu.close()
             raise
         self.tier: ExpertTier | None = None
-        self.kv = CudaKV(gpu, self._spaces.kv, cache_shape(config, kv.kv_type), kv.context)
+        self.kv = CudaKV(
+            gpu, self._spaces.kv, self._spaces.tables, cache_shape(config, kv.kv_type), kv.context
+        )
         self.loader = Loader(gpu, self._spaces.weights, self._spaces.workspace)
         self.many_logits = np.empty((0, 0), np.float32)
         self.wanted = np.zeros(0, np.int64)
@@ -72,7 +75,6 @@ class CudaDevice:
         self.n_logits = config.vocab_size
         self._tables = Tables(config)
         self._traffic = Traffic()
-        self._few = self._pass_memory(FEW)
         self._most = FEW + 1 if vram is None else vram.rows
         self._many: PassMemory | None = None
         self._head: PassMemory | None = None
