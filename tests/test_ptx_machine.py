@@ -101,7 +101,9 @@ def test_fma_rounds_once_where_two_roundings_would_differ() -> None:
         rng.standard_normal((3, 256)),
     ], axis=1).astype(np.float32)  # fmt: skip
     x[2, -256:] = -x[0, -256:] * x[1, -256:]  # what a product's rounding has left
-    exact = [nearest(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))) for a, b, c in x.T]
+    exact = [
+        nearest(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))) for a, b, c in x.T
+    ]
     twice = (x[0].astype(np.float64) * x[1] + x[2]).astype(np.float32)
     assert (twice != exact).sum() > 50, "the cases are none"
     body = "".join(
