@@ -259,8 +259,9 @@ class Steps:
         self.holder.free = model.close
         model.on_routing = self.model.on_routing
         layers = model.expert_stats.layers
-        for layer, before in self.model.expert_stats.layers.items():
-            layers[layer].uses[:] += before.uses
+        with suppress(DeviceError):
+            for layer, before in self.model.expert_stats.layers.items():
+                layers[layer].uses[:] += before.uses
         self.model, self.slots = model, slots
         self._scheduler = Scheduler(slots, self.chunk)
         self._read, self._lost = -1, None

@@ -117,7 +117,7 @@ def test_plan_has_room_for_what_the_device_takes(
     path = write_model(tmp_path / "m.gguf", keys, tensors(sizes, weight=weight, experts=experts))
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_gguf(file)
-        options = PlanOptions(device="cuda", context=context, kv_type=kv_type)
+        options = PlanOptions(device="cuda", context=context, kv_tokens=context, kv_type=kv_type)
         big = gpu(1 << 20, total=1 << 20)
         plan = make_plan(config, census(file, config), probe(), options, gpus=[big])
         assert plan.vram is not None

@@ -30,6 +30,7 @@ from offload.devices.cuda_segment import CudaSegment
 from offload.devices.cuda_vram import spaces
 from offload.devices.cuda_weights import CudaMatrix, Loader
 from offload.devices.cuda_writer import FEW, Writer
+from offload.errors import DeviceError
 from offload.expert_stats import ExpertStats, LayerTiers
 from offload.expert_tier import ExpertTier
 from offload.gpu.base import Gpu
@@ -247,7 +248,10 @@ class CudaDevice:
         if not self._uncounted:
             return
         waiting, self._uncounted = self._uncounted, {}
-        ids = self.memory.all_expert_ids()
+        try:
+            ids = self.memory.all_expert_ids()
+        except DeviceError:  # lost: whoever asks for the figures so far still gets them
+            return
         for layer, n_bytes in waiting.items():
             used = np.unique(ids[layer])
             used = used[(used >= 0) & (used < len(self._uses[layer]))]

@@ -11,6 +11,10 @@ for another. A unit is 16 rows of a lane, a warp has 4; the tensor cores multipl
 Shared memory of a warp: slots of weights (both rows' words in turn; where a slot has 64 bytes,
 parts of 16 change places so that banks do not collide), their s and o, and twice, for one is filled
 while the other is used, numbers, scales, sums and integer sums of the tokens.
+
+Instructions of sm_90 for 16 rows x 8 tokens x 32 columns: Q4_K 34 (two planes) and 30 (one), Q8_0
+24 (two), Q6_K 56 (two), Q2_K 60 (one). 12 to 20 of them, twice as many for groups of 16, are what
+the definition asks for: conversion, scale, and one fused multiply-add or two for each output.
 """
 
 from __future__ import annotations
