@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from cudasim_record import Launch, Recorder
+from cudasim_record import Launch, Recorder, Sums
 from cudasim_rows import bits
 from test_cuda_attend import Pages, Shape
 
@@ -62,17 +62,18 @@ def query(vram: Recorder) -> None:
 def attend(kind: RowKind) -> Launch:
     """A token of three splits, the last of one position, for two strands."""
 
-    def launch(vram: Recorder) -> tuple[int, int]:
+    def launch(vram: Recorder) -> Sums | None:
         n, kernel = 2 * SHAPE.split + 1, SHAPE.kernels[f"attend_{kind.name.lower()}"]
         at = pages(vram, kind, n, [n - 1]).rows_at()
         queries = vram.put(simple((1, SHAPE.heads, SHAPE.width), 10))
-        size = partial_bytes(SHAPE.heads, SHAPE.latent, STRANDS)
-        partials = vram.room(size)
+        partials = vram.room(partial_bytes(SHAPE.heads, SHAPE.latent, STRANDS))
         vram.run(
             kernel, (STRANDS, head_groups(kind, SHAPE.heads), 1), at, 1, queries, 0, STRANDS,
             partials, shared=kernel.shared,
         )  # fmt: skip
-        return partials, 0 if kind == RowKind.F32 else size
+        if kind == RowKind.F32:
+            return None
+        return Sums(partials, SHAPE.heads * STRANDS, SHAPE.latent + 4, SHAPE.latent)
 
     return launch
 
@@ -91,7 +92,7 @@ def merge(vram: Recorder) -> None:
 def expanded(kind: RowKind) -> Launch:
     """Two tokens behind 70 positions; keys of few bits, turned by right angles."""
 
-    def launch(vram: Recorder) -> tuple[int, int]:
+    def launch(vram: Recorder) -> Sums:
         nope, values, rank, rope = EXPANDED_SHAPE[:4]
         n, heads = 72, 1
         at = pages(vram, kind, n, [n - 2, n - 1]).rows_at()
@@ -103,14 +104,13 @@ def expanded(kind: RowKind) -> Launch:
         vram.run(kernel, (1, heads), at, 1, n, k_b, v_b, keys, held, room, shared=kernel.shared)
         q = simple((2, heads, nope + rope), 14)
         angles = [vram.put(np.full((2, rope // 2), v, np.float32)) for v in (0, 1)]
-        size, kernel = 4 * 2 * heads * values, EXPANDED["attend_expanded"]
-        out = vram.room(size)
+        out, kernel = vram.room(4 * 2 * heads * values), EXPANDED["attend_expanded"]
         vram.run(
             kernel, (1, heads), at, 2, vram.put(q), q[0].nbytes, q[0, 0].nbytes, *angles,
             bits(np.log(2)), keys, held, room, out, 4 * heads * values, 4 * values,
             shared=kernel.shared,
         )  # fmt: skip
-        return out, size
+        return Sums(out, 2 * heads, values, values)
 
     return launch
 

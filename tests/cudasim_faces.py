@@ -264,6 +264,7 @@ _MEMORY = {
 }  # fmt: skip
 _REST: dict[str, Callable[..., Any]] = {
     "thread": lambda: here().threadIdx.x,
+    "thread_anew": lambda: here().threadIdx.x,
     "block_x": lambda: here().blockIdx.x,
     "block_y": lambda: here().blockIdx.y,
     "block_z": lambda: here().blockIdx.z,

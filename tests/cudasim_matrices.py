@@ -7,7 +7,7 @@ from cudasim_record import Launch, Recorder
 from test_cuda_floats import numbers
 from test_cuda_types import in_planes, records, weights
 
-from quant.cuda.kernels import of_type, plane_type
+from quant.cuda.kernels import FLOATS, of_type, plane_type
 from quant.cuda.records import columns, record_bytes
 from quant.ggml import BLOCK
 from quant.ggml import GGMLType as G
@@ -74,18 +74,41 @@ def chosen(kind: G, name: str) -> Launch:
 
     def launch(vram: Recorder) -> None:
         n_cols, planes, kernel = 256, plane_type(kind), of_type(kind)[name]
-        table = vram.put(np.array([a_matrix(vram, kind, n_cols), 0, a_matrix(vram, kind, n_cols)]))
         x = np.random.default_rng(1).standard_normal((3, n_cols)).astype(np.float32)
-        items, starts = np.array([2, 0], np.uint32), np.array([0, 1, 11], np.uint32)
-        index, out = np.arange(11, dtype=np.uint32) % 3, vram.room(4 * 11 * ROWS)
+        at, stride, n = vram.put(records(x, 1)), record_bytes(n_cols, 1), columns(n_cols)
+        if kind in FLOATS:
+            at, stride, n = vram.put(x), x[0].nbytes, n_cols
         vram.run(
-            kernel, (1, 3), table, vram.put(items), vram.put(np.array([2], np.uint32)),
-            vram.put(starts), vram.put(index), ROWS, planes.chunks(n_cols),
-            vram.put(records(x, 1)), record_bytes(n_cols, 1), columns(n_cols), out, 4 * ROWS,
+            kernel, (1, 3), a_table(vram, kind, n_cols), *choices(vram), ROWS,
+            planes.chunks(n_cols), at, stride, n, vram.room(4 * 11 * ROWS), 4 * ROWS,
             shared=kernel.shared,
         )  # fmt: skip
 
     return launch
+
+
+def a_table(vram: Recorder, kind: G, n_cols: int) -> int:
+    experts = a_matrix(vram, kind, n_cols), 0, a_matrix(vram, kind, n_cols)
+    return vram.put(np.array(experts))
+
+
+def choices(vram: Recorder) -> tuple[int, int, int, int]:
+    """items, used, starts, index: 1 slot of expert 2 and 10 of expert 0, of 3 tokens."""
+    items, starts = np.array([2, 0], np.uint32), np.array([0, 1, 11], np.uint32)
+    used, index = np.array([2], np.uint32), np.arange(11, dtype=np.uint32) % 3
+    return vram.put(items), vram.put(used), vram.put(starts), vram.put(index)
+
+
+def up(vram: Recorder) -> None:
+    n_cols, planes, kernel = 256, plane_type(OFFSETS), of_type(OFFSETS)["up_8"]
+    x = np.random.default_rng(2).standard_normal((3, n_cols)).astype(np.float32)
+    tables = [a_table(vram, OFFSETS, n_cols) for _ in range(2)]
+    size = record_bytes(ROWS, 1)
+    vram.run(
+        kernel, (1, 3), *tables, *choices(vram), ROWS, planes.chunks(n_cols),
+        vram.put(records(x, 1)), record_bytes(n_cols, 1), columns(n_cols), vram.room(11 * size),
+        size, shared=kernel.shared,
+    )  # fmt: skip
 
 
 def heads(kind: G, n_cols: int) -> Launch:
@@ -113,6 +136,8 @@ MATRICES: dict[str, Launch] = {
     "dense": product(OFFSETS, "dense_8", 3),
     "dense, zero": product(ZERO, "dense_1", 1),
     "chosen": chosen(OFFSETS, "chosen_8"),
+    "chosen, float": chosen(G.F16, "chosen_8"),
+    "up": up,
     "many_dense, zero": product(ZERO, "many_dense", 18),
     "many_chosen": chosen(OFFSETS, "many_chosen"),
     "heads": heads(OFFSETS, 256),

@@ -19,21 +19,36 @@ Array = np.ndarray
 HERE = Path(__file__).parent
 
 
-@dataclass
-class Case:
-    """What some launches used, from `start` to `end` of the memory; floats: (address, bytes).
-
-    Of these the numbers may differ in order of their sums.
+@dataclass(frozen=True)
+class Sums:
+    """Rows of `width` float32 from an address on; the order in which the first `sums` of each were
+    summed is not known.
     """
+
+    at: int
+    rows: int
+    width: int
+    sums: int
+
+    def of(self, memory: Array, start: int) -> Array:
+        """Them (a view) in memory that begins at address `start`."""
+        here = memory[self.at - start :][: 4 * self.rows * self.width]
+        return here.view(np.float32).reshape(self.rows, self.width)[:, : self.sums]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What some launches used, from byte `start` to `end` of the memory, and sums in it."""
 
     start: int
     end: int
-    floats: tuple[int, int] = (0, 0)
+    sums: Sums | None
 
 
 class Recorder(Vram):
-    """Memory whose inputs and launches are kept. places: where kernels stand: `kernel`'s arguments
-    in cudasim_child.py.
+    """Memory whose inputs and launches are kept.
+
+    places: where kernels stand, as `kernel` in cudasim_child.py wants it.
     """
 
     def __init__(self, places: dict[Kernel, list[object]]) -> None:
@@ -41,13 +56,14 @@ class Recorder(Vram):
         self.inputs = self.slab.copy()
         self.places = places
         self.launches: list[dict[str, object]] = []
+        self.launched: set[Kernel] = set()
         self.cases: dict[str, Case] = {}
 
     def case(self, name: str, launch: Launch) -> None:
-        """A test's launches; what they return are the floats of a Case."""
+        """A test's launches."""
         start = self._used
-        floats = launch(self)
-        self.cases[name] = Case(start, self._used, floats or (0, 0))
+        sums = launch(self)
+        self.cases[name] = Case(start, self._used, sums)
 
     def put(self, array: Array) -> int:
         """As Vram's; the simulator finds it there, too."""
@@ -59,6 +75,7 @@ class Recorder(Vram):
     def run(self, kernel: Kernel, grid: tuple[int, ...], *arguments: int, shared: int = 0) -> None:
         """As Vram's."""
         super().run(kernel, grid, *arguments, shared=shared)
+        self.launched.add(kernel)
         self.launches.append({
             "kernel": self.places[kernel], "grid": [*grid, 1, 1][:3], "shared": shared,
             "arguments": [int(one) for one in arguments],
@@ -79,4 +96,4 @@ class Recorder(Vram):
         return np.load(directory / "memory.npy"), names
 
 
-Launch = Callable[[Recorder], tuple[int, int] | None]
+Launch = Callable[[Recorder], Sums | None]

@@ -109,6 +109,10 @@ def tensor(kind: int, dtype: type) -> Launch:
     return launch
 
 
+def nothing(vram: Recorder) -> None:
+    vram.run(PROBES["nothing"], (1,), 0)
+
+
 def blocks(vram: Recorder) -> None:
     vram.run(PROBES["blocks"], (3, 2, 2), vram.room(8 * 12), 3, 2)
 
@@ -147,6 +151,7 @@ INTRINSICS: dict[str, Launch] = {
     "stores": probe("stores", _words(N), 40 * N),
     "blocks": blocks,
     "count": count,
+    "nothing": nothing,
     "lanes": probe("lanes", _words(N), 28 * N),
     "float_lanes": probe("float_lanes", _floats(1, -20, 20), 8 * N),
     "through_shared": probe("through_shared", _words(N, 4), 40 * N),

@@ -4,10 +4,11 @@
     machine.launch(ptx, grid=(4, 1, 1), threads=256, shared=1024, arguments=[...])
 
 All threads of a grid go in step; where they part, those that are behind go first, so that they meet
-again. An access outside `memory` or not at a multiple of its size, a barrier that some threads
-never reach, and a shuffle that lanes miss are errors; so is reading or overwriting shared memory
-that another warp has touched since the last barrier (a race). Sums of tensor cores are float32 in
-an order of their own.
+again. An access outside `memory` or not at a multiple of its size, threads of a block that wait at
+different barriers, and a shuffle that lanes miss are errors; so is reading or overwriting shared
+memory that another warp has touched since the last barrier (a race). A barrier does not wait for
+threads that have ended. Copies to shared memory are there at once. Sums of tensor cores are float32
+in an order of their own.
 """
 
 from __future__ import annotations
@@ -193,18 +194,19 @@ class State:
         self.waiting |= self.mask
         self.places[self.mask] = self.place
         self.place = -1
-        self.release(required=False)
+        self.release()
 
-    def release(self, required: bool = True) -> None:
+    def release(self) -> None:
         """Blocks of which all threads wait (those that ended count) go on."""
         assert self.places is not None
         here = (self.waiting | (self.places == END)).reshape(-1, self.threads).all(axis=1)
         free = np.repeat(here, self.threads) & self.waiting
-        if required and not free.any():
-            raise PtxError("a barrier that some threads never reach")
         if free.any():
-            at = np.unique(self.places[free].reshape(-1))
-            if len(at) > 1 and self.n == self.threads:
+            first, last = (
+                how(np.where(free, self.places, other).reshape(-1, self.threads), axis=1)
+                for how, other in ((np.min, END), (np.max, -1))
+            )
+            if (first < last).any():
                 raise PtxError("threads of a block wait at different barriers")
             self.waiting &= ~free
             self.new_epoch(here)

@@ -29,12 +29,13 @@ TOLERANCE = 2e-6
 def places() -> dict[Kernel, list[object]]:
     """See Recorder."""
     shape = [SHAPE.heads, SHAPE.rank, SHAPE.rope, SHAPE.latent, SHAPE.width]
+    named = {"split": SHAPE.split, "strands": SHAPE.strands}
     of: list[tuple[dict[str, Kernel], str, list[object]]] = [
         *(
             (of_type(kind), "kernels.of_type", [[kind.name], {}])
             for kind in KINDS
         ),
-        (SHAPE.kernels, "attend.of_shape", [shape, {"split": SHAPE.split, "strands": SHAPE.strands}]),
+        (SHAPE.kernels, "attend.of_shape", [shape, named]),
         (EXPANDED, "attend_expanded.of_shape", [list(EXPANDED_SHAPE), {}]),
         (PROBES, "probes.PROBES", []),
     ]  # fmt: skip
@@ -53,7 +54,7 @@ def places() -> dict[Kernel, list[object]]:
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, Array, list[str]]:
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
     """(launches on ptx_machine.py, memory of the simulator, its intrinsics)."""
     recorder = Recorder(places())
     for name, launch in CASES.items():
@@ -62,24 +63,25 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, Array
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_simulator_and_ptx_leave_the_same(
-    name: str, simulated: tuple[Recorder, Array, list[str]]
-) -> None:
+def test_simulator_and_ptx_leave_the_same(name: str, simulated: Simulated) -> None:
     recorder, memory, _ = simulated
     case = recorder.cases[name]
-    found, expected = memory[case.start : case.end], recorder.slab[case.start : case.end]
-    at, n_bytes = case.floats
-    if n_bytes:
-        start = at - recorder.slab.ctypes.data - case.start
-        a, b = (x[start : start + n_bytes].view(np.float32) for x in (found, expected))
-        assert np.isfinite(b).all()
-        assert np.abs(a - b).max() <= TOLERANCE * np.abs(b).max()
-        expected = expected.copy()
-        expected[start : start + n_bytes] = found[start : start + n_bytes]
+    found, expected = memory[case.start : case.end], recorder.slab[case.start : case.end].copy()
+    if case.sums:
+        start = recorder.slab.ctypes.data + case.start
+        got, right = case.sums.of(found, start), case.sums.of(expected, start)
+        assert np.isfinite(right).all()
+        assert np.abs(got - right).max() <= TOLERANCE * np.abs(right).max()
+        right[:] = got
     np.testing.assert_array_equal(found, expected)
 
 
-def test_the_simulator_knows_every_intrinsic(simulated: tuple[Recorder, Array, list[str]]) -> None:
+def test_every_template_has_run(simulated: Simulated) -> None:
+    run = {kernel.function.__code__ for kernel in simulated[0].launched}
+    assert not [kernel.name for kernel in places() if kernel.function.__code__ not in run]
+
+
+def test_the_simulator_knows_every_intrinsic(simulated: Simulated) -> None:
     kind = type(intrinsics.u32)
     public = [name for name, value in vars(intrinsics).items() if isinstance(value, kind)]
     assert simulated[2] == sorted([*public, "table"])
