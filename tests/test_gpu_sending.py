@@ -204,6 +204,7 @@ def test_what_can_be_pinned_is_tried_downwards() -> None:
     assert refused_map(gpu) == ""
     assert not fake.pinned
     fake.refused["cuMemHostRegister"] = R.CUDA_ERROR_NOT_SUPPORTED
-    assert "does not support this (CUDA_ERROR_NOT_SUPPORTED" in refused_map(gpu)
+    why = "it does not support this (CUDA_ERROR_NOT_SUPPORTED, 801, in cuMemHostRegister)"
+    assert refused_map(gpu) == f"GPU 0 (Fake 3090): {why}"
     gpu.close()
     assert fake.is_empty

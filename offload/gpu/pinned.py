@@ -35,5 +35,5 @@ def refused_map(gpu: CudaGpu) -> str:
                 gpu.unpin(address)
     except (OffloadError, OSError) as exc:
         gpu.must_live()
-        return reason(exc)
+        return reason(exc).partition("; ")[0]  # copies go on without, there is nothing to do
     return ""
