@@ -305,7 +305,7 @@ _REST: dict[str, Callable[..., Any]] = {
     "copies_done_0": partial(_done, 0),
     "copies_done_1": partial(_done, 1),
     "add_u32": _add,
-    "sync": lambda: here()._manager.barrier.wait(60),
+    "sync": lambda: here()._manager.barrier.wait(),
     "sync_warp": lambda: exchange("sync", None, lambda slots: slots),
     "swap_f32": _swap,
     "swap_u32": _swap,
