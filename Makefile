@@ -1,5 +1,6 @@
 # make run [PROMPT="..."] [ARGS="..."]   set up once, then run the embedded model
 # make test [ARGS="..."]                 set up once, then run the tests
+# make gpu-kernels [ARGS="..."]          what every GPU kernel costs, without a GPU; fails if one spills
 # make results [RUNS="TQ1_0-packed"]     measure this machine beside llama.cpp, write PAGE
 # make gpu-check [OUT=folder]            prove a GPU against the CPU, and measure it
 # make clean                             remove what these made
@@ -21,7 +22,7 @@ RUNS ?= $(foreach t,TQ1_0 IQ1_S IQ1_M Q2_K Q3_K TQ2_0,$(t)-packed $(t)-native) \
 PAGE ?= bench/results/this-machine.md
 BENCH = $(BIN)/kimi-offload bench --compare llama.cpp $(ARGS)
 
-.PHONY: run test results gpu-check venv venv-dev clean
+.PHONY: run test gpu-kernels results gpu-check venv venv-dev clean
 
 # only from the command line: some shells keep something else in a variable PROMPT
 ifeq ($(origin PROMPT),command line)
@@ -41,6 +42,9 @@ run: venv
 
 test: venv-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+gpu-kernels: venv-dev
+	$(BIN)/python -m quant.cuda.report $(ARGS)
 
 results: venv
 	@mkdir -p build/results

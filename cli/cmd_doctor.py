@@ -108,7 +108,9 @@ def _gpu_json(gpu: GpuFacts, profile: HardwareProfile) -> dict[str, object]:
     from offload import hardware
 
     can = hardware.pinnable(gpu, _most_pinned(profile))
-    return {**asdict(gpu), "pcie_rate": gpu.pcie_rate, "pinnable": can}
+    n_bytes, why = (can, can) if isinstance(can, str) else can
+    told = {"pcie_rate": gpu.pcie_rate, "pinnable": n_bytes, "mapped_file": why or "pinnable"}
+    return {**asdict(gpu), **told}
 
 
 def _most_pinned(profile: HardwareProfile) -> int:
@@ -116,10 +118,12 @@ def _most_pinned(profile: HardwareProfile) -> int:
     return min(MOST_PINNED, profile.cpu.ram_free // 4)
 
 
-def _pinnable(found: int | str) -> str:
+def _pinnable(found: tuple[int, str] | str) -> str:
     if isinstance(found, str):
         return f"not tried: {found}"
-    return f"{binary_amount(found)} can be pinned (more was not tried)" if found else "refused"
+    n_bytes, why = found
+    much = f"{binary_amount(n_bytes)} can be pinned (more was not tried)" if n_bytes else "refused"
+    return f"{much}; a mapped file " + (f"cannot be pinned, it is copied: {why}" if why else "can")
 
 
 def _machine_rows(profile: HardwareProfile) -> list[tuple[str, str]]:

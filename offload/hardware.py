@@ -145,14 +145,17 @@ def gpus() -> list[GpuFacts] | str:
     return probe.gpus()
 
 
-def pinnable(gpu: GpuFacts, most: int) -> int | str:
-    """Bytes of this machine's memory that can be pinned for a GPU, `most` at most; or why not."""
+def pinnable(gpu: GpuFacts, most: int) -> tuple[int, str] | str:
+    """(bytes that can be pinned for a GPU, `most` at most; why a mapped file's cannot, or "").
+
+    Or one line, why that was not tried.
+    """
     from offload.gpu import pinned
     from offload.gpu.driver import CudaGpu
 
     try:
         with closing(CudaGpu(gpu.index)) as opened:
-            return pinned.pinnable(opened, most)
+            return pinned.pinnable(opened, most), pinned.refused_map(opened)
     except DeviceError as exc:
         return str(exc)
 

@@ -46,9 +46,13 @@ def step_rows(chunk: int) -> int:
 
 
 def kv_bytes(config: ModelConfig, kv_type: KVType, context: int, tokens: int) -> int:
-    """Of the KV cache: pages, and each slot's table of them, should all slots be open twice."""
-    tables = 2 * SEQUENCES * aligned(8 * kv_pages(context))
-    return kv_pages(tokens) * page_bytes(config, kv_type) + tables
+    """Of the KV cache: pages, and tables of them."""
+    return kv_pages(tokens) * page_bytes(config, kv_type) + table_bytes(context)
+
+
+def table_bytes(context: int) -> int:
+    """Of each slot's table of pages, should all slots be open twice."""
+    return 2 * SEQUENCES * aligned(8 * kv_pages(context))
 
 
 def workspace_bytes(config: ModelConfig, context: int, chunk: int) -> int:

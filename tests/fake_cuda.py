@@ -1,8 +1,9 @@
 """FakeCuda: cuda.bindings.driver without a GPU; kernels are PTX and run on ptx_machine.py.
 
-Work is done when the program asks how far it is, a step each time. What a driver would answer with
-nonsense or a crash is an AssertionError: handles that are unknown or of the wrong kind, a wrong
-context, memory that is not there or was freed, host memory that is not pinned.
+Work is done when the program asks how far it is, a step each time, of any stream that has some: by
+chance. What a driver would answer with nonsense or a crash is an AssertionError: handles that are
+unknown or of the wrong kind, a wrong context, memory that is not there or was freed, host memory
+that is not pinned.
 """
 
 # ruff: noqa: N802
@@ -10,11 +11,12 @@ context, memory that is not there or was freed, host memory that is not pinned.
 from __future__ import annotations
 
 import ctypes
+import random
 import threading
 from collections import deque
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from cuda.bindings import driver as real
@@ -49,8 +51,23 @@ def cubins(kernel: Any, architecture: int) -> bytes:
     return b"PTX" + text(kernel).encode()
 
 
+class Work(NamedTuple):
+    """Of a stream, once `gate` is open. host: (start, end) of the host's memory that it uses."""
+
+    do: Callable[[], None]
+    gate: list[bool]
+    host: tuple[int, int] = (0, 0)
+
+
+OPEN = [True]
+
+
 class FakeCuda:
-    """The module. failing: number of a call -> its error; hangs: nothing is ever done."""
+    """The module. failing: number of a call -> its error, or KeyboardInterrupt; hangs: nothing is
+    ever done.
+
+    seed: of the order in which streams go on. early: addresses that were unregistered in use.
+    """
 
     CUresult = real.CUresult
     CUdevice_attribute = real.CUdevice_attribute
@@ -60,7 +77,7 @@ class FakeCuda:
     def __init__(
         self, *, failing: dict[int, Any] | None = None, n_bytes: int = 1 << 20,
         total: int = 24 << 30, gpus: int = 1, capability: tuple[int, int] = (8, 6),
-        version: int = 12040, pinnable: int = 1 << 40,
+        version: int = 12040, pinnable: int = 1 << 40, seed: int = 0,
     ) -> None:  # fmt: skip
         self.failing = failing or {}
         self.refused: dict[str, Any] = {}  # function -> its error, always
@@ -75,6 +92,8 @@ class FakeCuda:
         self.currents: dict[int, int] = {}  # by thread
         self.lost: Any = None
         self.read_only: list[bool] = []
+        self.early: list[int] = []
+        self.random = random.Random(seed)
         self.shared: dict[int, int] = {}
         self._empty()
 
@@ -83,7 +102,12 @@ class FakeCuda:
         self.pinned: dict[int, int] = {}
         self.host: dict[int, Array] = {}
         self.handles: dict[tuple[type, int], Any] = {}
-        self.queue: deque[Callable[[], None]] = deque()
+        self.streams: dict[int, deque[Work]] = {}
+
+    @property
+    def waiting(self) -> list[Work]:
+        """What is not done."""
+        return [work for stream in self.streams.values() for work in stream]
 
     @property
     def current(self) -> int:
@@ -94,7 +118,12 @@ class FakeCuda:
     def is_empty(self) -> bool:
         """Whether all was given back."""
         return not (
-            self.context or self.allocated or self.pinned or self.host or self.handles or self.queue
+            self.context
+            or self.allocated
+            or self.pinned
+            or self.host
+            or self.handles
+            or self.streams
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -109,6 +138,8 @@ class FakeCuda:
             if not name.startswith(OUTSIDE):
                 assert self.current == self.context > 0, f"{name}: no context"
                 error = error or self.lost
+            if error is KeyboardInterrupt:
+                raise KeyboardInterrupt
             if error is not None:
                 if error in LOST and self.context:
                     self.lost = error
@@ -147,15 +178,26 @@ class FakeCuda:
         assert any(a <= at <= at + n_bytes <= a + n for a, n in ranges.items()), "not pinned"
         return np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(at))
 
-    def _put(self, stream: Any, work: Callable[[], None]) -> tuple[()]:
+    def _put(
+        self, stream: Any, do: Callable[[], None], gate: list[bool] = OPEN,
+        host: tuple[int, int] = (0, 0),
+    ) -> tuple[()]:  # fmt: skip
         self._get(real.CUstream, stream)
-        self.queue.append(work)
+        self.streams[int(stream)].append(Work(do, gate, host))
         return ()
+
+    def _step(self) -> bool:
+        ready = [stream for stream in self.streams.values() if stream and stream[0].gate[0]]
+        if not ready:
+            assert not self.waiting, "streams that wait for each other"
+            return False
+        self.random.choice(ready).popleft().do()
+        return True
 
     def _drain(self) -> None:
         assert not self.hangs, "this call waits for ever"
-        while self.queue:
-            self.queue.popleft()()
+        while self._step():
+            pass
 
     # the GPU
 
@@ -256,6 +298,8 @@ class FakeCuda:
         return ()
 
     def _cuMemHostUnregister(self, at: int) -> tuple[()]:
+        end = at + self.pinned[at]
+        self.early += [at for work in self.waiting if work.host[0] < end and at < work.host[1]]
         self._drain()
         del self.pinned[at]
         return ()
@@ -263,9 +307,13 @@ class FakeCuda:
     # the queue
 
     def _cuStreamCreate(self, flags: int) -> Any:
-        return self._new(real.CUstream, None)
+        stream = self._new(real.CUstream, None)
+        self.streams[int(stream)] = deque()
+        return stream
 
     def _cuStreamDestroy(self, stream: Any) -> tuple[()]:
+        self._drain()
+        del self.streams[int(stream)]
         return self._delete(real.CUstream, stream)
 
     def _cuEventCreate(self, flags: int) -> Any:
@@ -284,9 +332,12 @@ class FakeCuda:
 
         return self._put(stream, reached)
 
+    def _cuStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> tuple[()]:
+        return self._put(stream, lambda: None, self._get(real.CUevent, event))
+
     def _cuEventQuery(self, event: Any) -> Any:
-        if not self._get(real.CUevent, event)[0] and self.queue and not self.hangs:
-            self.queue.popleft()()
+        if not self._get(real.CUevent, event)[0] and not self.hangs:
+            self._step()
         return () if self._get(real.CUevent, event)[0] else R.CUDA_ERROR_NOT_READY
 
     def _cuEventElapsedTime(self, began: Any, ended: Any) -> float:
@@ -296,7 +347,7 @@ class FakeCuda:
 
     def _cuMemcpyHtoDAsync(self, to: Any, at: int, n_bytes: int, stream: Any) -> tuple[()]:
         target, source = self._view(to, n_bytes), self._host(at, n_bytes)
-        return self._put(stream, lambda: np.copyto(target, source))
+        return self._put(stream, lambda: np.copyto(target, source), host=(at, at + n_bytes))
 
     def _cuMemcpyDtoHAsync(self, to: int, at: Any, n_bytes: int, stream: Any) -> tuple[()]:
         target, source = self._host(to, n_bytes), self._view(at, n_bytes)

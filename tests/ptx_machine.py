@@ -97,6 +97,7 @@ class State:
         self.shared_bytes = -(-shared // 16) * 16
         self.shared = np.full(len(blocks) * self.shared_bytes, 0xCD, np.uint8)
         self.races = ptx_ops.Races(self) if machine.look_for_races and threads > 32 else None
+        self.copies = ptx_ops.Copies(self)
         self.mask: Array | None = None  # of threads that take the step; None: all
         self.place = 0  # of all, while `places` is None
         self.places: Array | None = None

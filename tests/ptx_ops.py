@@ -648,8 +648,11 @@ def _atom(o: Operands, one: Instruction) -> Step:
 def _cp(o: Operands, one: Instruction) -> Step:
     if one.parts[0] != "async":
         raise NotImplementedError(one.text)
-    if "shared" not in one.parts:
-        return lambda state: None  # groups: copies are done at once
+    if one.parts[1] == "commit_group":
+        return lambda state: state.copies.commit(state.mask)
+    if one.parts[1] == "wait_group":
+        left = int(one.operands[0])
+        return lambda state: state.copies.wait(state.mask, left)
     size = int(one.operands[2])
     to, of = o.address(0), o.address(1)
     shared = Instruction("st", ["shared", "b32"], [], None, one.text)
@@ -659,11 +662,42 @@ def _cp(o: Operands, one: Instruction) -> Step:
         target, at = _place(state, shared, to(state) & 0xFFFFFFFF, 4, size // 4, True)
         source, places = _place(state, wide, of(state), 4, size // 4, False)
         at, places = (np.broadcast_to(x, (state.n, size // 4)) for x in (at, places))
+        threads = np.arange(state.n)
         if state.mask is not None:
-            at, places = at[state.mask], places[state.mask]
-        target.view(np.uint32)[at] = source.view(np.uint32)[places]
+            at, places, threads = at[state.mask], places[state.mask], threads[state.mask]
+        values = source.view(np.uint32)[places]
+        target.view(np.uint32)[at] = ~values  # to be read by nobody yet
+        state.copies.add(threads, at, values)
 
     return do
+
+
+class Copies:
+    """Copies behind the threads' backs: they arrive when their thread waits for their group."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.closed = np.zeros(state.n, np.int64)  # groups of each thread
+        self.under_way: list[tuple[Array, Array, Array, Array]] = []
+
+    def add(self, threads: Array, at: Array, values: Array) -> None:
+        """Words to places in shared memory, (n, words), of these threads' open groups."""
+        self.under_way.append((threads, at, values, self.closed[threads]))
+
+    def commit(self, mask: Array | None) -> None:
+        """Close the threads' groups."""
+        self.closed[... if mask is None else mask] += 1
+
+    def wait(self, mask: Array | None, left: int) -> None:
+        """All but the threads' `left` latest groups arrive."""
+        here = np.ones(self.state.n, bool) if mask is None else mask
+        waiting, self.under_way = self.under_way, []
+        for threads, at, values, group in waiting:
+            done = here[threads] & (group < self.closed[threads] - left)
+            self.state.shared.view(np.uint32)[at[done]] = values[done]
+            if not done.all():
+                rest = ~done
+                self.under_way.append((threads[rest], at[rest], values[rest], group[rest]))
 
 
 # --- other threads ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from ptx_machine import Machine
 from vram import text
 
 from offload.errors import PlanError
-from offload.gpu.base import Launch
+from offload.gpu.base import Launch, Mark, Sent
 from quant.cuda.kernels import Kernel
 
 Array = np.ndarray
@@ -36,7 +37,7 @@ class Recorded:
 
 
 class SimulatedGpu:
-    """See Gpu. n_bytes: of its memory."""
+    """See Gpu. n_bytes: of its memory. What is sent is there once it is waited for, no sooner."""
 
     name = "simulated GPU"
     architecture = 80
@@ -50,6 +51,8 @@ class SimulatedGpu:
         self.launched = 0
         self.closed = False
         self._parts: dict[int, int] = {}
+        self._on_the_way: deque[tuple[int, Array]] = deque()
+        self._arrived = 0
 
     def memory(self) -> tuple[int, int]:
         """(free, total)."""
@@ -71,6 +74,7 @@ class SimulatedGpu:
 
     def free(self, address: int) -> None:
         """Give memory back."""
+        self.wait()
         del self._parts[address]
 
     def view(self, at: int, n_bytes: int) -> Array:
@@ -83,6 +87,23 @@ class SimulatedGpu:
         """Copy."""
         data = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
         self.view(to, data.size)[:] = data
+
+    def mark(self) -> Mark:
+        """What was launched is over."""
+        return Mark(0)
+
+    def send(self, to: int, data: Array, behind: Mark) -> Sent:
+        """Later."""
+        assert behind == 0
+        kept = data.copy() if data.flags.writeable else data
+        self._on_the_way.append((to, kept))
+        return Sent(self._arrived + len(self._on_the_way))
+
+    def after(self, sent: Sent) -> None:
+        """Copy."""
+        while self._arrived < sent:
+            self.upload(*self._on_the_way.popleft())
+            self._arrived += 1
 
     def download(self, at: int, out: Array) -> None:
         """Copy."""
@@ -113,7 +134,8 @@ class SimulatedGpu:
         return time.perf_counter() - began
 
     def wait(self, check: Callable[[], None] | None = None) -> None:
-        """Nothing is ever under way."""
+        """Nothing but copies is ever under way."""
+        self.after(Sent(self._arrived + len(self._on_the_way)))
         if check is not None:
             check()
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from vram import Vram, text
+from vram import Vram
 
 from quant.compiler.jit import kernel
-from quant.cuda.cubin import ARCHITECTURES, assemble
 from quant.cuda.norms import NORM, NORM_SHARED, RECORD, SWIGLU
 from quant.cuda.records import columns, record_bytes
 from quant.cuda.router import COMBINE, ROUTE, SORT, route_shared, sort_shared
@@ -262,11 +261,3 @@ def test_combine_has_the_bits_of_the_cpu(top_k: int) -> None:
         vram.run(COMBINE, (3, rows), *inputs, top_k, also, stride, n, at, 4 * n)
         found = vram.get(at, x.shape)
         np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
-
-
-def test_small_kernels_fit_registers() -> None:
-    for one in (NORM, RECORD, SWIGLU, ROUTE, SORT, COMBINE):
-        for architecture in ARCHITECTURES:
-            _, report = assemble(text(one), architecture)
-            assert (report.stack, report.spills) == (0, 0), (one.name, architecture, report)
-            assert report.registers * one.threads <= 65536

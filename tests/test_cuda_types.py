@@ -8,10 +8,11 @@ import pytest
 from vram import Vram
 
 from quant import products
-from quant.cuda.kernels import TOKENS, TYPES, of_type, plane_type
+from quant.cuda.kernels import FLOATS, TOKENS, TYPES, of_type, plane_type
 from quant.cuda.records import columns, record_bytes
 from quant.ggml import BLOCK, row_bytes
 from quant.ggml import GGMLType as G
+from quant.registry import QUANT_TYPES
 from quant.run.activations import quantize
 
 Array = np.ndarray
@@ -131,3 +132,8 @@ def test_planes_take_no_more_than_the_file() -> None:
         planes = plane_type(kind)
         n_cols = 1024
         assert planes.n_bytes(64, n_cols) <= 64 * row_bytes(kind, n_cols) * 1.01
+
+
+def test_every_type_is_there() -> None:
+    """What the CPU has, a GPU has; a model of any type may run on either."""
+    assert {*TYPES, *FLOATS} == {*QUANT_TYPES}

@@ -147,12 +147,13 @@ def test_doctor_shows_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     words = " ".join(result.output.split())
     for expected in ("Fake 3090, compute capability 8.6", "20.00 GiB free of 24.00 GiB",
                      "PCIe 4.0 x16, at most 31.5 GB/s", "350 W", "driver 550.54.14 (CUDA 12.4)",
-                     "can be pinned"):  # fmt: skip
+                     "can be pinned (more was not tried); a mapped file can"):  # fmt: skip
         assert expected in words
     assert fake.is_empty
     content = json.loads(CliRunner().invoke(kimi_offload, ["doctor", "--json"]).output)
     assert content["gpus"][0]["name"] == "Fake 3090"
     assert content["gpus"][0]["pinnable"] > 0
+    assert content["gpus"][0]["mapped_file"] == "pinnable"
     assert content["no_gpu"] is None
     assert content["machine"]["threads"]
 

@@ -23,7 +23,7 @@ def text(kernel: Kernel) -> str:
     kept = _store().read(name, key)
     if kept is not None:
         return kept.decode()
-    found = ptx(kernel.function, kernel.threads)
+    found = ptx(kernel.function, kernel.threads, kernel.together)
     _store().write(name, key, found.encode())
     return found
 

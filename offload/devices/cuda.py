@@ -46,33 +46,35 @@ Array = np.ndarray
 class CudaDevice:
     """See Device. Routed experts of all layers lie in its memory."""
 
-    name = "cuda"
-
     def __init__(
         self, config: ModelConfig, kv: KVSpec, threads: int = 1,
         cpus: Sequence[frozenset[int]] | None = None, *, index: int = 0,
         vram: VramSpec | None = None, gpu: Gpu | None = None,
     ) -> None:  # fmt: skip
         del threads, cpus
+        self.name = f"cuda:{index}"
         self.config = config
         self.eps = float(config.rms_norm_eps)
         self.gpu = gpu = gpu or CudaGpu(index, None if vram is None else vram.limit)
         try:
             self._spaces = spaces(gpu, kv, vram)
+            self._few = self._pass_memory(FEW)
         except BaseException:
             gpu.close()
             raise
         self.tier: ExpertTier | None = None
-        self.kv = CudaKV(gpu, self._spaces.kv, cache_shape(config, kv.kv_type), kv.context)
+        self.kv = CudaKV(
+            gpu, self._spaces.kv, self._spaces.tables, cache_shape(config, kv.kv_type), kv.context
+        )
         self.loader = Loader(gpu, self._spaces.weights, self._spaces.workspace)
         self.many_logits = np.empty((0, 0), np.float32)
         self.wanted = np.zeros(0, np.int64)
+        self.table: tuple[Matrix, CudaMatrix] | None = None
         self._numbers = np.zeros(0, np.int64)
         self._numbers_at = 0
         self.n_logits = config.vocab_size
         self._tables = Tables(config)
         self._traffic = Traffic()
-        self._few = self._pass_memory(FEW)
         self._most = FEW + 1 if vram is None else vram.rows
         self._many: PassMemory | None = None
         self._head: PassMemory | None = None
@@ -228,6 +230,12 @@ class CudaDevice:
         if self._head is None:
             self._head = self._pass_memory(rows)
         return self._head
+
+    def head_matrix(self, head: Matrix) -> CudaMatrix:
+        """The head's weights; some models' are the embedding's."""
+        if self.table is not None and self.table[0].address == head.address:
+            return self.table[1]
+        return self.loader.matrix(head)
 
     def numbers(self, n: int) -> int:
         """Address of 0 .. n - 1, int64."""

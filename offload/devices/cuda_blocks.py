@@ -88,6 +88,7 @@ class Embedding:
         self.device = device
         self.row_bytes = table.row_bytes
         self._table = device.loader.matrix(table)
+        device.table = table, self._table
 
     def steps(self, w: Writer) -> None:
         """See CudaBlock."""
@@ -165,7 +166,7 @@ class Head:
     def __init__(self, device: CudaDevice, norm: Array, head: Matrix) -> None:
         self.device = device
         self._norm = device.loader.vector(norm)
-        self._head = device.loader.matrix(head)
+        self._head = device.head_matrix(head)
         device.n_logits = head.n_rows
         self.n_bytes = head.n_bytes
 

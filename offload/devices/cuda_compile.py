@@ -7,6 +7,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from offload.batch import EXACT_CONTEXT
 from offload.devices.cuda_segment import HEAD_ROWS
 from offload.devices.cuda_writer import FEW, Writer
 
@@ -31,6 +32,9 @@ def kernels_of(
     for memory in memories:
         for rows in (1, 2) if memory.most == FEW else (memory.most,):
             memory.forms = [(0, rows, False)]
+            if memory.most != FEW and device.kv.context > EXACT_CONTEXT:
+                memory.forms.append((0, rows, memory.is_of_halves))
+            memory.positions = list(range(rows))
             writer = Writer(device, memory, rows)
             apart = writer
             if memory.most != FEW:

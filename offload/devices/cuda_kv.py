@@ -37,8 +37,10 @@ class Slot:
 class CudaKV:
     """See KVStore."""
 
-    def __init__(self, gpu: Gpu, space: Space, shape: CacheShape, context: int) -> None:
-        self._space = space
+    def __init__(
+        self, gpu: Gpu, pages: Space, tables: Space, shape: CacheShape, context: int
+    ) -> None:
+        self._pages, self._tables = pages, tables
         self.shape = shape
         self.context = context
         self.kind: str = shape.kv_type
@@ -60,7 +62,7 @@ class CudaKV:
     def open(self, slot: int, kind: str | None = None) -> None:
         """A new, empty slot; PlanError if there is no room."""
         self.close(slot)
-        table = self._space.alloc(8 * -(-self.context // PAGE))
+        table = self._tables.alloc(8 * -(-self.context // PAGE))
         self._slots[slot] = Slot(
             replace(self.shape, kv_type=cast("KVType", kind or self.kind)), table
         )
@@ -70,8 +72,8 @@ class CudaKV:
         found = self._slots.pop(slot, None)
         if found is not None:
             for page in found.pages:
-                self._space.free(page)
-            self._space.free(found.table)
+                self._pages.free(page)
+            self._tables.free(found.table)
 
     def reserve(self, slot: int, rows: int) -> None:
         """Pages for so many rows; PlanError if there is no room."""
@@ -120,7 +122,7 @@ class CudaKV:
         if wanted <= len(slot.pages):
             return
         for _ in range(wanted - len(slot.pages)):
-            page = self._space.alloc(self._page_bytes(slot))
+            page = self._pages.alloc(self._page_bytes(slot))
             self._gpu.clear(page, self._page_bytes(slot))
             slot.pages.append(page)
         self._gpu.upload(slot.table, np.array(slot.pages, np.int64))

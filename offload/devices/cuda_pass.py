@@ -81,13 +81,17 @@ class PassMemory:
         upload(self.cos, np.concatenate(cos))
         upload(self.sin, np.concatenate(sin))
 
+    @property
+    def is_of_halves(self) -> bool:
+        """Whether no rows are float32: the expanded form would lose what those hold."""
+        return bool(self.kinds) and RowKind.F32 not in self.kinds
+
     def _forms(self, batch: Batch) -> list[tuple[int, int, bool]]:
         found: list[tuple[int, int, bool]] = []
-        halves = self.kinds and RowKind.F32 not in self.kinds  # which the expanded form is for
         at = 0
         for span in batch.spans:
             for a, b, is_expanded in span.forms():
-                if is_expanded and halves:
+                if is_expanded and self.is_of_halves:
                     found.append((at, b - a, True))
                 elif found and not found[-1][2]:
                     found[-1] = found[-1][0], found[-1][1] + b - a, False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 
 from offload.devices.cuda_vram import Space
 from offload.errors import PlanError
-from offload.gpu.base import Gpu, Launch
+from offload.gpu.base import Gpu, Launch, Mark
 from quant.cuda import gemm
 from quant.cuda.kernels import Kernel, of_type, plane_type
 from quant.cuda.plane_type import PlaneType
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from offload.weights import Matrix
 
 Array = np.ndarray
-STAGE_BYTES = 32 << 20  # of the file at a time
+STAGE_BYTES = 16 << 20  # of the file at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,13 +62,17 @@ class CudaMatrix:
 
 
 class Loader:
-    """Brings weights to a GPU through a stage. Close it once they are there."""
+    """Brings weights to a GPU through two stages. Close it once they are there.
+
+    One is filled while what lies in the other is re-arranged.
+    """
 
     def __init__(self, gpu: Gpu, weights: Space, workspace: Space) -> None:
         self._gpu = gpu
         self._weights = weights
         self._workspace = workspace
-        self._stage = self._stage_bytes = 0
+        self._stages: deque[tuple[int, Mark]] = deque()  # address, when it is free
+        self._stage_bytes = 0
 
     def matrix(self, m: Matrix) -> CudaMatrix:
         """All matrices of `m`."""
@@ -82,8 +86,8 @@ class Loader:
         repack = of_type(kind)["repack"]
         for i, n, first, count in pieces(m):
             size = (n - 1) * m.stride + count * m.row_bytes
-            stage = self._room(size)
-            self._gpu.upload(stage, bytes_at(m.address + i * m.stride + first * m.row_bytes, size))
+            stage, free = self._stage(size)
+            self._gpu.after(self._gpu.send(stage, bytes_of(m, i, first, size), free))
             grid = -(-count * chunks * facts.lanes // repack.threads), n, 1
             arguments = (
                 stage, m.row_bytes, first, count, m.n_cols, *BLOCK[kind], address + i * stride,
@@ -92,18 +96,21 @@ class Loader:
             once = self._gpu.prepare([Launch(repack, grid, arguments)])
             once.run()
             once.close()
+            self._stages.append((stage, self._gpu.mark()))
         return CudaMatrix(
             kind=kind, is_float=m.quant.is_float, address=address, stride=stride, count=m.count,
             n_rows=m.n_rows, n_cols=m.n_cols, used_cols=m.used_cols, chunks=chunks,
             steps=facts.steps, lanes=facts.lanes, n_bytes=m.n_bytes,
         )  # fmt: skip
 
-    def _room(self, n_bytes: int) -> int:
+    def _stage(self, n_bytes: int) -> tuple[int, Mark]:
+        """The one that is free first."""
         if self._stage_bytes < n_bytes:
             self.close()
+            for _ in range(2):
+                self._stages.append((self._workspace.alloc(n_bytes), self._gpu.mark()))
             self._stage_bytes = n_bytes
-            self._stage = self._workspace.alloc(n_bytes)
-        return self._stage
+        return self._stages.popleft()
 
     def vector(self, x: Array) -> int:
         """Address of a copy; 0 if there is nothing."""
@@ -120,11 +127,12 @@ class Loader:
         return address
 
     def close(self) -> None:
-        """Give the stage back."""
-        if self._stage:
+        """Give the stages back."""
+        if self._stages:
             self._gpu.wait()
-            self._workspace.free(self._stage)
-            self._stage = self._stage_bytes = 0
+        while self._stages:
+            self._workspace.free(self._stages.popleft()[0])
+        self._stage_bytes = 0
 
 
 def pieces(m: Matrix) -> Iterator[tuple[int, int, int, int]]:
@@ -136,8 +144,8 @@ def pieces(m: Matrix) -> Iterator[tuple[int, int, int, int]]:
             yield i, min(many, m.count - i), first, min(rows, m.n_rows - first)
 
 
-def bytes_at(address: int, n_bytes: int) -> Array:
-    """Memory of the process as (n_bytes,) uint8; a view."""
-    data = (ctypes.c_uint8 * n_bytes).from_address(address)
-    view: Array = np.frombuffer(memoryview(data), np.uint8)
-    return view
+def bytes_of(m: Matrix, i: int, first: int, n_bytes: int) -> Array:
+    """From row `first` of matrix `i` on, (n_bytes,) uint8: a view, read-only where they are."""
+    whole: Array = m.owner.reshape(-1).view(np.uint8)
+    start = m.address - whole.ctypes.data + i * m.stride + first * m.row_bytes
+    return whole[start : start + n_bytes]

@@ -2,13 +2,18 @@
 
 Everything goes through one queue, in order: an upload is over for the caller when the call returns
 (its array may change), for the GPU before what is launched next; a download waits for all before.
+But what is sent goes beside the queue, and each is told what of the other it waits for:
+
+    stage = gpu.alloc(n)                 read = gpu.mark()
+    sent = gpu.send(stage, data, read)   once the queue has passed `read`
+    gpu.after(sent)                      what is launched next finds the data
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NewType, Protocol
 
 import numpy as np
 
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
 Array = np.ndarray
 Check = Callable[[], None]
 Progress = Callable[[int, int], None]
+Mark = NewType("Mark", int)  # a place in the queue
+Sent = NewType("Sent", int)  # a copy beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,18 @@ class Gpu(Protocol):
     def upload(self, to: int, data: Array) -> None:
         """Bytes of an array in C order."""
 
+    def mark(self) -> Mark:
+        """Behind all that is in the queue."""
+
+    def send(self, to: int, data: Array, behind: Mark) -> Sent:
+        """An upload beside the queue, from `behind` on, after what was sent before.
+
+        A read-only array must stay as it is until `wait`; any other may change at once.
+        """
+
+    def after(self, sent: Sent) -> None:
+        """What comes into the queue next waits for it."""
+
     def download(self, at: int, out: Array) -> None:
         """Fill an array in C order; waits."""
 
@@ -82,7 +101,7 @@ class Gpu(Protocol):
         """For the GPU to run it so often, by its own clock; waits."""
 
     def wait(self, check: Check | None = None) -> None:
-        """Until the queue is empty; `check` is called now and then, and may raise."""
+        """Until the queue is empty and all is sent; `check` is called meanwhile, and may raise."""
 
     def close(self) -> None:
         """Give everything back."""

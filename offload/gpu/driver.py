@@ -1,7 +1,8 @@
 """CudaGpu: a GPU through the NVIDIA driver (cuda.bindings.driver). See Gpu in base.py.
 
-One queue takes copies and launches in order. Copies pass through pinned memory (staging.py), but
-for host memory that was pinned as a whole (`pin`), which the GPU reads by itself.
+One queue takes copies and launches in order; what is sent beside them has another one (sending.py).
+Copies pass through pinned memory (staging.py), but for host memory that was pinned as a whole
+(`pin`), which the GPU reads by itself.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import numpy as np
 
 from offload.amounts import binary_amount
 from offload.errors import DeviceError, PlanError, reason
-from offload.gpu.base import Check, Launch, Prepared, Progress
+from offload.gpu.base import Check, Launch, Mark, Prepared, Progress, Sent
 from offload.gpu.cuda_calls import NO_MEMORY, CudaCalls, CudaError
 from offload.gpu.launches import Calls, Functions, graph
 from offload.gpu.probe import architecture, bindings, obstacle, text_of
 from offload.gpu.queue import Queue
+from offload.gpu.sending import READ_ONLY, Sender
 from offload.gpu.staging import Staging
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ Cubins = Callable[["Kernel", int], bytes]
 
 WATCHDOG_SECONDS: Final = 20.0
 WITHOUT: Final = "--device cpu does without"
-_READ_ONLY: Final = 8  # CU_MEMHOSTREGISTER_READ_ONLY
 
 
 class CudaGpu:
@@ -63,8 +64,9 @@ class CudaGpu:
         try:
             calls.context = calls.call("cuDevicePrimaryCtxRetain", self._device)
             calls.enter()
-            self._queue = Queue(calls, watchdog_seconds)
-            self._staging = Staging(calls, self._queue)
+            self._queue, self._sent = (Queue(calls, watchdog_seconds) for _ in range(2))
+            self._staging = Staging(calls)
+            self._sender = Sender(calls, self._sent, self._staging)
         except BaseException:
             self._give_back()
             raise
@@ -99,15 +101,14 @@ class CudaGpu:
 
     def free(self, address: int) -> None:
         """See Gpu; waits for what is under way."""
-        self._calls.enter()
-        self._queue.wait(self._queue.mark())
+        self.wait()
         del self._sizes[address]
         self._calls.drop("cuMemFree", address)
 
     def pin(self, address: int, n_bytes: int, *, read_only: bool) -> None:
         """Host memory that the GPU reads by itself; whole pages. read_only: the mapping is."""
         self._calls.enter()
-        self._calls.call("cuMemHostRegister", address, n_bytes, _READ_ONLY if read_only else 0)
+        self._calls.call("cuMemHostRegister", address, n_bytes, READ_ONLY if read_only else 0)
         self._calls.own("cuMemHostUnregister", address)
         self._pinned[address] = n_bytes
 
@@ -129,8 +130,7 @@ class CudaGpu:
 
     def unpin(self, address: int) -> None:
         """Undo `pin`."""
-        self._calls.enter()
-        self._queue.wait(self._queue.mark())
+        self.wait()
         del self._pinned[address]
         self._calls.drop("cuMemHostUnregister", address)
 
@@ -143,14 +143,31 @@ class CudaGpu:
             self._calls.call("cuMemcpyHtoDAsync", to, source.ctypes.data, source.size, stream)
             self._queue.wait(self._queue.mark())
         else:
-            self._staging.upload(to, source)
+            self._staging.upload(self._queue, to, source)
+
+    def mark(self) -> Mark:
+        """See Gpu."""
+        self._calls.enter()
+        return Mark(self._queue.mark())
+
+    def send(self, to: int, data: Array, behind: Mark) -> Sent:
+        """See Gpu."""
+        self._calls.enter()
+        self._sent.follow(self._queue, behind)
+        source = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        return Sent(self._sender.send(to, source))
+
+    def after(self, sent: Sent) -> None:
+        """See Gpu."""
+        self._calls.enter()
+        self._queue.follow(self._sent, sent)
 
     def download(self, at: int, out: Array) -> None:
         """See Gpu."""
         self._calls.enter()
         if not out.flags.c_contiguous:
             raise ValueError("an array in C order is needed")
-        self._staging.download(at, out.reshape(-1).view(np.uint8))
+        self._staging.download(self._queue, at, out.reshape(-1).view(np.uint8))
 
     def copy(self, to: int, at: int, n_bytes: int) -> None:
         """See Gpu."""
@@ -200,6 +217,7 @@ class CudaGpu:
         """See Gpu."""
         self._calls.enter()
         self._queue.wait(self._queue.mark(), check)
+        self._sender.wait(check)
 
     def close(self) -> None:
         """Give everything back; never raises, never waits for a GPU that does not answer."""
@@ -209,7 +227,8 @@ class CudaGpu:
             self.wait()
         except DeviceError as exc:
             log.debug("%s", exc)
-        self._give_back()
+        finally:
+            self._give_back()
 
     def _give_back(self) -> None:
         calls = self._calls
@@ -219,12 +238,14 @@ class CudaGpu:
             return
         if calls.context is None:
             return
-        if calls.lost is None:
-            calls.drop_all()
-        if calls.lost is not None:
-            calls.attempt("cuDevicePrimaryCtxReset", self._device)
-        calls.attempt("cuCtxSetCurrent", None)
-        calls.attempt("cuDevicePrimaryCtxRelease", self._device)
+        try:
+            if calls.lost is None:
+                calls.drop_all()
+            if calls.lost is not None:
+                calls.attempt("cuDevicePrimaryCtxReset", self._device)
+            calls.attempt("cuCtxSetCurrent", None)
+        finally:  # with the context all that is left goes
+            calls.attempt("cuDevicePrimaryCtxRelease", self._device)
 
     def _is_pinned(self, data: Array) -> bool:
         first = data.ctypes.data

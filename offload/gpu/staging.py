@@ -19,48 +19,50 @@ _ALIGNED: Final = 256
 
 
 class Staging:
-    """A part is in use until the queue has passed its mark."""
+    """A part is in use until its queue has passed its mark."""
 
-    def __init__(self, calls: CudaCalls, queue: Queue) -> None:
-        self._calls, self._queue = calls, queue
+    def __init__(self, calls: CudaCalls) -> None:
+        self._calls = calls
         self.address = int(calls.make("cuMemFreeHost", "cuMemHostAlloc", BYTES, 0))
         self._bytes = np.ctypeslib.as_array((ctypes.c_uint8 * BYTES).from_address(self.address))
         self._at = 0
-        self._used: deque[tuple[int, int, int]] = deque()  # (start, end, mark), oldest first
+        # (start, end, queue, its mark), oldest first
+        self._used: deque[tuple[int, int, Queue, int]] = deque()
 
-    def upload(self, to: int, data: Array) -> None:
+    def upload(self, queue: Queue, to: int, data: Array) -> None:
         """data: uint8, one-dimensional; may change when this returns."""
         for first in range(0, data.size, PART):
             part = data[first : first + PART]
             start = self._room(part.size)
             self._bytes[start : start + part.size] = part
+            self._used.append((start, start + part.size, queue, queue.made + 1))
             source = self.address + start
-            stream = self._queue.stream
-            self._calls.call("cuMemcpyHtoDAsync", to + first, source, part.size, stream)
-            self._used.append((start, start + part.size, self._queue.mark()))
+            self._calls.call("cuMemcpyHtoDAsync", to + first, source, part.size, queue.stream)
+            queue.mark()
 
-    def download(self, at: int, out: Array) -> None:
+    def download(self, queue: Queue, at: int, out: Array) -> None:
         """out: uint8, one-dimensional; filled when this returns."""
         for first in range(0, out.size, PART):
             part = out[first : first + PART]
             start = self._room(part.size)
             target = self.address + start
-            stream = self._queue.stream
-            self._calls.call("cuMemcpyDtoHAsync", target, at + first, part.size, stream)
-            self._queue.wait(self._queue.mark())
+            self._calls.call("cuMemcpyDtoHAsync", target, at + first, part.size, queue.stream)
+            queue.wait(queue.mark())
             part[:] = self._bytes[start : start + part.size]
 
     def _room(self, n_bytes: int) -> int:
         """Offset of a part that nothing uses any more."""
-        while self._used and self._used[0][2] <= self._queue.passed:
+        while self._used and self._used[0][3] <= self._used[0][2].passed:
             self._used.popleft()
         start = self._at if self._at + n_bytes <= BYTES else 0
         end = start + n_bytes
-        last = 0
-        for low, high, mark in self._used:
+        in_the_way = 0  # of the oldest
+        for k, (low, high, *_) in enumerate(self._used):
             if low < end and start < high:
-                last = mark
-        while self._used and self._used[0][2] <= last:
-            self._queue.wait(self._used.popleft()[2])
+                in_the_way = k + 1
+        for _ in range(in_the_way):
+            _, _, queue, mark = self._used[0]
+            queue.wait(mark)
+            self._used.popleft()
         self._at = -(-end // _ALIGNED) * _ALIGNED
         return start

@@ -11,7 +11,7 @@ from offload.gpu_check import PARTS, SECONDS, check, chosen
 
 
 def main() -> int:
-    """Exit code: 0 all is well, 1 something is not."""
+    """Exit code: 0 all is well, 1 something is not, 130 Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m offload.gpu_check", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder of the results")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything")
@@ -24,6 +24,8 @@ def main() -> int:
     except (OffloadError, OSError) as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0 if well else 1
 
 

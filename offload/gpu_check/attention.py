@@ -97,7 +97,7 @@ def _share(bench: Bench, kind: RowKind, context: int, slab: int, copy: float) ->
     count = -(-context // PAGE)
     fits = bench.setup.slab_bytes // size
     _fill(bench, kind, slab, fits)
-    turns = max(1, min(16, fits // count))
+    turns = max(1, min(fits, 4 * bench.setup.launch_bytes // size) // count)
     launches: list[Launch] = []
     for turn in range(turns):
         pages = [slab + (turn * count + i) % fits * size for i in range(count)]

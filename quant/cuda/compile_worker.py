@@ -1,6 +1,6 @@
 """Kernels in, machine code out, line by line: the process that cubin_cache.py starts.
 
-A line in: base64 of a pickled (function, threads). A line out, as JSON: {"cubin": base64}, or
+A line in: base64 of the pickled arguments of `ptx`. A line out, as JSON: {"cubin": base64}, or
 {"error": text}.
 """
 
@@ -22,8 +22,7 @@ def main(architecture: int) -> None:
         os.dup2(2, 1)  # what compilers print is no answer
         for line in sys.stdin.buffer:
             try:
-                function, threads = pickle.loads(base64.b64decode(line))
-                code, _ = assemble(ptx(function, threads), architecture)
+                code, _ = assemble(ptx(*pickle.loads(base64.b64decode(line))), architecture)
                 answer = {"cubin": base64.b64encode(code).decode("ascii")}
             except Exception as exc:  # whatever a compiler may say
                 answer = {"error": f"{type(exc).__name__}: {exc}"}

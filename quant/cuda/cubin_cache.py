@@ -64,7 +64,7 @@ def cubins(
             found[kernel] = kept
     missing = [kernel for kernel in dict.fromkeys(wanted) if kernel not in found]
     if missing:
-        _compile(missing, architecture, progress, processes or _processes(len(missing)))
+        _compile(missing, architecture, progress, processes or workers(len(missing)))
         for kernel in missing:
             found[kernel] = _made[kernel, architecture]
     return [found[kernel] for kernel in wanted]
@@ -102,7 +102,8 @@ def _read(kernel: Kernel, architecture: int) -> bytes | None:
     return code
 
 
-def _processes(count: int) -> int:
+def workers(count: int) -> int:
+    """Processes for so many kernels."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -158,7 +159,7 @@ def _feed(
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 )  # fmt: skip
                 running.append(process)
-            function = dumps((kernel.function, kernel.threads))
+            function = dumps((kernel.function, kernel.threads, kernel.together))
             process.stdin.write(base64.b64encode(function) + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()

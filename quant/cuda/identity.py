@@ -16,7 +16,7 @@ _PLAIN = (int, float, str, bytes, bool, type(None), np.generic)
 
 def digest(kernel: Kernel) -> bytes:
     """The same in every process with the same sources."""
-    facts = kernel.threads, _facts(kernel.function, frozenset())
+    facts = kernel.threads, kernel.together, _facts(kernel.function, frozenset())
     return hashlib.sha256(repr(facts).encode()).digest()
 
 

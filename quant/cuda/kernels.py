@@ -26,6 +26,7 @@ from quant.cuda.ptx import device
 from quant.ggml import GGMLType
 
 TOKENS = (1, 8)
+WARPS = 16  # of a multiprocessor, for one token: loads under way together hide each other's wait
 TYPES = (
     GGMLType.Q4_0,
     GGMLType.Q4_1,
@@ -62,12 +63,16 @@ FLOATS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kernel:
-    """What a launch needs to know but for the grid. shared: bytes of shared memory of a block."""
+    """What a launch needs to know but for the grid.
+
+    shared: bytes of shared memory of a block. together: see ptx.py.
+    """
 
     name: str
     function: Callable[..., None]
     threads: int
     shared: int = 0
+    together: int = 1
 
 
 @cache
@@ -106,11 +111,13 @@ def _quantised(planes: PlaneType) -> list[Kernel]:
             bound["step"] = device(bind(matvec.step, "step", **bound))
             bound["tile"] = device(bind(matvec.tile, "tile", **bound))
             name = f"{template.__name__}_{tokens}"
-            made.append(_kernel(template, name, kind, bound, matvec.THREADS))
+            together = WARPS * 32 // matvec.THREADS if tokens == 1 else 1
+            made.append(_kernel(template, name, kind, bound, matvec.THREADS, 0, together))
         for inner in (expert_up.sum_of_lanes, expert_up.values):  # `step` is of one plane
             bound[inner.__name__] = device(bind(inner, inner.__name__, **bound))
         threads, shared = expert_up.ROWS * planes.lanes, 4 * expert_up.ROWS * tokens
-        made.append(_kernel(expert_up.up, f"up_{tokens}", kind, bound, threads, shared))
+        together = max(1, WARPS * 32 // threads) if tokens == 1 else 1
+        made.append(_kernel(expert_up.up, f"up_{tokens}", kind, bound, threads, shared, together))
     made.extend(_many(kind, planes, names))
     names["COLUMNS"] = planes.group_columns
     widen = floats.weights_32 if planes.lanes == 8 else floats.weights_16
@@ -166,7 +173,10 @@ def _many(kind: GGMLType, planes: PlaneType, names: dict[str, Any]) -> list[Kern
 
 def _kernel(
     template: Callable[..., None], name: str, kind: GGMLType, names: dict[str, Any], threads: int,
-    shared: int = 0,
+    shared: int = 0, together: int = 1,
 ) -> Kernel:  # fmt: skip
     name = f"{name}_{kind.name.lower()}"
-    return Kernel(name=name, function=bind(template, name, **names), threads=threads, shared=shared)
+    return Kernel(
+        name=name, function=bind(template, name, **names), threads=threads, shared=shared,
+        together=together,
+    )  # fmt: skip

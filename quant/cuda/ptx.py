@@ -31,8 +31,11 @@ def _without_a_gpu() -> None:
     codegen.CUDACodeLibrary._ensure_cc = lambda self, cc: cc or TARGET
 
 
-def ptx(kernel: Callable[..., None], threads: int) -> str:
-    """PTX of a kernel for blocks of at most so many threads; its entry is called as the kernel."""
+def ptx(kernel: Callable[..., None], threads: int, together: int = 1) -> str:
+    """PTX of a kernel for blocks of at most so many threads; its entry is called as the kernel.
+
+    together: blocks that a multiprocessor shall have room for, which bounds registers.
+    """
     _without_a_gpu()
     count = len(inspect.signature(kernel).parameters)
     compiled: Any = compiler.compile_cuda(
@@ -44,6 +47,6 @@ def ptx(kernel: Callable[..., None], threads: int) -> str:
     function = library.get_function(name)
     library._entry_name = name
     compiler.kernel_fixup(function, False)
-    nvvm.set_launch_bounds(function, (threads, 1))
+    nvvm.set_launch_bounds(function, (threads, together))
     text: str = library.get_asm_str(cc=TARGET)
     return re.sub(rf"{re.escape(name)}(?![\w$])", kernel.__name__, text)

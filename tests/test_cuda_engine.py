@@ -1,0 +1,84 @@
+"""Whole models on an emulated GPU, through the engine: plan, load, prompts, several answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_gguf
+from fake_gpu import gpu
+from simulated_gpu import SimulatedGpu
+from tiny_gguf import TinyModel
+
+import offload
+from offload import batch
+from offload.devices import cuda, cuda_attention, cuda_compile
+from offload.engine import Engine
+from offload.gpu import probe
+from quant.ggml import GGMLType
+
+MODEL = TinyModel(
+    layers=2, dense=1, hidden=64, heads=2, q_lora=32, kv_lora=32, experts=8, top_k=2, width=32,
+    dense_width=64, types={"": GGMLType.Q8_0}, context=2048,
+)  # fmt: skip
+PROMPTS = ("In the beginning there was a prompt.", "And then another, " * 4, "so on")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf.write(tmp_path_factory.mktemp("cuda") / "tiny.gguf", MODEL)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SimulatedGpu]]:
+    """Every GPU that was opened."""
+    opened: list[SimulatedGpu] = []
+
+    def one(index: int, limit: int | None) -> SimulatedGpu:
+        assert (index, limit is None) == (0, False)
+        opened.append(SimulatedGpu(1 << 29))
+        return opened[-1]
+
+    monkeypatch.setattr(probe, "gpus", lambda *_, **__: [gpu(free=0.45, total=1)])
+    monkeypatch.setattr(cuda, "CudaGpu", one)
+    yield opened
+    assert all(gpu.closed for gpu in opened)
+
+
+def answers(engine: Engine) -> list[tuple[int, ...]]:
+    """Of all prompts, decoded together."""
+    found = engine.batch(PROMPTS, temperature=0, max_tokens=6)
+    return [one.ids for one in sorted(found, key=lambda one: one.index)]
+
+
+def test_text_is_the_cpus(path: Path, gpus: list[SimulatedGpu]) -> None:
+    results = {}
+    for device in ("cpu", "auto"):
+        with offload.load(path, context=512, device=device) as engine:
+            results[device] = answers(engine)
+            stats = engine.expert_stats
+            assert stats.home == ("vram" if device == "auto" else "mmap")
+            if device == "auto":
+                assert engine.plan.placements
+                (only,) = gpus
+                assert only.compiled, "kernels are made ahead of the first answer"
+    assert results["auto"] == results["cpu"]
+
+
+def test_long_prompts_take_the_expanded_form(
+    path: Path, gpus: list[SimulatedGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the GPU as of the CPU: a shorter EXACT_CONTEXT and shorter pieces stand for long ones."""
+    for module in (batch, cuda_attention, cuda_compile):
+        monkeypatch.setattr(module, "EXACT_CONTEXT", 16)
+    monkeypatch.setattr(batch, "EXPANDED_TOKENS", 8)
+    ids = np.arange(44) * 7 % 200 + 3
+    logits = {}
+    for device in ("cpu", "auto"):
+        with offload.load(path, context=512, device=device) as engine:
+            logits[device] = engine.logits(ids.tolist(), kv_type="f16")
+    distance = np.linalg.norm(logits["auto"] - logits["cpu"]) / np.linalg.norm(logits["cpu"])
+    assert distance < 5e-3
+    del gpus
