@@ -6,92 +6,31 @@ Words are Python's whole numbers, float32 is NumPy's. Addresses below are those 
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
+from cudasim_numbers import (
+    MASK,
+    F,
+    bits_of,
+    bytes_less,
+    dp4a,
+    float_of,
+    fma_halves,
+    fused,
+    half_bits,
+    half_of,
+    i32,
+    permute,
+    shift,
+    whole,
+)
 from cudasim_threads import exchange, here
 
-MASK = 0xFFFFFFFF
-F = np.float32
 TABLES_AT = 1 << 56
-
-# --- numbers --------------------------------------------------------------------------------------
-
-
-def _i32(x: int) -> int:
-    x = int(x) & MASK
-    return x - (1 << 32) if x >> 31 else x
-
-
-def _bits(x: Any) -> int:
-    return int(F(x).view(np.uint32))
-
-
-def _float(bits: int) -> Any:
-    return np.uint32(int(bits) & MASK).view(F)
-
-
-def _shift(x: int, n: int, left: bool) -> int:
-    assert 0 <= n < 32, f"a shift by {n}"
-    return (int(x) << int(n) if left else (int(x) & MASK) >> int(n)) & MASK
-
-
-def _fused(a: Any, b: Any, c: Any) -> float:
-    """a * b + c in float64, rounded to odd: rounding that once more is rounding the sum once."""
-    product, more = float(a) * float(b), float(c)  # exact
-    total = product + more
-    if math.isfinite(total):
-        back = total - product
-        rest = (product - (total - back)) + (more - back)
-        if rest and not struct.unpack("<q", struct.pack("<d", total))[0] & 1:
-            total = math.nextafter(total, math.copysign(math.inf, rest))
-    return total
-
-
-def _half(bits: int) -> Any:
-    return np.uint16(int(bits) & 0xFFFF).view(np.float16)
-
-
-def _half_bits(x: Any) -> int:
-    return int(np.float16(x).view(np.uint16))
-
-
-def _fma_halves(a: int, b: int, c: int) -> int:
-    low, high = (
-        _half_bits(_fused(*(_half(int(x) >> shift) for x in (a, b, c)))) for shift in (0, 16)
-    )
-    return low | high << 16
-
-
-def _bytes(x: int) -> tuple[int, ...]:
-    return struct.unpack("<4b", struct.pack("<I", int(x) & MASK))
-
-
-def _dp4a(a: int, b: int, c: int) -> int:
-    return _i32(int(c) + sum(x * y for x, y in zip(_bytes(a), _bytes(b), strict=True)))
-
-
-def _permute(a: int, b: int, sel: int) -> int:
-    both = (int(a) & MASK) | (int(b) & MASK) << 32
-    out = 0
-    for i in range(4):
-        chosen = int(sel) >> 4 * i & 15
-        byte = both >> 8 * (chosen & 7) & 255
-        out |= (255 * (byte >> 7) if chosen & 8 else byte) << 8 * i
-    return out
-
-
-def _less(a: int, b: int) -> int:
-    return sum(((int(a) >> 8 * i & 255) - (int(b) >> 8 * i & 255) & 255) << 8 * i for i in range(4))
-
-
-def _whole(x: Any) -> int:
-    return int(np.clip(np.rint(np.float64(x)), -(2**31), 2**31 - 1)) if x == x else 0
-
 
 # --- memory ---------------------------------------------------------------------------------------
 
@@ -136,7 +75,7 @@ def _store(
     size = struct.calcsize(layout)
     _check(data, at, size)
     if layout == "f":
-        struct.pack_into("I", data, at, _bits(values[0]))
+        struct.pack_into("I", data, at, bits_of(values[0]))
         return
     limit = (1 << 8 * size // len(values)) - 1
     struct.pack_into(layout.upper(), data, at, *(int(value) & limit for value in values))
@@ -270,23 +209,23 @@ _REST: dict[str, Callable[..., Any]] = {
     "block_z": lambda: here().blockIdx.z,
     "blocks_z": lambda: here()._manager._grid_dim[2],
     "u32": lambda x: int(x) & MASK,
-    "i32": _i32,
-    "shl": lambda x, n: _shift(x, n, True),
-    "shr": lambda x, n: _shift(x, n, False),
+    "i32": i32,
+    "shl": lambda x, n: shift(x, n, True),
+    "shr": lambda x, n: shift(x, n, False),
     "mul32": lambda a, b: int(a) * int(b) & MASK,
     "add32": lambda a, b: int(a) + int(b) & MASK,
     "div32": lambda a, b: (int(a) & MASK) // (int(b) & MASK),
     "mod32": lambda a, b: (int(a) & MASK) % (int(b) & MASK),
-    "dp4a": _dp4a,
-    "permute": _permute,
+    "dp4a": dp4a,
+    "permute": permute,
     "pop_count": lambda x: (int(x) & MASK).bit_count(),
-    "bytes_less": _less,
-    "fma": lambda a, b, c: F(_fused(a, b, c)),
-    "as_f32": _float,
-    "as_u32": _bits,
-    "f32": lambda x: F(_i32(x)),
+    "bytes_less": bytes_less,
+    "fma": lambda a, b, c: F(fused(a, b, c)),
+    "as_f32": float_of,
+    "as_u32": bits_of,
+    "f32": lambda x: F(i32(x)),
     "f32_of_u32": lambda x: F(int(x) & MASK),
-    "round_i32": _whole,
+    "round_i32": whole,
     "round_f32": np.rint,
     "larger": np.fmax,
     "smaller": np.fmin,
@@ -294,10 +233,10 @@ _REST: dict[str, Callable[..., Any]] = {
     "root": np.sqrt,
     "quotient": lambda a, b: F(a) / F(b),
     "power_of_2": lambda x: F(np.exp2(np.float64(x))),
-    "half": lambda bits: F(_half(bits)),
-    "half_bits": _half_bits,
-    "two_halves": lambda a, b: _half_bits(a) | _half_bits(b) << 16,
-    "fma_halves": _fma_halves,
+    "half": lambda bits: F(half_of(bits)),
+    "half_bits": half_bits,
+    "two_halves": lambda a, b: half_bits(a) | half_bits(b) << 16,
+    "fma_halves": fma_halves,
     "shared": lambda: 0,
     "copy_16": partial(_copy, 16),
     "copy_4": partial(_copy, 4),
@@ -305,7 +244,7 @@ _REST: dict[str, Callable[..., Any]] = {
     "copies_done_0": partial(_done, 0),
     "copies_done_1": partial(_done, 1),
     "add_u32": _add,
-    "sync": lambda: here()._manager.barrier.wait(60),
+    "sync": lambda: here()._manager.barrier.wait(),
     "sync_warp": lambda: exchange("sync", None, lambda slots: slots),
     "swap_f32": _swap,
     "swap_u32": _swap,

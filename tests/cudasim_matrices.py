@@ -52,11 +52,11 @@ def rows(kind: G, n_cols: int) -> Launch:
     return launch
 
 
-def product(kind: G, name: str, tokens: int) -> Launch:
-    """dense_T, many_dense: += of a part of a chunk."""
+def product(kind: G, name: str, tokens: int, n_cols: int) -> Launch:
+    """dense_T, many_dense: +=."""
 
     def launch(vram: Recorder) -> None:
-        n_cols, planes, kernel = 256, plane_type(kind), of_type(kind)[name]
+        planes, kernel = plane_type(kind), of_type(kind)[name]
         w = a_matrix(vram, kind, n_cols)
         x = np.random.default_rng(1).standard_normal((tokens, n_cols)).astype(np.float32)
         out = vram.put(np.ones((tokens, ROWS), np.float32))
@@ -133,12 +133,12 @@ MATRICES: dict[str, Launch] = {
     "rows, book": rows(BOOK, 256),
     "repack, float": repack(G.F16, 99),
     "rows, float": rows(G.F16, 99),
-    "dense": product(OFFSETS, "dense_8", 3),
-    "dense, zero": product(ZERO, "dense_1", 1),
+    "dense": product(OFFSETS, "dense_8", 3, 256),
+    "dense, zero": product(ZERO, "dense_1", 1, 256),
     "chosen": chosen(OFFSETS, "chosen_8"),
     "chosen, float": chosen(G.F16, "chosen_8"),
     "up": up,
-    "many_dense, zero": product(ZERO, "many_dense", 18),
+    "many_dense, zero": product(ZERO, "many_dense", 18, 512),
     "many_chosen": chosen(OFFSETS, "many_chosen"),
     "heads": heads(OFFSETS, 256),
     "heads, float": heads(G.F16, 99),

@@ -20,13 +20,41 @@ PATIENCE = 60  # seconds
 here: Callable[[], Any] = threading.current_thread
 
 
-class Warp:
+class Meeting:
+    """n threads that wait for each other; the last to come calls `then` before they go on."""
+
+    def __init__(self, n: int, then: Callable[[], None]) -> None:
+        self.n, self.then = n, then
+        self.gates: list[threading.Lock] = []
+        self.is_broken = False
+
+    def wait(self) -> None:
+        """For all others."""
+        if len(self.gates) == self.n - 1:
+            self.then()
+            gates, self.gates = self.gates, []
+            for gate in gates:
+                gate.release()
+            return
+        gate = here().gate
+        self.gates.append(gate)
+        if self.is_broken or not gate.acquire(timeout=PATIENCE) or self.is_broken:
+            raise threading.BrokenBarrierError
+
+    def abort(self) -> None:
+        """Nobody waits here any more."""
+        self.is_broken = True
+        for gate in self.gates:
+            gate.release()
+
+
+class Warp(Meeting):
     """32 threads that exchange values."""
 
     def __init__(self) -> None:
+        super().__init__(32, self._work)
         self.slots: list[Any] = [None] * 32
         self.results: list[Any] = []
-        self.barrier = threading.Barrier(32, action=self._work)
 
     def _work(self) -> None:
         names, values, works = zip(*self.slots, strict=True)
@@ -40,7 +68,7 @@ def exchange(name: str, value: Any, work: Callable[[list[Any]], list[Any]]) -> A
     lane = me.thread_id % 32
     warp = me._manager.warps[me.thread_id // 32]
     warp.slots[lane] = name, value, work
-    warp.barrier.wait(PATIENCE)
+    warp.wait()
     return warp.results[lane]  # replaced when all lanes, this one too, have come again
 
 
@@ -54,7 +82,7 @@ class Manager(simulator.BlockManager):  # type: ignore[misc]
         n = self._block_dim[0]
         self.shared = memoryview(bytearray(b"\xcd" * self.shared_bytes))
         self.warps = [Warp() for _ in range(n // 32)]
-        self.barrier = threading.Barrier(n)
+        self.barrier = Meeting(n, lambda: None)
         threads = [
             simulator.BlockThread(lambda: self._f(*arguments), self, grid_point, point, self._debug)
             for point in np.ndindex(*self._block_dim)
@@ -76,6 +104,8 @@ class Thread(simulator.BlockThread):  # type: ignore[misc]
         super().__init__(*arguments)
         self.copies: list[Any] = []
         self.groups: list[list[Any]] = []
+        self.gate = threading.Lock()
+        self.gate.acquire()
 
     def run(self) -> None:
         """The kernel's function."""
@@ -83,7 +113,7 @@ class Thread(simulator.BlockThread):  # type: ignore[misc]
         if self.exception:
             self._manager.barrier.abort()
             for warp in self._manager.warps:
-                warp.barrier.abort()
+                warp.abort()
 
 
 simulator.BlockManager, simulator.BlockThread = Manager, Thread

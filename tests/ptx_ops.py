@@ -23,6 +23,7 @@ TYPES = {
     "s16": np.int16, "f16": np.float16, "b32": np.uint32, "u32": np.uint32, "s32": np.int32,
     "f32": np.float32, "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "pred": np.bool_,
 }  # fmt: skip
+TINY = 2.0**-126  # the least normal float32
 WIDER = {"u16": np.uint32, "s16": np.int32, "u32": np.uint64, "s32": np.int64}
 
 
@@ -214,12 +215,15 @@ def fused(a: Any, b: Any, c: Any) -> Any:
     total = np.asarray(product + c)
     bits = total.view(np.int64)
     halfway = (bits & 0x1FFFFFFF) == 0x10000000
+    small = np.abs(total) < TINY  # where half is depends on the size of a subnormal
+    if small.any():
+        halfway = halfway | small & (total != 0)
     if halfway.any():  # rounding twice may differ from rounding once
         back = total - product
         rest = (product - (total - back)) + (c - back)
         up = (rest > 0) == (total > 0)
         nudged = np.where(up, bits + 1, bits - 1).view(np.float64)
-        total = np.where(halfway & (rest != 0), nudged, total)
+        total = np.where(halfway & (rest != 0) & (bits & 1 == 0), nudged, total)
     return total.astype(np.float32)
 
 

@@ -84,11 +84,18 @@ def nearest(x: Fraction) -> np.float32:
 
 
 def halfway_cases(rng: np.random.Generator, n: int) -> Array:
-    """(3, n): a * b is half of c's last bit, or a whole one and a half, or a bit more or less."""
-    c = (rng.integers(1 << 23, 1 << 24, n) * 2.0 ** rng.integers(-149, 60, n)).astype(np.float32)
-    c *= rng.choice([-1, 1], n)
-    a = (1 + rng.integers(-3, 4, n) * 2.0**-23).astype(np.float32) * rng.choice([1, 3, -1], n)
-    b = np.spacing(np.abs(c)) / 2 * (1 + rng.integers(-3, 4, n) * 2.0**-23)
+    """(3, n): a * b is half of c's last bit, or one and a half, or a bit more or less.
+
+    Of half of the cases c is subnormal.
+    """
+    last = rng.integers(-149, 60, n)
+    whole = rng.integers(1 << 23, 1 << 24, n)
+    last[: n // 2], whole[: n // 2] = -149, rng.integers(1, 1 << 23, n // 2)
+    first = (last - 1) // 2
+    near = 1 + rng.integers(-3, 4, (2, n)) * 2.0**-23
+    a = near[0] * rng.choice([1, 3, -1], n) * 2.0**first
+    b = near[1] * 2.0 ** (last - 1 - first)
+    c = whole * rng.choice([-1, 1], n) * 2.0**last
     return np.stack([a, b, c]).astype(np.float32)
 
 
