@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from cuda.bindings import driver as real
 from ptx_machine import Machine, program
-from vram import text
+
+from quant.cuda.kept_ptx import kept_ptx
 
 Array = np.ndarray
 R = real.CUresult
@@ -48,7 +49,7 @@ def parameters(name: str) -> int:
 
 def cubins(kernel: Any, architecture: int) -> bytes:
     """What stands for machine code."""
-    return b"PTX" + text(kernel).encode()
+    return b"PTX" + kept_ptx(kernel).encode()
 
 
 class Work(NamedTuple):

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from ptx_machine import Machine
-from vram import text
 
 from offload.errors import PlanError
 from offload.gpu.base import Launch, Mark, Sent
+from quant.cuda.kept_ptx import kept_ptx
 from quant.cuda.kernels import Kernel
 
 Array = np.ndarray
@@ -29,7 +29,7 @@ class Recorded:
         for one in self.launches:
             self.gpu.launched += 1
             self.gpu.machine.launch(
-                text(one.kernel), one.grid, one.kernel.threads, one.shared, one.arguments
+                kept_ptx(one.kernel), one.grid, one.kernel.threads, one.shared, one.arguments
             )
 
     def close(self) -> None:

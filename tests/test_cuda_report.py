@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from numba import cuda
 from numba.cuda import types
-from vram import text
 
 from quant.cuda import intrinsics, report
 from quant.cuda import ptx as compiling
 from quant.cuda.cubin import Report
 from quant.cuda.intrinsics import f32, fma, load_f32, store_f32, store_u32, sync, thread, u32
+from quant.cuda.kept_ptx import kept_ptx
 from quant.cuda.kernels import Kernel
 from quant.ggml import GGMLType
 
@@ -34,7 +34,7 @@ load_anywhere = intrinsics._load(intrinsics.U32, intrinsics.I32, 0)
 
 @pytest.mark.parametrize(("of", "kernel"), SAMPLE, ids=[f"{of}-{k.name}" for of, k in SAMPLE])
 def test_nothing_is_forbidden(of: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "ptx", lambda *_: text(kernel))  # kept for other tests
+    monkeypatch.setattr(report, "ptx", lambda *_: kept_ptx(kernel))  # kept for other tests
     found = report.examine(of, kernel, (86, 120))
     assert not found.faults
     assert found.reports.keys() == found.instructions.keys() == {86, 120}

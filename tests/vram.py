@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 from ptx_machine import Machine
 
-from quant.compiler.kernel_cache import Store, source_digest
-from quant.cuda.identity import digest
+from quant.cuda.kept_ptx import kept_ptx
 from quant.cuda.kernels import Kernel
-from quant.cuda.ptx import ptx
 
 Array = np.ndarray
-
-
-@cache
-def text(kernel: Kernel) -> str:
-    """PTX of a kernel: compiled once, and kept for the other processes that test."""
-    key = digest(kernel)
-    name = f"{kernel.name}-{key.hex()[:16]}.ptx"
-    kept = _store().read(name, key)
-    if kept is not None:
-        return kept.decode()
-    found = ptx(kernel.function, kernel.threads, kernel.together)
-    _store().write(name, key, found.encode())
-    return found
-
-
-@cache
-def _store() -> Store:
-    return Store("ptx-of-tests", source_digest()[:16])
 
 
 class Vram:
@@ -70,4 +48,4 @@ class Vram:
     def run(self, kernel: Kernel, grid: tuple[int, ...], *arguments: int, shared: int = 0) -> None:
         """Launch."""
         x, y, z = (*grid, 1, 1)[:3]
-        self.machine.launch(text(kernel), (x, y, z), kernel.threads, shared, arguments)
+        self.machine.launch(kept_ptx(kernel), (x, y, z), kernel.threads, shared, arguments)

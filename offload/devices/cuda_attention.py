@@ -12,7 +12,7 @@ from offload.batch import EXACT_CONTEXT
 from offload.devices.base import Kind, LatentAttention
 from offload.devices.cuda_expanded import Expanded, attention_scratch
 from offload.devices.cuda_writer import float_bits
-from quant.cuda import attend
+from quant.cuda import attend, attend_expanded
 from quant.run.cache_rows import RowKind
 
 if TYPE_CHECKING:
@@ -43,8 +43,11 @@ class Attention:
         self.n_bytes = sum(m.count * m.n_bytes for m in found if m is not None)
         shape = device.kv.shape
         self._kernels = attend.of_shape(w.k_b.count, w.rank, w.rope, shape.latent, shape.width)
+        fits = attend_expanded.fits(w.nope, w.v_b.n_rows, w.rope)
         self._expanded = (
-            Expanded(w, self._k_b, self._v_b, shape) if device.kv.context > EXACT_CONTEXT else None
+            Expanded(w, self._k_b, self._v_b, shape)
+            if fits and device.kv.context > EXACT_CONTEXT
+            else None
         )
 
     def steps(self, w: Writer) -> None:

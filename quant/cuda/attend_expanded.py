@@ -72,6 +72,7 @@ THREADS = 256
 BLOCK = 128  # positions, or queries, of a block
 TILE = 64  # keys at a time
 CUT = 64  # columns of c at a time
+MOST_KEY, MOST_VALUES = 192, 128  # columns of a head: more would spill
 CUT_ROW = 2 * CUT + 16  # bytes of a row of them
 NOPE: int = OPEN
 ROPE: int = OPEN
@@ -332,6 +333,11 @@ def attend(
         if column < VALUES and t + 8 < tokens:
             at = to + 8 * out_stride + 4 * column
             store_2(at, as_u32(z[4 * j + 2] * by_1), as_u32(z[4 * j + 3] * by_1))
+
+
+def fits(nope: int, values: int, rope: int) -> bool:
+    """Whether a block has registers and shared memory for heads of this size."""
+    return nope + rope <= MOST_KEY and values <= MOST_VALUES
 
 
 def room_bytes(nope: int, values: int, rope: int, positions: int) -> tuple[int, int, int]:

@@ -26,7 +26,7 @@ from quant.cuda.ptx import device
 from quant.ggml import GGMLType
 
 TOKENS = (1, 8)
-WARPS = 16  # of a multiprocessor, for one token: loads under way together hide each other's wait
+ONE_TOKEN = 3  # blocks of 4 warps that a multiprocessor shall have at least: see ptx.py
 TYPES = (
     GGMLType.Q4_0,
     GGMLType.Q4_1,
@@ -111,12 +111,12 @@ def _quantised(planes: PlaneType) -> list[Kernel]:
             bound["step"] = device(bind(matvec.step, "step", **bound))
             bound["tile"] = device(bind(matvec.tile, "tile", **bound))
             name = f"{template.__name__}_{tokens}"
-            together = WARPS * 32 // matvec.THREADS if tokens == 1 else 1
+            together = ONE_TOKEN if tokens == 1 else 1
             made.append(_kernel(template, name, kind, bound, matvec.THREADS, 0, together))
         for inner in (expert_up.sum_of_lanes, expert_up.values):  # `step` is of one plane
             bound[inner.__name__] = device(bind(inner, inner.__name__, **bound))
         threads, shared = expert_up.ROWS * planes.lanes, 4 * expert_up.ROWS * tokens
-        together = max(1, WARPS * 32 // threads) if tokens == 1 else 1
+        together = 2 if tokens == 1 and threads <= 256 else 1
         made.append(_kernel(expert_up.up, f"up_{tokens}", kind, bound, threads, shared, together))
     made.extend(_many(kind, planes, names))
     names["COLUMNS"] = planes.group_columns

@@ -28,8 +28,8 @@ from quant.cuda import attend, attend_expanded, norms, router
 from quant.cuda.cubin import ARCHITECTURES, Report, assemble
 from quant.cuda.cubin_cache import workers
 from quant.cuda.identity import digest
+from quant.cuda.kept_ptx import kept_ptx
 from quant.cuda.kernels import FLOATS, TYPES, Kernel, of_type
-from quant.cuda.ptx import ptx
 from quant.ggml import GGMLType
 
 REGISTERS = 255  # of a thread
@@ -64,6 +64,8 @@ class Attention:
         latent, rope = -(-self.rank // 16) * 16, -(-self.rope // 16) * 16
         row = self.rank, self.rope, latent, latent + rope
         absorbed = attend.of_shape(self.heads, *row)
+        if not attend_expanded.fits(self.nope, self.values, self.rope):
+            return list(absorbed.values())
         expanded = attend_expanded.of_shape(self.nope, self.values, *row)
         return [*absorbed.values(), *expanded.values()]
 
@@ -128,7 +130,7 @@ def examine(of: str, kernel: Kernel, architectures: Sequence[int]) -> Found:
     instructions: dict[int, int] = {}
     began = compiled = time.process_time()
     try:
-        text = ptx(kernel.function, kernel.threads, kernel.together)
+        text = kept_ptx(kernel)
         compiled = time.process_time()
         faults.extend(of_text(text, kernel.function))
         for architecture in architectures:
