@@ -17,7 +17,6 @@ from quant.cuda import intrinsics, report
 from quant.cuda import ptx as compiling
 from quant.cuda.cubin import Report
 from quant.cuda.intrinsics import f32, fma, load_f32, store_f32, store_u32, sync, thread, u32
-from quant.cuda.kept_ptx import kept_ptx
 from quant.cuda.kernels import Kernel
 from quant.ggml import GGMLType
 
@@ -33,8 +32,7 @@ load_anywhere = intrinsics._load(intrinsics.U32, intrinsics.I32, 0)
 
 
 @pytest.mark.parametrize(("of", "kernel"), SAMPLE, ids=[f"{of}-{k.name}" for of, k in SAMPLE])
-def test_nothing_is_forbidden(of: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "ptx", lambda *_: kept_ptx(kernel))  # kept for other tests
+def test_nothing_is_forbidden(of: str, kernel: Kernel) -> None:
     found = report.examine(of, kernel, (86, 120))
     assert not found.faults
     assert found.reports.keys() == found.instructions.keys() == {86, 120}
@@ -134,6 +132,7 @@ def test_contraction_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return usual(*args, **options)
 
     monkeypatch.setattr(compiling.compiler, "compile_cuda", contracting)
+    monkeypatch.setattr(report, "kept_ptx", lambda one: compiling.ptx(one.function, one.threads))
     assert examined(two_roundings) == "float32 fma, 1 times, and none is written"
     assert "may be contracted, 1 times: mul.f32" in examined(a_product)
 
