@@ -43,7 +43,7 @@ class SimulatedGpu:
     architecture = 80
 
     def __init__(self, n_bytes: int = 1 << 26) -> None:
-        room = np.full(n_bytes + 256, 0xA5, np.uint8)
+        room = np.empty(n_bytes + 256, np.uint8)  # the system gives memory as it is written
         start = -room.ctypes.data % 256
         self.slab = room[start : start + n_bytes]
         self.base = int(self.slab.ctypes.data)
@@ -140,5 +140,6 @@ class SimulatedGpu:
             check()
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Nothing is left: not even memory that a device in a circle of references would keep."""
         self.closed = True
+        self.slab = self.machine.memory = self.slab[:0].copy()

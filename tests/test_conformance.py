@@ -28,8 +28,6 @@ from offload.gguf import GGUFFile
 from offload.models import deepseek2
 from offload.plan import KVSpec, KVType
 from offload.weights import Matrix, WeightStore
-from quant.cuda import kernels as cuda_kernels
-from quant.cuda.plane_type import PlaneType
 from quant.ggml import BLOCK, row_bytes
 from quant.ggml import GGMLType as G
 from quant.registry import QUANT_TYPES, quant_type
@@ -45,7 +43,6 @@ FLOATS = (G.F32, G.F16, G.BF16)
 # varies fastest, so that a kernel is compiled by one test
 on_every_device = pytest.mark.parametrize("device", DEVICES, indirect=True)
 TOKENS = (64, 1, 2, 7, 8)  # the first is what the others are held to, bit for bit
-FEW = (8, 1, 2, 7)
 H, E, K = 256, 8, 2
 MODEL = TinyModel(layers=2, dense=1, hidden=H, experts=E, top_k=K, width=256, heads=4)
 
@@ -142,26 +139,6 @@ def tokens(n: int) -> Batch:
     return Batch(spans=(span,), ids=np.arange(n), wanted=np.arange(n))
 
 
-def of_a_kind() -> set[G]:
-    """One type for each way in which a GPU's templates for many rows are bound."""
-    found: dict[object, G] = {}
-    for kind in cuda_kernels.TYPES:
-        p = cuda_kernels.plane_type(kind)
-        assert isinstance(p, PlaneType)
-        found.setdefault((p.lanes, p.steps > 1, p.offsets, p.zero > 0), kind)
-    return {G.TQ1_0, G.Q4_K, G.Q6_K, *found.values()}
-
-
-MANY = of_a_kind()
-
-
-def counts(device: Device, *kinds: G) -> tuple[int, ...]:
-    """TOKENS; on an emulated GPU, whose kernels for many take seconds to compile, of some types."""
-    if isinstance(device, CudaDevice) and not MANY.issuperset({*kinds} - {*FLOATS}):
-        return FEW
-    return TOKENS
-
-
 def after(
     device: Device, block: Block, batch: Batch, given: Activations, kind: Kind = "attention"
 ) -> Activations:
@@ -203,15 +180,15 @@ def test_mlp(device: Device, rng: np.random.Generator, kind: G) -> None:
     h = reference.rms_norm(x.astype(np.float64), norm, 1e-5)
     exact = np.array([reference.mlp(row, *(w[0] for w in values)) for row in h])
     block = device.mlp(0, norm, mlp)
-    for n in counts(device, kind):
+    for n in TOKENS:
         before = device.traffic.read
         got = after(device, block, tokens(n), Activations(x=x[:n])).x
         assert device.traffic.read - before == mlp.gate.n_bytes + mlp.up.n_bytes + mlp.down.n_bytes
-        if n == max(counts(device, kind)):
+        if n == TOKENS[0]:
             whole = got
             assert error(whole - x[:n], exact[:n]) < (2e-6 if kind in FLOATS else 1e-4)
         np.testing.assert_array_equal(got, whole[:n])
-    assert device.traffic.calls["mlp"] == len(counts(device, kind))
+    assert device.traffic.calls["mlp"] == len(TOKENS)
 
 
 ROLES = {kind.name: ((kind,) * 3, None) for kind in QUANT_TYPES} | {
@@ -244,14 +221,13 @@ def test_experts(device: Device, rng: np.random.Generator, name: str) -> None:
     floats = all(kind in FLOATS for kind in (*(routed or ()), *(shared or ())))
     tolerance = 2e-6 if floats else 0.02 if routed else 1e-4
     block = device.experts(1, mlp, alone)
-    each = counts(device, *(routed or ()), *(shared or ()))
-    for n in each:
+    for n in TOKENS:
         before = device.traffic.read
         routing = Routing(expert_ids=ids[:n], weights=weights[:n])
         got = after(device, block, tokens(n), Activations(x=x[:n], h=h[:n], routing=routing)).x
         read = n_bytes(alone) + n_bytes(mlp) * len(np.unique(ids[:n]))
         assert device.traffic.read - before == read
-        if n == max(each):
+        if n == TOKENS[0]:
             whole = got
             assert error(whole - x[:n], exact[:n]) < tolerance
         np.testing.assert_array_equal(got, whole[:n])
