@@ -41,6 +41,6 @@ def compiles_too_much(item: pytest.Item) -> bool:
     if spec is None:
         return False
     kind, name = spec.params.get("kind"), spec.params.get("name")
-    of_type = kind in LEFT_OUT or name in {one.name for one in LEFT_OUT}
+    of_type = any(kind is one or name == one.name for one in LEFT_OUT)
     product = item.name.startswith(("test_dense", "test_chosen", "test_experts_have_the_bits"))
     return of_type and (product or spec.params.get("device") == "cuda, emulated")

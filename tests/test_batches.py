@@ -120,8 +120,7 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str, write: Files)
 def test_expanded_positions_do_not_depend_on_cuts_or_company(
     m: TinyModel, write: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (batch, cpu_attention):
-        monkeypatch.setattr(module, "EXACT_CONTEXT", 12)
+    monkeypatch.setattr(batch, "EXACT_CONTEXT", 12)
     monkeypatch.setattr(batch, "EXPANDED_TOKENS", 8)
     monkeypatch.setattr(cpu_attention, "EXPANDED_TOKENS", 24)
     ends = [batch.expanded_end(len(ids)) for ids in PROMPTS]

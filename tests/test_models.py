@@ -28,7 +28,7 @@ from small_models import (
 )
 from tiny_gguf import TinyModel
 
-from offload.devices import cpu_attention
+from offload import batch
 from offload.gguf import GGUFFile
 from offload.plan import KVType
 from quant.ggml import GGMLType as G
@@ -126,7 +126,7 @@ def test_expanded_attention_agrees_with_absorbed(
 ) -> None:
     path = write(m)
     absorbed = ours(path, IDS)
-    monkeypatch.setattr(cpu_attention, "EXACT_CONTEXT", 0)
+    monkeypatch.setattr(batch, "EXACT_CONTEXT", 0)
     for kv, tolerance in (("f32", 1e-5), ("f16", 5e-3)):  # f16: rounding of the cache
         with opened(path, kv) as model:
             got = run(model, IDS, 23, expanded=N)
