@@ -18,10 +18,9 @@ from offload.devices.cuda_vram import Space
 from offload.gpu.base import Gpu
 from offload.kv_cache import CacheShape
 from offload.plan import KVType
-from quant.run.cache_rows import RowKind
+from quant.cuda.cache_rows import PAGE, from_layer, to_layer
 
 Array = np.ndarray
-PAGE = 256  # positions
 
 
 @dataclass(slots=True)
@@ -31,7 +30,7 @@ class Slot:
     shape: CacheShape
     table: int
     pages: list[int] = field(default_factory=list)
-    written: tuple[int, list[Array]] | None = None  # rows from outside that are not there yet
+    written: list[Array] | None = None  # rows from outside that are not there yet
 
 
 class CudaKV:
@@ -109,7 +108,7 @@ class CudaKV:
     def write(self, slot: int, count: int) -> list[Array]:
         """The same, to be written; they are brought over when the slot is used next."""
         rows = self.read(slot, count)
-        self._slots[slot].written = count, rows
+        self._slots[slot].written = rows
         return rows
 
     # --- pages --------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ class CudaKV:
     def _settle(self, slot: Slot) -> None:
         """Bring over what was written from outside."""
         if slot.written is not None:
-            (_, rows), slot.written = slot.written, None
+            rows, slot.written = slot.written, None
             self._write(slot, 0, rows)
 
     def _read(self, slot: Slot, first: int, end: int) -> list[Array]:
@@ -142,7 +141,7 @@ class CudaKV:
             page = np.empty((len(self.layers), PAGE * n_bytes), np.uint8)
             self._gpu.download(slot.pages[i], page)
             for layer, to in zip(page, rows, strict=True):
-                to[at : at + count] = _rows_of(layer, slot.shape)[:count]
+                to[at : at + count] = from_layer(slot.shape.kind, layer, slot.shape.width)[:count]
         return rows
 
     def _write(self, slot: Slot, first: int, rows: list[Array]) -> None:
@@ -155,22 +154,7 @@ class CudaKV:
             if count < PAGE:
                 self._gpu.download(slot.pages[i], page)
             for layer, source in zip(page, rows, strict=True):
-                whole = _rows_of(layer, slot.shape)
+                whole = from_layer(slot.shape.kind, layer, slot.shape.width)
                 whole[:count] = source[at : at + count]
-                layer[:] = _page_of(whole, slot.shape)
+                layer[:] = to_layer(slot.shape.kind, whole, slot.shape.width)
             self._gpu.upload(slot.pages[i], page)
-
-
-def _rows_of(layer: Array, shape: CacheShape) -> Array:
-    """A layer of a page -> (PAGE, row_bytes), in the CPU's form."""
-    if shape.kind != RowKind.Q8_0:
-        return layer.reshape(PAGE, shape.row_bytes)
-    cut = PAGE * shape.width
-    return np.concatenate((layer[:cut].reshape(PAGE, -1), layer[cut:].reshape(PAGE, -1)), axis=1)
-
-
-def _page_of(rows: Array, shape: CacheShape) -> Array:
-    """The opposite: (PAGE * row_bytes,)."""
-    if shape.kind != RowKind.Q8_0:
-        return rows.reshape(-1)
-    return np.concatenate((rows[:, : shape.width].reshape(-1), rows[:, shape.width :].reshape(-1)))

@@ -86,9 +86,3 @@ class CudaSegment:
             self._launch(writer, check)
             parts.append(memory.rows_at("logits", device.n_logits))
         device.many_logits = np.concatenate(parts)
-
-    def close(self) -> None:
-        """Forget what was prepared."""
-        for prepared in self._prepared.values():
-            prepared.close()
-        self._prepared.clear()
