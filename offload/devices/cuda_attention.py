@@ -13,6 +13,7 @@ from offload.devices.base import Kind, LatentAttention
 from offload.devices.cuda_expanded import Expanded, attention_scratch
 from offload.devices.cuda_writer import float_bits
 from quant.cuda import attend, attend_expanded
+from quant.cuda.cache_rows import RECORD
 from quant.run.cache_rows import RowKind
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Attention:
     def steps(self, w: Writer) -> None:
         """See CudaBlock."""
         shape, rooms, device = self._shape, w.rooms, self.device
-        hidden, heads, width = device.config.hidden_size, shape.k_b.count, device.kv.shape.width
+        hidden = device.config.hidden_size
         readers = (2, self._query), (2, self._latent)
         h = rooms.vector("attention h", self._query.n_cols, w.forms(*readers))
         w.norm(w.x, self._norm, hidden, h)
@@ -70,38 +71,44 @@ class Attention:
             w.norm(q, self._q_norm, self._query.n_rows, low)
             q = rooms.room("query of all heads", 4 * self._q_b.n_rows)
             w.dense(self._q_b, low, q)
-        wide = rooms.room("wide query", 4 * heads * width)
-        q_head = 4 * (shape.nope + shape.rope)
-        w.heads(self._k_b, q, q_head, wide, 4 * width)
-        w.launch(
-            self._kernels["query"], (heads, w.rows, 1), *wide, *q, q_head, shape.nope,
-            w.memory.cos, w.memory.sin, float_bits(shape.scale),
-        )  # fmt: skip
-        self._attend(w, q, q_head, wide)
+        self._attend(w, q, 4 * (shape.nope + shape.rope))
 
-    def _attend(self, w: Writer, q: Room, q_head: int, wide: Room) -> None:
+    def _attend(self, w: Writer, q: Room, q_head: int) -> None:
         """Scores and values, in the form of each row's position; the output projection."""
         heads, v = self._shape.k_b.count, self._v_b.n_rows
         readers = {0} | w.forms((2, self._output))
         o = w.rooms.vector("heads", self._output.n_cols, readers)
         for first, rows, is_expanded in w.memory.forms:
-            to = o.plain.from_row(first)
+            of_rows, to = q.from_row(first), o.plain.from_row(first)
             if is_expanded and self._expanded is not None:
-                self._expanded.write(w, self._rows_of, first, rows, q.from_row(first), q_head, to)
+                self._expanded.write(w, self._rows_of, first, rows, of_rows, q_head, to)
             else:
-                self._absorbed(w, first, rows, wide, to)
+                self._absorbed(w, first, rows, of_rows, q_head, to)
         w.round(o.plain, heads * v, o)
         w.dense(self._output, o, w.x, add=True)
 
-    def _absorbed(self, w: Writer, start: int, count: int, wide: Room, to: Room) -> None:
+    def _wide(self, w: Writer, start: int, count: int, q: Room, q_head: int) -> Room:
+        """The rows' queries in latent space; of all rows of the batch."""
+        shape, heads, width = self._shape, self._shape.k_b.count, self.device.kv.shape.width
+        wide, angles = w.rooms.room("wide query", 4 * heads * width), 2 * shape.rope * start
+        of_rows = wide.from_row(start)
+        w.heads(self._k_b, q, q_head, of_rows, 4 * width, rows=count)
+        w.launch(
+            self._kernels["query"], (heads, count, 1), *of_rows, *q, q_head, shape.nope,
+            w.memory.cos + angles, w.memory.sin + angles, float_bits(shape.scale),
+        )  # fmt: skip
+        return wide
+
+    def _absorbed(self, w: Writer, start: int, count: int, q: Room, q_head: int, to: Room) -> None:
         """Rows start .. start + count - 1; as many at a time as partial results have room for."""
         rooms, heads, latent = w.rooms, self._shape.k_b.count, self.device.kv.shape.latent
+        wide = self._wide(w, start, count, q, q_head)
         z = rooms.room("z", 4 * heads * latent)
         strands, records = w.memory.strands, w.memory.records
         area = attention_scratch(w, heads, latent)
         step = area.n_bytes // attend.partial_bytes(heads, latent, strands)
         for first in range(start, start + count, step):
-            rows, at = min(step, start + count - first), records + 32 * first
+            rows, at = min(step, start + count - first), records + RECORD * first
             for kind in sorted(w.memory.kinds):
                 grid = strands, attend.head_groups(RowKind(kind), heads), rows
                 w.launch(

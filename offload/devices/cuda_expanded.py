@@ -13,6 +13,7 @@ from offload.devices.cuda_rooms import Area, Room
 from offload.devices.cuda_writer import float_bits
 from offload.kv_cache import CacheShape
 from quant.cuda import attend, attend_expanded
+from quant.cuda.cache_rows import RECORD
 
 if TYPE_CHECKING:
     from offload.devices.cuda_weights import CudaMatrix
@@ -53,7 +54,7 @@ class Expanded:
         n_bytes = max(sum(most[1:]), min(heads * sum(most[1:]), SCRATCH_BYTES))
         keys = w.rooms.area("attention: keys and values", n_bytes)
         step = n_bytes // (key_bytes + value_bytes)
-        records, angles = memory.records + 32 * first, 2 * own.rope * first
+        records, angles = memory.records + RECORD * first, 2 * own.rope * first
         for h in range(0, heads, step):
             n = min(step, heads - h)
             values = keys + n * key_bytes

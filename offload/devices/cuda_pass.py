@@ -14,6 +14,7 @@ from offload.devices.cuda_vram import Space
 from offload.gpu.base import Gpu
 from offload.rope import Tables
 from quant.cuda.attend import strands_of
+from quant.cuda.cache_rows import RECORD
 from quant.run.cache_rows import RowKind
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class PassMemory:
         pairs = config.rope.dim // 2
         area = self.rooms.area
         self.ids = area("token ids", 8 * most)
-        self.records = area("row records", 32 * most)
+        self.records = area("row records", RECORD * most)
         self.cos, self.sin = area("cos", 4 * pairs * most), area("sin", 4 * pairs * most)
         self._choices = area("choices", max(8, config.num_layers * most * self.top_k * 8))
         self.weights = area("choices' weights", max(4, 4 * most * self.top_k))
