@@ -112,7 +112,9 @@ class VramSpec:
 
     gpu: its name. free: of `total`, before anything is taken. reserve: of that, left alone. limit:
     what may be taken at most, the KV cache with it. weights: re-arranged. workspace: activations of
-    a step of `rows` tokens, the most that it has.
+    a step of `rows` tokens, the most that it has. kv: of the KV cache, its layers that attend here.
+    slots: for hot experts (`Plan.hot`), beside the kv bytes that they have as long as no rows need
+    them. ring: through which a prompt's experts pass, `ring_experts` at a time.
     """
 
     gpu: str
@@ -123,11 +125,15 @@ class VramSpec:
     weights: int
     workspace: int
     rows: int
+    kv: int = 0
+    slots: int = 0
+    ring: int = 0
+    ring_experts: int = 0
 
     @property
     def parts_but_kv(self) -> int:
         """What is taken beside the KV cache."""
-        return self.weights + self.workspace
+        return self.weights + self.workspace + self.slots + self.ring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +171,8 @@ class Plan:
     """Everything that is decided before the first weight is touched.
 
     placements: of every block that the model has; overrides: of some layers of a block, instead.
-    vram: where they are on a GPU, which has all of them then, and the KV cache.
+    vram: what lies on the GPU, where there is one. cache: slots in RAM; hot: in VRAM, for copies of
+    experts whose place is in RAM or on the disk.
     is_locked: memory of tier "ram" is locked there, where the system allows. reads_ahead: tensors
     in the mapped file are read once while loading. chunk: prompt tokens in one step, at most.
     remarks: on what follows from model and machine, the device first. outcome: what came of it.
@@ -175,6 +182,7 @@ class Plan:
     overrides: Mapping[BlockName, Mapping[Layers, Placement]] = field(default_factory=dict)
     packed: Packed = Packed()
     cache: ExpertSlots = ExpertSlots(why="off")
+    hot: ExpertSlots = ExpertSlots(why="off")
     kv: KVSpec
     vram: VramSpec | None = None
     workers: Workers

@@ -2,11 +2,15 @@
 
 Everything goes through one queue, in order: an upload is over for the caller when the call returns
 (its array may change), for the GPU before what is launched next; a download waits for all before.
-But what is sent goes beside the queue, and each is told what of the other it waits for:
+But what is sent goes beside the queue, in an order of its own, and each is told what of the other
+it waits for:
 
     stage = gpu.alloc(n)                 read = gpu.mark()
     sent = gpu.send(stage, data, read)   once the queue has passed `read`
     gpu.after(sent)                      what is launched next finds the data
+
+A tape (quant/run/tape.py) starts what is prepared without Python, `Prepared.start`, and hears of
+the GPU through memory of the host that both see, `Gpu.mapped`.
 """
 
 from __future__ import annotations
@@ -37,11 +41,26 @@ class Launch:
     shared: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Mapped:
+    """Memory of the host that the GPU reads and writes by itself.
+
+    array: (n,) uint8, at a multiple of 64; address: of its first byte, as kernels call it.
+    """
+
+    array: Array
+    address: int
+
+
 class Prepared(Protocol):
     """Launches that are ready to go as often as wanted."""
 
     def run(self) -> None:
         """Put them into the queue."""
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """(task, context): the same as a step of a tape; an error waits in `Gpu.check_started`."""
 
     def close(self) -> None:
         """Forget them."""
@@ -82,6 +101,21 @@ class Gpu(Protocol):
     def after(self, sent: Sent) -> None:
         """What comes into the queue next waits for it."""
 
+    def sending(self) -> Sent:
+        """Behind all that goes beside the queue so far."""
+
+    def has_arrived(self, sent: Sent) -> bool:
+        """Whether a copy beside the queue is over; does not wait."""
+
+    def mapped(self, n_bytes: int) -> Mapped:
+        """Zeros, until `close`; PlanError if the system refuses."""
+
+    def pin(self, data: Array) -> str:
+        """Let `send` read an array without a stage, until `close`; or why not, in one clause.
+
+        What is not pinned is sent all the same. The array must stay where it is.
+        """
+
     def download(self, at: int, out: Array) -> None:
         """Fill an array in C order; waits."""
 
@@ -94,8 +128,18 @@ class Gpu(Protocol):
     def compile(self, kernels: Sequence[Kernel], progress: Progress) -> None:
         """Machine code of kernels ahead of their use; progress: (done, of all)."""
 
-    def prepare(self, launches: Sequence[Launch]) -> Prepared:
-        """One after the other; what changes between runs lies in memory."""
+    def prepare(self, launches: Sequence[Launch], *, beside: bool = False) -> Prepared:
+        """One after the other; what changes between runs lies in memory.
+
+        beside: they go with what is sent, in its order, and not into the queue.
+        """
+
+    @property
+    def status_at(self) -> int:
+        """Address of an int64: the first error that a tape's start met, 0: none."""
+
+    def check_started(self) -> None:
+        """DeviceError if a start from a tape failed, or what it waited for did not come."""
 
     def seconds(self, prepared: Prepared, times: int) -> float:
         """For the GPU to run it so often, by its own clock; waits."""
