@@ -107,6 +107,11 @@ class Choices:
         """Address of a layer's (rows, K) ids."""
         return int(self._ids.ctypes.data) + layer * self._ids.strides[0]
 
+    def ids(self, rows: int) -> Array:
+        """Of all layers, (layers, rows, K) int64, a copy."""
+        ids = self._ids[:, : rows * self.top_k].copy()
+        return ids.reshape(len(ids), rows, self.top_k)
+
     def routing(self, layer: int, rows: int) -> Routing:
         """A layer's routing; the weights are those of the layer that ran last."""
         ids = self._ids[layer, : rows * self.top_k].reshape(rows, self.top_k)
