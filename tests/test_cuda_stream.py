@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,15 +12,17 @@ import test_conformance as conformance
 from simulated_gpu import SimulatedGpu
 from test_conformance import E, H, K, Next, after, gated, normal, tokens
 
-from offload.batch import Batch
+from offload.batch import Batch, Span
 from offload.devices.base import Activations, Device, Routing
 from offload.devices.cpu import CpuDevice
 from offload.devices.cuda import CudaDevice
 from offload.devices.cuda_ring import RingLayer, launch
-from offload.devices.cuda_stream import ExpertStream
+from offload.devices.cuda_stage import PARTS, PoolStage
+from offload.devices.cuda_stream import ExpertStream, Keep
 from offload.devices.cuda_writer import Writer
 from quant.cuda.router import COMBINE
 from quant.ggml import GGMLType as G
+from quant.run.pool import Pool
 
 Array = np.ndarray
 write = conformance.write
@@ -45,10 +48,12 @@ class Setup:
 
     def __init__(self, write: conformance.Files, kinds: tuple[G, G, G], ring: int) -> None:
         config, kv = conformance.facts(write)
-        self.gpu = SimulatedGpu(1 << 27)
+        self.gpu = SimulatedGpu(1 << 27, delays=ring)
         self.device = CudaDevice(config, kv, gpu=self.gpu)
         self.device.kv.open(0)
+        self.device.kv.open(1)
         self.mlp = gated(kinds, E, 20)[0]
+        self.expert_bytes = self.mlp.gate.n_bytes + self.mlp.up.n_bytes + self.mlp.down.n_bytes
         self.stream = ExpertStream(self.device, self.gpu, ring, {LAYER: self.mlp})
         exact = G.F16 in kinds
         self.reference: Device = (
@@ -60,9 +65,11 @@ class Setup:
     def expected(self, given: Activations) -> Array:
         return after(self.reference, self._block, tokens(len(given.x)), given).x
 
-    def begin(self, batch: Batch, given: Activations) -> Writer:
-        """A writer whose first launches make what experts read."""
-        self.device.begin(batch)
+    def begin(self, given: Activations) -> Writer:
+        """A writer whose first launches make what experts read; rows are of two sequences."""
+        n = len(given.x)
+        spans = Span(slot=0, first=3, count=n - 4), Span(slot=1, first=0, count=4)
+        self.device.begin(Batch(spans=spans, ids=np.arange(n), wanted=np.arange(n)))
         self.device.enter(given, Next("experts", self.device, LAYER))
         w = Writer(self.device, self.device.memory, len(given.x))
         h = self.device.inputs(w, LAYER)
@@ -70,13 +77,14 @@ class Setup:
         return w
 
     def streamed(
-        self, given: Activations, slots: InSlots | None = None, batch: Batch | None = None
+        self, given: Activations, slots: InSlots | None = None, keep: Keep | None = None
     ) -> Array:
-        w = self.begin(batch or tokens(len(given.x)), given)
+        w = self.begin(given)
         assert given.routing is not None
         ids = given.routing.expert_ids
         h = self.device.inputs(w, LAYER)
-        parts, places = self.stream.write(w, h, LAYER, slots, ids, lambda: None)
+        self.gpu._beside.put(lambda: time.sleep(0.05))  # copies come late
+        parts, places = self.stream.write(w, h, LAYER, slots, ids, lambda: None, keep)
         w.launch(
             COMBINE, (-(-H // 256), w.rows, 1), *parts, places, w.memory.weights, K, 0, 0, H, *w.x
         )
@@ -123,20 +131,92 @@ def cases(*rings: tuple[str, int]) -> pytest.MarkDecorator:
 
 @cases(("TQ1_0", 2), ("Q4_K", 4), ("mixed", 6), ("down float", 4))
 def test_the_bits_are_those_of_experts_that_stay(setup: Setup) -> None:
-    """Few and many experts in use; of the same layer one after the other, with less room each."""
-    for rows, experts in ((40, E), (11, 2), (24, 5)):
+    """Few and many experts in use; more choices of some experts than there is room for at once."""
+    for rows, experts in ((24, E), (11, 2), (16, 5)):
         one = given(rows, experts)
         np.testing.assert_array_equal(setup.streamed(one), setup.expected(one))
-    size = sum(m.n_bytes for m in RingLayer(setup.mlp).matrices)
-    assert setup.stream.copied == (E + 2 + 5) * size, "each expert in use, once"
+    assert setup.stream.copied == (E + 2 + 5) * setup.expert_bytes, "each expert in use, once"
 
 
 @cases(("mixed", 4))
 def test_experts_in_slots_stay_there(setup: Setup) -> None:
-    one = given(40)
+    one = given(24)
     for experts in ((3,), (0, 1, 6), range(E)):
         before = setup.stream.copied
-        slots = setup.slots(*experts)
+        np.testing.assert_array_equal(
+            setup.streamed(one, setup.slots(*experts)), setup.expected(one)
+        )
+        assert setup.stream.copied - before == (E - len(experts)) * setup.expert_bytes
+
+
+@cases(("Q4_K", 6))
+def test_what_is_expected_is_not_copied_again(setup: Setup) -> None:
+    slots = setup.slots(1, 4)
+    for experts, others in ((E, 0), (2, 2), (7, 0)):  # in use; expected, but neither used nor there
+        one = given(24, experts)
+        before = setup.stream.copied
+        setup.stream.expect(LAYER, slots, 4 * E, lambda: None)  # 0, 2, 3
         np.testing.assert_array_equal(setup.streamed(one, slots), setup.expected(one))
-        size = sum(m.n_bytes for m in RingLayer(setup.mlp).matrices)
-        assert setup.stream.copied - before == (E - len(experts)) * size
+        in_use = {*range(experts)} - {1, 4}
+        assert setup.stream.copied - before == (len(in_use) + others) * setup.expert_bytes
+    before = setup.stream.copied
+    setup.stream.expect(LAYER, slots, 4 * E - 1, lambda: None)
+    setup.stream.expect(LAYER, setup.slots(*range(E)), 4 * E, lambda: None)
+    assert setup.stream.copied == before, "too few choices, nothing to bring"
+
+
+@cases(("Q4_K", 4))
+def test_planes_that_came_can_be_kept(setup: Setup) -> None:
+    """Copied where they are kept, behind what is queued, they are what a loader makes of them."""
+    layer = RingLayer(setup.mlp)
+    at = setup.gpu.alloc(E * layer.slot_bytes)
+    kept = {}
+
+    def keep(expert: int, planes: int) -> None:
+        kept[expert] = at + expert * layer.slot_bytes
+        setup.gpu.copy(kept[expert], planes, layer.slot_bytes)
+
+    one = given(24, 5)
+    setup.streamed(one, keep=keep)
+    assert sorted(kept) == [0, 1, 2, 3, 4]
+    resident = np.array([int(e in kept) for e in range(E)])
+    tables = [
+        setup.device.loader.table(np.array([kept.get(e, 0) + offset for e in range(E)]))
+        for offset in layer.offsets
+    ]
+    before = setup.stream.copied
+    slots = InSlots((tables[0], tables[1], tables[2]), resident)
+    np.testing.assert_array_equal(setup.streamed(one, slots), setup.expected(one))
+    assert setup.stream.copied == before
+
+
+@cases(("Q4_K", 4))
+def test_a_stop_between_waves_leaves_nothing_behind(setup: Setup) -> None:
+    one = given(24)
+    assert one.routing is not None
+
+    for checks in range(3):
+        w = setup.begin(one)
+        h = setup.device.inputs(w, LAYER)
+        check = iter([None] * checks).__next__  # then StopIteration
+        with pytest.raises(StopIteration):
+            setup.stream.write(w, h, LAYER, None, one.routing.expert_ids, check)
+        np.testing.assert_array_equal(setup.streamed(one), setup.expected(one))
+
+
+@cases(("Q4_K", 6))
+def test_all_threads_fill_the_stage_of_what_is_not_pinned(setup: Setup) -> None:
+    """Parts are used again and again, and only when what lay there has arrived."""
+    pool = Pool(2)
+    stage = PoolStage(setup.gpu, pool, setup.mlp.gate.n_bytes)
+    stream = ExpertStream(setup.device, setup.gpu, 6, {LAYER: setup.mlp}, stage=stage)
+    setup.stream = stream
+    one = given(24)
+    assert 3 * E > 2 * PARTS
+    np.testing.assert_array_equal(setup.streamed(one), setup.expected(one))
+    setup.gpu.pin = lambda data: "no more of it can be had"  # type: ignore[method-assign]
+    refused = PoolStage(setup.gpu, pool, setup.mlp.gate.n_bytes)
+    assert refused.refused == "no more of it can be had"
+    setup.stream = ExpertStream(setup.device, setup.gpu, 6, {LAYER: setup.mlp}, stage=refused)
+    np.testing.assert_array_equal(setup.streamed(one), setup.expected(one))
+    pool.close()
