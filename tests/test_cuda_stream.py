@@ -12,16 +12,20 @@ import test_conformance as conformance
 from simulated_gpu import SimulatedGpu
 from test_conformance import E, H, K, Next, after, gated, normal, tokens
 
+from offload import stream_sizes
 from offload.batch import Batch, Span
 from offload.devices.base import Activations, Device, Routing
 from offload.devices.cpu import CpuDevice
 from offload.devices.cuda import CudaDevice
-from offload.devices.cuda_ring import RingLayer, launch
+from offload.devices.cuda_expert_copy import ExpertCopy
+from offload.devices.cuda_ring import launch
 from offload.devices.cuda_stage import PARTS, PoolStage
 from offload.devices.cuda_stream import ExpertStream, Keep
 from offload.devices.cuda_writer import Writer
+from offload.plane_sizes import aligned
 from quant.cuda.router import COMBINE
 from quant.ggml import GGMLType as G
+from quant.run.copy_task import PIECE
 from quant.run.pool import Pool
 
 Array = np.ndarray
@@ -53,8 +57,9 @@ class Setup:
         self.device.kv.open(0)
         self.device.kv.open(1)
         self.mlp = gated(kinds, E, 20)[0]
-        self.expert_bytes = self.mlp.gate.n_bytes + self.mlp.up.n_bytes + self.mlp.down.n_bytes
-        self.stream = ExpertStream(self.device, self.gpu, ring, {LAYER: self.mlp})
+        self.copy = ExpertCopy(self.gpu, self.mlp)
+        self.expert_bytes = self.copy.expert_bytes
+        self.stream = ExpertStream(self.device, self.gpu, ring, {LAYER: self.copy})
         exact = G.F16 in kinds
         self.reference: Device = (
             CudaDevice(config, kv, gpu=SimulatedGpu(1 << 27)) if exact else CpuDevice(config, kv, 1)
@@ -93,12 +98,12 @@ class Setup:
 
     def slots(self, *experts: int) -> InSlots:
         """Copies of some experts in VRAM."""
-        layer, rows = RingLayer(self.mlp), self.device.loader
+        loader = self.device.loader
         resident = np.zeros(E, np.int64)
         resident[list(experts)] = 1
-        found = [rows.matrix(m) for m in layer.matrices]
+        found = [loader.matrix(m) for m in self.copy.matrices]
         addresses = (resident * (m.address + m.stride * np.arange(E)) for m in found)
-        gate, up, down = (rows.table(one) for one in addresses)
+        gate, up, down = (loader.table(one) for one in addresses)
         return InSlots((gate, up, down), resident)
 
     def close(self) -> None:
@@ -168,7 +173,7 @@ def test_what_is_expected_is_not_copied_again(setup: Setup) -> None:
 @cases(("Q4_K", 4))
 def test_planes_that_came_can_be_kept(setup: Setup) -> None:
     """Copied where they are kept, behind what is queued, they are what a loader makes of them."""
-    layer = RingLayer(setup.mlp)
+    layer = setup.copy
     at = setup.gpu.alloc(E * layer.slot_bytes)
     kept = {}
 
@@ -208,8 +213,15 @@ def test_a_stop_between_waves_leaves_nothing_behind(setup: Setup) -> None:
 def test_all_threads_fill_the_stage_of_what_is_not_pinned(setup: Setup) -> None:
     """Parts are used again and again, and only when what lay there has arrived."""
     pool = Pool(2)
+    whole = np.random.default_rng(1).integers(0, 256, 3 * PIECE + 5).astype(np.uint8)
+    stage = PoolStage(setup.gpu, pool, whole.size)
+    to = setup.gpu.alloc(whole.size)
+    setup.gpu.after(stage.send(to, whole, setup.gpu.mark(), lambda: None))
+    out = np.empty_like(whole)
+    setup.gpu.download(to, out)
+    np.testing.assert_array_equal(out, whole)
     stage = PoolStage(setup.gpu, pool, setup.mlp.gate.n_bytes)
-    stream = ExpertStream(setup.device, setup.gpu, 6, {LAYER: setup.mlp}, stage=stage)
+    stream = ExpertStream(setup.device, setup.gpu, 6, {LAYER: setup.copy}, stage=stage)
     setup.stream = stream
     one = given(24)
     assert 3 * E > 2 * PARTS
@@ -217,6 +229,35 @@ def test_all_threads_fill_the_stage_of_what_is_not_pinned(setup: Setup) -> None:
     setup.gpu.pin = lambda data: "no more of it can be had"  # type: ignore[method-assign]
     refused = PoolStage(setup.gpu, pool, setup.mlp.gate.n_bytes)
     assert refused.refused == "no more of it can be had"
-    setup.stream = ExpertStream(setup.device, setup.gpu, 6, {LAYER: setup.mlp}, stage=refused)
+    setup.stream = ExpertStream(setup.device, setup.gpu, 6, {LAYER: setup.copy}, stage=refused)
     np.testing.assert_array_equal(setup.streamed(one), setup.expected(one))
     pool.close()
+
+
+class Counting:
+    """See Space. n_bytes: given out, as a slab gives it."""
+
+    def __init__(self, gpu: SimulatedGpu) -> None:
+        self.gpu, self.n_bytes = gpu, 0
+        self.free = gpu.free
+
+    def alloc(self, n_bytes: int) -> int:
+        self.n_bytes += aligned(n_bytes)
+        return self.gpu.alloc(n_bytes)
+
+
+@cases(("mixed", 6))
+def test_a_plan_counts_what_is_taken(setup: Setup) -> None:
+    space = Counting(setup.gpu)
+    setup.stream = ExpertStream(setup.device, space, 6, {LAYER: setup.copy})
+    sizes = stream_sizes.expert_bytes(
+        (m.quant.ggml_type, m.n_rows, m.n_cols) for m in setup.copy.matrices
+    )
+    assert sizes == (setup.copy.stage_bytes, setup.copy.slot_bytes)
+    assert space.n_bytes == stream_sizes.ring_bytes(*sizes, 6)
+    setup.streamed(given(24))
+    rooms = setup.device.memory.rooms
+    own = [n for name, n in rooms._areas if name.startswith(("stream", "expert parts"))]
+    tables = 3 * aligned(8 * 3)
+    counted = stream_sizes.stream_bytes(setup.device.config, rooms.rows, 6)
+    assert sum(map(aligned, own)) + tables == counted

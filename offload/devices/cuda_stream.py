@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from offload.devices.base import Check, GatedMLP
-from offload.devices.cuda_ring import Ring, RingLayer, Wave, launch
+from offload.devices.base import Check
+from offload.devices.cuda_expert_copy import ExpertCopy
+from offload.devices.cuda_ring import Ring, Wave, launch
 from offload.devices.cuda_rooms import Room, Vector
 from offload.devices.cuda_stage import PoolStage
 from offload.devices.cuda_stream_run import LayerRun, Tables, chosen_kernel
 from offload.devices.cuda_vram import Space
 from offload.gpu.base import Mark, Sent
 from offload.layer_scheduler import schedule
-from quant.cuda.kernels import of_type
 from quant.cuda.norms import SWIGLU
 
 if TYPE_CHECKING:
@@ -56,16 +56,17 @@ class ExpertStream:
     """
 
     def __init__(
-        self, device: CudaDevice, space: Space, ring_experts: int, layers: Mapping[int, GatedMLP],
+        self, device: CudaDevice, space: Space, ring_experts: int, layers: Mapping[int, ExpertCopy],
         *, stage: PoolStage | None = None, pinned: Collection[int] = (),
     ) -> None:  # fmt: skip
         self._device, self._stage, self._pinned = device, stage, pinned
-        self._layers = {number: RingLayer(mlp) for number, mlp in layers.items()}
-        self._ring = Ring(device.gpu, space, ring_experts // 2, list(self._layers.values()))
+        self._layers = layers
+        self._ring = Ring(device.gpu, space, ring_experts // 2, list(layers.values()))
         self._tables: dict[tuple[int, Tables], Tables] = {}
-        for number, layer in self._layers.items():
-            if layer.layout not in self._tables:
-                self._tables[layer.layout] = self._ring.tables(device.loader, layer)
+        for number, layer in layers.items():
+            layout = layer.slot_bytes, layer.offsets
+            if layout not in self._tables:
+                self._tables[layout] = self._ring.tables(device.loader, layer)
             device.readers(number).extend((1, m) for m in layer.planes[:2])
         self._ahead: tuple[int, Wave] | None = None
         self.copied = 0
@@ -75,8 +76,7 @@ class ExpertStream:
         """All that it launches."""
         found: dict[Kernel, None] = {SWIGLU: None}
         for layer in self._layers.values():
-            for m in layer.planes:
-                found |= {of_type(m.kind)["repack"]: None, chosen_kernel(m): None}
+            found |= dict.fromkeys((*layer.kernels, *map(chosen_kernel, layer.planes)))
         return list(found)
 
     def expect(self, layer: int, slots: Slots | None, choices: int, check: Check) -> None:
@@ -113,6 +113,7 @@ class ExpertStream:
         run = LayerRun(w, h, of_layer, work, items, [here, *ends])
         if slots is not None:
             run.launch(0, slots.tables)
+        tables = self._tables[of_layer.slot_bytes, of_layer.offsets]
         first = here
         for part, end in enumerate(ends, 1):
             check()
@@ -124,7 +125,7 @@ class ExpertStream:
             if keep is not None:
                 for i, expert in enumerate(wave.experts.tolist()):
                     keep(expert, ring.slot(of_layer, i))
-            run.launch(part, self._tables[of_layer.layout])
+            run.launch(part, tables)
             wave = None
             if part < len(ends):
                 wave = self._send(layer, work.experts[end : ends[part]], check)
@@ -143,7 +144,7 @@ class ExpertStream:
 
     def _send(self, layer: int, experts: Array, check: Check) -> Wave:
         of_layer = self._layers[layer]
-        self.copied += len(experts) * sum(m.n_bytes for m in of_layer.matrices)
+        self.copied += len(experts) * of_layer.expert_bytes
         send: Callable[[int, Array, Mark], Sent] = self._device.gpu.send
         if self._stage is not None and layer not in self._pinned:
             send = partial(self._stage.send, check=check)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from offload.devices.cuda_blocks import swiglu
-from offload.devices.cuda_ring import RingLayer, launch
+from offload.devices.cuda_expert_copy import ExpertCopy
+from offload.devices.cuda_ring import launch
 from offload.devices.cuda_rooms import Room, Vector
 from offload.devices.cuda_writer import FEW
 from offload.layer_scheduler import Schedule
@@ -38,7 +39,7 @@ class LayerRun:
     """
 
     def __init__(
-        self, w: Writer, h: Vector, layer: RingLayer, work: Schedule, items: Array, ends: list[int]
+        self, w: Writer, h: Vector, layer: ExpertCopy, work: Schedule, items: Array, ends: list[int]
     ) -> None:
         self._w, self._h, self._layer = w, h, layer
         self._starts = work.starts
