@@ -19,7 +19,7 @@ from offload.devices.cuda_blocks import Mlp3, swiglu
 from offload.devices.cuda_rooms import NOWHERE, Room, Vector
 from offload.devices.cuda_writer import FEW
 from quant.cuda.records import columns
-from quant.cuda.router import COMBINE, SORT, sort_shared
+from quant.cuda.router import ALL_HERE, COMBINE, SORT, sort_shared
 
 if TYPE_CHECKING:
     from offload.devices.cuda import CudaDevice
@@ -65,7 +65,7 @@ class Experts:
             self._shared.write(w, h, shared, add=False)
         w.launch(
             COMBINE, (-(-hidden // 256), w.rows, 1), *parts, slots,
-            w.memory.weights, self.routed.top_k, *shared, hidden, *w.x,
+            w.memory.weights, self.routed.top_k, *shared, hidden, *w.x, *ALL_HERE,
         )  # fmt: skip
 
 
@@ -91,12 +91,12 @@ class Routed:
             rooms.area(f"routing: {name}", 4 * size)
             for name, size in (
                 ("experts", min(most, n_experts)), ("starts", min(most, n_experts) + 1),
-                ("tokens", most), ("slots", most), ("used", 1),
+                ("tokens", most), ("slots", most), ("used", 2),
             )
         )  # fmt: skip
         w.launch(
             SORT, (1, 1, 1), w.memory.choices_at(self._layer), n, top_k, n_experts,
-            experts, starts, tokens, slots, used, shared=sort_shared(n_experts),
+            0, experts, starts, tokens, slots, used, shared=sort_shared(n_experts),
         )  # fmt: skip
         width = gate.n_rows
         items = experts, used, starts
