@@ -84,6 +84,11 @@ class ExpertSlots:
     why: str = "as asked"
 
     @property
+    def is_asked(self) -> bool:
+        """Whether somebody wants this size, and no other."""
+        return self.why.startswith("as asked")
+
+    @property
     def note(self) -> str:
         """Size, policy and reason, a line."""
         if not self.n_bytes:

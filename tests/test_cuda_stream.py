@@ -18,10 +18,9 @@ from offload.devices.base import Activations, Device, Routing
 from offload.devices.cpu import CpuDevice
 from offload.devices.cuda import CudaDevice
 from offload.devices.cuda_expert_copy import ExpertCopy
-from offload.devices.cuda_ring import launch
 from offload.devices.cuda_stage import PARTS, PoolStage
 from offload.devices.cuda_stream import ExpertStream, Keep
-from offload.devices.cuda_writer import Writer
+from offload.devices.cuda_writer import Writer, launch
 from offload.plane_sizes import aligned
 from quant.cuda.router import COMBINE
 from quant.ggml import GGMLType as G

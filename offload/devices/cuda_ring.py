@@ -17,7 +17,8 @@ import numpy as np
 from offload.devices.cuda_expert_copy import ExpertCopy
 from offload.devices.cuda_vram import Space
 from offload.devices.cuda_weights import Loader
-from offload.gpu.base import Gpu, Launch, Mark, Sent
+from offload.devices.cuda_writer import launch
+from offload.gpu.base import Gpu, Mark, Sent
 
 Array = np.ndarray
 Send = Callable[[int, Array, Mark], Sent]
@@ -72,11 +73,3 @@ class Ring:
             self._gpu, wave.layer.repack(self._halves[wave.half], self._slots, len(wave.experts))
         )
         self._free[wave.half] = self._gpu.mark()
-
-
-def launch(gpu: Gpu, launches: list[Launch]) -> None:
-    """Once, one after the other: a graph is for what runs more often."""
-    for one in launches:
-        once = gpu.prepare([one])
-        once.run()
-        once.close()

@@ -16,11 +16,12 @@ import numpy as np
 
 from offload.devices.base import Check
 from offload.devices.cuda_expert_copy import ExpertCopy
-from offload.devices.cuda_ring import Ring, Wave, launch
+from offload.devices.cuda_ring import Ring, Wave
 from offload.devices.cuda_rooms import Room, Vector
 from offload.devices.cuda_stage import PoolStage
 from offload.devices.cuda_stream_run import LayerRun, Tables, chosen_kernel
 from offload.devices.cuda_vram import Space
+from offload.devices.cuda_writer import launch
 from offload.gpu.base import Mark, Sent
 from offload.layer_scheduler import schedule
 from quant.cuda.norms import SWIGLU
