@@ -23,7 +23,7 @@ from offload.devices.cuda_stage import PARTS, PoolStage
 from offload.devices.cuda_stream import ExpertStream, Keep
 from offload.devices.cuda_writer import Writer
 from offload.plane_sizes import aligned
-from quant.cuda.router import COMBINE
+from quant.cuda.router import ALL_HERE, COMBINE
 from quant.ggml import GGMLType as G
 from quant.run.copy_task import PIECE
 from quant.run.pool import Pool
@@ -91,7 +91,17 @@ class Setup:
         self.gpu._beside.put(lambda: time.sleep(0.05))  # copies come late
         parts, places = self.stream.write(w, h, LAYER, slots, ids, lambda: None, keep)
         w.launch(
-            COMBINE, (-(-H // 256), w.rows, 1), *parts, places, w.memory.weights, K, 0, 0, H, *w.x
+            COMBINE,
+            (-(-H // 256), w.rows, 1),
+            *parts,
+            places,
+            w.memory.weights,
+            K,
+            0,
+            0,
+            H,
+            *w.x,
+            *ALL_HERE,
         )
         launch(self.gpu, w.launches)
         return self.device.leave(Next("attention", self.device)).x
