@@ -110,7 +110,12 @@ class ExpertStream:
         wave, places = self._expected(layer, absent)
         rest = np.arange(len(absent) - len(places)) % ring.size
         items = np.concatenate((work.experts[:here], places, rest))
-        ends = [*range(here + len(places), work.used, ring.size), work.used]
+        begin = here + len(places)
+        ends = [begin] if len(places) else []
+        ends += [
+            min(end, work.used)
+            for end in range(begin + ring.size, work.used + ring.size, ring.size)
+        ]
         run = LayerRun(w, h, of_layer, work, items, [here, *ends])
         if slots is not None:
             run.launch(0, slots.tables)
@@ -118,8 +123,6 @@ class ExpertStream:
         first = here
         for part, end in enumerate(ends, 1):
             check()
-            if end == first:  # nothing was expected
-                continue
             if wave is None:
                 wave = self._send(layer, work.experts[first:end], check)
             ring.take(wave)
