@@ -83,7 +83,8 @@ def opened(
         config, blocks(config, store, lambda b, i: place(both, b, i, frozenset(away))), store
     )
     if streams:
-        both.set_stream(4, (), Streamed())
+        both.set_stream(4, ())
+        both.route = Streamed()
     return model
 
 
