@@ -213,6 +213,11 @@ class CudaGpu:
         calls.drop("cuEventDestroy", ended)
         return found
 
+    def rest(self, check: Check | None = None) -> None:
+        """See Gpu."""
+        self._calls.enter()
+        self._queue.wait(self._queue.mark(), check)
+
     def wait(self, check: Check | None = None) -> None:
         """See Gpu."""
         self._calls.enter()
