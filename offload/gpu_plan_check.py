@@ -19,7 +19,7 @@ from offload.plane_sizes import ALIGN
 from offload.slot_budget import LayerExperts, divide
 from offload.tensor_census import Census
 from offload.vram import obstacle, table_bytes
-from offload.vram_slots import by_layer, slot_sizes
+from offload.hot_slots import by_layer, slot_sizes
 
 if TYPE_CHECKING:
     from offload.gpu.probe import GpuFacts
