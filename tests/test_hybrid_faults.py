@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
-import tiny_gguf
-from fake_gpu import gpu
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from simulated_gpu import SimulatedGpu
-from test_hybrid_engine import MODEL
 
-import offload
 from offload import DeviceError
-from offload.devices import cuda, hybrid
-from offload.gpu import probe
 from offload.gpu.base import Launch, Mark, Sent
-from offload.vram_tier import VramTier
 
 Array = np.ndarray
 PROMPT = "In the beginning there was a prompt."
