@@ -16,6 +16,7 @@ from offload.devices.base import GatedMLP
 from offload.devices.cuda_vram import spaces
 from offload.errors import PlanError
 from offload.plan import ExpertSlots, KVSpec, VramSpec
+from offload.policies import ExpertKey
 from offload.vram import table_bytes
 from offload.vram_tier import VramTier
 from offload.weights import Matrix, matrix_from_array
