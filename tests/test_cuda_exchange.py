@@ -82,7 +82,7 @@ class Started:
         """Once."""
         self.number.array.view(np.int64)[0] = number
         pool = Pool(1)
-        run_tape(pool.address, table.ctypes.data, len(table))
+        run_tape(pool.address, table.ctypes.data, len(table), 0)
         pool.close()
 
 
