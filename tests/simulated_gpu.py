@@ -276,9 +276,15 @@ class SimulatedGpu:
         self.wait()
         return time.perf_counter() - began
 
+    def rest(self, check: Callable[[], None] | None = None) -> None:
+        """Until the queue has passed all."""
+        self._until(self._queue, check=check)
+
     def wait(self, check: Callable[[], None] | None = None) -> None:
         """Until both have passed all."""
-        queues = self._queue, self._beside
+        self._until(self._queue, self._beside, check=check)
+
+    def _until(self, *queues: Queue, check: Callable[[], None] | None) -> None:
         marks = [one.made for one in queues]
         with self.changed:
             while any(one.passed < mark for one, mark in zip(queues, marks, strict=True)):

@@ -8,6 +8,7 @@ as many as have a choice for each row together: one expert has no more.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -16,11 +17,12 @@ import numpy as np
 
 from offload.devices.base import Check
 from offload.devices.cuda_expert_copy import ExpertCopy
-from offload.devices.cuda_ring import Ring, Wave, launch
+from offload.devices.cuda_ring import Ring, Wave
 from offload.devices.cuda_rooms import Room, Vector
 from offload.devices.cuda_stage import PoolStage
 from offload.devices.cuda_stream_run import LayerRun, Tables, chosen_kernel
 from offload.devices.cuda_vram import Space
+from offload.devices.cuda_writer import launch
 from offload.gpu.base import Mark, Sent
 from offload.layer_scheduler import schedule
 from quant.cuda.norms import SWIGLU
@@ -79,6 +81,18 @@ class ExpertStream:
             found |= dict.fromkeys((*layer.kernels, *map(chosen_kernel, layer.planes)))
         return list(found)
 
+    def link_rate(self, check: Check) -> float:
+        """Bytes/s from the host, of the first layer's first experts, once they are in RAM."""
+        layer, copy = next(iter(self._layers.items()))
+        experts = np.arange(min(self._ring.size, copy.planes[0].count))
+        seconds = []
+        for _ in range(2):
+            began = time.perf_counter()
+            self._ring.take(self._send(layer, experts, check))
+            self._device.gpu.wait(check)
+            seconds.append(time.perf_counter() - began)
+        return len(experts) * copy.expert_bytes / min(seconds)
+
     def expect(self, layer: int, slots: Slots | None, choices: int, check: Check) -> None:
         """Begin to copy a layer's experts before its routing is known, if nearly all will run.
 
@@ -109,7 +123,12 @@ class ExpertStream:
         wave, places = self._expected(layer, absent)
         rest = np.arange(len(absent) - len(places)) % ring.size
         items = np.concatenate((work.experts[:here], places, rest))
-        ends = [*range(here + len(places), work.used, ring.size), work.used]
+        begin = here + len(places)
+        ends = [begin] if len(places) else []
+        ends += [
+            min(end, work.used)
+            for end in range(begin + ring.size, work.used + ring.size, ring.size)
+        ]
         run = LayerRun(w, h, of_layer, work, items, [here, *ends])
         if slots is not None:
             run.launch(0, slots.tables)
@@ -117,8 +136,6 @@ class ExpertStream:
         first = here
         for part, end in enumerate(ends, 1):
             check()
-            if end == first:  # nothing was expected
-                continue
             if wave is None:
                 wave = self._send(layer, work.experts[first:end], check)
             ring.take(wave)

@@ -28,7 +28,7 @@ class ManySplit:
         """See Segment."""
         check()
         device = self._block.device
-        if device.way == "stream":
+        if device.way == "stream" and self._block.copy is not None:
             self._stream(check)
         else:
             self._compute(check)
@@ -64,7 +64,9 @@ class ManySplit:
         began = time.perf_counter()
         wanted: set[int] = set()
         if hot is not None:
-            wanted |= set(hot.wanted(layer, np.bincount(ids.ravel(), minlength=block.n_experts)))
+            wanted |= set(
+                hot.wanted(layer, np.bincount(ids.ravel(), minlength=block.mlp.gate.count))
+            )
 
         def keep(expert: int, at: int) -> None:
             if hot is not None and expert in wanted:
@@ -73,7 +75,8 @@ class ManySplit:
         h = gpu.inputs(w, layer)
         parts, slots = stream.write(w, h, layer, block.slots, ids, check, keep)
         block.on_gpu.write_sum(w, parts, slots)
-        if (following := device.following(block)) is not None:
+        following = device.following(block)
+        if following is not None and following.copy is not None:
             gpu.start(w)
             stream.expect(following.layer, following.slots, ids.size, check)
         gpu.run(w, check)

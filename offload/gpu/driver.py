@@ -236,6 +236,11 @@ class CudaGpu:
         calls.drop("cuEventDestroy", ended)
         return found
 
+    def rest(self, check: Check | None = None) -> None:
+        """See Gpu."""
+        self._calls.enter()
+        self._queue.wait(self._queue.mark(), check)
+
     def wait(self, check: Check | None = None) -> None:
         """See Gpu."""
         self._calls.enter()
