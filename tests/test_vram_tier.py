@@ -282,7 +282,7 @@ def test_prompt_fills_free_slots_evenly_with_what_it_used_most() -> None:
 
 
 def test_copy_that_failed_half_way_leaves_its_slot_only_when_it_is_over() -> None:
-    world, rng = World(4_000, 20_000), np.random.default_rng(0)
+    world, rng = World(256, 20_000), np.random.default_rng(0)
     world.run(same(rng, [1, 6]))
     world.run(same(rng, [1, 6]))
     world.gpu.failing, world.gpu.speed = 5, 0  # at the second matrix
