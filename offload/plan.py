@@ -83,6 +83,11 @@ class ExpertSlots:
     lent: int = 0
     why: str = "as asked"
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody wants this size, and no other."""
+        return self.why.startswith("as asked")
+
     def note(self, name: str, memory: str) -> str:
         """Size, policy and reason, a line."""
         if not self.n_bytes:
@@ -212,6 +217,24 @@ class Plan:
     def devices(self) -> tuple[str, ...]:
         """Those in use, in the order of `placements`."""
         return tuple(dict.fromkeys(p.device for _, p in self.every_placement()))
+
+    def splits(self, layer: int) -> bool:
+        """Whether a layer's routed experts are the CPU's, its router and shared expert a GPU's."""
+        asked: tuple[BlockName, ...] = ("routed", "router", "shared")
+        tiers = {b: self.place(b, layer).tier for b in asked if b in self.placements}
+        return tiers.pop("routed", "vram") != "vram" and set(tiers.values()) == {"vram"}
+
+    @property
+    def on_cpu(self) -> Plan:
+        """The same model on the CPU alone, its weights as they lie in the file."""
+        return replace(
+            self,
+            placements={
+                block: replace(p, device="cpu", tier="mmap") for block, p in self.placements.items()
+            },
+            overrides={},
+            vram=None,
+        )
 
     @property
     def gpu(self) -> str | None:

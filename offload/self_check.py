@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from offload.config import ModelConfig
 from offload.expert_stats import ExpertStats
 from offload.hardware import BUSY, probe
+from offload.known_rates import memory_now, rates_here
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
-from offload.machine_rates import memory_now, rates_here
 from offload.plan import Plan
 from offload.prediction import Parts, predicted_parts
 from offload.rate_profiles import saved

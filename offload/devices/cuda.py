@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from offload.devices import cuda_compile
 from offload.devices.base import (
     Activations,
     Block,
+    Check,
     GatedMLP,
     LatentAttention,
     Router,
@@ -29,27 +30,30 @@ from offload.devices.cuda_rooms import Vector
 from offload.devices.cuda_segment import CudaSegment
 from offload.devices.cuda_vram import spaces
 from offload.devices.cuda_weights import CudaMatrix, Loader
-from offload.devices.cuda_writer import FEW, Writer
+from offload.devices.cuda_writer import FEW, Writer, launch
 from offload.errors import DeviceError
 from offload.expert_stats import ExpertStats, LayerTiers
 from offload.expert_tier import ExpertTier
 from offload.gpu.base import Gpu
 from offload.gpu.driver import CudaGpu
 from offload.kv_cache import cache_shape
-from offload.plan import KVSpec, VramSpec
+from offload.plan import ExpertSlots, KVSpec, VramSpec
 from offload.rope import Tables
 from offload.weights import Matrix
+
+if TYPE_CHECKING:
+    from quant.cuda.kernels import Kernel
 
 Array = np.ndarray
 
 
 class CudaDevice:
-    """See Device. Routed experts of all layers lie in its memory."""
+    """See Device. hot: what its memory has for slots of experts that somebody else owns."""
 
     def __init__(
         self, config: ModelConfig, kv: KVSpec, threads: int = 1,
         cpus: Sequence[frozenset[int]] | None = None, *, index: int = 0,
-        vram: VramSpec | None = None, gpu: Gpu | None = None,
+        vram: VramSpec | None = None, hot: ExpertSlots | None = None, gpu: Gpu | None = None,
     ) -> None:  # fmt: skip
         del threads, cpus
         self.name = f"cuda:{index}"
@@ -57,16 +61,16 @@ class CudaDevice:
         self.eps = float(config.rms_norm_eps)
         self.gpu = gpu = gpu or CudaGpu(index, None if vram is None else vram.limit)
         try:
-            self._spaces = spaces(gpu, kv, vram)
+            self.spaces = spaces(gpu, kv, vram, hot, is_asked=hot is not None and hot.is_asked)
             self._few = self._pass_memory(FEW)
         except BaseException:
             gpu.close()
             raise
         self.tier: ExpertTier | None = None
         self.kv = CudaKV(
-            gpu, self._spaces.kv, self._spaces.tables, cache_shape(config, kv.kv_type), kv.context
+            gpu, self.spaces.kv, self.spaces.tables, cache_shape(config, kv.kv_type), kv.context
         )
-        self.loader = Loader(gpu, self._spaces.weights, self._spaces.workspace)
+        self.loader = Loader(gpu, self.spaces.weights, self.spaces.workspace)
         self.many_logits = np.empty((0, 0), np.float32)
         self.wanted = np.zeros(0, np.int64)
         self.table: tuple[Matrix, CudaMatrix] | None = None
@@ -122,10 +126,24 @@ class CudaDevice:
     def compile_steps(self) -> list[Callable[[], object]]:
         """Kernels of all segments."""
         blocks = [block for segment in self._segments for block in segment.blocks]
+        return cuda_compile.steps(self.gpu, self.kernels(blocks))
+
+    def kernels(self, blocks: Sequence[CudaBlock]) -> list[Kernel]:
+        """What blocks launch, for any number of rows."""
         memories = self._few, self._memory_of_many(FEW + 1)
         for memory in memories:
             memory.kinds = frozenset({int(self.kv.shape.kind)})
-        return cuda_compile.steps(self.gpu, cuda_compile.kernels_of(self, blocks, memories))
+        return cuda_compile.kernels_of(self, blocks, memories)
+
+    def start(self, w: Writer) -> None:
+        """Launch what has been written, once."""
+        launch(self.gpu, w.launches)
+        w.launches = []
+
+    def run(self, w: Writer, check: Check) -> None:
+        """The same, and wait for it."""
+        self.start(w)
+        self.gpu.rest(check)
 
     # --- a pass -------------------------------------------------------------------------------
 
@@ -214,7 +232,7 @@ class CudaDevice:
         return max((m.n_cols for _, m in self.readers(layer)), default=self.config.hidden_size)
 
     def _pass_memory(self, rows: int) -> PassMemory:
-        return PassMemory(self.gpu, self._spaces.workspace, self.config, rows)
+        return PassMemory(self.gpu, self.spaces.workspace, self.config, rows)
 
     def _memory_of_many(self, rows: int) -> PassMemory:
         """For as many rows as a step has, or more if it must be."""

@@ -144,6 +144,9 @@ class Gpu(Protocol):
     def seconds(self, prepared: Prepared, times: int) -> float:
         """For the GPU to run it so often, by its own clock; waits."""
 
+    def rest(self, check: Check | None = None) -> None:
+        """Until the queue is empty; what is sent goes on. `check` is called, and may raise."""
+
     def wait(self, check: Check | None = None) -> None:
         """Until the queue is empty and all is sent; `check` is called meanwhile, and may raise."""
 
