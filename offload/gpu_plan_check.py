@@ -13,7 +13,7 @@ from offload.devices import is_gpu, resolve
 from offload.errors import PlanError, shown
 from offload.gpu_plan import WORKERS, Gpus, NoGpuError, chosen, lack
 from offload.gpu_share import Budget, share_of, taken
-from offload.hot_plan import by_layer, slot_sizes
+from offload.hot_slots import by_layer, slot_sizes
 from offload.layer_set import Layers
 from offload.plan import ExpertSlots, Plan, Prediction, VramSpec
 from offload.plane_sizes import ALIGN

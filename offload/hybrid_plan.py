@@ -17,7 +17,7 @@ from offload.amounts import binary_amount
 from offload.config import ModelConfig
 from offload.gpu_plan import CPU_INSTEAD, LEAST_CONTEXT, LackError, NoGpuError, lack, wanted_kv
 from offload.gpu_share import Budget, ExpertSize, Leaving, Share, shares, taken
-from offload.hot_plan import hot_slots
+from offload.hot_slots import hot_slots
 from offload.layer_set import Layers
 from offload.plan import BlockName, ExpertSlots, KVSpec, VramSpec
 from offload.plan_options import CHUNK, PlanOptions

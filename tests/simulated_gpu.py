@@ -261,9 +261,8 @@ class SimulatedGpu:
 
     def check_started(self) -> None:
         """Raise what has failed; what came late is lost."""
-        status, self.status[0] = int(self.status[0]), 0
         self.must_live()
-        if status:
+        if status := int(self.status[0]):
             what = "no answer" if status == LATE else f"error {status}"
             self.fault = DeviceError(f"{self.name}: {what}; --device cpu does without")
             raise self.fault
@@ -306,6 +305,7 @@ class SimulatedGpu:
             one.wait(one.made)
         self.slab = self.machine.memory = self.slab[:0].copy()
         self.machine.beside.clear()
+        self._readable.clear()
 
 
 def _bytes(data: Array) -> Array:
