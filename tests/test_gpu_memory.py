@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -19,11 +19,13 @@ from offload import PlanOptions, census, make_plan, probe
 from offload.batch import Batch, Span, expanded_end
 from offload.config import ModelConfig
 from offload.devices.cuda import CudaDevice
+from offload.devices.cuda_pass import PassMemory
 from offload.devices.cuda_vram import Spaces
 from offload.devices.cuda_weights import CudaMatrix
 from offload.forward import Model
 from offload.gguf import GGUFFile
 from offload.models import architecture
+from offload.opening import Opened
 from offload.weights import WeightStore
 from quant.cuda.kernels import of_type
 
@@ -34,6 +36,7 @@ MIB = 2**20
 def counted(spaces: Spaces, name: str) -> list[int]:
     """The bytes of a part that are in use after each call of `alloc`."""
     part: Any = getattr(spaces, name)
+    part = getattr(part, "_part", part)  # pages' own
     alloc, used = part.alloc, []
 
     def seen(n_bytes: int) -> int:
@@ -79,7 +82,7 @@ def test_plan_has_room_for_what_the_device_takes(
         kv = replace(plan.kv, n_bytes=1 << 40)
         device = CudaDevice(config, kv, vram=endless, gpu=NullGpu())  # type: ignore[arg-type]
         weights, pages, workspace = (
-            counted(device._spaces, name) for name in ("weights", "kv", "workspace")
+            counted(device.spaces, name) for name in ("weights", "kv", "workspace")
         )
         store = WeightStore(file, config)
         store.vector = lambda name: np.ones(file.tensors[name].shape, np.float32)  # type: ignore
@@ -102,53 +105,71 @@ def test_plan_has_room_for_what_the_device_takes(
     assert plan.vram.workspace <= 1.25 * max(workspace) + 80 * MIB
 
 
+class Streamed:
+    """A PromptRoute that knows one way."""
+
+    def choose(self, rows: int) -> str:
+        """It."""
+        return "stream"
+
+    def ran(self, way: str, rows: int, seconds: float) -> None:
+        """Nothing is learnt."""
+
+
+def choices(rows: int) -> np.ndarray:
+    """(rows, 8): all experts in turn."""
+    return np.arange(8 * rows).reshape(rows, 8) % 384
+
+
 def test_256k_tokens_of_k25_fit_on_a_card_of_24_gib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a plan for GPU and CPU has there, all 61 layers of it, taken from 23.5 GiB."""
     monkeypatch.setattr(CudaMatrix, "kernel", lambda self, _: of_type(self.kind)["repack"])
+    monkeypatch.setattr(PassMemory, "expert_ids", lambda self, _: choices(self.n_rows))
     keys = metadata(K25, context_length=262_144)
     path = write_model(tmp_path / "m.gguf", keys, tensors(K25, weight=Q4_K, experts=TQ1_0))
     card = gpu(23.5, total=24)
     with GGUFFile.open(path) as file:
         config = ModelConfig.from_gguf(file)
-        options = PlanOptions(context=262_144, kv_type="q8_0")
+        options = PlanOptions(context=262_144, kv_type="q8_0", threads=1)
         plan = make_plan(config, census(file, config), machine(256), options, gpus=[card])
         vram = plan.vram
         assert plan.is_hybrid
         assert vram is not None
         null = NullGpu(card.free - vram.reserve)
-        device = CudaDevice(config, plan.kv, vram=vram, gpu=null)  # type: ignore[arg-type]
-        weights, pages, workspace = (
-            counted(device._spaces, name) for name in ("weights", "kv", "workspace")
-        )
-        store = WeightStore(file, config)
-        store.vector = lambda name: np.ones(file.tensors[name].shape, np.float32)  # type: ignore
-        here = MagicMock()  # the CPU: makes blocks that are nobody's
-        places = {"cpu": here, "cuda:0": device}
-        made = architecture(config.architecture).blocks(
-            config, store, lambda block, layer: places[plan.place(block, layer).device]
-        )
-        segment = device.segment([block for block in made if getattr(block, "device", 0) is device])
-        device.compile_steps()
-        for rows in (8, vram.rows):
-            device.kv.open(0)
-            span = Span(slot=0, first=262_144 - rows, count=rows, expanded=262_144 - rows % 512)
-            device.begin(
-                Batch(spans=(span,), rows=np.zeros((rows, 7168)), wanted=np.arange(rows)[-64:])
-            )
-            segment.run(lambda: None)
-            if rows == 8:
-                device.kv.close(0)
-        null.alloc(vram.slots)
-        null.alloc(vram.ring)
+        monkeypatch.setattr("offload.devices.cuda.CudaGpu", lambda *_: null)
+        with closing(Opened(plan, config)) as opened:
+            both = opened.hybrid
+            assert both is not None
+            spaces = both.gpu.spaces
+            names = "weights", "kv", "workspace", "ring"
+            weights, pages, workspace, ring = (counted(spaces, name) for name in names)
+            opened.set_tiers(None)
+            store = WeightStore(file, config)
+            store.vector = lambda name: np.ones(file.tensors[name].shape, "f4")  # type: ignore
+            blocks = architecture(config.architecture).blocks(config, store, opened.maker)
+            model = Model(config, blocks, store)
+            both.set_stream(vram.ring_experts, range(61))
+            both.route = Streamed()  # type: ignore[assignment]
+            assert both.hot is not None
+            both.hot.open()
+            assert sum(p.group.slots for p in both.hot._pools) == plan.hot.slots
+            model.kv.open(0)
+            (few,) = (segment for _, segment in model._whole)
+            ids = np.zeros(vram.rows, np.int64)
+            first = 262_144 - vram.rows
+            span = Span(slot=0, first=first, count=vram.rows, expanded=262_144 - 64)
+            both.begin(Batch(spans=(replace(span, count=8, expanded=0),), ids=ids[:8], wanted=ids))
+            few.tape()
+            model.forward(Batch(spans=(span,), ids=ids, wanted=np.arange(64)))
+            (pool,) = both.hot._pools
+            stage = plan.placements["routed"].n_bytes // 60 // 384
+            assert pool.cache.slots == (vram.slots - stage) // stage  # what is never lent
+            held = null.taken
     assert weights[-1] == vram.weights
-    assert pages[-1] == plan.hot.lent == 1024 * 61 * 256 * 612  # all that is lent is needed
-    assert null.most <= card.free - vram.reserve
+    assert max(pages) == plan.hot.lent == 1024 * 61 * 256 * 612  # all that is lent is needed
+    assert max(ring) == vram.ring
     parts = vram.weights + vram.kv + vram.workspace + vram.slots + vram.ring
-    assert parts - 1024 < null.most <= parts
-    streamed = vram.rows * (
-        8 * (4 * 7168 + 32) + 12 * 2048
-    )  # outputs of all choices, what is between
-    stages = 4 * (plan.placements["routed"].n_bytes // 60 // 384)
-    assert max(workspace) + streamed + stages <= vram.workspace
+    assert held == parts // 256 * 256 <= card.free - vram.reserve
+    assert max(workspace) <= vram.workspace <= 1.1 * max(workspace)
