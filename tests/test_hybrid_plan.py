@@ -230,6 +230,10 @@ def test_attention_leaves_with_its_kv_rows_layer_by_layer(written: Callable[[str
     assert text.count("65,536 tokens in f16, layers that attend here") == 2
     assert f"attention of layers {layers} on the CPU: VRAM is short: with one layer more" in text
     assert checked(made, m, SMALL, 256) == made
+    with pytest.raises(PlanError, match=r"GiB of KV cache and 0.50 GiB .*: give a smaller --cont"):
+        plan(m, SMALL, 2, context=65_536, tiers=TierOptions(home="map"))
+    with pytest.raises(PlanError, match=r"kv.tokens: .* GiB of KV cache"):
+        checked(made, m, SMALL, 2)
 
 
 def test_everything_leaves_in_order_until_nothing_is_worth_it(
