@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from simulated_gpu import SimulatedGpu
 from slot_gpu import SlotGpu
 
+from offload import vram_choice
 from offload.devices.base import GatedMLP
 from offload.devices.cuda_vram import spaces
 from offload.devices.cuda_weights import Loader
@@ -256,6 +257,18 @@ def test_copies_take_no_longer_than_passes_and_all_layers_have_their_turn(copies
     before = planned_of(world.tier)
     world.run(routing(rng), seconds=0)
     assert not planned_of(world.tier) - before
+    world.close()
+
+
+def test_layers_take_turns_where_deciding_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vram_choice, "SHARE", 0.0)
+    world, rng = World(60_000, 0), np.random.default_rng(0)
+    world.gpu.speed = 99
+    for _ in range(9):
+        world.run(same(rng, [1, 6]))
+        assert len({key.layer for key in planned_of(world.tier)}) <= 1
+    assert {e for _, e in world.named()} == {1, 6}
+    assert len(world.named()) == 6
     world.close()
 
 
