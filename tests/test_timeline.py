@@ -79,6 +79,18 @@ def test_one_layer_by_hand() -> None:
     assert timeline.overlap == 1
 
 
+def test_starts_threads_and_parts_by_hand() -> None:
+    costs = dataclasses.replace(ROUND, start=2, wake=4, part=3, step=7)
+    timeline = simulate(costs, np.array([[[0, 1, 2]]]), slots=0)
+    assert steps(timeline, "gpu", 0) == [
+        ("start", 0), ("attention", 2), ("router", 12), ("post", 13), ("shared", 14), ("merge", 42),
+    ]  # fmt: skip
+    assert steps(timeline, "cpu", 0) == [("wake", 14), ("miss", 18), ("miss", 26), ("miss", 34)]
+    assert steps(timeline, "gpu", 0, -1) == [("head", 42 + 1 + 3 * 3)]
+    assert steps(timeline, "cpu", 0, -1) == [("step", 57)]
+    assert timeline.passes[0].end == 64
+
+
 def test_copies_slow_the_cpu_where_both_read_the_same_memory() -> None:
     costs = Costs(
         attention=0, router=0, post=0, shared=0, hit=0, miss=10, merge=0, copy=10, head=0, taken=0.5
@@ -146,7 +158,7 @@ SECONDS = st.floats(0, 20, allow_nan=False)
 COSTS = st.builds(
     Costs,
     **dict.fromkeys(("attention", "router", "post", "shared", "hit", "miss"), SECONDS),
-    **dict.fromkeys(("merge", "copy", "head", "read"), SECONDS),
+    **dict.fromkeys(("merge", "copy", "head", "read", "start", "wake", "part", "step"), SECONDS),
     taken=st.floats(0, 0.9),
 )
 FAULTS = st.builds(

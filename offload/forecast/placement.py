@@ -1,4 +1,8 @@
-"""Where a model goes on a box: what is read by every token first, experts in what is left."""
+"""Where a model goes on a box: what is read by every token first, experts in what is left.
+
+With one card as `offload.make_plan` does it, with its sizes (offload/vram.py); several are imagined
+to share all of it, without a workspace.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,13 @@ from offload.forecast.boxes import Box
 from offload.forecast.hits import Hits, cache_hits, fixed_hits
 from offload.forecast.model_facts import ModelFacts, Part
 from offload.plan import BlockName, KVType
+from offload.plan_options import CHUNK
+from offload.vram import workspace_bytes
 
 Place = Literal["vram", "ram", "disk"]
 SHORTEST: Final = 1024  # tokens of a KV cache that is worth having in VRAM
+CHUNKS: Final = (4096, 2048, 1024, CHUNK)  # prompt tokens in one step, the most that have room
+STEP_SHARE: Final = 0.25  # of a card's memory that they may compute in
 # what leaves VRAM first when it is short; attention goes layer by layer, with its KV cache
 _LEAVES_FIRST: Final[tuple[BlockName, ...]] = ("head", "attention", "dense", "shared", "router")
 
@@ -36,7 +44,8 @@ class Layout:
     on_gpu, on_cpu: what every token reads, by who computes it. overflow: bytes of it that not even
     RAM has room for. context: tokens of the KV cache; gpu_kv: share of the layers that have theirs
     in VRAM. gpu_slots: experts in VRAM; is_cache: they are copies of experts in RAM, and change.
-    ram_experts: those in RAM; disk_experts: those that are in neither.
+    ram_experts: those in RAM; disk_experts: those that are in neither. chunk: tokens of a prompt
+    in one step.
     """
 
     facts: ModelFacts
@@ -50,6 +59,7 @@ class Layout:
     ram_experts: int
     disk_experts: int
     overflow: float
+    chunk: int
 
     @property
     def fits(self) -> bool:
@@ -89,7 +99,8 @@ def place(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout:
     kv = context * facts.kv_bytes(kv_type)
     layers = facts.config.num_layers
     fixed = [part for part in facts.parts if part.block != "routed"]
-    resident, kv_layers, vram = _resident(fixed, kv / layers, layers, box.vram)
+    chunk, room = _step(facts, box, context)
+    resident, kv_layers, vram = _resident(fixed, kv / layers, layers, room)
     staying = [part for part in fixed if part not in resident]
     expert, experts = facts.expert_bytes, facts.n_experts
     routed = expert * experts
@@ -97,7 +108,7 @@ def place(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout:
     slots = min(experts, int(vram / expert + 1e-6)) if expert else 0
     outside = experts - slots
     all_in_ram = outside and ram >= routed
-    is_cache = bool(slots and all_in_ram)
+    is_cache = bool(slots and outside and (all_in_ram or len(box.gpus) == 1))
     in_ram = experts if all_in_ram else min(outside, max(0, int(ram / expert))) if outside else 0
     on_disk = 0 if all_in_ram else outside - in_ram
     return Layout(
@@ -112,7 +123,17 @@ def place(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout:
         ram_experts=in_ram,
         disk_experts=on_disk,
         overflow=max(0.0, -ram),
+        chunk=chunk,
     )
+
+
+def _step(facts: ModelFacts, box: Box, context: int) -> tuple[int, int]:
+    """(prompt tokens in one step, bytes of VRAM beside what a step needs)."""
+    if len(box.gpus) != 1:
+        return (CHUNKS[0] if box.gpus else CHUNK), box.vram
+    steps = [(chunk, workspace_bytes(facts.config, context, chunk)) for chunk in CHUNKS]
+    chunk, taken = next(((c, n) for c, n in steps if n <= STEP_SHARE * box.vram), steps[-1])
+    return chunk, max(0, box.vram - taken)
 
 
 def _resident(
@@ -200,7 +221,7 @@ def longest_context(facts: ModelFacts, box: Box, kv_type: KVType) -> int:
     routed, tied = facts.block_bytes("routed"), facts.config.tie_word_embeddings
     embedding = facts.block_bytes("embedding")
     fixed = facts.n_bytes - routed - embedding
-    room = box.vram - fixed - embedding * tied
+    room = _step(facts, box, facts.config.context_length)[1] - fixed - embedding * tied
     room -= routed if room >= routed else 0
     if room < SHORTEST * facts.kv_bytes(kv_type):
         room = box.ram - fixed - embedding
@@ -212,7 +233,7 @@ def check_context(facts: ModelFacts, box: Box, context: int, kv_type: KVType) ->
     """PlanError unless the KV cache finds room beside what every token reads, somewhere."""
     per_token = facts.kv_bytes(kv_type)
     fixed = facts.n_bytes - facts.block_bytes("routed")
-    room = max(0, box.vram + box.ram - fixed) // per_token
+    room = max(0, _step(facts, box, context)[1] + box.ram - fixed) // per_token
     if not room:
         raise PlanError(
             f"what every token reads ({amount(fixed)}) does not fit into {box.name}; it needs more "
