@@ -15,6 +15,7 @@ import numpy as np
 from offload.batch import Batch
 from offload.config import ModelConfig
 from offload.devices.base import Array, Block, Check, Device, Segment
+from offload.devices.crossing import cross
 from offload.expert_stats import ExpertStats
 from offload.kv import KV
 from offload.weights import WeightStore
@@ -122,11 +123,3 @@ def segments(blocks: Sequence[Block]) -> list[tuple[Device, Segment]]:
     """Neighbours of one device together."""
     groups = [(device, list(group)) for device, group in groupby(blocks, lambda b: b.device)]
     return [(device, device.segment(group)) for device, group in groups]
-
-
-def cross(source: Device, block: Block) -> None:
-    """Bring what a block needs to its device."""
-    activations = source.leave(block)
-    block.device.enter(activations, block)
-    source.traffic.bytes_out += activations.n_bytes
-    block.device.traffic.bytes_in += activations.n_bytes

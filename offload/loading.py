@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -13,9 +13,7 @@ from typing import cast
 from offload.checks import check_model
 from offload.config import ModelConfig
 from offload.data import embedded_model
-from offload.devices import open_device
-from offload.devices.base import Device
-from offload.devices.cpu import CpuDevice
+from offload.devices.base import Maker
 from offload.errors import DeviceError, GGUFError, OffloadError, PlanError
 from offload.forward import Model
 from offload.gguf import GGUFFile
@@ -23,6 +21,7 @@ from offload.hardware import HardwareProfile, probe
 from offload.hub import local_path
 from offload.memory import keep_freed_memory
 from offload.models import architecture
+from offload.opening import Opened
 from offload.placing import Weights
 from offload.plan import BlockName, Plan
 from offload.plan_options import PlanOptions
@@ -90,47 +89,35 @@ def execute(
     file: GGUFFile, config: ModelConfig, plan: Plan, hardware: HardwareProfile, report: Report
 ) -> tuple[Plan, Model, ReadAhead]:
     """The plan, with what came of it, and the model on its devices; they are closed on errors."""
-    devices: dict[str, Device] = {}
     ahead: ReadAhead | None = None
+    opened = Opened(plan, config)
     try:
-        for name in plan.devices:
-            devices[name] = open_device(
-                name, config, plan.kv, plan.threads, plan.workers.cpu_sets, plan.vram
-            )
         store = WeightStore(file, config)
         weights = Weights(file, store, config, plan, hardware.cpu.topology.nodes)
         with closing(Pool(plan.threads, plan.workers.cpu_sets)) as pool:
             plan = replace(plan, outcome=weights.place(pool, report))
         if (tier := open_tier(file, store, config, plan)) is not None:
             plan = replace(plan, outcome=(*plan.outcome, tier.stats.decision))
-            cast("CpuDevice", devices[plan.place("routed").device]).tier = tier
+            opened.set_tier(tier)
         if plan.vram is None:
-            model = cpu_model(config, plan, devices, store, report)
+            model = cpu_model(config, plan, opened, store, report)
             return plan, model, ReadAhead(weights.ahead)
         ahead = ReadAhead(weights.ahead)
-        return plan, gpu_model(file, config, plan, devices, store, report), ahead
+        return plan, gpu_model(file, config, plan, opened, store, report), ahead
     except BaseException:
         if ahead is not None:
             ahead.close()
-        for device in devices.values():
-            device.close()
+        opened.close()
         raise
 
 
 def cpu_model(
-    config: ModelConfig,
-    plan: Plan,
-    devices: Mapping[str, Device],
-    store: WeightStore,
-    report: Report,
+    config: ModelConfig, plan: Plan, opened: Opened, store: WeightStore, report: Report
 ) -> Model:
     """Its kernels are compiled by a stand-in: not one byte of the file is read."""
     seen = Seen(store)
-
-    def on(block: BlockName, layer: int) -> Device:
-        return devices[plan.place(block, layer).device]
-
-    blocks = architecture(config.architecture).blocks(config, cast("WeightStore", seen), on)
+    weights = cast("WeightStore", seen)
+    blocks = architecture(config.architecture).blocks(config, weights, opened.maker)
     model = Model(config, blocks, store)
     with closing(stand_in(model, seen, plan)) as trial:
         compile_kernels(model, trial, report)
@@ -141,34 +128,46 @@ def gpu_model(
     file: GGUFFile,
     config: ModelConfig,
     plan: Plan,
-    devices: Mapping[str, Device],
+    opened: Opened,
     store: WeightStore,
     report: Report,
 ) -> Model:
-    """Blocks take their weights as they are made; then the model itself is tried out."""
+    """Blocks take their weights as they are made; then the model itself is tried out.
+
+    What of it the CPU computes is compiled by a stand-in, as `cpu_model` does; a trial of one row
+    is left.
+    """
     total = plan.weight_bytes
-    on = told(plan, devices, census(file, config), report)
-    model = Model(config, architecture(config.architecture).blocks(config, store, on), store)
+    on = told(plan, opened, census(file, config), report)
+    seen = Seen(store)
+    weights = store if opened.hybrid is None else cast("WeightStore", seen)
+    model = Model(config, architecture(config.architecture).blocks(config, weights, on), store)
     report(LoadProgress(phase="copy", done_bytes=total, total_bytes=total))
     for mapped in file.mapped:
         mapped.check_unchanged()
-    compile_kernels(model, model, report)
+    if opened.hybrid is None:
+        compile_kernels(model, model, report)
+    else:
+        with closing(stand_in(model, seen, plan.on_cpu)) as trial:
+            compile_kernels(model, trial, report)
+        if plan.reads_ahead:  # else the trial would read from the disk
+            try_out(model, 1)
     for layer in model.expert_stats.layers.values():
         layer.uses[:] = 0  # the trial's choices are nobody's
     return model
 
 
 def told(
-    plan: Plan, devices: Mapping[str, Device], tensors: Census, report: Report
-) -> Callable[[BlockName, int], Device]:
+    plan: Plan, opened: Opened, tensors: Census, report: Report
+) -> Callable[[BlockName, int], Maker]:
     """Where blocks are made, one after the other; reports the bytes of those before."""
     left, done = dict(tensors.blocks), 0
 
-    def on(block: BlockName, layer: int) -> Device:
+    def on(block: BlockName, layer: int) -> Maker:
         nonlocal done
         report(LoadProgress(phase="copy", done_bytes=done, total_bytes=plan.weight_bytes))
         done += left.pop((block, None if layer < 0 else layer), 0)
-        return devices[plan.place(block, layer).device]
+        return opened.maker(block, layer)
 
     return on
 

@@ -8,7 +8,7 @@ and the model by plan_check.py, executed by loading.py and placing.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from offload.amounts import binary_amount
@@ -213,6 +213,24 @@ class Plan:
     def devices(self) -> tuple[str, ...]:
         """Those in use, in the order of `placements`."""
         return tuple(dict.fromkeys(p.device for _, p in self.every_placement()))
+
+    def splits(self, layer: int) -> bool:
+        """Whether a layer's routed experts are the CPU's, its router and shared expert a GPU's."""
+        asked: tuple[BlockName, ...] = ("routed", "router", "shared")
+        tiers = {b: self.place(b, layer).tier for b in asked if b in self.placements}
+        return tiers.pop("routed", "vram") != "vram" and set(tiers.values()) == {"vram"}
+
+    @property
+    def on_cpu(self) -> Plan:
+        """The same model on the CPU alone, its weights as they lie in the file."""
+        return replace(
+            self,
+            placements={
+                block: replace(p, device="cpu", tier="mmap") for block, p in self.placements.items()
+            },
+            overrides={},
+            vram=None,
+        )
 
     @property
     def threads(self) -> int:

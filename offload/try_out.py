@@ -17,7 +17,7 @@ import numpy as np
 
 from offload.batch import FEW_ROWS, Batch
 from offload.devices import open_device
-from offload.devices.base import Device
+from offload.devices.base import WholeDevice
 from offload.forward import Model
 from offload.memory import LINUX
 from offload.models import architecture
@@ -108,9 +108,9 @@ def stand_in(model: Model, seen: Seen, plan: Plan) -> Model:
     )
     kv = replace(plan.kv, context=min(plan.kv.context, max(ROWS)))
     weights = cast("WeightStore", StandIns(seen, layers))
-    devices: dict[str, Device] = {}
+    devices: dict[str, WholeDevice] = {}
 
-    def on(block: BlockName, layer: int) -> Device:
+    def on(block: BlockName, layer: int) -> WholeDevice:
         return devices[plan.place(block, layers[layer] if layer >= 0 else layer).device]
 
     try:

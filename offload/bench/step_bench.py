@@ -57,7 +57,7 @@ def schedule_seconds(rows: int, pool: Pool, repeats: int = 1000) -> float:
     used, count, down_count = (counts.ctypes.data + 8 * i for i in range(3))
     context = write(
         expert_tasks.Schedule, ROWS=rows, TOP_K=TOP_K, EXPERTS=EXPERTS, IDS=ids.ctypes.data,
-        ADDRESSES=addresses.ctypes.data, FIRST=resident.ctypes.data,
+        ADDRESSES=addresses.ctypes.data, FIRST=resident.ctypes.data, ELSEWHERE=0,
         USES=uses.ctypes.data, WORK=work.ctypes.data,
         SLOTS=slots.ctypes.data, SLOTS_STRIDE=slots.strides[0], GATE_UP=gate_up.ctypes.data,
         DOWN=down.ctypes.data, KERNELS=kernels.ctypes.data, X=0, X_STRIDE=0, X2=0, X2_STRIDE=0,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from offload.config import ModelConfig
-    from offload.devices.base import Device
+    from offload.devices.base import WholeDevice
     from offload.plan import KVSpec, VramSpec
 
 DEVICES = {  # file: class
@@ -69,10 +69,10 @@ def open_device(
     threads: int,
     cpus: Sequence[frozenset[int]] | None = None,
     vram: VramSpec | None = None,
-) -> Device:
+) -> WholeDevice:
     """A device, ready to make blocks; vram: on a GPU. DeviceError, PlanError."""
     kind, _, index = device.partition(":")
     name = (DEVICES | DRY_DEVICES)[kind]
     options: dict[str, Any] = {} if vram is None else {"index": int(index or 0), "vram": vram}
     made = getattr(import_module(f"{__name__}.{kind}"), name)
-    return cast("Device", made(config, kv, threads, cpus, **options))
+    return cast("WholeDevice", made(config, kv, threads, cpus, **options))

@@ -209,28 +209,8 @@ class Segment(Protocol):
         """
 
 
-class Device(Protocol):
-    """One kind of memory and queue. One caller at a time."""
-
-    @property
-    def name(self) -> str:
-        """As plans call it."""
-
-    @property
-    def traffic(self) -> Traffic:
-        """What it did so far."""
-
-    @property
-    def kv(self) -> KVStore:
-        """Rows of its attention blocks."""
-
-    @property
-    def expert_stats(self) -> ExpertStats:
-        """What its routed experts did so far."""
-
-    @property
-    def tier(self) -> ExpertTier | None:
-        """Slots for routed experts; None: all of them are computed where they lie."""
+class Maker(Protocol):
+    """Who prepares blocks."""
 
     def embedding(self, table: Matrix) -> Block:
         """Prepare rows of the table; quantised ones are widened."""
@@ -253,6 +233,30 @@ class Device(Protocol):
 
     def head(self, norm: Array, head: Matrix) -> Block:
         """Prepare the last norm and the logits."""
+
+
+class Device(Protocol):
+    """One kind of memory and queue. One caller at a time."""
+
+    @property
+    def name(self) -> str:
+        """As plans call it."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What it did so far."""
+
+    @property
+    def kv(self) -> KVStore:
+        """Rows of its attention blocks."""
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """What its routed experts did so far."""
+
+    @property
+    def tier(self) -> ExpertTier | None:
+        """Slots for routed experts; None: all of them are computed where they lie."""
 
     def segment(self, blocks: Sequence[Block]) -> Segment:
         """Blocks that run in one go, in this order."""
@@ -277,3 +281,7 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Give threads and memory back; nothing prepared here can be used afterwards."""
+
+
+class WholeDevice(Maker, Device, Protocol):
+    """A device that has every kind of block."""

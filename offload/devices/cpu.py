@@ -24,7 +24,7 @@ from offload.devices.cpu_blocks import CpuBlock, Embedding, Experts, Head, Mlp, 
 from offload.devices.cpu_kv import CpuKV
 from offload.devices.cpu_pass import Choices, ManyRows, PassState, many_rows
 from offload.devices.cpu_tape import CpuSegment
-from offload.devices.cpu_workspace import MAX_ROWS, Room, Vector, Workspace
+from offload.devices.cpu_workspace import MAX_ROWS, Room, Vector, Workspace, Zeros, zeros
 from offload.expert_stats import ExpertStats, stats_without_slots
 from offload.expert_tier import ExpertTier
 from offload.kv_cache import cache_shape
@@ -50,7 +50,8 @@ class CpuDevice:
 
     tier: slots for routed experts, set before blocks are made; places: where they lie. many: the
     activations of the batch that runs, None while a tape serves its few rows.
-    slice_bytes: of weights between two looks for a cancel, at least.
+    slice_bytes: of weights between two looks for a cancel, at least. memory: of what a few rows'
+    steps work in.
     """
 
     name = "cpu"
@@ -61,6 +62,7 @@ class CpuDevice:
         kv: KVSpec,
         threads: int,
         cpus: Sequence[frozenset[int]] | None = None,
+        memory: Zeros = zeros,
     ) -> None:
         self.config = config
         self.eps = float(config.rms_norm_eps)
@@ -69,7 +71,7 @@ class CpuDevice:
         self.tier: ExpertTier | None = None
         self.places: dict[int, Places] = {}
         self.kv = CpuKV(cache_shape(config, kv.kv_type), kv.context)
-        self.workspace = Workspace(threads)
+        self.workspace = Workspace(threads, memory)
         self.x = self.workspace.room("x", 4 * (config.hidden_size + 255))
         self.many: ManyRows | None = None
         self.n_rows = 0
@@ -119,12 +121,17 @@ class CpuDevice:
 
     def begin(self, batch: Batch) -> None:
         """Few rows go to the records of the tapes; many, and expanded ones, to their own arrays."""
+        are_many = batch.n_tokens > MAX_ROWS or any(span.is_expanded for span in batch.spans)
+        self.begin_as(batch, are_many=are_many)
+
+    def begin_as(self, batch: Batch, *, are_many: bool) -> None:
+        """The same, where somebody else knows how many are many."""
         self._batch = batch
         if self.tier is not None:
             self.tier.publish()
         self.n_rows = batch.n_tokens
         self.many = None
-        if self.n_rows > MAX_ROWS or any(span.is_expanded for span in batch.spans):
+        if are_many:
             self.pool.settle()
             self.many = many_rows(batch, self._rope)
             return
@@ -225,7 +232,7 @@ class CpuDevice:
     def choices(self, top_k: int) -> Choices:
         """Where a few rows' routing lies."""
         if self._choices is None:
-            self._choices = Choices(self.config.num_layers, top_k)
+            self._choices = Choices(self.workspace, self.config.num_layers, top_k)
         return self._choices
 
     def compile_steps(self) -> list[Callable[[], object]]:

@@ -1,14 +1,17 @@
-"""Experts of a few rows on the CPU: jobs of both regions, grouped by expert, as steps of a tape."""
+"""Experts of a few rows on the CPU: jobs of both regions, grouped by expert, as steps of a tape.
+
+Some of the routed ones may be computed elsewhere; those have no jobs, and their outputs no slots.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from offload.devices.cpu_experts import Branch, FeedForward
 from offload.devices.cpu_leased import FewLeased, Region
-from offload.devices.cpu_workspace import MAX_ROWS, Vector
+from offload.devices.cpu_workspace import MAX_ROWS, Room, Vector
 from quant.kernels import Job
 from quant.quant_type import for_records
 from quant.run import driver, expert_tasks, layer_ops
@@ -21,14 +24,26 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 
+class Outputs(NamedTuple):
+    """Where the outputs of experts lie: a slot for each choice of each row."""
+
+    parts: Room
+    slots: int  # address of (rows, choices of a row) int64: the slot of each
+    slots_stride: int  # bytes of a row
+
+
 class FewExperts:
     """The steps of experts for a few rows: jobs of both regions, grouped by expert.
 
     Slots of outputs: the router's choices, sorted by expert, then the shared expert's rows.
+    elsewhere: (experts,) int64, not 0 for those that somebody else computes; None: nobody does.
     """
 
-    def __init__(self, w: Writer, ffn: FeedForward, h: Vector, layer: int) -> None:
+    def __init__(
+        self, w: Writer, ffn: FeedForward, h: Vector, layer: int, elsewhere: Array | None = None
+    ) -> None:
         self._w = w
+        self.elsewhere = elsewhere
         self.device = w.device
         self._ffn = ffn
         self._h = h
@@ -45,8 +60,23 @@ class FewExperts:
 
     def write(self) -> None:
         """Schedule, gate and up, down, combine."""
-        w, ffn, tape = self._w, self._ffn, self._w.tape
+        w, ffn = self._w, self._ffn
         w.flush()
+        found = self.write_outputs()
+        weights = w.device.choices(w.device.config.num_experts_per_tok).weights
+        skipped = w.device.config.num_experts_per_tok if ffn.routed is None else 0  # a weight of 1
+        context = w.tape.context(
+            Combine, PARTS=found.parts.address, PARTS_STRIDE=found.parts.stride,
+            SLOTS=found.slots, SLOTS_STRIDE=found.slots_stride,
+            WEIGHTS=weights.address + 4 * skipped, WEIGHTS_STRIDE=weights.stride,
+            COUNT=self._top_k + self.n_shared, N=self._row_bytes // 4,
+            X=w.x.address, X_STRIDE=w.x.stride,
+        )  # fmt: skip
+        w.tape.add(layer_ops.combine_task.address, context, w.rows)
+
+    def write_outputs(self) -> Outputs:
+        """All but the sum."""
+        w, ffn, tape = self._w, self._ffn, self._w.tape
         if ffn.shared is not None:  # first in line, for its chunks are the longest
             self._write_shared(ffn.shared)
         if ffn.routed is not None:
@@ -77,22 +107,16 @@ class FewExperts:
             count = driver.count_tasks(self._first, chunk)
             tape.add(driver.gate_up_task.address, context, count, counts[0])
             w.run_jobs(self._second, chunk_down, counts[1])
-        weights = w.device.choices(w.device.config.num_experts_per_tok).weights
-        skipped = w.device.config.num_experts_per_tok if ffn.routed is None else 0  # a weight of 1
-        context = tape.context(
-            Combine, PARTS=self._y, PARTS_STRIDE=self._row_bytes, SLOTS=slots, SLOTS_STRIDE=stride,
-            WEIGHTS=weights.address + 4 * skipped, WEIGHTS_STRIDE=weights.stride,
-            COUNT=self._top_k + self.n_shared, N=self._row_bytes // 4,
-            X=w.x.address, X_STRIDE=w.x.stride,
-        )  # fmt: skip
-        tape.add(layer_ops.combine_task.address, context, w.rows)
+        return Outputs(Room(self._y, self._row_bytes), slots, stride)
 
     def _slots(self) -> tuple[int, int]:
         """(address of (rows, choices of a row) int64, bytes of a row); the shared one's are set."""
-        slots = np.zeros((self._w.rows, self._top_k + self.n_shared), np.int64)
+        shape = self._w.rows, self._top_k + self.n_shared
+        name = f"slots of {shape[0]} rows, {self.n_choices} choices"
+        slots = self._w.device.workspace.numbers(name, shape)
         if self.n_shared:
             slots[:, -1] = self.n_choices + np.arange(self._w.rows)
-        return self._w.tape.keep(slots), slots.strides[0]
+        return int(slots.ctypes.data), slots.strides[0]
 
     def _fill(self, branch: Branch, part: slice) -> tuple[Array, Array]:
         """Jobs of a branch from its template."""
@@ -152,6 +176,7 @@ class FewExperts:
             Schedule, ROWS=w.rows, TOP_K=self._top_k, EXPERTS=n_experts,
             IDS=device.choices(self._top_k).ids_at(self.layer),
             ADDRESSES=tape.keep(branch.places.addresses), FIRST=tape.keep(branch.places.resident),
+            ELSEWHERE=0 if self.elsewhere is None else tape.keep(self.elsewhere),
             USES=tape.keep(branch.places.uses),
             WORK=device.workspace.area("schedule", work), SLOTS=slots, SLOTS_STRIDE=stride,
             GATE_UP=tape.keep(self._first) + jobs_at, DOWN=tape.keep(self._second) + jobs_at,

@@ -58,6 +58,7 @@ class FewLeased:
         self._device = few.device
         self._pool = few.device.pool
         self._layer = few.layer
+        self._elsewhere = few.elsewhere
         self._others = few.n_shared
         self._tier = tier
         top_k = few.device.config.num_experts_per_tok
@@ -69,7 +70,10 @@ class FewLeased:
 
     def __call__(self, check: Check) -> None:
         """Compute them all."""
-        experts: list[int] = np.unique(self._ids).tolist()
+        used = np.unique(self._ids)
+        if self._elsewhere is not None:
+            used = used[self._elsewhere[used] == 0]
+        experts: list[int] = used.tolist()
         gate_up, down = self._regions
         if self._tier.has_all(self._layer, len(experts)):
             self._pool.run(*self._schedule, 1)

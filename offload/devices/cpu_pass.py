@@ -11,7 +11,7 @@ import numpy as np
 from offload.batch import Batch, Span
 from offload.devices.base import Check, Routing
 from offload.devices.cpu_kv import CpuKV
-from offload.devices.cpu_workspace import MAX_ROWS, Room
+from offload.devices.cpu_workspace import MAX_ROWS, Room, Workspace
 from offload.rope import Tables
 from quant.run.tape import Pass, Row
 
@@ -95,22 +95,29 @@ class PassState:
 class Choices:
     """Routing of a few rows: ids (layers, MAX_ROWS, K) int64, weights: the K of a row and a 1."""
 
-    def __init__(self, layers: int, top_k: int) -> None:
+    def __init__(self, workspace: Workspace, layers: int, top_k: int) -> None:
         self.top_k = top_k
-        self._ids = np.zeros((layers, MAX_ROWS * top_k), np.int64)
-        self._weights = np.ones((MAX_ROWS, top_k + 1), np.float32)
+        self._ids = workspace.numbers("choices", (layers, MAX_ROWS * top_k))
+        size = -(-4 * (top_k + 1) // 8)
+        self._weights = workspace.numbers("weights of choices", (MAX_ROWS, size)).view(np.float32)
+        self._weights[:] = 1
         self.weights = Room(int(self._weights.ctypes.data), self._weights.strides[0])
 
     def ids_at(self, layer: int) -> int:
         """Address of a layer's (rows, K) ids."""
         return int(self._ids.ctypes.data) + layer * self._ids.strides[0]
 
+    def ids(self, rows: int) -> Array:
+        """Of all layers, (layers, rows, K) int64, a copy."""
+        ids = self._ids[:, : rows * self.top_k].copy()
+        return ids.reshape(len(ids), rows, self.top_k)
+
     def routing(self, layer: int, rows: int) -> Routing:
         """A layer's routing; the weights are those of the layer that ran last."""
         ids = self._ids[layer, : rows * self.top_k].reshape(rows, self.top_k)
-        return Routing(expert_ids=ids.copy(), weights=self._weights[:rows, :-1].copy())
+        return Routing(expert_ids=ids.copy(), weights=self._weights[:rows, : self.top_k].copy())
 
     def set(self, layer: int, routing: Routing) -> None:
         """Take a routing over from another device."""
         self._ids[layer, : routing.expert_ids.size] = routing.expert_ids.ravel()
-        self._weights[: len(routing.weights), :-1] = routing.weights
+        self._weights[: len(routing.weights), : self.top_k] = routing.weights

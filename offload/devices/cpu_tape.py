@@ -7,7 +7,7 @@ All memory is laid out once; a pass changes a few records. A tape is played in s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,17 +26,24 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 
-class CpuTape:
-    """The steps of a segment for a number of rows."""
+def write_blocks(w: Writer, blocks: Sequence[CpuBlock]) -> None:
+    """Their steps, one after the other."""
+    for block in blocks:
+        w.tape.ticks_at = w.device.traffic.times.ticks_at(block.kind)
+        block.steps(w)
+        if w.uncut_bytes >= w.device.slice_bytes:
+            w.cut()
 
-    def __init__(self, device: CpuDevice, blocks: Sequence[CpuBlock], rows: int) -> None:
+
+class CpuTape:
+    """Steps for a number of rows. write: adds them; n_blocks: that have experts, at most."""
+
+    def __init__(
+        self, device: CpuDevice, n_blocks: int, rows: int, write: Callable[[Writer], None]
+    ) -> None:
         self._device = device
-        w = Writer(device, rows, len(blocks))
-        for block in blocks:
-            w.tape.ticks_at = device.traffic.times.ticks_at(block.kind)
-            block.steps(w)
-            if w.uncut_bytes >= device.slice_bytes:
-                w.cut()
+        w = Writer(device, rows, n_blocks)
+        write(w)
         w.flush()
         w.cut()
         self._slices = w.slices
@@ -87,7 +94,8 @@ class CpuSegment:
         if many is None:
             rows = self._device.n_rows
             if rows not in self._tapes:
-                self._tapes[rows] = CpuTape(self._device, self.blocks, rows)
+                write = partial(write_blocks, blocks=self.blocks)
+                self._tapes[rows] = CpuTape(self._device, len(self.blocks), rows, write)
             self._tapes[rows].play(check)
             self._runs.count += 1
             return

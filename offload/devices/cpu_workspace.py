@@ -7,6 +7,7 @@ one name. All of it begins as zeros; columns beyond a vector's own stay so.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,11 +60,20 @@ class AttendRows(NamedTuple):
 NOWHERE = Room(0, 0)
 
 
-class Workspace:
-    """Owner of the memory."""
+Zeros = Callable[[int], np.ndarray]  # so many bytes, (n,) uint8
 
-    def __init__(self, threads: int) -> None:
+
+def zeros(n_bytes: int) -> np.ndarray:
+    """Memory as any other."""
+    return np.zeros(n_bytes, np.uint8)
+
+
+class Workspace:
+    """Owner of the memory. memory: where it comes from."""
+
+    def __init__(self, threads: int, memory: Zeros = zeros) -> None:
         self.threads = threads
+        self._memory = memory
         self._kept: list[np.ndarray] = []
         self._rooms: dict[tuple[str, int], int] = {}
         self._attend: dict[tuple[int, int, int], AttendRows] = {}
@@ -72,10 +82,16 @@ class Workspace:
         """Address of zeroed memory, on a cache line of its own."""
         key = name, n_bytes
         if key not in self._rooms:
-            data = np.zeros(n_bytes + 64, np.uint8)
+            data = self._memory(n_bytes + 64)
             self._kept.append(data)
             self._rooms[key] = int(data.ctypes.data) + -data.ctypes.data % 64
         return self._rooms[key]
+
+    def numbers(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """An area as (rows, n) int64."""
+        n_bytes = 8 * shape[0] * shape[1]
+        data = (ctypes.c_uint8 * n_bytes).from_address(self.area(name, n_bytes))
+        return np.frombuffer(memoryview(data), np.int64).reshape(shape)
 
     def room(self, name: str, n_bytes: int) -> Room:
         """A buffer of `n_bytes` for each of MAX_ROWS rows."""

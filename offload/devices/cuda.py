@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from offload.devices import cuda_compile
 from offload.devices.base import (
     Activations,
     Block,
+    Check,
     GatedMLP,
     LatentAttention,
     Router,
@@ -39,6 +40,9 @@ from offload.kv_cache import cache_shape
 from offload.plan import KVSpec, VramSpec
 from offload.rope import Tables
 from offload.weights import Matrix
+
+if TYPE_CHECKING:
+    from quant.cuda.kernels import Kernel
 
 Array = np.ndarray
 
@@ -122,10 +126,22 @@ class CudaDevice:
     def compile_steps(self) -> list[Callable[[], object]]:
         """Kernels of all segments."""
         blocks = [block for segment in self._segments for block in segment.blocks]
+        return cuda_compile.steps(self.gpu, self.kernels(blocks))
+
+    def kernels(self, blocks: Sequence[CudaBlock]) -> list[Kernel]:
+        """What blocks launch, for any number of rows."""
         memories = self._few, self._memory_of_many(FEW + 1)
         for memory in memories:
             memory.kinds = frozenset({int(self.kv.shape.kind)})
-        return cuda_compile.steps(self.gpu, cuda_compile.kernels_of(self, blocks, memories))
+        return cuda_compile.kernels_of(self, blocks, memories)
+
+    def run(self, w: Writer, check: Check) -> None:
+        """Launch what has been written, once, and wait for it."""
+        once = self.gpu.prepare(w.launches)
+        once.run()
+        w.launches = []
+        self.gpu.wait(check)
+        once.close()
 
     # --- a pass -------------------------------------------------------------------------------
 

@@ -58,15 +58,7 @@ class CudaSegment:
                 self._head(block, check)
                 continue
             block.steps(writer)
-            self._launch(writer, check)
-
-    def _launch(self, writer: Writer, check: Check) -> None:
-        """Run what has been written."""
-        once = self._device.gpu.prepare(writer.launches)
-        once.run()
-        writer.launches = []
-        self._device.gpu.wait(check)
-        once.close()
+            device.run(writer, check)
 
     def _head(self, block: CudaBlock, check: Check) -> None:
         """Logits of the rows that are wanted, some at a time, to host memory."""
@@ -83,6 +75,6 @@ class CudaSegment:
                     writer.x.address + i * x.stride, x.address + row * x.stride, x.stride
                 )
             block.steps(writer)
-            self._launch(writer, check)
+            device.run(writer, check)
             parts.append(memory.rows_at("logits", device.n_logits))
         device.many_logits = np.concatenate(parts)

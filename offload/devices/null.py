@@ -17,12 +17,12 @@ from offload.devices.base import (
     Array,
     Block,
     Check,
-    Device,
     GatedMLP,
     Kind,
     LatentAttention,
     Router,
     Segment,
+    WholeDevice,
 )
 from offload.devices.zeros import Zeros
 from offload.expert_stats import ExpertStats
@@ -91,7 +91,7 @@ class NullDevice:
         threads: int = 1,
         cpus: Sequence[frozenset[int]] | None = None,
         *,
-        inner: Device | None = None,
+        inner: WholeDevice | None = None,
         mishaps: Sequence[Mishap] = (),
     ) -> None:
         del threads, cpus

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from offload.config import ModelConfig
-    from offload.devices.base import Block, Device
+    from offload.devices.base import Block, Maker
     from offload.gguf import TensorInfo
     from offload.plan import BlockName
     from offload.weights import WeightStore
 
-Place = Callable[["BlockName", int], "Device"]  # who makes a block of a layer
+Place = Callable[["BlockName", int], "Maker"]  # who makes a block of a layer
 
 ARCHITECTURES = {
     "deepseek2": "deepseek2",

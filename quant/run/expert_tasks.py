@@ -81,6 +81,7 @@ class Schedule(Fields):
     IDS = I64  # (ROWS, TOP_K) int64
     ADDRESSES = I64  # (EXPERTS, 3) int64: gate, up, down of each
     FIRST = I64  # 0, or (EXPERTS,) int64: experts that are not 0 come first
+    ELSEWHERE = I64  # 0, or (EXPERTS,) int64: experts that are not 0 have no jobs and no slots
     USES = I64  # (EXPERTS,) int64: grows by the rows of each
     WORK = I64  # scratch: see `work_bytes`
     SLOTS = I64  # (ROWS, SLOTS_STRIDE bytes) int64: where each choice's output is, written
@@ -125,7 +126,7 @@ def schedule_task(context: int, index: int, thread: int) -> None:
     slots, slots_stride = i64(context + Schedule.SLOTS), i64(context + Schedule.SLOTS_STRIDE)
     used = group_choices(
         i64(context + Schedule.IDS), rows, top_k, n_experts, i64(context + Schedule.FIRST),
-        counts, experts, starts, tokens, slots, slots_stride,
+        i64(context + Schedule.ELSEWHERE), counts, experts, starts, tokens, slots, slots_stride,
     )  # fmt: skip
     stride, stride2 = i64(context + Schedule.X_STRIDE), i64(context + Schedule.X2_STRIDE)
     for slot in range(rows * top_k):

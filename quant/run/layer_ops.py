@@ -271,6 +271,7 @@ def group_choices(
     top_k: int,
     n_experts: int,
     first: int,
+    elsewhere: int,
     counts: int,
     experts: int,
     starts: int,
@@ -283,13 +284,16 @@ def group_choices(
     ids (rows, top_k) -> number n of experts in use; experts (n,): who they are, those with a first
     (n_experts,) that is not 0 before the others, ascending; starts (n + 1,): first slot of each;
     tokens (rows * top_k,): the row of each slot; slots (rows, top_k): the slot of each choice.
-    first may be 0: nobody. counts (n_experts,): scratch.
+    first may be 0: nobody. elsewhere: 0, or (n_experts,): those that are not 0 count as not in use,
+    and choices of them have no slot. counts (n_experts,): scratch.
     """
     for e in range(n_experts):
         put_i64(counts + 8 * e, 0)
     for i in range(rows * top_k):
-        at = counts + 8 * i64(ids + 8 * i)
-        put_i64(at, i64(at) + 1)
+        e = i64(ids + 8 * i)
+        if elsewhere == 0 or i64(elsewhere + 8 * e) == 0:
+            at = counts + 8 * e
+            put_i64(at, i64(at) + 1)
     used = 0
     start = 0
     for others in range(0 if first else 1, 2):
@@ -304,7 +308,10 @@ def group_choices(
     put_i64(starts + 8 * used, start)
     for row in range(rows):
         for k in range(top_k):
-            at = counts + 8 * i64(ids + 8 * (row * top_k + k))
+            e = i64(ids + 8 * (row * top_k + k))
+            if elsewhere != 0 and i64(elsewhere + 8 * e) != 0:
+                continue
+            at = counts + 8 * e
             slot = -1 - i64(at)
             put_i64(at, -2 - slot)
             put_i64(tokens + 8 * slot, row)
@@ -330,6 +337,7 @@ def group_by_expert(
         ids.shape[1],
         n_experts,
         first.ctypes.data if first.size else 0,
+        0,
         counts.ctypes.data,
         experts.ctypes.data,
         starts.ctypes.data,

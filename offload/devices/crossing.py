@@ -1,0 +1,13 @@
+"""How activations cross from one device to another, with their bytes counted by both."""
+
+from __future__ import annotations
+
+from offload.devices.base import Block, Device
+
+
+def cross(source: Device, block: Block) -> None:
+    """Bring what a block needs to its device."""
+    activations = source.leave(block)
+    block.device.enter(activations, block)
+    source.traffic.bytes_out += activations.n_bytes
+    block.device.traffic.bytes_in += activations.n_bytes

@@ -1,0 +1,215 @@
+"""A GPU and the CPU as one device: every layer's blocks where the plan has them, in one pass.
+
+Attention, router and shared expert are the GPU's, routed experts the CPU's but for those that have
+a slot in VRAM; or whatever else the plan says. A pass of few rows is one tape (hybrid_writer.py),
+without Python between its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from quant.cuda.exchange import EXCHANGE
+
+from offload.batch import Batch
+from offload.config import ModelConfig
+from offload.devices import cuda_compile
+from offload.devices.base import Activations, Block, KVStore, Runs, Segment, Traffic, WholeDevice
+from offload.devices.block_times import BlockTimes
+from offload.devices.cpu import CpuDevice
+from offload.devices.cuda import CudaDevice
+from offload.devices.cuda_blocks import CudaBlock
+from offload.devices.cuda_writer import FEW
+from offload.devices.hybrid_blocks import HybridBlock, OnCpu, OnGpu, Side, Split
+from offload.devices.hybrid_experts import SplitExperts
+from offload.devices.hybrid_kv import JoinedKV
+from offload.devices.hybrid_segment import HybridSegment
+from offload.errors import PlanError
+from offload.expert_stats import ExpertStats
+from offload.expert_tier import ExpertTier
+from offload.plan import KVSpec, VramSpec
+from quant.run.gpu_tasks import naps
+
+if TYPE_CHECKING:
+    from offload.devices.cuda_stream import ExpertStream
+    from offload.gpu.base import Gpu
+    from offload.prompt_route import Routes
+    from offload.vram_tier import VramTier
+
+Array = np.ndarray
+LINE = 64  # bytes of a flag: nobody else writes there
+WATCHDOG_SECONDS = 20.0
+
+
+class SeenMemory:
+    """Memory of the host that a GPU sees, too, at the same addresses."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+
+    def __call__(self, n_bytes: int) -> Array:
+        """Zeros, (n,) uint8; PlanError."""
+        found = self._gpu.mapped(n_bytes)
+        if found.address != found.array.ctypes.data:
+            raise PlanError(
+                f"{self._gpu.name} sees the host's memory at other addresses than the host does, "
+                "so CPU and GPU cannot share the work; --device cpu does without"
+            )
+        return found.array
+
+
+class HybridDevice:
+    """See Device. Few rows are as many as the GPU takes in prepared launches.
+
+    hot: slots in VRAM for routed experts; stream: what brings all experts there for a prompt, where
+    `routes` says that it pays; set before blocks are made. It owns all of them. on_gpu, on_cpu,
+    on_both: who makes its blocks.
+    """
+
+    def __init__(self, gpu: CudaDevice, cpu: CpuDevice) -> None:
+        self.name = f"{gpu.name} and {cpu.name}"
+        self.gpu, self.cpu = gpu, cpu
+        self.hot: VramTier | None = None
+        self.stream: ExpertStream | None = None
+        self.routes: Routes | None = None
+        self.config = cpu.config
+        self.on_gpu, self.on_cpu = Side(self, gpu, OnGpu), Side(self, cpu, OnCpu)
+        self.on_both = Split(self, gpu, OnGpu)
+        self.kv: KVStore = JoinedKV(gpu.kv, cpu.kv)
+        self.naps = naps(WATCHDOG_SECONDS)
+        self.are_few = True
+        self.runs: list[Runs] = []
+        self._blocks: dict[HybridBlock, None] = {}
+        self._split: list[int] = []  # layers
+        self._last: WholeDevice = gpu
+        self._n_rows = 0
+        self._tables: dict[bytes, int] = {}
+        lines = 2 * self.config.num_layers + 4  # crossings of a pass, at most
+        self._signals = SeenMemory(gpu.gpu)(LINE * (lines + 1)).view(np.int64)
+        self.number_at = int(self._signals.ctypes.data)
+
+    def segment(self, blocks: Sequence[Block]) -> Segment:
+        """One tape, or one block after the other."""
+        mine = cast("Sequence[HybridBlock]", blocks)
+        self._blocks |= dict.fromkeys(mine)
+        self._split = [block.layer for block in self._blocks if isinstance(block, SplitExperts)]
+        return HybridSegment(self, mine)
+
+    def compile_steps(self) -> list[Callable[[], object]]:
+        """Kernels of both sides."""
+        gpu: list[CudaBlock] = [block.inner for block in self._blocks if isinstance(block, OnGpu)]
+        gpu += [block.on_gpu for block in self._blocks if isinstance(block, SplitExperts)]
+        kernels = [*self.gpu.kernels(gpu), EXCHANGE]
+        kernels += [] if self.hot is None else self.hot.kernels
+        steps = cuda_compile.steps(self.gpu.gpu, list(dict.fromkeys(kernels)))
+        return steps + self.cpu.compile_steps()
+
+    # --- a pass -------------------------------------------------------------------------------
+
+    def begin(self, batch: Batch) -> None:
+        """Between two passes slots change hands, and both sides hear of it at once."""
+        if self.hot is not None:
+            self.hot.settle()
+        self.gpu.begin(batch)  # the KV cache may take slots
+        self.are_few = self.gpu.memory.most == FEW
+        self.cpu.begin_as(batch, are_many=not self.are_few)
+        if self.hot is not None:
+            self.hot.begin()
+        self._n_rows = batch.n_tokens
+        self._signals[0] += 1
+
+    def has_run(self, last: HybridBlock, seconds: float) -> None:
+        """A pass, up to this block."""
+        self._last = self._side_of(last)
+        if self.hot is None:
+            return
+        if self.are_few:
+            ids = self.cpu.choices(self.config.num_experts_per_tok).ids(self._n_rows)
+            routings = {layer: ids[layer] for layer in self._split}
+        else:
+            routings = {layer: self.routing(layer) for layer in self._split}
+        self.hot.after(routings, seconds, self._n_rows)
+
+    def leave(self, block: Block) -> Activations:
+        """Copies of what a block needs elsewhere."""
+        return self._last.leave(block)
+
+    def enter(self, activations: Activations, block: Block) -> None:
+        """Take over what another device has left for a block."""
+        self._side_of(cast("HybridBlock", block)).enter(activations, block)
+
+    def logits(self) -> Array:
+        """(wanted rows, V)."""
+        return self._last.logits()
+
+    def routing(self, layer: int) -> Array:
+        """expert_ids (T, K) int64 of the last batch."""
+        if self.are_few and layer in self._split:
+            return self.cpu.routing(layer)
+        router = next(b for b in self._blocks if b.kind == "router" and b.layer == layer)
+        return self._side_of(router).routing(layer)
+
+    def _side_of(self, block: HybridBlock) -> WholeDevice:
+        return self.cpu if isinstance(block, OnCpu) else self.gpu
+
+    @property
+    def traffic(self) -> Traffic:
+        """Of both sides; times: of tapes."""
+        a, b = self.gpu.traffic, self.cpu.traffic
+        read = 0 if self.hot is None else self.hot.stats.bytes["vram"]
+        return Traffic(
+            read=a.read + b.read + read, bytes_in=a.bytes_in + b.bytes_in,
+            bytes_out=a.bytes_out + b.bytes_out, runs=[*a.runs, *b.runs, *self.runs],
+            times=b.times,
+        )  # fmt: skip
+
+    @property
+    def tier(self) -> ExpertTier | None:
+        """Slots in RAM, before a disk."""
+        return self.cpu.tier
+
+    @property
+    def expert_stats(self) -> ExpertStats:
+        """Of slots in VRAM, if there are some; else of the CPU."""
+        return self.cpu.expert_stats if self.hot is None else self.hot.stats
+
+    @property
+    def times(self) -> BlockTimes:
+        """Of tapes."""
+        return self.cpu.traffic.times
+
+    def close(self) -> None:
+        """Give both back."""
+        if self.hot is not None:
+            self.hot.close()
+        self.cpu.close()
+        self.gpu.close()
+
+    # --- what blocks ask for ------------------------------------------------------------------
+
+    def flag_at(self, crossing: int) -> int:
+        """Address of the int64 that the GPU sets to the number of the pass."""
+        return self.number_at + LINE * (crossing + 1)
+
+    def table(self, records: Array) -> int:
+        """Address, for the GPU, of numbers that do not change."""
+        key = records.tobytes()
+        if key not in self._tables:
+            self._tables[key] = self.gpu.loader.table(records)
+        return self._tables[key]
+
+
+def open_hybrid(
+    gpu: str, config: ModelConfig, kv: KVSpec, threads: int,
+    cpus: Sequence[frozenset[int]] | None, vram: VramSpec | None,
+) -> HybridDevice:  # fmt: skip
+    """Both sides; gpu: "cuda:0". DeviceError, PlanError."""
+    index = int(gpu.partition(":")[2] or 0)
+    one = CudaDevice(config, kv, index=index, vram=vram)
+    try:
+        return HybridDevice(one, CpuDevice(config, kv, threads, cpus, SeenMemory(one.gpu)))
+    except BaseException:
+        one.close()
+        raise
