@@ -15,7 +15,7 @@ from cli.model_argument import header_argument
 from cli.plan_options import given_names
 
 if TYPE_CHECKING:
-    from offload.forecast.forecast import Forecast
+    from offload.forecast.box_forecast import Forecast
     from offload.forecast.model_facts import ModelFacts
 
 TYPES = ("experts", "attention", "shared")

@@ -21,8 +21,8 @@ from offload.forecast import (
     known_boxes,
     preset_named,
 )
+from offload.forecast.box_forecast import Forecast
 from offload.forecast.boxes import Box
-from offload.forecast.forecast import Forecast
 from offload.forecast.gpus import gpus_named
 from offload.forecast.hits import cache_hits
 from offload.forecast.model_facts import ModelFacts

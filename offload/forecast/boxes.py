@@ -140,7 +140,7 @@ def this_machine(hardware: HardwareProfile, rates: Rates, wish: BoxWish) -> Box:
         gpus=gpus,
         ram=hardware.cpu.ram_free,
         ram_bandwidth=rates.ram,
-        rates=_of_threads(rates, threads),
+        rates=of_threads(rates, threads),
         disk=disk,
         cache=cache_bytes() or ASSUMED_CACHE,
         remarks=tuple(remarks),
@@ -165,7 +165,7 @@ def _described(isa: Isa, cores: int, ram: float, disk: float | None) -> Rates:
     )  # fmt: skip
 
 
-def _of_threads(rates: Rates, threads: int) -> Rates:
+def of_threads(rates: Rates, threads: int) -> Rates:
     """The same as if the machine had so many cores."""
     cache = rates.cache and rates.cache * min(1.0, threads / rates.cores)
     return replace(rates, cores=threads, ram=ram_rate(rates, threads), cache=cache)

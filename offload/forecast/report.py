@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from offload.amounts import amount
 from offload.forecast.alternatives import Verdict, alternatives, verdict
-from offload.forecast.forecast import Forecast, Speed
+from offload.forecast.box_forecast import Forecast, Speed
 from offload.forecast.hits import Hits
 from offload.forecast.placement import Place, placed
 
