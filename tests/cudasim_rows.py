@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from cudasim_record import Launch, Recorder
 
+from quant.cuda.exchange import EXCHANGE
 from quant.cuda.norms import NORM, NORM_SHARED, RECORD, SWIGLU
 from quant.cuda.probes import PROBES
 from quant.cuda.probes import THREADS as N
@@ -64,8 +65,9 @@ def route(sigmoid: int) -> Launch:
 def sort_choices(vram: Recorder) -> None:
     rng = np.random.default_rng(5)
     ids = np.argsort(rng.random((11, 24)), axis=1)[:, :6]
-    to = [vram.room(4 * n) for n in (24, 25, 66, 66, 1)]
-    vram.run(SORT, (1,), vram.put(ids), 11, 6, 24, *to, shared=sort_shared(24))
+    table = vram.put(rng.integers(0, 2, 24))
+    to = [vram.room(4 * n) for n in (24, 25, 66, 66, 2)]
+    vram.run(SORT, (1,), vram.put(ids), 11, 6, 24, table, *to, shared=sort_shared(24))
 
 
 def combine(vram: Recorder) -> None:
@@ -75,8 +77,17 @@ def combine(vram: Recorder) -> None:
     stride = x[0].nbytes
     vram.run(
         COMBINE, (2, 2), vram.put(parts), stride, vram.put(slots), vram.put(by), 9,
-        vram.put(also), stride, 264, vram.put(x), stride,
+        vram.put(also), stride, 264, vram.put(x), stride, vram.put(np.array([10], np.uint32)),
+        vram.put(parts[10:]), stride, vram.put(slots.astype(np.int64) - 10), 8 * 9,
     )  # fmt: skip
+
+
+def exchange(vram: Recorder) -> None:
+    rng = np.random.default_rng(7)
+    source, target = (vram.put(rng.integers(0, 99, 4096, np.uint8)) for _ in range(2))
+    table = np.array([[source, 1040, target, 1024, 1008], [source + 4, 100, target + 2200, 60, 52]])
+    number, flag = (vram.put(np.array([k])) for k in (77, 0))
+    vram.run(EXCHANGE, (1,), vram.put(table), 2, 2, flag, number)
 
 
 # --- intrinsics: see quant/cuda/probes.py --------------------------------------------------------
@@ -141,6 +152,7 @@ HALVES = np.random.default_rng(13).standard_normal(2 * N).astype(np.float16)
 ROWS: dict[str, Launch] = {
     "norm": norm, "to_record": to_record, "swiglu": swiglu, "route": route(1),
     "route, softmax": route(0), "sort_choices": sort_choices, "combine": combine,
+    "exchange": exchange,
 }  # fmt: skip
 INTRINSICS: dict[str, Launch] = {
     "words": probe("words", _words(3, N), 52 * N),

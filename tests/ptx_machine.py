@@ -1,6 +1,7 @@
 """A machine that runs PTX on NumPy: what the compiler made of a kernel, all its threads at once.
 
     machine = Machine(memory)                       # memory: uint8, what global addresses point to
+    machine.beside.append(other)                    # so do others; what is there is no copy
     machine.launch(ptx, grid=(4, 1, 1), threads=256, shared=1024, arguments=[...])
 
 All threads of a grid go in step; where they part, those that are behind go first, so that they meet
@@ -43,6 +44,7 @@ class Machine:
     def __init__(self, memory: Array, *, look_for_races: bool = True) -> None:
         self.memory = memory
         self.base = memory.ctypes.data
+        self.beside: list[Array] = []
         self.look_for_races = look_for_races
         self.steps = 0
 

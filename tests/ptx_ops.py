@@ -565,15 +565,37 @@ def _place(
         return state.shared, found
     if "global" not in one.parts:
         raise fault("generic addresses")
-    if not writes:
+    tables = () if writes else state.program.tables.values()
+    if tables or state.machine.beside:
         taking = address if state.mask is None else np.broadcast_to(address, state.n)[state.mask]
         first = int(np.asarray(taking).flat[0])
-        for table in state.program.tables.values():
-            if 0 <= first - table.ctypes.data < table.nbytes:
-                return table, spots(state, address, size, lanes, table, table.ctypes.data)
+        for other in (*tables, *state.machine.beside):
+            if 0 <= first - other.ctypes.data < other.nbytes:
+                return other, spots(state, address, size, lanes, other, other.ctypes.data)
     return state.machine.memory, spots(
         state, address, size, lanes, state.machine.memory, state.machine.base
     )
+
+
+def _by_memory(one: Instruction, address: Read, access: Callable[[State, Any], None]) -> Step:
+    """A step for the threads of each part of the memory on its own: `access(state, address)`."""
+
+    def do(state: State) -> None:
+        at, whole = address(state), state.mask
+        beside = state.machine.beside if "global" in one.parts else []
+        where = np.zeros(np.shape(at), np.int64)
+        for i, other in enumerate(beside):
+            start = other.ctypes.data
+            where = np.where((at >= start) & (at < start + other.nbytes), i + 1, where)
+        if where.ndim == 0 or (where == where[0]).all():
+            access(state, at)
+            return
+        for i in np.unique(where if whole is None else where[whole]):
+            state.mask = where == i if whole is None else (where == i) & whole
+            access(state, at)
+        state.mask = whole
+
+    return do
 
 
 def _ld(o: Operands, one: Instruction) -> Step:
@@ -584,25 +606,23 @@ def _ld(o: Operands, one: Instruction) -> Step:
         return lambda state: put(state, as_type(state.arguments[name], kind))
     size, lanes = np.dtype(kind).itemsize, _vector(one)
     puts = [o.writer(name) for name in o.list_of(0)]
-    address = o.address(1)
 
-    def do(state: State) -> None:
-        memory, at = _place(state, one, address(state), size, lanes, False)
+    def load(state: State, address: Any) -> None:
+        memory, at = _place(state, one, address, size, lanes, False)
         found = memory.view(kind)[at]
         for i, put in enumerate(puts):
             put(state, found[..., i])
 
-    return do
+    return _by_memory(one, o.address(1), load)
 
 
 def _st(o: Operands, one: Instruction) -> Step:
     kind = TYPES[_type(one)]
     size, lanes = np.dtype(kind).itemsize, _vector(one)
     reads = [o.reader(name, kind) for name in o.list_of(1)]
-    address = o.address(0)
 
-    def do(state: State) -> None:
-        memory, at = _place(state, one, address(state), size, lanes, True)
+    def store(state: State, address: Any) -> None:
+        memory, at = _place(state, one, address, size, lanes, True)
         at = np.broadcast_to(at, (state.n, lanes)) if at.ndim > 1 else at
         view = memory.view(kind)
         for i, read in enumerate(reads):
@@ -614,7 +634,7 @@ def _st(o: Operands, one: Instruction) -> Step:
             else:
                 view[at[..., i]] = value
 
-    return do
+    return _by_memory(one, o.address(0), store)
 
 
 def _atom(o: Operands, one: Instruction) -> Step:

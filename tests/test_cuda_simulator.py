@@ -15,6 +15,7 @@ from cudasim_record import Recorder
 from cudasim_rows import INTRINSICS, ROWS
 
 from quant.cuda import intrinsics
+from quant.cuda.exchange import EXCHANGE
 from quant.cuda.kernels import Kernel, of_type
 from quant.cuda.norms import NORM, RECORD, SWIGLU
 from quant.cuda.probes import PROBES
@@ -47,6 +48,7 @@ def places() -> dict[Kernel, list[object]]:
     for kernel, where in (
         (NORM, "norms.NORM"), (RECORD, "norms.RECORD"), (SWIGLU, "norms.SWIGLU"),
         (ROUTE, "router.ROUTE"), (SORT, "router.SORT"), (COMBINE, "router.COMBINE"),
+        (EXCHANGE, "exchange.EXCHANGE"),
     ):  # fmt: skip
         module, name = where.split(".")
         found[kernel] = [f"quant.cuda.{module}", name]

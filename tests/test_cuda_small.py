@@ -9,7 +9,7 @@ from vram import Vram
 from quant.compiler.jit import kernel
 from quant.cuda.norms import NORM, NORM_SHARED, RECORD, SWIGLU
 from quant.cuda.records import columns, record_bytes
-from quant.cuda.router import COMBINE, ROUTE, SORT, route_shared, sort_shared
+from quant.cuda.router import ALL_HERE, COMBINE, ROUTE, SORT, route_shared, sort_shared
 from quant.run import layer_ops
 from quant.run.activations import quantize
 from quant.simd.floats import V_BYTES, load_v, silu_v, store_v
@@ -218,10 +218,39 @@ def test_sort_choices(rows: int, top_k: int, n_experts: int) -> None:
         ids, np.empty(0, np.int64), n_experts, experts, starts, tokens, slots
     )
     expected = (
-        experts[:used], starts[: used + 1], tokens[:n], slots.reshape(-1), np.array([used])
+        experts[:used], starts[: used + 1], tokens[:n], slots.reshape(-1), np.array([used, n])
     )  # fmt: skip
     to = [vram.room(4 * len(part)) for part in expected]
-    vram.run(SORT, (1,), vram.put(ids), rows, top_k, n_experts, *to, shared=sort_shared(n_experts))
+    shared, at = sort_shared(n_experts), vram.put(ids)
+    vram.run(SORT, (1,), at, rows, top_k, n_experts, 0, *to, shared=shared)
+    for part, room in zip(expected, to, strict=True):
+        np.testing.assert_array_equal(vram.get(room, part.shape, np.uint32), part)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+@pytest.mark.parametrize(("rows", "top_k", "n_experts"), [(1, 8, 384), (8, 8, 60), (301, 7, 301)])
+def test_experts_that_are_here_come_first(
+    rows: int, top_k: int, n_experts: int, share: float
+) -> None:
+    vram = Vram()
+    rng = np.random.default_rng(rows)
+    ids = np.argsort(rng.random((rows, n_experts)), axis=1)[:, :top_k].copy()
+    table = np.where(rng.random(n_experts) < share, rng.integers(1, 1 << 62, n_experts), 0)
+    found, counts = np.unique(ids, return_counts=True)
+    order = np.lexsort((found, table[found] == 0))
+    experts, counts = found[order], counts[order]
+    starts = np.concatenate(([0], np.cumsum(counts)))
+    here = np.count_nonzero(table[experts])
+    rank = np.argsort(experts)[np.searchsorted(found, ids.reshape(-1))]
+    places = np.argsort(rank, kind="stable")
+    slots = np.empty(ids.size, np.int64)
+    slots[places] = np.arange(ids.size)
+    expected = experts, starts, places // top_k, slots, np.array([here, starts[here]])
+    to = [vram.room(4 * len(part)) for part in expected]
+    vram.run(
+        SORT, (1,), vram.put(ids), rows, top_k, n_experts, vram.put(table), *to,
+        shared=sort_shared(n_experts),
+    )  # fmt: skip
     for part, at in zip(expected, to, strict=True):
         np.testing.assert_array_equal(vram.get(at, part.shape, np.uint32), part)
 
@@ -257,7 +286,20 @@ def test_combine_has_the_bits_of_the_cpu(top_k: int) -> None:
         else (0, 0, 0, 0)
     )
     for also, stride, expected in ((0, 0, exact), (vram.put(shared), 4 * n, exact + shared)):
-        at = vram.put(x)
-        vram.run(COMBINE, (3, rows), *inputs, top_k, also, stride, n, at, 4 * n)
-        found = vram.get(at, x.shape)
-        np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+        for here in (None, 0, rows * top_k // 2, rows * top_k):
+            elsewhere = ALL_HERE if here is None else _split(vram, parts, slots, here)
+            at = vram.put(x)
+            vram.run(COMBINE, (3, rows), *inputs, top_k, also, stride, n, at, 4 * n, *elsewhere)
+            found = vram.get(at, x.shape)
+            np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def _split(vram: Vram, parts: Array, slots: Array, here: int) -> tuple[int, ...]:
+    """Arguments of COMBINE: from a slot on, the parts lie in memory of the host, reversed."""
+    other = parts[::-1].copy()
+    vram.machine.beside.append(other.view(np.uint8).reshape(-1))
+    rows, top_k = slots.shape
+    at = np.full((rows, top_k + 2), 1 << 40, np.int64)  # of one that is here: anything
+    at[:, :top_k] = np.where(slots < here, 1 << 40, len(parts) - 1 - slots)
+    number = vram.put(np.array([here], np.uint32))
+    return number, other.ctypes.data, 4 * parts.shape[1], vram.put(at), 8 * (top_k + 2)

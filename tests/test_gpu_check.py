@@ -47,6 +47,7 @@ from offload.gpu_check.report import Row
 from offload.gpu_check.runner import FILE, PARTS, Part, check, chosen
 from quant.cuda import intrinsics as all_intrinsics
 from quant.cuda import probes
+from quant.cuda.exchange import EXCHANGE
 from quant.cuda.kernels import Kernel, of_type
 from quant.ggml import GGMLType as G
 
@@ -199,12 +200,12 @@ class Pinning(SimulatedGpu):
     def can_pin(self, n_bytes: int) -> bool:
         return True
 
-    def pin(self, address: int, n_bytes: int, *, read_only: bool) -> None:
+    def register(self, address: int, n_bytes: int, *, read_only: bool) -> None:
         if read_only:
             raise DeviceError("read-only memory is refused")
         self.pinned.add(address)
 
-    def unpin(self, address: int) -> None:
+    def unregister(self, address: int) -> None:
         self.pinned.remove(address)
 
 
@@ -234,7 +235,8 @@ def test_parts_go_through_the_real_driver_calls(part: Callable[[Bench], Iterator
 
 
 def test_every_intrinsic_is_checked() -> None:
-    used = {name for kernel in probes.PROBES.values() for name in kernel.function.__code__.co_names}
+    kernels = *probes.PROBES.values(), EXCHANGE  # which speaks to the host
+    used = {name for kernel in kernels for name in kernel.function.__code__.co_names}
     there = {
         name for name, value in vars(all_intrinsics).items() if type(value).__name__ == "_Intrinsic"
     }

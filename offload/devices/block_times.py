@@ -15,9 +15,9 @@ LINE = 128  # bytes: cache lines come in pairs
 class BlockTimes:
     """Seconds by kind: given as seconds, or as ticks of a tape (quant/run/clock.py).
 
-    played: seconds in which all ticks were counted; they say what a tick is. What belongs to no kind
-    is the starting of a GPU's work (`starting_at`). waited_at: address of an int64 for ticks that
-    are counted elsewhere, too.
+    played: seconds in which all ticks were counted; they say what a tick is. What belongs to no
+    kind is the starting of a GPU's work (`starting_at`). waited_at: address of an int64 for ticks
+    that are counted elsewhere, too.
     """
 
     def __init__(self) -> None:

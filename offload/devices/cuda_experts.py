@@ -19,7 +19,7 @@ from offload.devices.cuda_blocks import Mlp3, swiglu
 from offload.devices.cuda_rooms import NOWHERE, Room, Vector
 from offload.devices.cuda_writer import FEW
 from quant.cuda.records import columns
-from quant.cuda.router import COMBINE, SORT, sort_shared
+from quant.cuda.router import ALL_HERE, COMBINE, SORT, sort_shared
 
 if TYPE_CHECKING:
     from offload.devices.cuda import CudaDevice
@@ -38,14 +38,22 @@ class Experts:
     ) -> None:
         self.device = device
         self.layer = layer
-        self.routed = None if routed is None else Routed(device, layer, routed)
+        self.routed = None if routed is None else self._all(routed)
         self._shared = None if shared is None else Mlp3(device, shared)
         self.n_bytes = 0 if self._shared is None else self._shared.n_bytes
-        readers = device.readers(layer)
-        of_routed = None if self.routed is None else self.routed.mlp
-        for planes, mlp in ((1, of_routed), (2, self._shared)):
-            if mlp is not None:
-                readers += [(planes, mlp.gate), (planes, mlp.up)]
+        if self._shared is not None:
+            device.readers(layer).extend((2, m) for m in (self._shared.gate, self._shared.up))
+
+    def _all(self, routed: GatedMLP) -> Routed:
+        """Routed experts, all of which are brought over."""
+        loader, mlp = self.device.loader, Mlp3(self.device, routed)
+        self.device.readers(self.layer).extend((1, m) for m in (mlp.gate, mlp.up))
+        gate, up, down = (
+            loader.table(m.address + m.stride * np.arange(m.count, dtype=np.int64))
+            for m in (mlp.gate, mlp.up, mlp.down)
+        )
+        matrices = mlp.gate, mlp.up, mlp.down
+        return Routed(self.device, self.layer, matrices, (gate, up, down), are_all=True)
 
     def steps(self, w: Writer) -> None:
         """See CudaBlock."""
@@ -58,44 +66,48 @@ class Experts:
             if self._shared is not None:
                 self._shared.write(w, h, w.x, add=True)
             return
-        parts, slots = self.routed.write(w, h)
+        parts, slots, _ = self.routed.write(w, h)
         shared = NOWHERE
         if self._shared is not None:
             shared = w.rooms.room("shared expert", 4 * hidden)
             self._shared.write(w, h, shared, add=False)
         w.launch(
             COMBINE, (-(-hidden // 256), w.rows, 1), *parts, slots,
-            w.memory.weights, self.routed.top_k, *shared, hidden, *w.x,
+            w.memory.weights, self.routed.top_k, *shared, hidden, *w.x, *ALL_HERE,
         )  # fmt: skip
 
 
 class Routed:
-    """All experts of a layer in VRAM."""
+    """Experts of a layer in VRAM. tables: of (E,) int64 each: where gate, up and down of all lie.
 
-    def __init__(self, device: CudaDevice, layer: int, mlp: GatedMLP) -> None:
-        self.mlp = Mlp3(device, mlp)
-        self.n_bytes = self.mlp.n_bytes  # of one
+    are_all: all of them are there; else those whose entry is 0 are not, and get no outputs.
+    """
+
+    def __init__(
+        self, device: CudaDevice, layer: int, matrices: tuple[CudaMatrix, CudaMatrix, CudaMatrix],
+        tables: tuple[int, int, int], *, are_all: bool,
+    ) -> None:  # fmt: skip
+        self.n_bytes = sum(m.n_bytes for m in matrices)  # of one
         self.top_k = device.config.num_experts_per_tok
+        self._matrices = matrices
         self._layer = layer
-        self._tables = {
-            m: device.loader.table(m.address + m.stride * np.arange(m.count, dtype=np.int64))
-            for m in (self.mlp.gate, self.mlp.up, self.mlp.down)
-        }
+        self._tables = dict(zip(matrices, tables, strict=True))
+        self._present = 0 if are_all else tables[0]
 
-    def write(self, w: Writer, h: Vector) -> tuple[Room, int]:
-        """(outputs of the slots, address of the choices' slots)."""
-        gate, up, down, rooms = self.mlp.gate, self.mlp.up, self.mlp.down, w.rooms
+    def write(self, w: Writer, h: Vector) -> tuple[Room, int, int]:
+        """(outputs of the slots, address of the choices' slots, of how many slots have outputs)."""
+        (gate, up, down), rooms = self._matrices, w.rooms
         n, top_k, n_experts = w.rows, self.top_k, gate.count
         most = rooms.rows * top_k
         experts, starts, tokens, slots, used = (
             rooms.area(f"routing: {name}", 4 * size)
             for name, size in (
                 ("experts", min(most, n_experts)), ("starts", min(most, n_experts) + 1),
-                ("tokens", most), ("slots", most), ("used", 1),
+                ("tokens", most), ("slots", most), ("used", 2),
             )
         )  # fmt: skip
         w.launch(
-            SORT, (1, 1, 1), w.memory.choices_at(self._layer), n, top_k, n_experts,
+            SORT, (1, 1, 1), w.memory.choices_at(self._layer), n, top_k, n_experts, self._present,
             experts, starts, tokens, slots, used, shared=sort_shared(n_experts),
         )  # fmt: skip
         width = gate.n_rows
@@ -116,7 +128,7 @@ class Routed:
             swiglu(w, a, b, width, act, n * top_k)
         parts = rooms.room("expert parts", 4 * down.n_rows, top_k)
         self._chosen(w, down, items, 0, act, parts)
-        return parts, slots
+        return parts, slots, used + 4
 
     def _chosen(
         self, w: Writer, m: CudaMatrix, items: tuple[int, int, int], index: int, x: Vector,

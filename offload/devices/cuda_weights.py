@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +61,37 @@ class CudaMatrix:
         return -(-self.n_rows * self.lanes // kernel.threads)
 
 
+def planes_of(m: Matrix) -> CudaMatrix:
+    """What kernels know of matrices that lie one after the other, or where a table says."""
+    if m.group_rows != 1:
+        raise PlanError(f"{m.name} is packed for the CPU; a GPU takes it as it is in the file")
+    kind = m.quant.ggml_type
+    facts = plane_type(kind)
+    return CudaMatrix(
+        kind=kind, is_float=m.quant.is_float, address=0, stride=facts.n_bytes(m.n_rows, m.n_cols),
+        count=m.count, n_rows=m.n_rows, n_cols=m.n_cols, used_cols=m.used_cols,
+        chunks=facts.chunks(m.n_cols), steps=facts.steps, lanes=facts.lanes, n_bytes=m.n_bytes,
+    )  # fmt: skip
+
+
+def repack(
+    m: Matrix, planes: CudaMatrix, stage: int, to: int, *, n: int = 1, first: int = 0,
+    count: int | None = None, apart: tuple[int, int] | None = None,
+) -> Launch:  # fmt: skip
+    """Rows of n matrices in a stage -> planes. first, count: which rows of each; None: all.
+
+    apart: bytes from matrix to matrix in the stage and in planes; None: as in the file, no gaps.
+    """
+    kernel = of_type(planes.kind)["repack"]
+    count = m.n_rows if count is None else count
+    grid = -(-count * planes.chunks * planes.lanes // kernel.threads), n, 1
+    arguments = (
+        stage, m.row_bytes, first, count, m.n_cols, *BLOCK[planes.kind], to, m.n_rows,
+        planes.chunks, *(apart or (m.stride, planes.stride)),
+    )  # fmt: skip
+    return Launch(kernel, grid, arguments)
+
+
 class Loader:
     """Brings weights to a GPU through two stages. Close it once they are there.
 
@@ -76,32 +107,18 @@ class Loader:
 
     def matrix(self, m: Matrix) -> CudaMatrix:
         """All matrices of `m`."""
-        if m.group_rows != 1:
-            raise PlanError(f"{m.name} is packed for the CPU; a GPU takes it as it is in the file")
-        kind = m.quant.ggml_type
-        facts = plane_type(kind)
-        stride = facts.n_bytes(m.n_rows, m.n_cols)
-        chunks = facts.chunks(m.n_cols)
-        address = self._weights.alloc(m.count * stride)
-        repack = of_type(kind)["repack"]
+        planes = planes_of(m)
+        made = replace(planes, address=self._weights.alloc(m.count * planes.stride))
         for i, n, first, count in pieces(m):
             size = (n - 1) * m.stride + count * m.row_bytes
             stage, free = self._stage(size)
             self._gpu.after(self._gpu.send(stage, bytes_of(m, i, first, size), free))
-            grid = -(-count * chunks * facts.lanes // repack.threads), n, 1
-            arguments = (
-                stage, m.row_bytes, first, count, m.n_cols, *BLOCK[kind], address + i * stride,
-                m.n_rows, chunks, m.stride, stride,
-            )  # fmt: skip
-            once = self._gpu.prepare([Launch(repack, grid, arguments)])
+            to = made.address + i * made.stride
+            once = self._gpu.prepare([repack(m, made, stage, to, n=n, first=first, count=count)])
             once.run()
             once.close()
             self._stages.append((stage, self._gpu.mark()))
-        return CudaMatrix(
-            kind=kind, is_float=m.quant.is_float, address=address, stride=stride, count=m.count,
-            n_rows=m.n_rows, n_cols=m.n_cols, used_cols=m.used_cols, chunks=chunks,
-            steps=facts.steps, lanes=facts.lanes, n_bytes=m.n_bytes,
-        )  # fmt: skip
+        return made
 
     def _stage(self, n_bytes: int) -> tuple[int, Mark]:
         """The one that is free first."""

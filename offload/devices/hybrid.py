@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from quant.cuda.exchange import EXCHANGE
 
 from offload.batch import Batch
 from offload.config import ModelConfig
@@ -30,6 +29,7 @@ from offload.errors import PlanError
 from offload.expert_stats import ExpertStats
 from offload.expert_tier import ExpertTier
 from offload.plan import KVSpec, VramSpec
+from quant.cuda.exchange import EXCHANGE
 from quant.run.gpu_tasks import naps
 
 if TYPE_CHECKING:

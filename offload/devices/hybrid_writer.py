@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from quant.cuda.exchange import EXCHANGE
 
 from offload.devices.cpu_writer import Writer as CpuWriter
 from offload.devices.cuda_rooms import Room
 from offload.devices.cuda_writer import Writer as CudaWriter
+from quant.cuda.exchange import EXCHANGE
 from quant.run import gpu_tasks
 from quant.run.gpu_tasks import Await
 

@@ -1,8 +1,8 @@
 """CudaGpu: a GPU through the NVIDIA driver (cuda.bindings.driver). See Gpu in base.py.
 
 One queue takes copies and launches in order; what is sent beside them has another one (sending.py).
-Copies pass through pinned memory (staging.py), but for host memory that was pinned as a whole
-(`pin`), which the GPU reads by itself.
+Copies pass through pinned memory (staging.py), but for host memory that was registered
+(`register`), which the GPU reads by itself.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class CudaGpu:
         del self._sizes[address]
         self._calls.drop("cuMemFree", address)
 
-    def pin(self, address: int, n_bytes: int, *, read_only: bool) -> None:
+    def register(self, address: int, n_bytes: int, *, read_only: bool) -> None:
         """Host memory that the GPU reads by itself; whole pages. read_only: the mapping is."""
         self._calls.enter()
         self._calls.call("cuMemHostRegister", address, n_bytes, READ_ONLY if read_only else 0)
@@ -128,8 +128,8 @@ class CudaGpu:
         """DeviceError if the GPU is lost."""
         self._calls.must_live()
 
-    def unpin(self, address: int) -> None:
-        """Undo `pin`."""
+    def unregister(self, address: int) -> None:
+        """Undo `register`."""
         self.wait()
         del self._pinned[address]
         self._calls.drop("cuMemHostUnregister", address)

@@ -31,8 +31,8 @@ def refused_map(gpu: CudaGpu) -> str:
             file.flush()
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 address = np.frombuffer(mapped, np.uint8).ctypes.data
-                gpu.pin(address, mmap.PAGESIZE, read_only=True)
-                gpu.unpin(address)
+                gpu.register(address, mmap.PAGESIZE, read_only=True)
+                gpu.unregister(address)
     except (OffloadError, OSError) as exc:
         gpu.must_live()
         return reason(exc).partition("; ")[0]  # copies go on without, there is nothing to do

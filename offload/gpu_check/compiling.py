@@ -10,6 +10,7 @@ from offload.errors import DeviceError, reason
 from offload.gpu_check.bench import Bench, Setup, every_type
 from offload.gpu_check.report import Row, fact
 from quant.cuda.attend import of_shape
+from quant.cuda.exchange import EXCHANGE
 from quant.cuda.kernels import Kernel, of_type
 from quant.cuda.norms import NORM, RECORD, SWIGLU
 from quant.cuda.probes import PROBES
@@ -48,6 +49,6 @@ def every_kernel(setup: Setup) -> Mapping[str, Sequence[Kernel]]:
     """By what they are of."""
     found = {kind.name: list(of_type(kind).values()) for kind in every_type(setup)}
     found["probes"] = list(PROBES.values())
-    found["rows"] = [NORM, RECORD, SWIGLU, ROUTE, SORT, COMBINE]
+    found["rows"] = [NORM, RECORD, SWIGLU, ROUTE, SORT, COMBINE, EXCHANGE]
     found["attention"] = list(of_shape(*setup.attention).values())
     return found

@@ -1,4 +1,4 @@
-"""The kernels that are of no quant type: norms, records, SwiGLU, router, sorting, sums."""
+"""The kernels of no quant type: norms, records, SwiGLU, router, sorting, sums, exchange."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from offload.gpu.base import Launch
+from offload.gpu.base import Launch, Mapped
 from offload.gpu_check.bench import Bench
 from offload.gpu_check.expected import records, swiglu
 from offload.gpu_check.report import Row, fused, near, same_bits
+from quant.cuda.exchange import EXCHANGE
 from quant.cuda.norms import NORM, NORM_SHARED, RECORD, SWIGLU
 from quant.cuda.records import columns, record_bytes
-from quant.cuda.router import COMBINE, ROUTE, SORT, route_shared, sort_shared
+from quant.cuda.router import ALL_HERE, COMBINE, ROUTE, SORT, route_shared, sort_shared
 from quant.run import layer_ops
 
 Array = np.ndarray
@@ -24,7 +25,7 @@ EPS = 1e-6
 def row_kernels(bench: Bench) -> Iterator[Row]:
     """All of them, on rows of the hidden size."""
     rng = np.random.default_rng(2)
-    for part in (_norm, _record, _swiglu, _route, _sort, _combine):
+    for part in (_norm, _record, _swiglu, _route, _sort, _combine, _exchange):
         with bench.scope():
             yield from part(bench, rng)
 
@@ -102,19 +103,31 @@ def _route(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
 def _sort(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
     rows = 200
     ids = np.argsort(rng.random((rows, EXPERTS)), axis=1)[:, :TOP_K].copy()
-    experts, counts = np.unique(ids, return_counts=True)
-    order = np.argsort(ids.reshape(-1), kind="stable")
-    slots = np.empty(ids.size, np.int64)
-    slots[order] = np.arange(ids.size)
-    exact = (
-        ("experts", experts), ("starts", np.concatenate(([0], np.cumsum(counts)))),
-        ("tokens", order // TOP_K), ("slots", slots), ("used", np.array([len(experts)])),
-    )  # fmt: skip
-    to = [bench.room(4 * part.size) for _, part in exact]
-    _run(bench, SORT, (1, 1), sort_shared(EXPERTS), bench.put(ids), rows, TOP_K, EXPERTS, *to)
-    for (name, part), at in zip(exact, to, strict=True):
-        found = bench.get(at, part.shape, np.uint32)
-        yield same_bits(f"sort_choices, {name}", found, part.astype(np.uint32))
+    for label, table in (("", None), (", some here", rng.integers(0, 2, EXPERTS))):
+        rank = np.arange(EXPERTS)
+        if table is not None:
+            rank = np.argsort(np.argsort(table == 0, kind="stable"))
+        of_choice = rank[ids.reshape(-1)]
+        found, counts = np.unique(of_choice, return_counts=True)
+        experts = np.argsort(rank)[found]
+        starts = np.concatenate(([0], np.cumsum(counts)))
+        order = np.argsort(of_choice, kind="stable")
+        slots = np.empty(ids.size, np.int64)
+        slots[order] = np.arange(ids.size)
+        here = len(experts) if table is None else np.count_nonzero(table[experts])
+        exact = (
+            ("experts", experts), ("starts", starts), ("tokens", order // TOP_K),
+            ("slots", slots), ("used", np.array([here, starts[here]])),
+        )  # fmt: skip
+        to = [bench.room(4 * part.size) for _, part in exact]
+        at = 0 if table is None else bench.put(table)
+        _run(
+            bench, SORT, (1, 1), sort_shared(EXPERTS), bench.put(ids), rows, TOP_K, EXPERTS, at,
+            *to,
+        )  # fmt: skip
+        for (name, part), room in zip(exact, to, strict=True):
+            made = bench.get(room, part.shape, np.uint32)
+            yield same_bits(f"sort_choices{label}, {name}", made, part.astype(np.uint32))
 
 
 def _combine(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
@@ -125,9 +138,43 @@ def _combine(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
     exact = x.copy()
     for k in range(TOP_K):
         exact = fused(weights[:, k, None], parts[slots[:, k]], exact)
-    out = bench.put(x)
-    _run(
-        bench, COMBINE, (-(-n // 256), ROWS), 0, bench.put(parts), 4 * n,
-        bench.put(slots.astype(np.uint32)), bench.put(weights), TOP_K, 0, 0, n, out, 4 * n,
-    )  # fmt: skip
-    yield same_bits("combine", bench.get(out, x.shape), exact)
+    here = len(parts) // 2
+    inputs = bench.put(parts[:here]), 4 * n, bench.put(slots.astype(np.uint32)), bench.put(weights)
+    host, number = _mapped(bench, parts[here:]), bench.put(np.array([here], np.uint32))
+    elsewhere = number, host.address, 4 * n, bench.put(slots - here), 8 * TOP_K
+    all_here = bench.put(parts), *inputs[1:]
+    for label, given, more in (
+        ("combine", all_here, ALL_HERE), ("combine, some parts in mapped memory", inputs, elsewhere)
+    ):  # fmt: skip
+        out = bench.put(x)
+        _run(
+            bench, COMBINE, (-(-n // 256), ROWS), 0, *given, TOP_K, 0, 0, n, out, 4 * n, *more
+        )  # fmt: skip
+        yield same_bits(label, bench.get(out, x.shape), exact)
+
+
+def _exchange(bench: Bench, rng: np.random.Generator) -> Iterator[Row]:
+    """To mapped memory and back, rows at multiples of 16 bytes and others; then the flag."""
+    x = _rows(bench, rng)
+    there, back = bench.gpu.mapped(x.nbytes + 4 * ROWS), bench.room(x.nbytes)
+    flag, number = bench.gpu.mapped(8), bench.put(np.array([7]))
+    for label, gap in (("16", 0), ("4", 4)):
+        stride = x[0].nbytes + gap
+        there.array[:] = 0
+        to = bench.put(np.array([bench.put(x), x[0].nbytes, there.address, stride, x[0].nbytes]))
+        fro = bench.put(np.array([there.address, stride, back, x[0].nbytes, x[0].nbytes]))
+        bench.gpu.clear(back, x.nbytes)
+        _run(bench, EXCHANGE, (1, 1), 0, to, 1, ROWS, flag.address, number)
+        found = there.array[: stride * ROWS].reshape(ROWS, stride)[:, : x[0].nbytes]
+        made = np.ascontiguousarray(found).view(np.float32)
+        yield same_bits(f"exchange, {label} bytes at a time, to mapped memory", made, x)
+        _run(bench, EXCHANGE, (ROWS, 1), 0, fro, 1, ROWS, 0, 0)
+        yield same_bits(f"exchange, {label} bytes at a time, back", bench.get(back, x.shape), x)
+    yield same_bits("exchange, its flag", flag.array.view(np.int64), np.array([7]))
+
+
+def _mapped(bench: Bench, array: Array) -> Mapped:
+    """A copy that the GPU reads in the host's memory."""
+    found = bench.gpu.mapped(array.nbytes)
+    found.array[:] = array.reshape(-1).view(np.uint8)
+    return found

@@ -91,6 +91,7 @@ thread = _register("tid.x")
 block_x = _register("ctaid.x")
 block_y = _register("ctaid.y")
 block_z = _register("ctaid.z")
+blocks_x = _register("nctaid.x")
 blocks_z = _register("nctaid.z")
 # the same as `thread`, read anew: what follows from it stays in no register from round to round
 thread_anew = _op(
@@ -282,6 +283,15 @@ add_u32 = _op(  # atomic; what was there before
     U32,
     (S64, U32),
     lambda b, m, v: b.atomic_rmw("add", _pointer(b, v[0], I32, GLOBAL), v[1], "monotonic"),
+)
+
+fence_system = _op(  # what this thread wrote or saw is there for all, the host too, before the rest
+    VOID, (), _asm("fence.acq_rel.sys;", "~{memory}", ir.VoidType(), side_effect=True)
+)
+store_flag = _op(  # whole, and seen by the host
+    VOID,
+    (S64, S64),
+    _asm("st.relaxed.sys.global.s64 [$0], $1;", "l,l,~{memory}", ir.VoidType(), side_effect=True),
 )
 
 # --- other threads --------------------------------------------------------------------------------

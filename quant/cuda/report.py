@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from quant.cuda import attend, attend_expanded, norms, router
+from quant.cuda import attend, attend_expanded, exchange, norms, router
 from quant.cuda.cubin import ARCHITECTURES, Report, assemble
 from quant.cuda.cubin_cache import workers
 from quant.cuda.identity import digest
@@ -106,7 +106,7 @@ def of_rows() -> Iterator[tuple[str, Kernel]]:
         router.ROUTE: router.route_shared(EXPERTS),
         router.SORT: router.sort_shared(EXPERTS),
     }
-    for module in (norms, router):
+    for module in (norms, router, exchange):
         for kernel in vars(module).values():
             if isinstance(kernel, Kernel):
                 yield "rows", replace(kernel, shared=shared.get(kernel, 0))

@@ -38,6 +38,7 @@ from quant.cuda.intrinsics import (
     shared,
     shared_f32,
     shared_u32,
+    store_2,
     store_4,
     store_f32,
     store_i64,
@@ -166,13 +167,21 @@ def places_before(v: Any, sums: Any) -> Any:
     return before
 
 
-def sort_choices(ids: int, rows: int, top_k: int, n_experts: int, experts: int, starts: int,
-                 tokens: int, slots: int, used: int) -> None:  # fmt: skip
-    """A routing sorted by expert, as `group_choices` does; all but ids (int64) are uint32.
+@device
+def is_here(table: Any, e: Any) -> Any:
+    """Whether an expert has an entry; 0: all have."""
+    return table == 0 or load_i64(table + 8 * e) != 0
 
-    ids (rows, top_k), at most 65535 of them -> used (1,): n experts in use; experts (n,),
-    ascending; starts (n + 1,): first slot of each; tokens (rows * top_k,): the row of each slot;
-    slots (rows, top_k): the slot of each choice. Grid: 1; shared memory: `sort_shared`.
+
+def sort_choices(ids: int, rows: int, top_k: int, n_experts: int, table: int, experts: int,
+                 starts: int, tokens: int, slots: int, used: int) -> None:  # fmt: skip
+    """A routing sorted by expert, as `group_choices` does; but for ids and table all are uint32.
+
+    ids (rows, top_k), int64, at most 65535 of them; table: 0, or (n_experts,) int64: experts whose
+    entry is 0 are not here, and come behind all others -> experts (n in use,), ascending among
+    those that are here and among those that are not; starts (n + 1,): first slot of each; tokens
+    (rows * top_k,): the row of each slot; slots (rows, top_k): the slot of each choice; used (2,):
+    experts in use that are here, slots of theirs. Grid: 1; shared memory: `sort_shared`.
     """
     lane, warp = thread() % 32, thread() // 32
     count = rows * top_k
@@ -192,31 +201,36 @@ def sort_choices(ids: int, rows: int, top_k: int, n_experts: int, experts: int, 
             put_shared_u32(own + 4 * expert, shared_u32(own + 4 * expert) + pop_count(same))
         sync_warp()
     sync()
-    many = (n_experts + SORTERS - 1) // SORTERS  # experts of a thread
+    many = (2 * n_experts + SORTERS - 1) // SORTERS  # places of a thread: all experts, twice
     start = thread() * many
-    end = min(start + many, n_experts)
+    end = min(start + many, 2 * n_experts)
     places = u32(0)  # slots; from bit 16 on: experts in use
-    for e in range(start, end):
-        total = u32(0)
-        for w in range(WARPS):
-            at = counts + 4 * (w * n_experts + e)
-            n = shared_u32(at)
-            put_shared_u32(at, total)
-            total = add32(total, n)
-        put_shared_u32(totals + 4 * e, total)
-        places = add32(places, total + (0x10000 if total else 0))
+    for v in range(start, end):
+        e = v if v < n_experts else v - n_experts
+        if is_here(table, e) == (v < n_experts):
+            total = u32(0)
+            for w in range(WARPS):
+                at = counts + 4 * (w * n_experts + e)
+                n = shared_u32(at)
+                put_shared_u32(at, total)
+                total = add32(total, n)
+            put_shared_u32(totals + 4 * e, total)
+            places = add32(places, total + (0x10000 if total else 0))
     places = places_before(places, totals + 4 * n_experts)
-    for e in range(start, end):
-        total = shared_u32(totals + 4 * e)
-        slot = places & 0xFFFF
-        put_shared_u32(totals + 4 * e, slot)
-        if total:
-            store_u32(experts + 4 * (places >> 16), e)
-            store_u32(starts + 4 * (places >> 16), slot)
-            places = add32(places, total + 0x10000)
+    for v in range(start, end):
+        e = v if v < n_experts else v - n_experts
+        if v == n_experts:
+            store_2(used, places >> 16, places & 0xFFFF)
+        if is_here(table, e) == (v < n_experts):
+            total = shared_u32(totals + 4 * e)
+            slot = places & 0xFFFF
+            put_shared_u32(totals + 4 * e, slot)
+            if total:
+                store_u32(experts + 4 * (places >> 16), e)
+                store_u32(starts + 4 * (places >> 16), slot)
+                places = add32(places, total + 0x10000)
     if thread() == SORTERS - 1:
         store_u32(starts + 4 * (places >> 16), places & 0xFFFF)
-        store_u32(used, places >> 16)
     sync()
     for i in range(first + lane, first + each, 32):
         expert = load_i64(ids + 8 * i) if i < count else NOBODY
@@ -244,10 +258,14 @@ def loaded(at: Any) -> Any:
 
 
 def combine(parts: int, parts_stride: int, slots: int, weights: int, top_k: int, shared_part: int,
-            shared_stride: int, n: int, x: int, x_stride: int) -> None:  # fmt: skip
+            shared_stride: int, n: int, x: int, x_stride: int, here: int, elsewhere: int,
+            elsewhere_stride: int, elsewhere_slots: int,
+            elsewhere_slots_stride: int) -> None:  # fmt: skip
     """x += a row's parts (those of its slots) times weights, k = 0 first; then its shared part.
 
     x (rows, n); slots (uint32), weights (rows, top_k); n: a multiple of 8. shared_part: 0: none.
+    here: 0, or the address of a uint32: a choice of that slot, or a later one, has its part
+    elsewhere, in the slot that elsewhere_slots (rows, top_k) int64 has for it.
     Grid: n / 256, rows.
     """
     t, column = block_y(), 256 * block_x() + 4 * thread()
@@ -255,13 +273,20 @@ def combine(parts: int, parts_stride: int, slots: int, weights: int, top_k: int,
         return
     row = x + x_stride * t
     a, b, c, d = loaded(row + 4 * column)
+    n_here = load_u32(here) if here else u32(0xFFFFFFFF)
     for first in range(0, top_k, AT_ONCE):
         v = cuda.local.array(NUMBERS, types.float32)
         w = cuda.local.array(AT_ONCE, types.float32)
         for i in range(AT_ONCE):
-            at = 4 * (t * top_k + min(first + i, top_k - 1))
+            k = min(first + i, top_k - 1)
+            at = 4 * (t * top_k + k)
             w[i] = load_f32(weights + at)
-            part = parts + parts_stride * load_u32(slots + at)
+            slot = load_u32(slots + at)
+            if slot < n_here:
+                part = parts + parts_stride * slot
+            else:
+                slot = load_i64(elsewhere_slots + elsewhere_slots_stride * t + 8 * k)
+                part = elsewhere + elsewhere_stride * slot
             v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3] = loaded(part + 4 * column)
         for i in range(AT_ONCE):
             if first + i < top_k:
@@ -275,4 +300,5 @@ def combine(parts: int, parts_stride: int, slots: int, weights: int, top_k: int,
 
 ROUTE = Kernel(name="route", function=route, threads=32)
 SORT = Kernel(name="sort_choices", function=sort_choices, threads=SORTERS)
+ALL_HERE = 0, 0, 0, 0, 0  # of COMBINE: no part is elsewhere
 COMBINE = Kernel(name="combine", function=combine, threads=64)

@@ -40,6 +40,11 @@ call_2 = _op(types.int64, (P, types.int64, types.int64), _call_2)
 call_11 = _op(types.int64, (P, P), _call_11)
 
 
+def naps(seconds: float) -> int:
+    """About how many a thread takes in so long a time."""
+    return round(seconds * NAPS_A_SECOND)
+
+
 class Start(Fields):
     """Fields of `start_task`."""
 
@@ -93,7 +98,7 @@ def await_task(context: int, index: int, thread: int) -> None:
     status = i64(context + Await.STATUS)
     began = ticks()
     spins = 0
-    naps = 0
+    napped = 0
     while load_atomic(flag) < number and load_atomic(status) == 0:
         spins += 1
         if index > 0 and spins > HELPERS:
@@ -102,8 +107,8 @@ def await_task(context: int, index: int, thread: int) -> None:
             relax()
             continue
         nap()
-        naps += 1
-        if naps > i64(context + Await.NAPS):
+        napped += 1
+        if napped > i64(context + Await.NAPS):
             put_i64(status, LATE)
     if index == 0:
         waited = i64(context + Await.WAITED)
