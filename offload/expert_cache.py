@@ -157,6 +157,20 @@ class ExpertCache:
             self.slots += 1
         return gone
 
+    def keep_first(self, slots: int) -> list[ExpertKey]:
+        """Have slots 0 .. slots - 1 from now on, for their memory shrinks and grows at one end.
+
+        Gives the keys that lay in others; they are forgotten, in use or not.
+        """
+        gone = [key for key, slot in self._slot.items() if slot >= slots]
+        for key in gone:
+            del self._slot[key]
+            self._policy.remove(key)
+            self.stats.of(key.layer).evictions += 1
+        self._free = sorted(set(range(slots)) - set(self._slot.values()), reverse=True)
+        self.slots = slots
+        return gone
+
     def prefetch(self, key: ExpertKey) -> bool:
         """Load an expert that nobody asked for yet; is it resident now? Counts no hit or miss."""
         if _checked_key(key) not in self._slot:

@@ -45,6 +45,10 @@ class ExpertStats:
     read ahead by prediction, and those of them that were asked for afterwards.
     guesses: whether that is done, with its figures. decision: why misses wait for a copy, or run at
     home, with the measured costs.
+    bytes_copied, copy_seconds: into slots in VRAM, and with such copies under way. failures: copies
+    that could not be made. bookkeeping: seconds in which it was decided on copies, beside passes.
+    off_because: why there are no slots, or nothing is copied any more. hot: of slots in VRAM, which
+    are asked first; all else is then of the tiers below.
     """
 
     layers: dict[int, LayerTiers] = field(default_factory=dict)
@@ -61,6 +65,12 @@ class ExpertStats:
     prefetch_used: int = 0
     guesses: str = ""
     decision: str = ""
+    bytes_copied: int = 0
+    copy_seconds: float = 0.0
+    failures: int = 0
+    bookkeeping: float = 0.0
+    off_because: str = ""
+    hot: ExpertStats | None = None
 
     @property
     def bytes_per_pass(self) -> dict[str, float]:

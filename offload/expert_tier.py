@@ -218,6 +218,19 @@ class ExpertTier:
             finally:
                 self.stats.stalled += time.perf_counter() - began
 
+    # --- slots that others read -----------------------------------------------------------------
+
+    def hold(self, key: ExpertKey) -> bool:
+        """Leave an expert in its slot until it is released as often; False: it lies in none."""
+        if key.layer not in self.places or not self.places[key.layer].resident[key.expert]:
+            return False
+        self._pool_of[key.layer].cache.hold(key)
+        return True
+
+    def release(self, key: ExpertKey) -> None:
+        """The opposite of `hold`."""
+        self._pool_of[key.layer].cache.release(key)
+
     # --- misses that run at home ----------------------------------------------------------------
 
     def after(

@@ -135,13 +135,15 @@ class CudaDevice:
             memory.kinds = frozenset({int(self.kv.shape.kind)})
         return cuda_compile.kernels_of(self, blocks, memories)
 
-    def run(self, w: Writer, check: Check) -> None:
-        """Launch what has been written, once, and wait for it."""
-        once = self.gpu.prepare(w.launches)
-        once.run()
+    def start(self, w: Writer) -> None:
+        """Launch what has been written, once."""
+        launch(self.gpu, w.launches)
         w.launches = []
+
+    def run(self, w: Writer, check: Check) -> None:
+        """The same, and wait for it."""
+        self.start(w)
         self.gpu.wait(check)
-        once.close()
 
     # --- a pass -------------------------------------------------------------------------------
 

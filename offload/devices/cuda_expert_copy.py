@@ -8,6 +8,7 @@ All of it goes beside the queue, in order: one stage serves for expert after exp
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Final
 
@@ -45,6 +46,16 @@ class ExpertCopy:
     def sources(self, expert: int) -> tuple[Array, ...]:
         """Its gate, up and down where they lie, (n,) uint8 each."""
         return tuple(bytes_of(m, expert, 0, m.n_bytes) for m in self.matrices)
+
+    def sources_at(self, addresses: Sequence[int]) -> tuple[Array, ...]:
+        """The same at other addresses; they stay as they are until they have arrived."""
+        arrays = tuple(
+            np.frombuffer(memoryview((ctypes.c_uint8 * m.n_bytes).from_address(at)), np.uint8)
+            for m, at in zip(self.matrices, addresses, strict=True)
+        )
+        for data in arrays:
+            data.flags.writeable = False
+        return arrays
 
     def repack(self, stage: int, slot: int, n: int = 1) -> list[Launch]:
         """Planes of n experts that lie one after the other in stage and slots."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from offload.batch import Batch
+from offload.batch import FEW_ROWS, Batch
 from offload.config import ModelConfig
 from offload.devices import cuda_compile
 from offload.devices.base import Activations, Block, KVStore, Runs, Segment, Traffic, WholeDevice
@@ -35,7 +35,7 @@ from quant.run.gpu_tasks import naps
 if TYPE_CHECKING:
     from offload.devices.cuda_stream import ExpertStream
     from offload.gpu.base import Gpu
-    from offload.prompt_route import Routes
+    from offload.prompt_route import PromptRoute, Way
     from offload.vram_tier import VramTier
 
 Array = np.ndarray
@@ -64,8 +64,9 @@ class HybridDevice:
     """See Device. Few rows are as many as the GPU takes in prepared launches.
 
     hot: slots in VRAM for routed experts; stream: what brings all experts there for a prompt, where
-    `routes` says that it pays; set before blocks are made. It owns all of them. on_gpu, on_cpu,
-    on_both: who makes its blocks.
+    `route` says that it pays; set before blocks are made. It owns all of them. on_gpu, on_cpu,
+    on_both: who makes its blocks. way: of the routed experts of the batch that runs, if its rows
+    are many.
     """
 
     def __init__(self, gpu: CudaDevice, cpu: CpuDevice) -> None:
@@ -73,7 +74,8 @@ class HybridDevice:
         self.gpu, self.cpu = gpu, cpu
         self.hot: VramTier | None = None
         self.stream: ExpertStream | None = None
-        self.routes: Routes | None = None
+        self.route: PromptRoute | None = None
+        self.way: Way = "cpu"
         self.config = cpu.config
         self.on_gpu, self.on_cpu = Side(self, gpu, OnGpu), Side(self, cpu, OnCpu)
         self.on_both = Split(self, gpu, OnGpu)
@@ -104,25 +106,30 @@ class HybridDevice:
         kernels = [*self.gpu.kernels(gpu), EXCHANGE]
         kernels += [] if self.hot is None else self.hot.kernels
         steps = cuda_compile.steps(self.gpu.gpu, list(dict.fromkeys(kernels)))
-        return steps + self.cpu.compile_steps()
+        steps += self.cpu.compile_steps()
+        return steps if self.hot is None else [*steps, self.hot.open]
 
     # --- a pass -------------------------------------------------------------------------------
 
     def begin(self, batch: Batch) -> None:
         """Between two passes slots change hands, and both sides hear of it at once."""
-        if self.hot is not None:
-            self.hot.settle()
+        self.settle()
+        self._n_rows = batch.n_tokens
         self.gpu.begin(batch)  # the KV cache may take slots
         self.are_few = self.gpu.memory.most == FEW
         self.cpu.begin_as(batch, are_many=not self.are_few)
+        self.way = "cpu"
+        if self.route is not None and not self.are_few:
+            self.way = self.route.choose(self._n_rows)
         if self.hot is not None:
-            self.hot.begin()
-        self._n_rows = batch.n_tokens
+            self.hot.begin(self._n_rows if self.are_few else FEW_ROWS + 1)
         self._signals[0] += 1
 
     def has_run(self, last: HybridBlock, seconds: float) -> None:
         """A pass, up to this block."""
         self._last = self._side_of(last)
+        if self.route is not None and not self.are_few:
+            self.route.ran(self.way, self._n_rows, seconds)
         if self.hot is None:
             return
         if self.are_few:
@@ -188,6 +195,16 @@ class HybridDevice:
         self.gpu.close()
 
     # --- what blocks ask for ------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """From now on nobody else uses the GPU."""
+        if self.hot is not None:
+            self.hot.settle()
+
+    def following(self, block: SplitExperts) -> SplitExperts | None:
+        """Those of the next layer."""
+        split = [b for b in self._blocks if isinstance(b, SplitExperts)]
+        return next((b for b in split if b.layer == block.layer + 1), None)
 
     def flag_at(self, crossing: int) -> int:
         """Address of the int64 that the GPU sets to the number of the pass."""

@@ -51,7 +51,7 @@ class SplitExperts:
     ) -> None:
         self.device = device
         self.layer = layer
-        self.mlp = routed
+        self.n_experts = routed.gate.count
         self.on_cpu = CpuExperts(device.cpu, layer, routed, None)
         self.slots = None if device.hot is None else device.hot.add(layer, routed)
         self.on_gpu = GpuShare(device.gpu, layer, self.slots, shared)
@@ -87,7 +87,7 @@ class GpuShare:
         self._routed: Routed | None = None
         readers = device.readers(layer)
         if slots is not None:
-            gate, up, down = slots.copy.matrices
+            gate, up, down = slots.copy.planes
             self._routed = Routed(device, layer, (gate, up, down), slots.tables, are_all=False)
             readers += [(1, gate), (1, up)]
         if self._shared is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from offload.devices.base import Activations, Check, Runs
 from offload.devices.crossing import cross
 from offload.devices.cuda_writer import Writer
@@ -26,15 +28,10 @@ class ManySplit:
         """See Segment."""
         check()
         device = self._block.device
-        began = time.perf_counter()
-        rows, routes = device.gpu.memory.n_rows, device.routes
-        streams = routes is not None and routes.streams(rows)
-        if streams:
+        if device.way == "stream":
             self._stream(check)
         else:
             self._compute(check)
-        if routes is not None:
-            routes.took(rows, streams=streams, seconds=time.perf_counter() - began)
         device.gpu.has_run(self.blocks)
         self._runs.count += 1
 
@@ -44,8 +41,10 @@ class ManySplit:
         gpu, cpu = block.device.gpu, block.device.cpu
         cross(gpu, block.on_cpu)
         assert cpu.many is not None
+        began = time.perf_counter()
         with cpu.many.checked(check):
             block.on_cpu.many(cpu.many)
+        block.device.times.add("experts", time.perf_counter() - began)
         back = Activations(x=cpu.many.x)
         gpu.enter(back, block.on_gpu)
         cpu.traffic.bytes_out += back.n_bytes
@@ -55,13 +54,27 @@ class ManySplit:
         gpu.run(w, check)
 
     def _stream(self, check: Check) -> None:
-        """All experts in use pass through the GPU's ring."""
+        """All experts in use pass through the GPU's ring; the next layer's then begin to."""
         block = self._block
-        device = block.device
-        gpu, stream = device.gpu, device.stream
+        device, layer = block.device, block.layer
+        gpu, hot, stream = device.gpu, device.hot, device.stream
         assert stream is not None
         w = Writer(gpu, gpu.memory, gpu.memory.n_rows)
-        ids = gpu.memory.expert_ids(block.layer)
-        parts, slots = stream.write(w, gpu.inputs(w, block.layer), block, ids, check)
+        ids = gpu.memory.expert_ids(layer)
+        began = time.perf_counter()
+        wanted: set[int] = set()
+        if hot is not None:
+            wanted |= set(hot.wanted(layer, np.bincount(ids.ravel(), minlength=block.n_experts)))
+
+        def keep(expert: int, at: int) -> None:
+            if hot is not None and expert in wanted:
+                hot.keep(layer, expert, at)
+
+        h = gpu.inputs(w, layer)
+        parts, slots = stream.write(w, h, layer, block.slots, ids, check, keep)
         block.on_gpu.write_sum(w, parts, slots)
+        if (following := device.following(block)) is not None:
+            gpu.start(w)
+            stream.expect(following.layer, following.slots, ids.size, check)
         gpu.run(w, check)
+        device.times.add("experts", time.perf_counter() - began)

@@ -46,9 +46,11 @@ class HybridTape:
         stack.call(gpu.check_started)  # by the thread that plays
         try:
             self._tape.play(check)
+            self._device.settle()
             gpu.check_started()
         except BaseException:
             with suppress(DeviceError):
+                self._device.settle()
                 gpu.wait()  # what is under way would take the next pass for its own
             raise
         gpu.wait(check)
@@ -84,6 +86,7 @@ class HybridSegment:
         memory = self._device.gpu.memory
         key = memory.n_rows, memory.with_ids, memory.kinds, memory.strands
         if key not in self._tapes:
+            self._device.settle()
             self._tapes[key] = HybridTape(self._device, self.blocks, memory.n_rows)
         return self._tapes[key]
 

@@ -30,6 +30,14 @@ class Part:
         return sum(self._taken.values())
 
     @property
+    def end(self) -> int:
+        """Address behind the last piece; `start` if there is none."""
+        behind = self.start + self.n_bytes
+        if self._gaps and sum(self._gaps[-1]) == behind:
+            return self._gaps[-1][0]
+        return behind
+
+    @property
     def largest_gap(self) -> int:
         """Bytes that `alloc` can still give at once."""
         return max((length for _, length in self._gaps), default=0)
@@ -77,8 +85,8 @@ class Slab:
         return self.n_bytes - sum(part.n_bytes for part in self.parts.values())
 
     def part(self, name: str, n_bytes: int) -> Part:
-        """The next part."""
-        wanted = rounded(n_bytes)
+        """The next part; none of its bytes are given out if it has none."""
+        wanted = rounded(n_bytes) if n_bytes else 0
         if wanted > self.left:
             shares = ", ".join(f"{p.name} {binary_amount(p.n_bytes)}" for p in self.parts.values())
             raise PlanError(
