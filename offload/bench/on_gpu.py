@@ -19,10 +19,11 @@ GOAL_LAUNCHING: Final = 0.03  # of a token
 Result = dict[str, Any]
 
 
-def check_gpu(device: str) -> None:
-    """DeviceError unless there is one, or none is needed."""
-    if device != "cpu" and isinstance(found := gpus(), str):
+def found_gpus(device: str) -> list[GpuFacts]:
+    """Those that can be used; DeviceError if there is none. device: as asked."""
+    if isinstance(found := gpus(), str):
         raise DeviceError(f"--device {device}: {found}; leave --device out to measure the CPU")
+    return found
 
 
 def check_where(plan: Plan, device: str) -> None:

@@ -14,19 +14,14 @@ from typing import Any, Final
 from offload.amounts import binary_amount
 from offload.bench.disk_model import disk_model, written
 from offload.bench.model_bench import bench_model
-from offload.bench.on_gpu import check_gpu
+from offload.bench.on_gpu import found_gpus
 from offload.bench.options import ModelOptions, ShapeOptions
 from offload.bench.shapes import shape_named, types_named
-from offload.errors import DeviceError
-from offload.forecast.boxes import BoxWish, this_machine
-from offload.forecast.boxes import rates_here as rates_of
-from offload.forecast.gpus import Gpu
+from offload.errors import PlanError
 from offload.forecast.model_facts import facts_of_shape
-from offload.forecast.placement import place
-from offload.gpu.probe import GpuFacts
-from offload.hardware import gpus, probe
+from offload.forecast.one_card import one_card, sizes_of
+from offload.gpu_share import Budget
 from offload.plan_options import DEFAULT_CONTEXT
-from offload.plane_sizes import plane_bytes
 from offload.stats import LoadProgress
 from offload.tiering import amount_argument
 
@@ -40,14 +35,12 @@ def bench_shape_on_gpu(
     options: ShapeOptions, report: Report = lambda progress: None
 ) -> dict[str, Any]:
     """Measure; the result is ready for JSON. DeviceError, PlanError, UnsupportedError."""
-    check_gpu(options.device)
     layers = options.layers or LAYERS
-    wanted = disk_model(
-        options.shape, options.experts, options.attention, options.shared, layers
-    )
+    wanted = disk_model(options.shape, options.experts, options.attention, options.shared, layers)
+    cache = slots_of(options, layers) if options.device == "hybrid" else "auto"
     folder = IN_RAM if IN_RAM.is_dir() else None
-    with tempfile.TemporaryDirectory(dir=folder) as place_:
-        path = Path(place_) / "shape.gguf"
+    with tempfile.TemporaryDirectory(dir=folder) as there:
+        path = Path(there) / "shape.gguf"
         written(path, wanted, report)
         result = bench_model(
             ModelOptions(
@@ -61,49 +54,38 @@ def bench_shape_on_gpu(
                 parallel=options.parallel,
                 device=options.device,
                 vram=options.vram,
-                cache=_slots(options, layers) if options.device == "hybrid" else "auto",
+                cache=cache,
             ),
             report,
         )
     full = shape_named(options.shape)
     token = 1 / result["ours"][f"decode {options.depth}"]["tps"]
-    seconds = token / layers * full.num_moe_layers
+    tps = layers / token / full.num_moe_layers
     result["notes"] += [
         f"{layers} of {full.num_moe_layers} MoE layers of {full.name} in random weights, "
-        f"{binary_amount(wanted.n_bytes)}: {1e3 * token / layers:.3f} ms each",
-        f"{full.num_moe_layers} such layers take {1e3 * seconds:.1f} ms, {1 / seconds:.2f} "
-        "tokens/s without dense layers and head",
+        f"{binary_amount(wanted.n_bytes)}: {1e3 * token / layers:.3f} ms each; all of them, "
+        f"without dense layers and head: {tps:.2f} tokens/s"
     ]
     result["shape"] = {
         "name": full.name, "layers": layers, "layer_ms": round(1e3 * token / layers, 4),
-        "moe_layers_tps": round(1 / seconds, 3),
+        "moe_layers_tps": round(tps, 3),
     }  # fmt: skip
     return result
 
 
-def _slots(options: ShapeOptions, layers: int) -> int:
-    """Bytes of slots in VRAM for these layers."""
-    found = gpus()
-    if isinstance(found, str):
-        raise DeviceError(found)
-    card: GpuFacts = max(found, key=lambda gpu: gpu.free)
+def slots_of(options: ShapeOptions, layers: int) -> int:
+    """Bytes of slots in VRAM that these layers have of what the whole model would have here."""
     full = shape_named(options.shape)
     types = types_named(options.experts, options.attention, options.shared)
-    limit = card.free if options.vram is None else min(card.free, int(_bytes(options.vram)))
-    gpu = Gpu(name=card.name, vram=limit, bandwidth=1.0, flops=1.0, pcie=1.0)
-    hardware = probe()
-    box = this_machine(hardware, rates_of(hardware), BoxWish())
-    from dataclasses import replace
-
-    layout = place(
-        facts_of_shape(full, types), replace(box, gpus=(gpu,), ram=1 << 50), DEFAULT_CONTEXT, "f16"
-    )
-    matrices = (types.gate_up, types.gate_up), (full.moe_intermediate_size, full.hidden_size)
-    del matrices
-    slot = 2 * plane_bytes(types.gate_up, full.moe_intermediate_size, full.hidden_size)
-    slot += plane_bytes(types.down, full.hidden_size, full.moe_intermediate_size)
-    return max(1, layout.gpu_slots * layers // full.num_moe_layers) * slot
-
-
-def _bytes(vram: int | str) -> int | str:
-    return amount_argument("--vram", vram)
+    facts = facts_of_shape(full, types)
+    limit = None if options.vram is None else amount_argument("--vram", options.vram)
+    card = max(found_gpus(options.device), key=lambda gpu: gpu.free)
+    budget = Budget(config=full, tensors=sizes_of(facts), gpu=card, kv_type="f16", limit=limit)
+    found = one_card(budget, min(DEFAULT_CONTEXT, full.context_length), from_disk=False)
+    if found is None or not found.slots:
+        raise PlanError(
+            f"--device hybrid: {full.name} would have no expert in VRAM on {card.name}; give "
+            "--device cpu, or more --vram"
+        )
+    slot = max(size.slot for size in budget.experts(found.share).values())
+    return max(1, found.slots * layers // full.num_moe_layers) * slot

@@ -1,11 +1,12 @@
 """Where a model goes on a box: what is read by every token first, experts in what is left.
 
-With one card as `offload.make_plan` does it, with its sizes (offload/vram.py); several are imagined
-to share all of it, without a workspace.
+With one card by the planner's own functions (one_card.py); several are imagined to share all of
+it, without a workspace.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -15,14 +16,18 @@ from offload.errors import PlanError
 from offload.forecast.boxes import Box
 from offload.forecast.hits import Hits, cache_hits, fixed_hits
 from offload.forecast.model_facts import ModelFacts, Part
+from offload.forecast.one_card import (
+    OneCard,
+    budget_of,
+    one_card,
+    room_of_context,
+)
 from offload.plan import BlockName, KVType
 from offload.plan_options import CHUNK
-from offload.vram import workspace_bytes
 
 Place = Literal["vram", "ram", "disk"]
 SHORTEST: Final = 1024  # tokens of a KV cache that is worth having in VRAM
-CHUNKS: Final = (4096, 2048, 1024, CHUNK)  # prompt tokens in one step, the most that have room
-STEP_SHARE: Final = 0.25  # of a card's memory that they may compute in
+GPU_CHUNK: Final = 4096  # prompt tokens in one step of several cards
 # what leaves VRAM first when it is short; attention goes layer by layer, with its KV cache
 _LEAVES_FIRST: Final[tuple[BlockName, ...]] = ("head", "attention", "dense", "shared", "router")
 
@@ -96,11 +101,13 @@ class Layout:
 
 def place(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout:
     """Put a model and a KV cache of `context` tokens on a box."""
+    if len(box.gpus) == 1 and (planned := as_planned(facts, box, context, kv_type)) is not None:
+        return planned
     kv = context * facts.kv_bytes(kv_type)
     layers = facts.config.num_layers
     fixed = [part for part in facts.parts if part.block != "routed"]
-    chunk, room = _step(facts, box, context)
-    resident, kv_layers, vram = _resident(fixed, kv / layers, layers, room)
+    vram = box.vram if len(box.gpus) > 1 else 0
+    resident, kv_layers, vram = _resident(fixed, kv / layers, layers, vram)
     staying = [part for part in fixed if part not in resident]
     expert, experts = facts.expert_bytes, facts.n_experts
     routed = expert * experts
@@ -108,7 +115,7 @@ def place(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout:
     slots = min(experts, int(vram / expert + 1e-6)) if expert else 0
     outside = experts - slots
     all_in_ram = outside and ram >= routed
-    is_cache = bool(slots and outside and (all_in_ram or len(box.gpus) == 1))
+    is_cache = bool(slots and all_in_ram)
     in_ram = experts if all_in_ram else min(outside, max(0, int(ram / expert))) if outside else 0
     on_disk = 0 if all_in_ram else outside - in_ram
     return Layout(
@@ -123,17 +130,51 @@ def place(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout:
         ram_experts=in_ram,
         disk_experts=on_disk,
         overflow=max(0.0, -ram),
-        chunk=chunk,
+        chunk=GPU_CHUNK if resident else CHUNK,
     )
 
 
-def _step(facts: ModelFacts, box: Box, context: int) -> tuple[int, int]:
-    """(prompt tokens in one step, bytes of VRAM beside what a step needs)."""
-    if len(box.gpus) != 1:
-        return (CHUNKS[0] if box.gpus else CHUNK), box.vram
-    steps = [(chunk, workspace_bytes(facts.config, context, chunk)) for chunk in CHUNKS]
-    chunk, taken = next(((c, n) for c, n in steps if n <= STEP_SHARE * box.vram), steps[-1])
-    return chunk, max(0, box.vram - taken)
+def as_planned(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout | None:
+    """On one card, as `offload.make_plan` would; None: not one block fits there."""
+    budget = budget_of(facts, box.gpus[0], kv_type)
+    card = one_card(budget, context, from_disk=False)
+    if card is None:
+        return None
+    in_ram = _room_in_ram(facts, box, context, kv_type, card)
+    if not card.is_whole and in_ram < facts.n_experts:
+        card = one_card(budget, context, from_disk=True) or card
+        in_ram = _room_in_ram(facts, box, context, kv_type, card)
+    experts = facts.n_experts
+    outside = 0 if card.is_whole else experts
+    held = max(0, min(outside, in_ram))
+    fixed = [part for part in facts.parts if part.block != "routed"]
+    return Layout(
+        facts=facts,
+        on_gpu=tuple(part for part in fixed if (part.block, part.layer) in card.share),
+        on_cpu=tuple(part for part in fixed if (part.block, part.layer) not in card.share),
+        context=context,
+        kv_bytes=context * facts.kv_bytes(kv_type),
+        gpu_kv=card.gpu_kv,
+        gpu_slots=experts if card.is_whole else card.slots,
+        is_cache=bool(card.slots) and not card.is_whole,
+        ram_experts=held,
+        disk_experts=outside - held,
+        overflow=max(0.0, -in_ram * facts.expert_bytes),
+        chunk=card.chunk,
+    )
+
+
+def _room_in_ram(
+    facts: ModelFacts, box: Box, context: int, kv_type: KVType, card: OneCard
+) -> int:
+    """Experts that fit beside what stays there; below 0: not even that does."""
+    staying = sum(
+        p.n_bytes
+        for p in facts.parts
+        if p.block != "routed" and (p.block, p.layer) not in card.share
+    )
+    kv = context * facts.kv_bytes(kv_type) * (1 - card.gpu_kv)
+    return math.floor((box.ram - staying - kv) / max(1.0, facts.expert_bytes))
 
 
 def _resident(
@@ -221,7 +262,9 @@ def longest_context(facts: ModelFacts, box: Box, kv_type: KVType) -> int:
     routed, tied = facts.block_bytes("routed"), facts.config.tie_word_embeddings
     embedding = facts.block_bytes("embedding")
     fixed = facts.n_bytes - routed - embedding
-    room = _step(facts, box, facts.config.context_length)[1] - fixed - embedding * tied
+    if len(box.gpus) == 1 and (found := room_of_context(facts, box.gpus[0], kv_type)) >= SHORTEST:
+        return found
+    room = (box.vram if len(box.gpus) > 1 else 0) - fixed - embedding * tied
     room -= routed if room >= routed else 0
     if room < SHORTEST * facts.kv_bytes(kv_type):
         room = box.ram - fixed - embedding
@@ -233,7 +276,7 @@ def check_context(facts: ModelFacts, box: Box, context: int, kv_type: KVType) ->
     """PlanError unless the KV cache finds room beside what every token reads, somewhere."""
     per_token = facts.kv_bytes(kv_type)
     fixed = facts.n_bytes - facts.block_bytes("routed")
-    room = max(0, _step(facts, box, context)[1] + box.ram - fixed) // per_token
+    room = max(0, box.vram + box.ram - fixed) // per_token
     if not room:
         raise PlanError(
             f"what every token reads ({amount(fixed)}) does not fit into {box.name}; it needs more "
