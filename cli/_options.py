@@ -218,16 +218,14 @@ TIER_OPTIONS = (
         default="auto",
         show_default=True,
         metavar="SIZE|auto|off",
-        help="RAM for copies of routed experts.  auto: where they are read from the disk, what"
-        " nothing else needs.",
+        help="Memory for copies of routed experts: of the GPU that computes with the CPU, else RAM."
+        "  auto: what nothing else needs; RAM where they are read from the disk.",
     ),
     click.option(
         "--expert-policy",
-        default="lru",
-        show_default=True,
         metavar="NAME",
         help="Which copy makes room for another: lru, lfu, lfu-admit, pinned, layer-lru, layer-lfu,"
-        " layer-lfu-admit.",
+        " layer-lfu-admit.  [default: lru in RAM, layer-lru on a GPU]",
     ),
     click.option(
         "--expert-profile",
@@ -273,9 +271,10 @@ def load_options(command: F) -> F:
             "--device",
             default="auto",
             show_default=True,
-            metavar="auto|cpu|cuda[:N]",
-            help="Where to compute: the CPU, or an NVIDIA GPU (the N-th).  auto: a GPU if the whole"
-            " model fits into its memory.",
+            metavar="auto|cpu|cuda[:N]|hybrid[:N]",
+            help="Where to compute: the CPU, an NVIDIA GPU (the N-th), with the CPU beside it if"
+            " not the whole model fits into its memory, or both in any case (hybrid).  auto: a GPU"
+            " if there is one that the model can use.",
         ),
         click.option(
             "--vram",
@@ -294,20 +293,21 @@ def load_options(command: F) -> F:
             "--threads",
             type=click.IntRange(min=1),
             metavar="N",
-            help="CPU threads; without effect on a GPU.  [default: one per physical core]",
+            help="CPU threads; without effect if a GPU computes alone.  [default: one per physical"
+            " core]",
         ),
         click.option(
             "--kv-type",
             type=click.Choice(["f16", "q8_0", "f32"]),
             default="f16",
             show_default=True,
-            help="Number type of the attention cache; q8_0 takes half of f16's RAM.",
+            help="Number type of the attention cache; q8_0 takes half of f16's memory.",
         ),
         click.option(
             "--chunk",
             type=click.IntRange(min=1, max=MOST),
             metavar="TOKENS",
-            help="Tokens of a prompt that are read in one step.  [default: 512]",
+            help="Tokens of a prompt that are read in one step.  [default: by the plan]",
         ),
     )
     for option in reversed((*options, *LAYOUT_OPTIONS, *TIER_OPTIONS)):

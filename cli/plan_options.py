@@ -43,9 +43,9 @@ IN_PLAN = {
     "chunk": "chunk",
     "ram": "cache.n_bytes",
     "vram": "vram.limit",
-    "expert_cache": "cache.n_bytes",
-    "expert_policy": "cache.policy",
-    "expert_profile": "cache.profile",
+    "expert_cache": "cache.n_bytes or hot.n_bytes",
+    "expert_policy": "cache.policy or hot.policy",
+    "expert_profile": "cache.profile or hot.profile",
     "experts_home": "placements.routed.tier",
 }
 

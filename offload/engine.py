@@ -296,7 +296,7 @@ def load(
     ram: int | str | None = None,
     vram: int | str | None = None,
     expert_cache: int | str = "auto",
-    expert_policy: str = "lru",
+    expert_policy: str | None = None,
     expert_profile: str | PathLike[str] | None = None,
     experts_home: Home = "auto",
     plan: Plan | str | PathLike[str] | None = None,
@@ -306,19 +306,20 @@ def load(
     """Open a GGUF and make it ready to answer.
 
     path: a file, any shard of one, or None for the embedded kimi-mini. device: "cpu", "cuda" or
-    "cuda:N" (a GPU, by its number), or "auto": a GPU if the whole model fits into its memory.
-    context: tokens of KV cache for one answer (None: the planner chooses); kv_tokens: for all that
-    are open or may be gone back to (None: as many). threads: None is one per physical core.
+    "cuda:N" (a GPU, by its number, with the CPU beside it if not the whole model fits), "hybrid" or
+    "hybrid:N" (both in any case), or "auto": a GPU if there is one that the model can use. context:
+    tokens of KV cache for one answer (None: the planner chooses); kv_tokens: for all that are open
+    or may be gone back to (None: as many). threads: None is one per physical core.
     kv_type: "f16", "q8_0" or "f32". memory: "mmap", "resident" or "hugepages". experts_layout:
     "native", "packed" or "auto"; pack_budget: GiB for packed experts (None: what is free);
     packed_cache: a folder that keeps them. pin: workers on cores of their own (None: where it
     helps). chunk: prompt tokens computed in one step, between two tokens of other answers (None:
-    512). ram, vram: bytes, or a text such as "24GiB", of RAM and of a GPU's memory that may be used
-    at most. expert_cache: RAM for
-    copies of routed experts, bytes or a text, "auto" or "off"; expert_policy: who is evicted, a
-    name of POLICIES; expert_profile: a saved RoutingTrace that "pinned" pins by; experts_home:
-    "map", "disk" (read around the page cache into that RAM) or "auto": disk if they do not fit into
-    RAM. plan: a Plan, or a file with its JSON, instead of all of these.
+    by the plan). ram, vram: bytes, or a text such as "24GiB", of RAM and of a GPU's memory that may
+    be used at most. expert_cache: memory for copies of routed experts (of the GPU that computes,
+    else RAM), bytes or a text, "auto" or "off"; expert_policy: who is evicted, a name of POLICIES
+    (None: lru in RAM, layer-lru on a GPU); expert_profile: a saved RoutingTrace that "pinned" pins
+    by; experts_home: "map", "disk" (read around the page cache into RAM) or "auto": disk if they do
+    not fit into RAM. plan: a Plan, or a file with its JSON, instead of all of these.
     wait: an answer that other answers leave no room in the KV cache waits instead of being refused.
     progress: called now and then while loading.
     Raises GGUFError, UnsupportedError, PlanError, DeviceError or RequestError, each with the way

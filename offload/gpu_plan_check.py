@@ -1,61 +1,184 @@
-"""A plan for a GPU that somebody edited, or made elsewhere: see plan_check.py, which asks this."""
+"""A plan with a GPU that somebody edited, or made elsewhere: see plan_check.py, which asks this."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from offload.amounts import binary_amount
 from offload.config import ModelConfig
-from offload.devices import resolve
+from offload.devices import is_gpu, resolve
 from offload.errors import PlanError, shown
-from offload.gpu_plan import WORKERS, Gpus, NoGpuError, chosen, lack, vram_spec
-from offload.plan import Plan, Prediction
+from offload.gpu_plan import WORKERS, Gpus, NoGpuError, chosen, lack
+from offload.gpu_share import Budget, share_of, taken
+from offload.layer_set import Layers
+from offload.plan import ExpertSlots, Plan, Prediction, VramSpec
+from offload.plane_sizes import ALIGN
+from offload.slot_budget import divide
 from offload.tensor_census import Census
-from offload.vram import kv_bytes, obstacle
+from offload.vram import obstacle, table_bytes
+from offload.hot_plan import by_layer, slot_sizes
+
+if TYPE_CHECKING:
+    from offload.gpu.probe import GpuFacts
+
+EDITED = "as the plan says"  # the reason of a number that its own reason was not made for
 
 
 def gpu_plan_checked(plan: Plan, config: ModelConfig, tensors: Census, gpus: Gpus) -> Plan:
-    """The plan with the numbers of this machine; PlanError, DeviceError."""
-    (path, placement), *others = plan.every_placement()
-    path, first = f"{path}.device", placement.device
-    for at, placement in others:
-        if placement.device != first:
+    """The plan with the numbers of this machine's GPU; PlanError, DeviceError.
+
+    What is the CPU's of a plan for both is looked at elsewhere.
+    """
+    places = [
+        (f"{path}.device", p.device) for path, p in plan.every_placement() if is_gpu(p.device)
+    ]
+    path, first = places[0]
+    for at, device in places:
+        if device != first:
             raise PlanError(
-                f'{at}.device: "{shown(placement.device)}": this version runs a model on the CPU '
-                f'or on one GPU as a whole, and {path} is "{shown(first)}"'
+                f'{at}: "{shown(device)}": this version runs a model on one GPU, on the CPU '
+                f'or on both, and {path} is "{shown(first)}"'
             )
-    if plan.packed.layers:
-        raise PlanError(f"packed.layers: {plan.packed.layers}: packed experts are the CPU's")
-    if plan.cache.n_bytes:
-        raise PlanError(f"cache.n_bytes: {plan.cache.n_bytes:,}: the expert cache is the CPU's")
+    if not plan.is_hybrid:
+        _check_whole(plan)
     kv = plan.kv
     if kv.context < 1 or kv.tokens < kv.context:
         raise PlanError(
             f"kv.context: {kv.context:,}, kv.tokens: {kv.tokens:,}: at least 1 token is needed, "
             "and all together as many as one sequence may have"
         )
-    limit = None if plan.vram is None else plan.vram.limit
     try:
         gpu = chosen(gpus, resolve(first)[1])
     except NoGpuError as exc:
         raise exc.told(f'{path}: "{shown(first)}"') from exc
-    vram = vram_spec(config, tensors, gpu, kv.context, plan.chunk, limit)
-    kv = replace(kv, n_bytes=kv_bytes(config, kv.kv_type, kv.context, kv.tokens))
     if (why := obstacle(config)) is not None:
         raise PlanError(f"{path}: {why}")
-    if (why := lack(vram, kv.n_bytes, kv.tokens)) is not None:
-        raise PlanError(f"kv.tokens: {why}: take fewer, a larger vram.limit, or the device cpu")
     device = f"cuda:{gpu.index}"
-    return replace(
+    plan = replace(
         plan,
-        placements={b: replace(p, device=device) for b, p in plan.placements.items()},
+        placements={
+            b: replace(p, device=device) if is_gpu(p.device) else p
+            for b, p in plan.placements.items()
+        },
         overrides={
-            block: {layers: replace(p, device=device) for layers, p in by_layers.items()}
+            block: {
+                layers: replace(p, device=device) if is_gpu(p.device) else p
+                for layers, p in by_layers.items()
+            }
             for block, by_layers in plan.overrides.items()
         },
+    )
+    plan = settled(plan, config, tensors, gpu)
+    if plan.is_hybrid:
+        return plan
+    return replace(
+        plan,
         packed=replace(plan.packed, n_bytes=0) if plan.packed.n_bytes else plan.packed,
-        kv=kv,
-        vram=vram,
         workers=WORKERS,
         predicted=Prediction(bytes_per_token=tensors.bytes_per_token),
         outcome=(),
     )
+
+
+def _check_whole(plan: Plan) -> None:
+    if plan.packed.layers:
+        raise PlanError(f"packed.layers: {plan.packed.layers}: packed experts are the CPU's")
+    if plan.cache.n_bytes:
+        raise PlanError(f"cache.n_bytes: {plan.cache.n_bytes:,}: the expert cache is the CPU's")
+    if plan.hot.n_bytes:
+        raise PlanError(
+            f"hot.n_bytes: {plan.hot.n_bytes:,}: slots are for experts that lie in RAM or on the "
+            "disk, and this plan has all of them on the GPU"
+        )
+
+
+def without_packed(plan: Plan, config: ModelConfig, tensors: Census, gpus: Gpus) -> Plan:
+    """The plan, made here, with no copies in VRAM of experts that are packed."""
+    gpu = chosen(gpus, resolve(plan.gpu or "")[1])
+    said = f"experts of layers {plan.packed.layers} are packed: none of them come to the GPU"
+    return replace(
+        settled(plan, config, tensors, gpu, "what VRAM has left"), remarks=(*plan.remarks, said)
+    )
+
+
+def settled(
+    plan: Plan, config: ModelConfig, tensors: Census, gpu: GpuFacts, why_slots: str = EDITED
+) -> Plan:
+    """The plan with what follows from its other lines: bytes of VRAM, slots, the ring. PlanError.
+
+    Slots and ring are for layers whose router and shared expert are the GPU's and whose experts lie
+    as the file has them; the ring for those in RAM alone.
+    """
+    kv, limit = plan.kv, None if plan.vram is None else plan.vram.limit
+    budget = Budget(config=config, tensors=tensors, gpu=gpu, kv_type=kv.kv_type, limit=limit)
+    share = share_of(plan, budget.tensors)
+    packed = frozenset(plan.packed.layers)
+    ring = 0 if plan.vram is None else plan.vram.ring_experts
+    if any(p.tier == "disk" for _, p in plan.every_placement()):
+        ring = 0
+    layers = budget.experts(share, packed)
+    vram = budget.spec(
+        share,
+        context=kv.context,
+        tokens=kv.tokens,
+        chunk=plan.chunk,
+        ring_experts=ring,
+        has_slots=bool(plan.hot.n_bytes and layers),
+        besides=packed,
+    )
+    if (why := lack(vram, kv.tokens)) is not None:
+        raise PlanError(f"kv.tokens: {why}: take fewer, a larger vram.limit, or the device cpu")
+    routed = Layers.of(n for b, n in budget.tensors.blocks if b == "routed" and n is not None)
+    without = Layers.of(n for n in routed if n not in layers and ("routed", n) not in share)
+    hot = plan.hot
+    if not hot.n_bytes:
+        was_edited = hot.slots or hot.lent
+        hot = replace(hot, slots=0, lent=0, why=f"off, {EDITED}" if was_edited else hot.why)
+    elif not layers:
+        hot = replace(hot, n_bytes=0, slots=0, lent=0, why=f"off: {_reason(without, packed)}")
+    else:
+        sizes = slot_sizes(config, layers)
+        most = sum(size.n_experts * size.slot_bytes for size in sizes.values())
+        hot = replace(hot, n_bytes=min(hot.n_bytes, most) // ALIGN * ALIGN)
+        hot = replace(hot, lent=_lent(hot, vram, kv.context))
+        division = divide(hot.n_bytes, sizes, ring=False)
+        if not division.slots:
+            raise PlanError(
+                f"hot.n_bytes: {hot.n_bytes:,}: an expert takes "
+                f"{min(size.slot_bytes for size in sizes.values()):,}; 0 is for none"
+            )
+        hot = replace(hot, slots=division.slots)
+        if hot != plan.hot:
+            others = f"; {_reason(without, packed)}" if without else ""
+            hot = replace(hot, why=f"{why_slots}; {by_layer(division)}{others}")
+        vram = replace(vram, slots=hot.n_bytes - hot.lent)
+    n_bytes = vram.kv + budget.kv_in_ram(share, kv.tokens)
+    kv = replace(kv, n_bytes=n_bytes, why=kv.why if n_bytes == kv.n_bytes else EDITED)
+    return replace(plan, vram=vram, hot=hot, kv=kv)
+
+
+def _reason(without: Layers, packed: frozenset[int]) -> str:
+    """Why these layers have no slots."""
+    whole = Layers.of(n for n in without if n in packed)
+    apart = Layers.of(n for n in without if n not in packed)
+    parts = []
+    if whole:
+        parts.append(f"experts of layers {whole} are packed, which is the CPU's")
+    if apart:
+        parts.append(f"in layers {apart} the GPU has not both the router and the shared expert")
+    return ", ".join(parts)
+
+
+def _lent(hot: ExpertSlots, vram: VramSpec, context: int) -> int:
+    """Bytes of the KV cache that slots have at first: as the plan says, or as many as it takes."""
+    room, lendable = vram.limit - taken(vram), vram.kv - table_bytes(context)
+    lent = max(min(hot.lent, hot.n_bytes, lendable), hot.n_bytes - room)
+    if lent > lendable:
+        raise PlanError(
+            f"hot.n_bytes: {hot.n_bytes:,} ({binary_amount(hot.n_bytes)}), but "
+            f"{binary_amount(room)} of VRAM are left and the KV cache can lend "
+            f"{binary_amount(lendable)}: take {max(0, room + lendable):,} or less, 0 is for none; "
+            "or a larger vram.limit"
+        )
+    return lent

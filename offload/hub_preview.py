@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from offload.amounts import amount
+from offload.cpu_plan import RESERVE, used_bytes
 from offload.errors import GGUFError, HubError, OffloadError, PlanError, UnsupportedError
 from offload.forecast import BoxWish, Question, forecast, rates_here, this_machine
 from offload.forecast.model_facts import ModelFacts, facts_of_file
@@ -32,7 +33,7 @@ from offload.hub_tally import Notice, Tally, work_off
 from offload.hub_trouble import Retry, persistently
 from offload.plan import KVSpec
 from offload.plan_options import PlanOptions
-from offload.planner import RESERVE, make_plan, used_bytes
+from offload.planner import make_plan
 from offload.read_bandwidth import memory_bandwidth
 from offload.tensor_census import census
 

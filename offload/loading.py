@@ -98,7 +98,7 @@ def execute(
             plan = replace(plan, outcome=weights.place(pool, report))
         if (tier := open_tier(file, store, config, plan)) is not None:
             plan = replace(plan, outcome=(*plan.outcome, tier.stats.decision))
-            opened.set_tier(tier)
+        opened.set_tiers(tier)
         if plan.vram is None:
             model = cpu_model(config, plan, opened, store, report)
             return plan, model, ReadAhead(weights.ahead)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from offload.config import ModelConfig
-from offload.devices import is_gpu, open_device
+from offload.devices import is_gpu, open_device, resolve
 from offload.devices.base import Device, Maker
 from offload.expert_tier import ExpertTier
 from offload.plan import BlockName, Plan
@@ -34,7 +34,9 @@ class Opened:
         from offload.devices.hybrid import open_hybrid
 
         (gpu,) = filter(is_gpu, plan.devices)
-        self.hybrid = self.device = open_hybrid(gpu, config, plan.kv, *workers, plan.vram)
+        self.hybrid = self.device = open_hybrid(
+            resolve(gpu)[1] or 0, config, plan.kv, *workers, plan.vram, plan.hot
+        )
         self.splits = frozenset(filter(plan.splits, range(config.num_layers)))
 
     def maker(self, block: BlockName, layer: int) -> Maker:
@@ -47,12 +49,17 @@ class Opened:
         on_gpu = is_gpu(self._plan.place(block, layer if layer >= 0 else None).device)
         return both.on_gpu if on_gpu else both.on_cpu
 
-    def set_tier(self, tier: ExpertTier) -> None:
-        """Slots in RAM for routed experts, before blocks are made."""
-        from offload.devices.cpu import CpuDevice
+    def set_tiers(self, below: ExpertTier | None) -> None:
+        """Slots for routed experts, before blocks are made; below: those in RAM, None: none."""
+        if self.hybrid is None:
+            if below is not None:
+                from offload.devices.cpu import CpuDevice
 
-        cpu = self.device if self.hybrid is None else self.hybrid.cpu
-        cast("CpuDevice", cpu).tier = tier
+                cast("CpuDevice", self.device).tier = below
+            return
+        self.hybrid.cpu.tier = below
+        if self._plan.hot.n_bytes:
+            self.hybrid.set_hot(self._plan.hot, self._plan.place("routed").tier)
 
     def close(self) -> None:
         """Give all back."""

@@ -66,7 +66,7 @@ class Packed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertSlots:
-    """Slots in RAM for copies of routed experts: the expert cache. n_bytes 0: there is none.
+    """Slots in RAM or VRAM for copies of routed experts. n_bytes 0: there are none.
 
     n_bytes: of all slots together, the most that they may take; slots: how many that is. policy:
     who is evicted, a name of POLICIES. copies: into slots, per layer and step, behind the
@@ -84,12 +84,16 @@ class ExpertSlots:
     why: str = "as asked"
 
     @property
-    def note(self) -> str:
+    def is_asked(self) -> bool:
+        """Whether somebody wants this size, and no other."""
+        return self.why.startswith("as asked")
+
+    def note(self, name: str, memory: str) -> str:
         """Size, policy and reason, a line."""
         if not self.n_bytes:
-            return f"expert cache {self.why}"
+            return f"{name} {self.why}"
         size = binary_amount(self.n_bytes)
-        return f"expert cache: {self.slots:,} slots, {size} of RAM, {self.policy}: {self.why}"
+        return f"{name}: {self.slots:,} slots, {size} of {memory}, {self.policy}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +112,7 @@ class KVSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VramSpec:
-    """What lies in the memory of the one GPU that the plan runs on, beside the KV cache; bytes.
+    """What lies in the memory of the one GPU that the plan uses; bytes.
 
     gpu: its name. free: of `total`, before anything is taken. reserve: of that, left alone. limit:
     what may be taken at most, the KV cache with it. weights: re-arranged. workspace: activations of
@@ -233,6 +237,36 @@ class Plan:
         )
 
     @property
+    def gpu(self) -> str | None:
+        """The one in use."""
+        return next((p.device for _, p in self.every_placement() if p.tier == "vram"), None)
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether a GPU and the CPU share the model."""
+        return self.gpu is not None and len(self.devices) > 1
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether routed experts come from the CPU's memory to the GPU."""
+        return bool(self.hot.n_bytes or (self.vram is not None and self.vram.ring_experts))
+
+    @property
+    def kv_in_ram(self) -> int:
+        """Bytes of the KV cache that are not the GPU's."""
+        return self.kv.n_bytes - (0 if self.vram is None else self.vram.kv)
+
+    @property
+    def cpu_bytes(self) -> int:
+        """The same as weight_bytes, of what is not the GPU's."""
+        total = 0
+        for block, base in self.placements.items():
+            others = self.overrides.get(block, {}).values()
+            parts = [replace(base, n_bytes=base.n_bytes - sum(p.n_bytes for p in others)), *others]
+            total += sum(p.n_bytes for p in parts if p.tier != "vram")
+        return total
+
+    @property
     def threads(self) -> int:
         """CPU threads."""
         return self.workers.threads
@@ -254,14 +288,27 @@ class Plan:
         kv = f"context {self.kv.context:,}: {self.kv.why}"
         if self.kv.tokens != self.kv.context:
             kv += f"; {self.kv.tokens:,} tokens of all sequences together"
+        prompts = (
+            f"prompts: at most {self.chunk:,} tokens in one step, between two of other answers"
+        )
+        copies: tuple[str, ...] = ()
+        if self.is_hybrid:
+            copies = (self.hot.note("hot experts", "VRAM"),)
+            ring = 0 if self.vram is None else self.vram.ring_experts
+            prompts += (
+                f"; their experts pass through a ring of {ring} in VRAM"
+                if ring
+                else "; their experts are computed by the CPU"
+            )
         lines = (
             *self.remarks,
             f"{workers.threads} thread{'s' * (workers.threads > 1)}: {workers.why}",
             f"threads: {workers.cpus_why}",
             kv,
-            f"prompts: at most {self.chunk:,} tokens in one step, between two of other answers",
+            prompts,
             self.packed.note,
-            self.cache.note,
+            *copies,
+            self.cache.note("expert cache", "RAM"),
             *self.outcome,
         )
         return tuple(shown(line, 1000) for line in lines)
@@ -294,10 +341,11 @@ class Plan:
             where = f"{self.cache.slots:,} slots, {self.cache.policy}"
             rows.append(_row("expert cache", self.cache.n_bytes, "cpu", "ram", where))
         where = f"{kv.tokens:,} tokens in {kv.kv_type}"
-        if self.vram is None:
-            rows.append(_row("KV cache", kv.n_bytes, "cpu", "ram", where))
-        else:
+        if self.vram is not None:
             rows += self._vram_rows(self.vram, where)
+            where += ", layers that attend here"
+        if self.vram is None or self.kv_in_ram:
+            rows.append(_row("KV cache", self.kv_in_ram, "cpu", "ram", where))
         rows += [f"  note: {note}" for note in self.notes]
         read = self.predicted.bytes_per_token
         rows.append(f"  one decoded token reads {read / 1e6:,.1f} MB of weights")
@@ -305,15 +353,23 @@ class Plan:
 
     def _vram_rows(self, vram: VramSpec, kv_why: str) -> list[str]:
         """What lies in a GPU's memory, to the last byte of what was free."""
-        left = vram.free - vram.reserve - vram.parts_but_kv - self.kv.n_bytes
+        left = vram.free - vram.reserve - vram.parts_but_kv - vram.kv
+        if self.kv_in_ram:
+            kv_why += ", layers that attend here"
+        slots = f"{self.hot.slots:,} slots for hot experts, {self.hot.policy}"
+        if self.hot.lent:
+            slots += f", with {binary_amount(self.hot.lent)} of the KV cache until it needs them"
+        ring = f"a prompt's experts pass through it, {vram.ring_experts} at a time"
+        device = self.gpu or ""
         parts = (
-            ("weights", vram.weights, "all of the above, re-arranged"),
-            ("KV cache", self.kv.n_bytes, kv_why),
+            ("weights", vram.weights, f"all of {device} above, re-arranged"),
+            ("KV cache", vram.kv, kv_why),
+            *((("expert slots", vram.slots, slots),) if self.hot.n_bytes else ()),
+            *((("ring", vram.ring, ring),) if vram.ring else ()),
             ("workspace", vram.workspace, f"activations of a step of {vram.rows:,} tokens"),
             ("reserve", vram.reserve, "left to the display and the driver"),
             ("free", max(0, left), f"of {binary_amount(vram.free)} that are free now"),
         )
-        device = next(iter(self.devices), "")
         return [_row(name, n_bytes, device, "vram", why) for name, n_bytes, why in parts]
 
 

@@ -15,20 +15,18 @@ from dataclasses import replace
 from offload.amounts import binary_amount
 from offload.arguments import quoted
 from offload.config import ModelConfig
+from offload.cpu_plan import RESERVE
 from offload.devices import is_gpu
 from offload.errors import PlanError, shown
 from offload.expert_layout import Packable
 from offload.gpu_plan import Gpus
-from offload.gpu_plan_check import gpu_plan_checked
+from offload.gpu_plan_check import EDITED, gpu_plan_checked
 from offload.hardware import HardwareProfile
 from offload.kv_cache import cache_bytes
 from offload.layer_set import Layers
 from offload.plan import BlockName, KVSpec, Packed, Placement, Plan, Prediction, Workers
-from offload.planner import RESERVE
 from offload.policies import POLICIES
 from offload.tensor_census import Census
-
-EDITED = "as the plan says"  # the reason of a number that its own reason was not made for
 
 
 def checked_plan(
@@ -70,27 +68,52 @@ def checked_plan(
             raise PlanError(
                 f'{path}.tier: "{placement.tier}": on a GPU it is "vram", and nowhere else'
             )
-    if plan.cache.policy not in POLICIES:
-        raise PlanError(f'cache.policy: "{shown(plan.cache.policy)}": {", ".join(POLICIES)}')
-    if min(plan.cache.n_bytes, plan.cache.copies, plan.cache.lent) < 0:
-        raise PlanError("cache: n_bytes, copies and lent are at least 0")
+    for name, cache in (("cache", plan.cache), ("hot", plan.hot)):
+        if cache.policy not in POLICIES:
+            raise PlanError(f'{name}.policy: "{shown(cache.policy)}": {", ".join(POLICIES)}')
+        if min(cache.n_bytes, cache.copies, cache.lent) < 0:
+            raise PlanError(f"{name}: n_bytes, copies and lent are at least 0")
     if plan.chunk < 1:
         raise PlanError(f"chunk: {plan.chunk}: at least 1 token is read in one step")
+    plan = replace(plan, overrides=overrides)
     if any(map(is_gpu, plan.devices)):
-        found = gpus() if callable(gpus) else gpus
-        return gpu_plan_checked(replace(plan, overrides=overrides), config, tensors, found)
+        if plan.is_hybrid:
+            _check_hybrid(plan)
+            plan = replace(plan, packed=_packed(plan.packed, packable, config))
+        plan = gpu_plan_checked(plan, config, tensors, gpus() if callable(gpus) else gpus)
+        if not plan.is_hybrid:
+            return plan
+    elif plan.hot.n_bytes:
+        raise PlanError(f"hot.n_bytes: {plan.hot.n_bytes:,}: there is no GPU in this plan")
+    else:
+        plan = replace(
+            plan,
+            vram=None,
+            packed=_packed(plan.packed, packable, config),
+            kv=_kv(plan.kv, config, hardware),
+        )
     plan = replace(
         plan,
-        overrides=overrides,
-        vram=None,
-        packed=_packed(plan.packed, packable, config),
-        kv=_kv(plan.kv, config, hardware),
         workers=_workers(plan.workers, hardware),
         predicted=Prediction(bytes_per_token=tensors.bytes_per_token),
         outcome=(),
     )
     _check_room(plan, tensors, hardware, packable)
     return plan
+
+
+def _check_hybrid(plan: Plan) -> None:
+    """What a GPU and the CPU cannot share."""
+    if plan.cache.n_bytes and not any(p.tier == "disk" for _, p in plan.every_placement()):
+        raise PlanError(
+            f"cache.n_bytes: {plan.cache.n_bytes:,}: beside a GPU, slots in RAM are for experts on "
+            "the disk; those in VRAM are hot.n_bytes"
+        )
+    for layer in plan.packed.layers:
+        if "routed" in plan.placements and plan.place("routed", layer).tier == "vram":
+            raise PlanError(
+                f"packed.layers: {layer}: its experts are the GPU's, packed ones are the CPU's"
+            )
 
 
 def _check_placements(
@@ -231,21 +254,21 @@ def _check_room(
     """PlanError if copies, packed experts and the cache are more than the free RAM."""
     copied = 0
     for (block, layer), n_bytes in tensors.blocks.items():
-        if plan.place(block, layer).tier not in ("mmap", "disk"):
+        if plan.place(block, layer).tier in ("ram", "hugepages"):
             copied += n_bytes
     for candidate in packable:  # packed straight from the file, not copied first
-        is_copied = plan.place("routed", candidate.layer).tier not in ("mmap", "disk")
+        is_copied = plan.place("routed", candidate.layer).tier in ("ram", "hugepages")
         if is_copied and candidate.layer in plan.packed.layers:
             copied -= candidate.native_bytes
     packed = 0 if plan.packed.tier == "mmap" else plan.packed.n_bytes
     free = hardware.cpu.ram_free
     slots = max(0, plan.cache.n_bytes - plan.cache.lent)
-    if copied + packed + slots + plan.kv.n_bytes + RESERVE > free:
+    if copied + packed + slots + plan.kv_in_ram + RESERVE > free:
         path = "placements" if copied else "cache.n_bytes" if slots else "packed.layers"
         raise PlanError(
             f"{path}: {binary_amount(copied)} of weights are copied, slots take "
             f"{binary_amount(slots)}, {binary_amount(packed)} are "
-            f"packed; with {binary_amount(plan.kv.n_bytes)} of KV cache and "
+            f"packed; with {binary_amount(plan.kv_in_ram)} of KV cache and "
             f"{binary_amount(RESERVE)} for the system that is more than the {binary_amount(free)} "
             "of free RAM: leave more in tier mmap, pack fewer layers, or take a smaller kv.context"
         )

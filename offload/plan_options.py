@@ -38,7 +38,7 @@ class PlanOptions:
         """Check the kinds of values; ranges are `make_plan`'s. PlanError, DeviceError."""
         if not isinstance(self.device, str):
             raise DeviceError(
-                f"device {quoted(self.device)} is no name; give 'auto', 'cpu' or 'cuda'"
+                f"device {quoted(self.device)} is no name; give 'auto', 'cpu', 'cuda' or 'hybrid'"
             )
         for name in ("context", "kv_tokens", "threads", "chunk"):
             value = getattr(self, name)
@@ -55,7 +55,7 @@ class PlanOptions:
 
     @property
     def of_the_cpu(self) -> tuple[str, ...]:
-        """What was asked for and has no meaning on a GPU, as flags."""
+        """What was asked for and has no meaning where a GPU computes alone, as flags."""
         plain = PlanOptions()
         given = {
             "--threads": self.threads is not None,

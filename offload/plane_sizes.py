@@ -56,7 +56,8 @@ def tensor_bytes(info: TensorInfo, config: ModelConfig) -> int:
         return config.num_heads * (keys + plane_bytes(kind, config.v_head_dim, n_cols))
     if BLOCK[kind].size == 1 and n_cols % 32:  # padded as it is read
         kind = GGMLType.F32
-    return count * plane_bytes(kind, n_rows, n_cols)
+    halves = 2 if info.name.endswith("ffn_gate_up_exps.weight") else 1  # two matrices of each
+    return count * halves * plane_bytes(kind, n_rows // halves, n_cols)
 
 
 def aligned(n_bytes: int) -> int:

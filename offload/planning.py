@@ -12,11 +12,13 @@ from os import PathLike
 
 from offload.arguments import check_type, path_argument
 from offload.config import ModelConfig
+from offload.cpu_plan import within
 from offload.devices import resolve
 from offload.errors import PlanError, shown
 from offload.expert_layout import Packable, Speeds, packable_layers
 from offload.gguf import GGUFFile
 from offload.gpu_plan import Gpus
+from offload.gpu_plan_check import without_packed
 from offload.hardware import HardwareProfile
 from offload.hardware import gpus as found_gpus
 from offload.packing import measure
@@ -24,7 +26,7 @@ from offload.plan import Plan, Workers
 from offload.plan_check import checked_plan
 from offload.plan_json import read_plan
 from offload.plan_options import PlanOptions
-from offload.planner import make_plan, refine, within
+from offload.planner import make_plan, refine
 from offload.stats import LoadProgress
 from offload.tensor_census import census
 from offload.weights import WeightStore
@@ -62,7 +64,10 @@ def plan_model(
             gpus = found_gpus()
         plan = make_plan(config, tensors, hardware, wish, others, gpus if gpus is not None else ())
         speeds = partial(_measured, layers, plan.workers, report)
-        return refine(plan, wish.layout, layers, hardware, speeds)
+        plan = refine(plan, wish.layout, layers, hardware, speeds)
+        if plan.has_copies and plan.packed.layers:  # the GPU takes none of these
+            return without_packed(plan, config, tensors, gpus or ())
+        return plan
     with _named("plan" if isinstance(wish, Plan) else _file_name(wish)):
         given = wish if isinstance(wish, Plan) else read_plan(wish)
         return checked_plan(given, config, tensors, hardware, layers, gpus or found_gpus)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, get_args
 
@@ -95,7 +96,7 @@ class Census:
     tail and tensors that the forward pass leaves aside count nothing. active_parameters: likewise.
     foreign, foreign_parameters: as in Family. blocks: bytes by block and layer (None: outside of
     layers) of what the forward pass reads; empty if the census was made without a config.
-    vram_bytes: what these tensors take in the memory of a GPU.
+    vram_blocks: likewise what these tensors take in the memory of a GPU.
     """
 
     families: tuple[Family, ...]
@@ -108,7 +109,12 @@ class Census:
     active_parameters: int
     bytes_per_token: int
     blocks: Mapping[tuple[BlockName, int | None], int]
-    vram_bytes: int = 0
+    vram_blocks: Mapping[tuple[BlockName, int | None], int] = field(default_factory=dict)
+
+    @property
+    def vram_bytes(self) -> int:
+        """What the whole model takes in the memory of a GPU."""
+        return sum(self.vram_blocks.values())
 
     @property
     def block_bytes(self) -> dict[BlockName, int]:
@@ -164,6 +170,7 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
         for name, infos in rows.items()
         if infos
     )
+    none: Mapping[tuple[BlockName, int | None], int] = MappingProxyType({})
     return Census(
         families=families,
         types=_histogram(_known(everything)),
@@ -174,10 +181,10 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
         n_parameters=sum(i.n_elements for i in everything),
         active_parameters=round(sum(i.n_elements * shares[i.name] for i in everything)),
         bytes_per_token=sum(family.bytes_per_token for family in families),
-        blocks=_blocks(f, config, read) if config else MappingProxyType({}),
-        vram_bytes=sum(tensor_bytes(f.tensors[name], config) for name in read & f.tensors.keys())
+        blocks=_blocks(f, config, read, lambda info: info.n_bytes) if config else none,
+        vram_blocks=_blocks(f, config, read, partial(tensor_bytes, config=config))
         if config
-        else 0,
+        else none,
     )
 
 
@@ -197,12 +204,12 @@ def block_of(name: str, config: ModelConfig) -> tuple[BlockName, int | None]:
 
 
 def _blocks(
-    f: GGUFFile, config: ModelConfig, read: frozenset[str]
+    f: GGUFFile, config: ModelConfig, read: frozenset[str], size: Callable[[TensorInfo], int]
 ) -> Mapping[tuple[BlockName, int | None], int]:
     sizes: Counter[tuple[BlockName, int | None]] = Counter()
     for name, info in f.tensors.items():
         if name in read:
-            sizes[block_of(name, config)] += info.n_bytes
+            sizes[block_of(name, config)] += size(info)
     return MappingProxyType(dict(sizes))
 
 

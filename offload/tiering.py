@@ -14,7 +14,7 @@ from offload.direct_file import SECTOR
 from offload.errors import PlanError
 from offload.plan import BlockName, ExpertSlots, Tier
 from offload.policies import POLICIES
-from offload.slot_budget import RING, LayerExperts, divide
+from offload.slot_budget import RING, Division, LayerExperts, divide
 
 Home = Literal["auto", "map", "disk"]
 CHUNKS: Final = (2048, 1024, 512)  # prompt tokens in a step where every step reads the experts
@@ -27,18 +27,22 @@ OLDEST: Final = ("lru", "pinned")  # policies that evict what was used longest a
 class TierOptions:
     """What a user asked for. cache: bytes, "auto" or "off"; profile: a recorded RoutingTrace.
 
-    home: "map": experts stay in the mapped file, whatever their size; "disk": they are read around
-    the page cache into slots; "auto": that, if they do not fit into RAM.
+    Both and the policy are about slots in VRAM where a GPU computes, else about those in RAM.
+    policy: None: lru in RAM, layer-lru in VRAM. home: "map": experts stay in the mapped file,
+    whatever their size; "disk": they are read around the page cache into slots; "auto": that, if
+    they do not fit into RAM.
     """
 
     cache: int | str = "auto"
-    policy: str = "lru"
+    policy: str | None = None
     home: Home = "auto"
     profile: str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", _cache(self.cache))
-        if not isinstance(self.policy, str) or self.policy not in POLICIES:
+        if self.policy is not None and (
+            not isinstance(self.policy, str) or self.policy not in POLICIES
+        ):
             raise PlanError(f"--expert-policy {quoted(self.policy)}: {', '.join(POLICIES)}")
         if not isinstance(self.home, str) or self.home not in get_args(Home):
             raise PlanError(f"--experts-home {quoted(self.home)}: auto, map or disk")
@@ -224,24 +228,9 @@ def _slots(
     why: str,
     lent: int = 0,
 ) -> ExpertSlots:
-    """So many bytes of slots, with the cliff of the policies that evict the oldest avoided."""
+    """So many bytes of slots."""
     division = divide(n_bytes, layers, ring=ring)
-    cycle = sum(layer.top_k for layer in layers.values())
-    policy = options.policy
-    if division.is_below_cycle and policy in OLDEST:
-        if policy != "lru":
-            need = sum(group.cycle * group.slot_bytes for group in division.groups)
-            need += division.ring * division.ring_bytes
-            raise PlanError(
-                f"--expert-policy {policy}: {division.slots} slots cannot hold the {cycle} experts "
-                "of one token, so all would be evicted before the next one comes: take layer-lru "
-                f"or lfu-admit, or --expert-cache {-(-need // 2**20)}MiB or more"
-            )
-        policy = "layer-lru"
-        why += (
-            f"; lru by layer, for {division.slots} slots cannot hold the {cycle} experts of one "
-            "token, and lru over all layers would never hit"
-        )
+    policy, cliff = without_cliff(options, options.policy or "lru", division)
     taken = min(n_bytes, division.n_bytes)
     return ExpertSlots(
         n_bytes=taken,
@@ -250,5 +239,27 @@ def _slots(
         copies=COPIES,
         lent=max(0, taken - (n_bytes - lent)),
         profile=None if options.profile is None else str(options.profile),
-        why=why,
+        why=why + cliff,
+    )
+
+
+def without_cliff(options: TierOptions, policy: str, division: Division) -> tuple[str, str]:
+    """(a policy that can hit with so few slots, what there is to say of it); PlanError.
+
+    Those that evict the oldest forget all before one comes again, where a token uses more.
+    """
+    if not division.is_below_cycle or policy not in OLDEST:
+        return policy, ""
+    cycle = sum(group.cycle for group in division.groups)
+    if policy != "lru":
+        need = sum(group.cycle * group.slot_bytes for group in division.groups)
+        need += division.ring * division.ring_bytes
+        raise PlanError(
+            f"--expert-policy {options.policy}: {division.slots} slots cannot hold the {cycle} "
+            "experts of one token, so all would be evicted before the next one comes: take "
+            f"layer-lru or lfu-admit, or --expert-cache {-(-need // 2**20)}MiB or more"
+        )
+    return "layer-lru", (
+        f"; lru by layer, for {division.slots} slots cannot hold the {cycle} experts of one token, "
+        "and lru over all layers would never hit"
     )

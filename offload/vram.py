@@ -1,15 +1,16 @@
 """What a model takes in a GPU's memory beside its weights (plane_sizes.py), and what is left alone.
 
-Pure: nothing of CUDA is imported. The KV cache lies in pages of PAGE positions of all layers.
+Pure: nothing of CUDA is imported. The KV cache lies in pages of PAGE positions of all layers that
+attend there.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from offload.batch import EXACT_CONTEXT
 from offload.config import ModelConfig
-from offload.kv_cache import cache_bytes, cache_shape
+from offload.kv_cache import cache_shape
 from offload.plan import KVType
 from offload.plane_sizes import aligned
 
@@ -23,6 +24,29 @@ SPLIT: Final = 128  # positions of attention's strands, of which there are
 STRANDS: Final = 64  # at most
 MOST_EXPERTS: Final = 1024
 MOST_CHOSEN: Final = 16
+RING_EXPERTS: Final = 16  # of a ring: one half is computed while the other comes
+SLOT_STAGES: Final = 4  # for copies into slots
+
+
+class Parts(NamedTuple):
+    """What of a model is computed on a GPU. attention: in so many layers.
+
+    experts: routers, shared experts, and routed ones of few rows; routed: of many rows, too;
+    streamed: of many rows, through a ring.
+    """
+
+    attention: int
+    dense: bool
+    experts: bool
+    routed: bool
+    streamed: bool
+    head: bool
+
+
+def whole(config: ModelConfig) -> Parts:
+    """All of it."""
+    has_experts = bool(config.n_routed_experts)
+    return Parts(config.num_layers, True, has_experts, has_experts, False, True)
 
 
 def kv_pages(tokens: int) -> int:
@@ -30,9 +54,9 @@ def kv_pages(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
-def page_bytes(config: ModelConfig, kv_type: KVType) -> int:
-    """Of a page, all layers."""
-    return cache_bytes(config, PAGE, kv_type)
+def page_bytes(config: ModelConfig, kv_type: KVType, layers: int) -> int:
+    """Of a page of so many layers."""
+    return layers * PAGE * cache_shape(config, kv_type).row_bytes
 
 
 def reserve_bytes(total: int) -> int:
@@ -45,9 +69,9 @@ def step_rows(chunk: int) -> int:
     return chunk + SEQUENCES
 
 
-def kv_bytes(config: ModelConfig, kv_type: KVType, context: int, tokens: int) -> int:
-    """Of the KV cache: pages, and tables of them."""
-    return kv_pages(tokens) * page_bytes(config, kv_type) + table_bytes(context)
+def kv_bytes(config: ModelConfig, kv_type: KVType, context: int, tokens: int, layers: int) -> int:
+    """Of the KV cache of so many layers: pages, and tables of them."""
+    return kv_pages(tokens) * page_bytes(config, kv_type, layers) + table_bytes(context)
 
 
 def table_bytes(context: int) -> int:
@@ -55,35 +79,55 @@ def table_bytes(context: int) -> int:
     return 2 * SEQUENCES * aligned(8 * kv_pages(context))
 
 
-def workspace_bytes(config: ModelConfig, context: int, chunk: int) -> int:
-    """What a device has beside weights and KV: buffers of few rows, of a step's, of some logits."""
+def ring_bytes(slot_bytes: int, stage_bytes: int, experts: int = RING_EXPERTS) -> int:
+    """Of a ring for a prompt's experts: of half of them as planes, of all as the file has them."""
+    return experts // 2 * slot_bytes + experts * stage_bytes
+
+
+def workspace_bytes(
+    config: ModelConfig, context: int, chunk: int, parts: Parts, slot_stage: int = 0
+) -> int:
+    """What a device has beside weights and KV: buffers of few rows, of a step's, of some logits.
+
+    slot_stage: bytes of the largest expert that is copied into slots, as the file has it.
+    """
     c = config
-    head = 4 * c.hidden_size + _forms(c.hidden_size) + 4 * c.vocab_size
-    tables = 3 * aligned(8 * c.n_routed_experts) * c.num_layers + aligned(8 * c.intermediate_size)
-    many = _pass_bytes(c, context, step_rows(chunk)) + _expanded_bytes(c, context)
-    few = _pass_bytes(c, context, FEW) + FEW * head
-    return aligned(STAGE + tables + few + many + LOGITS * (head + _small(c)))
+    head = (4 * c.hidden_size + _forms(c.hidden_size) + 4 * c.vocab_size) * parts.head
+    tables = 3 * aligned(8 * c.n_routed_experts) * c.num_layers * (2 if slot_stage else 1)
+    tables += aligned(8 * c.intermediate_size)
+    many = _pass_bytes(c, context, step_rows(chunk), parts)
+    if parts.attention:
+        many += _expanded_bytes(c, context)
+    few = _pass_bytes(c, context, FEW, parts._replace(routed=parts.experts)) + FEW * head
+    of_head = LOGITS * (head + _small(c)) * parts.head
+    return aligned(STAGE + tables + few + many + of_head + SLOT_STAGES * slot_stage)
 
 
-def _pass_bytes(config: ModelConfig, context: int, rows: int) -> int:
+def _pass_bytes(config: ModelConfig, context: int, rows: int, parts: Parts) -> int:
     """Buffers for so many rows; layers share them (offload/devices/cuda_*.py)."""
     c, shape = config, cache_shape(config, "f32")
     hidden, heads, top_k = c.hidden_size, c.num_heads, c.num_experts_per_tok
     low, query = c.q_lora_rank or 0, heads * (c.qk_nope_head_dim + c.qk_rope_head_dim)
     values, width = heads * c.v_head_dim, c.moe_intermediate_size
     shared = c.n_shared_experts * width
-    attention = (
-        _forms(hidden) + 4 * (low + query + c.kv_lora_rank + c.qk_rope_head_dim)
-        + _forms(low) + 4 * heads * (shape.width + shape.latent) + _forms(values) + 4 * values
-    )  # fmt: skip
-    mlp = _forms(hidden) + 8 * c.intermediate_size + _forms(c.intermediate_size)
-    experts = (
-        4 * hidden + _record(hidden, 1) + _record(hidden, 2) + 4 * c.n_routed_experts
-        + top_k * (8 * width + _forms(width) + 4 * hidden)
-        + 8 * shared + _forms(shared) + 4 * hidden
-    )  # fmt: skip
-    row = 4 * hidden + _small(c) + attention + mlp + (experts if top_k else 0)
-    partial = 4 * heads * min(STRANDS, -(-context // SPLIT)) * (shape.latent + 4)
+    row, partial = 4 * hidden + _small(c), 0
+    if parts.attention:
+        row += (
+            _forms(hidden) + 4 * (low + query + c.kv_lora_rank + c.qk_rope_head_dim)
+            + _forms(low) + 4 * heads * (shape.width + shape.latent) + _forms(values) + 4 * values
+        )  # fmt: skip
+        strands = min(STRANDS, -(-context // SPLIT))
+        partial = 4 * heads * strands * (shape.latent + 4)
+    if parts.dense:
+        row += _forms(hidden) + 8 * c.intermediate_size + _forms(c.intermediate_size)
+    if parts.experts and top_k:
+        row += (
+            4 * hidden + _record(hidden, 1) + _record(hidden, 2) + 4 * c.n_routed_experts
+            + 8 * shared + _forms(shared) + 4 * hidden
+        )  # fmt: skip
+    if parts.routed or parts.streamed:  # what lies between gate and down: of all, or of some
+        at_once = top_k if parts.routed else 1
+        row += at_once * (8 * width + _forms(width)) + top_k * (4 * hidden + 32)
     return rows * row + max(partial, min(rows * partial, SCRATCH)) + (1 << 20)
 
 

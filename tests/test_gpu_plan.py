@@ -26,7 +26,7 @@ from offload.gpu_plan import Gpus
 from offload.kv_slots import KVSlots
 from offload.plan_check import checked_plan
 from offload.plane_sizes import plane_bytes, tensor_bytes
-from offload.vram import PAGE, kv_bytes, kv_pages, obstacle, reserve_bytes, workspace_bytes
+from offload.vram import PAGE, kv_bytes, kv_pages, obstacle, reserve_bytes, whole, workspace_bytes
 from quant.cuda.kernels import TYPES, plane_type
 from quant.ggml import BLOCK, GGMLType
 
@@ -141,7 +141,8 @@ def test_model_that_fits_runs_on_the_gpu(toy: Model) -> None:
     assert vram.reserve == reserve_bytes(24 * GIB) == 24 * GIB // 25
     assert vram.limit == vram.free - vram.reserve
     assert vram.weights == toy[1].vram_bytes
-    assert vram.workspace == workspace_bytes(toy[0], 4096, 512)
+    assert vram.workspace == workspace_bytes(toy[0], 4096, 512, whole(toy[0]))
+    assert vram.kv == made.kv.n_bytes == kv_bytes(toy[0], "f16", 4096, 4096, 3)
     assert checked(made, toy, [gpu()]) == made
     assert Plan.from_json(made.to_json()) == made
 
@@ -157,37 +158,41 @@ def test_plan_is_printed_to_the_last_byte(k25: Model) -> None:
         assert words in str(made)
 
 
-def test_model_that_does_not_fit_runs_on_the_cpu_and_says_why(k25: Model) -> None:
+def test_model_that_does_not_fit_is_shared_with_the_cpu_and_that_is_said(k25: Model) -> None:
     made = plan(k25, [gpu()])
-    assert made.devices == ("cpu",)
-    assert made.vram is None
-    need = k25[1].vram_bytes + workspace_bytes(k25[0], 4096, 512)
-    need += kv_bytes(k25[0], "f16", 4096, 4096)
+    assert made.devices == ("cpu", "cuda:0")
+    need = k25[1].vram_bytes + workspace_bytes(k25[0], 4096, 512, whole(k25[0]))
+    need += kv_bytes(k25[0], "f16", 4096, 4096, 61)
     first = made.notes[0]
-    assert first.startswith(f"device cpu: the model needs {need / GIB:.2f} GiB of VRAM (")
+    assert first.startswith("device cuda:0 and cpu: RTX 0, routed experts on the CPU: the model ")
+    assert f"needs {need / GIB:.2f} GiB of VRAM (" in first
     assert "4,096 tokens of KV cache" in first
     assert f"{20 - 0.96:.2f} GiB are free beside 0.96 GiB for display and driver" in first
-    assert first.endswith(": runs on the CPU")
 
 
-def test_model_that_does_not_fit_where_it_was_asked_to(k25: Model) -> None:
-    with pytest.raises(PlanError, match=r"--device cuda: the model needs .*; .*--device cpu") as e:
-        plan(k25, [gpu()], device="cuda")
+def test_gpu_that_has_room_for_little_or_nothing(k25: Model) -> None:
+    made = plan(k25, [BIG], vram="1GiB")
+    assert made.devices == ("cpu",)
+    assert made.vram is None
+    assert "device cpu: VRAM has room for 0." in made.notes[0]
+    assert "GiB of the 6.43 GiB that every token reads, which is not worth it" in made.notes[0]
+    assert plan(k25, [BIG], vram="1GiB", device="cuda").is_hybrid
+    assert "not one block fits" in plan(k25, [BIG], vram="0.1GiB").notes[0]
+    with pytest.raises(PlanError, match=r"--device cuda: .*allows 102.4 MiB; .*--device cpu") as e:
+        plan(k25, [BIG], device="cuda", vram="0.1GiB")
     assert "--context" not in str(e.value)
-    with pytest.raises(PlanError, match=r"--vram allows 1\.00 GiB; .*--device cpu"):
-        plan(k25, [BIG], device="cuda", vram="1GiB")
 
 
 def test_context_that_does_not_fit(k25: Model) -> None:
     config, tensors = k25
 
     def free_for(context: int) -> int:
-        need = tensors.vram_bytes + workspace_bytes(config, context, 512)
-        return need + kv_bytes(config, "f16", context, context) + 480 * GIB // 25
+        need = tensors.vram_bytes + workspace_bytes(config, context, 512, whole(config))
+        return need + kv_bytes(config, "f16", context, context, 61) + 480 * GIB // 25
 
     room = replace(BIG, free=free_for(5120))
-    with pytest.raises(PlanError, match=r"6,000 tokens of KV.*give --context 5120 or less, or"):
-        plan(k25, [room], device="cuda", context=6000)
+    shared = plan(k25, [room], device="cuda", context=6000)
+    assert (shared.devices, shared.kv.context) == (("cpu", "cuda:0"), 6000)
     exact = plan(k25, [room], device="cuda", context=5120)
     assert exact.vram is not None
     assert exact.vram.parts_but_kv + exact.kv.n_bytes == exact.vram.limit
@@ -195,7 +200,7 @@ def test_context_that_does_not_fit(k25: Model) -> None:
     assert (shrunk.devices, shrunk.kv.context) == (("cuda:0",), 5120)
     assert shrunk.kv.why == "what fits into the GPU's memory"
     less = replace(room, free=free_for(3840))
-    assert plan(k25, [less]).devices == ("cpu",)
+    assert plan(k25, [less]).is_hybrid
     assert plan(k25, [less], device="cuda").kv.context == 3840
     short = plan(k25, [less], context=3000)
     assert (short.kv.context, short.kv.tokens) == (3000, 3840)

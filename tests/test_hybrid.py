@@ -21,7 +21,9 @@ from offload.devices.hybrid import HybridDevice, SeenMemory
 from offload.forward import Model
 from offload.gguf import GGUFFile
 from offload.models import architecture
-from offload.plan import KVSpec
+from offload.plan import ExpertSlots, KVSpec, VramSpec
+from offload.stream_sizes import expert_bytes
+from offload.vram import PAGE, kv_bytes
 from offload.weights import WeightStore
 from quant.ggml import GGMLType
 
@@ -32,6 +34,7 @@ MODEL = TinyModel(
 )  # fmt: skip
 CONTEXT = 64
 ON_CPU = frozenset({"embedding", "routed"})
+STAGE, SLOT = expert_bytes((GGMLType.Q8_0, *shape) for shape in ((32, 64), (32, 64), (64, 32)))
 Place = Callable[[HybridDevice, str, int], Maker]
 
 
@@ -51,8 +54,11 @@ def place(device: HybridDevice, block: str, layer: int, away: frozenset[str]) ->
     return device.on_cpu if block in ON_CPU else device.on_gpu
 
 
-def opened(file: GGUFFile, kind: str, *away: str, delays: int | None = None) -> Model:
-    """On the CPU, on the GPU, or on both."""
+def opened(
+    file: GGUFFile, kind: str, *away: str, delays: int | None = None, slots: int = 0, lent: int = 0,
+    streams: bool = False,
+) -> Model:  # fmt: skip
+    """On the CPU, on the GPU, or on both. slots, lent: experts in VRAM, and in memory of KV."""
     config = ModelConfig.from_gguf(file)
     kv = KVSpec(context=CONTEXT, tokens=4 * CONTEXT, kv_type="f16")
     store = WeightStore(file, config)
@@ -60,13 +66,25 @@ def opened(file: GGUFFile, kind: str, *away: str, delays: int | None = None) -> 
     if kind == "cpu":
         cpu = CpuDevice(config, kv, 2)
         return Model(config, blocks(config, store, lambda *_: cpu), store)
-    gpu = CudaDevice(config, kv, gpu=SimulatedGpu(1 << 28, delays=delays))
+    own = slots * SLOT + STAGE if slots + lent else 0
+    hot = ExpertSlots(n_bytes=own + lent * SLOT, lent=lent * SLOT, policy="layer-lru")
+    vram = VramSpec(
+        gpu="", total=1 << 28, free=1 << 28, reserve=0, limit=1 << 28, weights=1 << 22,
+        workspace=1 << 27, rows=64, kv=kv_bytes(config, "f16", CONTEXT, 6 * PAGE),
+        slots=own, ring=1 << 20, ring_experts=4,
+    )  # fmt: skip
+    gpu = CudaDevice(config, kv, gpu=SimulatedGpu(1 << 28, delays=delays), vram=vram, hot=hot)
     if kind == "cuda":
         return Model(config, blocks(config, store, lambda *_: gpu), store)
     both = HybridDevice(gpu, CpuDevice(config, kv, 2, memory=SeenMemory(gpu.gpu)))
-    return Model(
+    if hot.n_bytes:
+        both.set_hot(hot, "mmap")
+    model = Model(
         config, blocks(config, store, lambda b, i: place(both, b, i, frozenset(away))), store
     )
+    if streams:
+        both.set_stream(4, (), Streamed())
+    return model
 
 
 def logits(model: Model) -> list[Array]:
@@ -86,6 +104,17 @@ def logits(model: Model) -> list[Array]:
     return found
 
 
+class Streamed:
+    """A PromptRoute that knows one way."""
+
+    def choose(self, rows: int) -> str:
+        """It."""
+        return "stream"
+
+    def ran(self, way: str, rows: int, seconds: float) -> None:
+        """Nothing is learnt."""
+
+
 @pytest.fixture(scope="module")
 def of_gpu(file: GGUFFile) -> list[Array]:
     return logits(opened(file, "cuda"))
@@ -102,3 +131,17 @@ def test_experts_of_the_cpu_have_the_bits_of_the_gpu(file: GGUFFile, of_gpu: lis
 def test_blocks_may_be_anywhere(file: GGUFFile, of_gpu: list[Array], away: tuple[str, ...]) -> None:
     for a, b in zip(logits(opened(file, "hybrid", *away, delays=2)), of_gpu, strict=True):
         assert np.linalg.norm(a - b) < 5e-3 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(("slots", "lent", "streams"), [(3, 0, False), (12, 0, True), (2, 8, True),
+                                                        (0, 0, True)])  # fmt: skip
+def test_slots_and_streams_change_no_bit(
+    file: GGUFFile, of_gpu: list[Array], slots: int, lent: int, streams: bool
+) -> None:
+    model = opened(file, "hybrid", delays=3, slots=slots, lent=lent, streams=streams)
+    for a, b in zip(logits(model), of_gpu, strict=True):
+        assert np.array_equal(a, b)
+    hot = model.devices[0].hot
+    if hot is not None:
+        print(hot.stats)
+        assert hot.stats.copies > 0

@@ -20,11 +20,13 @@ import offload
 from cli.kimi_offload import kimi_offload
 from offload import bench
 from offload.bench import model_bench
+from offload.cpu_plan import RESERVE
 from offload.errors import PlanError
 from offload.hardware import HardwareProfile
 from offload.layer_set import Layers
 from offload.plan import (
     BlockName,
+    ExpertSlots,
     KVSpec,
     KVType,
     MemoryTier,
@@ -36,7 +38,6 @@ from offload.plan import (
     VramSpec,
     Workers,
 )
-from offload.planner import RESERVE
 from offload.topology import Core, Topology
 from quant.ggml import GGMLType
 
@@ -95,6 +96,10 @@ LAYERS = st.builds(Layers.of, st.sets(st.integers(0, 99), max_size=9))
 PLACEMENT = st.builds(
     Placement, device=TEXT, tier=st.sampled_from(get_args(Tier)), n_bytes=WHOLE, why=TEXT
 )
+SLOTS = st.builds(
+    ExpertSlots, n_bytes=WHOLE, slots=WHOLE, policy=TEXT, copies=WHOLE, profile=st.none() | TEXT,
+    lent=WHOLE, why=TEXT,
+)  # fmt: skip
 PLANS = st.builds(
     Plan,
     placements=st.dictionaries(BLOCKS, PLACEMENT),
@@ -109,8 +114,10 @@ PLANS = st.builds(
     ),
     vram=st.none() | st.builds(
         VramSpec, gpu=TEXT, total=WHOLE, free=WHOLE, reserve=WHOLE, limit=WHOLE, weights=WHOLE,
-        workspace=WHOLE, rows=WHOLE,
+        workspace=WHOLE, rows=WHOLE, kv=WHOLE, slots=WHOLE, ring=WHOLE, ring_experts=WHOLE,
     ),
+    cache=SLOTS,
+    hot=SLOTS,
     workers=st.builds(
         Workers, threads=WHOLE, why=TEXT, cpus_why=TEXT,
         cpus=st.none() | st.lists(st.lists(WHOLE, max_size=3).map(tuple), max_size=3).map(tuple),
@@ -337,7 +344,7 @@ UNFIT: list[tuple[str, object, str]] = [
      'placements.routed.tier: "mmap": on a GPU it is "vram", and nowhere else'),
     ("placements/routed/tier", "vram", 'placements.routed.tier: "vram": on a GPU it is "vram"'),
     ("overrides/routed/1", {"device": "cuda:0", "tier": "vram"},
-     'overrides.routed.1.device: "cuda:0": this version runs a model on the CPU or on one GPU as'),
+     "packed.layers: 1: its experts are the GPU's, packed ones are the CPU's"),
     ("placements/routed/n_bytes", 7, "placements.routed.n_bytes: 7, but 663,552 in this"),
     ("placements/shared", {**CPU, "n_bytes": 9}, "placements.shared.n_bytes: 9, but "),
     ("workers/threads", 5, "workers.threads: 5: this process may use 1 to 4 logical cores"),

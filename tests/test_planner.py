@@ -22,11 +22,11 @@ from offload import (
     make_plan,
     probe,
 )
+from offload.cpu_plan import DEFAULT_CONTEXT, RESERVE
 from offload.devices.cpu_kv import CpuKV
 from offload.hardware import CpuInfo
 from offload.kv_cache import cache_bytes, cache_shape
 from offload.plan import BlockName, KVType
-from offload.planner import DEFAULT_CONTEXT, RESERVE
 from offload.tensor_census import Census
 
 GIB = 2**30

@@ -179,7 +179,7 @@ def test_cpu_that_cannot_take_the_model_is_said_each_time(
         with pytest.raises(DeviceError):
             answer(engine)
         with monkeypatch.context() as poor:
-            poor.setattr("offload.planner.RESERVE", 1 << 60)
+            poor.setattr("offload.cpu_plan.RESERVE", 1 << 60)
             for _ in range(2):
                 with pytest.raises(DeviceError) as caught:
                     answer(engine)

@@ -8,7 +8,7 @@ import pytest
 from test_planner import GIB, Model, k25, machine
 
 from offload import LayoutOptions, Plan, PlanError, PlanOptions, TierOptions, make_plan
-from offload.planner import RESERVE, used_bytes
+from offload.cpu_plan import RESERVE, used_bytes
 from offload.slot_budget import LayerExperts, divide
 
 __all__ = ["k25"]  # the fixture

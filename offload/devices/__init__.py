@@ -8,7 +8,8 @@ and, on a GPU, by the keywords
 
     index, vram     of the GPU, from 0; the plan's VramSpec: what it may take of its memory
 
-Plans and users call a GPU "cuda:1"; "cuda" is one that we choose.
+Plans and users call a GPU "cuda:1"; "cuda" is one that we choose. Users call a GPU with the CPU
+beside it "hybrid:1"; a plan has both.
 """
 
 from __future__ import annotations
@@ -34,26 +35,28 @@ DEVICES = {  # file: class
 DRY_DEVICES = {  # they have no answers: for tests
     "null": "NullDevice",
 }
-_GPU = re.compile(r"cuda(?::(0|[1-9][0-9]{0,3}))?", re.ASCII)
+_NUMBER = r"(?::(0|[1-9][0-9]{0,3}))?"
+_GPU = re.compile(rf"cuda{_NUMBER}", re.ASCII)
+_WISH = re.compile(rf"(cuda|hybrid){_NUMBER}", re.ASCII)
 
 
 def resolve(device: str) -> tuple[str, int | None]:
-    """(kind, index) of a user's wish: 'auto', 'cpu', 'cuda' or 'cuda:N'; index None: any, or none.
+    """(kind, index) of a user's wish: auto, cpu, cuda[:N] or hybrid[:N]; index None: any, or none.
 
     DeviceError if it is none of these.
     """
     if device in ("auto", "cpu"):
         return device, None
-    if found := _GPU.fullmatch(device):
-        return "cuda", None if found[1] is None else int(found[1])
+    if found := _WISH.fullmatch(device):
+        return found[1], None if found[2] is None else int(found[2])
     if device in DRY_DEVICES:
         raise DeviceError(
             f"device {device} counts what would be read and computes nothing, so it has no "
             "answers; leave --device out or give --device cpu"
         )
     raise DeviceError(
-        f"device {quoted(device)}: there are cpu, cuda and cuda:N (a GPU by its number); leave "
-        "--device out or give --device cpu"
+        f"device {quoted(device)}: there are cpu, cuda and cuda:N (a GPU by its number), hybrid "
+        "and hybrid:N (with the CPU beside it); leave --device out or give --device cpu"
     )
 
 

@@ -30,14 +30,14 @@ from offload.devices.cuda_rooms import Vector
 from offload.devices.cuda_segment import CudaSegment
 from offload.devices.cuda_vram import spaces
 from offload.devices.cuda_weights import CudaMatrix, Loader
-from offload.devices.cuda_writer import FEW, Writer
+from offload.devices.cuda_writer import FEW, Writer, launch
 from offload.errors import DeviceError
 from offload.expert_stats import ExpertStats, LayerTiers
 from offload.expert_tier import ExpertTier
 from offload.gpu.base import Gpu
 from offload.gpu.driver import CudaGpu
 from offload.kv_cache import cache_shape
-from offload.plan import KVSpec, VramSpec
+from offload.plan import ExpertSlots, KVSpec, VramSpec
 from offload.rope import Tables
 from offload.weights import Matrix
 
@@ -48,12 +48,12 @@ Array = np.ndarray
 
 
 class CudaDevice:
-    """See Device. Routed experts of all layers lie in its memory."""
+    """See Device. hot: what its memory has for slots of experts that somebody else owns."""
 
     def __init__(
         self, config: ModelConfig, kv: KVSpec, threads: int = 1,
         cpus: Sequence[frozenset[int]] | None = None, *, index: int = 0,
-        vram: VramSpec | None = None, gpu: Gpu | None = None,
+        vram: VramSpec | None = None, hot: ExpertSlots | None = None, gpu: Gpu | None = None,
     ) -> None:  # fmt: skip
         del threads, cpus
         self.name = f"cuda:{index}"
@@ -61,16 +61,16 @@ class CudaDevice:
         self.eps = float(config.rms_norm_eps)
         self.gpu = gpu = gpu or CudaGpu(index, None if vram is None else vram.limit)
         try:
-            self._spaces = spaces(gpu, kv, vram)
+            self.spaces = spaces(gpu, kv, vram, hot, is_asked=hot is not None and hot.is_asked)
             self._few = self._pass_memory(FEW)
         except BaseException:
             gpu.close()
             raise
         self.tier: ExpertTier | None = None
         self.kv = CudaKV(
-            gpu, self._spaces.kv, self._spaces.tables, cache_shape(config, kv.kv_type), kv.context
+            gpu, self.spaces.kv, self.spaces.tables, cache_shape(config, kv.kv_type), kv.context
         )
-        self.loader = Loader(gpu, self._spaces.weights, self._spaces.workspace)
+        self.loader = Loader(gpu, self.spaces.weights, self.spaces.workspace)
         self.many_logits = np.empty((0, 0), np.float32)
         self.wanted = np.zeros(0, np.int64)
         self.table: tuple[Matrix, CudaMatrix] | None = None
@@ -232,7 +232,7 @@ class CudaDevice:
         return max((m.n_cols for _, m in self.readers(layer)), default=self.config.hidden_size)
 
     def _pass_memory(self, rows: int) -> PassMemory:
-        return PassMemory(self.gpu, self._spaces.workspace, self.config, rows)
+        return PassMemory(self.gpu, self.spaces.workspace, self.config, rows)
 
     def _memory_of_many(self, rows: int) -> PassMemory:
         """For as many rows as a step has, or more if it must be."""

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offload.devices.cuda_expert_copy import ExpertCopy
+from offload.devices.cuda_expert_copy import AT_ONCE, ExpertCopy
 from offload.devices.cuda_vram import Space
 from offload.devices.cuda_weights import Loader
-from offload.gpu.base import Gpu, Launch, Mark, Sent
+from offload.devices.cuda_writer import launch
+from offload.gpu.base import Gpu, Mark, Sent
 
 Array = np.ndarray
 Send = Callable[[int, Array, Mark], Sent]
@@ -58,11 +59,12 @@ class Ring:
     def send(self, layer: ExpertCopy, experts: Array, send: Send) -> Wave:
         """Begin to copy at most `size` experts."""
         half, self._turn = self._turn, 1 - self._turn
-        sent = Sent(0)
+        sent, behind = Sent(0), self._free[half]
         for i, expert in enumerate(experts.tolist()):
             to = self._halves[half] + i * layer.stage_bytes
             for data, at in zip(layer.sources(expert), layer.stage_offsets, strict=True):
-                sent = send(to + at, data, self._free[half])
+                sent = send(to + at, data, behind)
+                behind = AT_ONCE  # copies go in order
         return Wave(layer, experts, half, sent)
 
     def take(self, wave: Wave) -> None:
@@ -72,11 +74,3 @@ class Ring:
             self._gpu, wave.layer.repack(self._halves[wave.half], self._slots, len(wave.experts))
         )
         self._free[wave.half] = self._gpu.mark()
-
-
-def launch(gpu: Gpu, launches: list[Launch]) -> None:
-    """Once, one after the other: a graph is for what runs more often."""
-    for one in launches:
-        once = gpu.prepare([one])
-        once.run()
-        once.close()

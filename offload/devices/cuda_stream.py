@@ -16,11 +16,12 @@ import numpy as np
 
 from offload.devices.base import Check
 from offload.devices.cuda_expert_copy import ExpertCopy
-from offload.devices.cuda_ring import Ring, Wave, launch
+from offload.devices.cuda_ring import Ring, Wave
 from offload.devices.cuda_rooms import Room, Vector
 from offload.devices.cuda_stage import PoolStage
 from offload.devices.cuda_stream_run import LayerRun, Tables, chosen_kernel
 from offload.devices.cuda_vram import Space
+from offload.devices.cuda_writer import launch
 from offload.gpu.base import Mark, Sent
 from offload.layer_scheduler import schedule
 from quant.cuda.norms import SWIGLU
@@ -109,7 +110,12 @@ class ExpertStream:
         wave, places = self._expected(layer, absent)
         rest = np.arange(len(absent) - len(places)) % ring.size
         items = np.concatenate((work.experts[:here], places, rest))
-        ends = [*range(here + len(places), work.used, ring.size), work.used]
+        begin = here + len(places)
+        ends = [begin] if len(places) else []
+        ends += [
+            min(end, work.used)
+            for end in range(begin + ring.size, work.used + ring.size, ring.size)
+        ]
         run = LayerRun(w, h, of_layer, work, items, [here, *ends])
         if slots is not None:
             run.launch(0, slots.tables)
@@ -117,8 +123,6 @@ class ExpertStream:
         first = here
         for part, end in enumerate(ends, 1):
             check()
-            if end == first:  # nothing was expected
-                continue
             if wave is None:
                 wave = self._send(layer, work.experts[first:end], check)
             ring.take(wave)

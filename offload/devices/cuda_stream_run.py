@@ -9,9 +9,8 @@ import numpy as np
 
 from offload.devices.cuda_blocks import swiglu
 from offload.devices.cuda_expert_copy import ExpertCopy
-from offload.devices.cuda_ring import launch
 from offload.devices.cuda_rooms import Room, Vector
-from offload.devices.cuda_writer import FEW
+from offload.devices.cuda_writer import FEW, launch
 from offload.layer_scheduler import Schedule
 from quant.cuda.records import columns
 

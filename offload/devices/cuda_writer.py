@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from offload.devices.cuda_rooms import Room, Vector
-from offload.gpu.base import Launch
+from offload.gpu.base import Gpu, Launch
 from quant.cuda.kernels import TOKENS, Kernel
 from quant.cuda.norms import NORM, NORM_SHARED, RECORD
 from quant.cuda.records import columns
@@ -99,3 +99,11 @@ class Writer:
             kernel, (m.row_blocks(kernel), m.count, -(-rows // step)), m.address, m.stride,
             m.n_rows, m.chunks, *x, x_head, m.used_cols, rows, *out, out_head, int(add),
         )  # fmt: skip
+
+
+def launch(gpu: Gpu, launches: list[Launch]) -> None:
+    """Once, one after the other: a graph is for what runs more often."""
+    for one in launches:
+        once = gpu.prepare([one])
+        once.run()
+        once.close()

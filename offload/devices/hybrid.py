@@ -7,7 +7,7 @@ without Python between its steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -20,6 +20,8 @@ from offload.devices.block_times import BlockTimes
 from offload.devices.cpu import CpuDevice
 from offload.devices.cuda import CudaDevice
 from offload.devices.cuda_blocks import CudaBlock
+from offload.devices.cuda_stage import PoolStage
+from offload.devices.cuda_stream import ExpertStream
 from offload.devices.cuda_writer import FEW
 from offload.devices.hybrid_blocks import HybridBlock, OnCpu, OnGpu, Side, Split
 from offload.devices.hybrid_experts import SplitExperts
@@ -28,15 +30,14 @@ from offload.devices.hybrid_segment import HybridSegment
 from offload.errors import PlanError
 from offload.expert_stats import ExpertStats
 from offload.expert_tier import ExpertTier
-from offload.plan import KVSpec, VramSpec
+from offload.plan import ExpertSlots, KVSpec, VramSpec
+from offload.vram_tier import VramTier
 from quant.cuda.exchange import EXCHANGE
 from quant.run.gpu_tasks import naps
 
 if TYPE_CHECKING:
-    from offload.devices.cuda_stream import ExpertStream
     from offload.gpu.base import Gpu
     from offload.prompt_route import PromptRoute, Way
-    from offload.vram_tier import VramTier
 
 Array = np.ndarray
 LINE = 64  # bytes of a flag: nobody else writes there
@@ -96,18 +97,44 @@ class HybridDevice:
         """One tape, or one block after the other."""
         mine = cast("Sequence[HybridBlock]", blocks)
         self._blocks |= dict.fromkeys(mine)
-        self._split = [block.layer for block in self._blocks if isinstance(block, SplitExperts)]
+        self._split = [block.layer for block in self.split]
         return HybridSegment(self, mine)
 
     def compile_steps(self) -> list[Callable[[], object]]:
         """Kernels of both sides."""
         gpu: list[CudaBlock] = [block.inner for block in self._blocks if isinstance(block, OnGpu)]
-        gpu += [block.on_gpu for block in self._blocks if isinstance(block, SplitExperts)]
+        gpu += [block.on_gpu for block in self.split]
         kernels = [*self.gpu.kernels(gpu), EXCHANGE]
-        kernels += [] if self.hot is None else self.hot.kernels
+        for block in self.split:
+            kernels += [] if block.copy is None else block.copy.kernels
+        kernels += [] if self.stream is None else self.stream.kernels
         steps = cuda_compile.steps(self.gpu.gpu, list(dict.fromkeys(kernels)))
         steps += self.cpu.compile_steps()
         return steps if self.hot is None else [*steps, self.hot.open]
+
+    def set_hot(self, hot: ExpertSlots, home: str) -> None:
+        """Slots in VRAM, if there is room for them; home: tier of all other experts."""
+        if (space := self.gpu.spaces.slots) is not None:
+            workspace, gpu = self.gpu.spaces.workspace, self.gpu.gpu
+            self.hot = VramTier(
+                gpu, space, workspace, hot, self.config, home=home, below=self.cpu.tier
+            )
+
+    def set_stream(self, ring_experts: int, pinned: Collection[int], route: PromptRoute) -> None:
+        """Prompts may be streamed; after all blocks are made. pinned: layers."""
+        gpu = self.gpu
+        layers = {b.layer: b.copy for b in self.split if b.copy is not None}
+        size = max(copy.stage_bytes for copy in layers.values())
+        stage = PoolStage(gpu.gpu, self.cpu.pool, size) if len(pinned) < len(layers) else None
+        self.stream = ExpertStream(
+            gpu, gpu.spaces.ring, ring_experts, layers, stage=stage, pinned=pinned
+        )
+        self.route = route
+
+    @property
+    def split(self) -> list[SplitExperts]:
+        """Experts of both sides."""
+        return [block for block in self._blocks if isinstance(block, SplitExperts)]
 
     # --- a pass -------------------------------------------------------------------------------
 
@@ -203,8 +230,7 @@ class HybridDevice:
 
     def following(self, block: SplitExperts) -> SplitExperts | None:
         """Those of the next layer."""
-        split = [b for b in self._blocks if isinstance(b, SplitExperts)]
-        return next((b for b in split if b.layer == block.layer + 1), None)
+        return next((b for b in self.split if b.layer == block.layer + 1), None)
 
     def flag_at(self, crossing: int) -> int:
         """Address of the int64 that the GPU sets to the number of the pass."""
@@ -219,14 +245,13 @@ class HybridDevice:
 
 
 def open_hybrid(
-    gpu: str, config: ModelConfig, kv: KVSpec, threads: int,
-    cpus: Sequence[frozenset[int]] | None, vram: VramSpec | None,
+    index: int, config: ModelConfig, kv: KVSpec, threads: int,
+    cpus: Sequence[frozenset[int]] | None, vram: VramSpec | None, hot: ExpertSlots,
 ) -> HybridDevice:  # fmt: skip
-    """Both sides; gpu: "cuda:0". DeviceError, PlanError."""
-    index = int(gpu.partition(":")[2] or 0)
-    one = CudaDevice(config, kv, index=index, vram=vram)
+    """Both sides; index: of the GPU. DeviceError, PlanError."""
+    gpu = CudaDevice(config, kv, index=index, vram=vram, hot=hot)
     try:
-        return HybridDevice(one, CpuDevice(config, kv, threads, cpus, SeenMemory(one.gpu)))
+        return HybridDevice(gpu, CpuDevice(config, kv, threads, cpus, SeenMemory(gpu.gpu)))
     except BaseException:
-        one.close()
+        gpu.close()
         raise

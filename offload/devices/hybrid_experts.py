@@ -17,6 +17,7 @@ from offload.devices.cpu_blocks import Experts as CpuExperts
 from offload.devices.cpu_few_experts import FewExperts, Outputs
 from offload.devices.cpu_workspace import Room as CpuRoom
 from offload.devices.cuda_blocks import Mlp3
+from offload.devices.cuda_expert_copy import ExpertCopy
 from offload.devices.cuda_experts import Routed
 from offload.devices.cuda_rooms import NOWHERE, Room
 from quant.cuda.router import COMBINE
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from offload.devices.cuda_writer import Writer as CudaWriter
     from offload.devices.hybrid import HybridDevice
     from offload.devices.hybrid_writer import HybridWriter
-    from offload.vram_tier import SlotLayer
+    from offload.vram_slots import SlotLayer
 
 
 NOBODY = Outputs(CpuRoom(0, 0), 0, 0)
@@ -42,7 +43,10 @@ class Share(NamedTuple):
 
 
 class SplitExperts:
-    """See above. slots: of the layer in VRAM; None: it has none."""
+    """See above. slots: of the layer in VRAM; copy: what brings its experts there.
+
+    Experts that are packed for the CPU have neither.
+    """
 
     kind: Kind = "experts"
 
@@ -53,7 +57,12 @@ class SplitExperts:
         self.layer = layer
         self.n_experts = routed.gate.count
         self.on_cpu = CpuExperts(device.cpu, layer, routed, None)
-        self.slots = None if device.hot is None else device.hot.add(layer, routed)
+        self.slots: SlotLayer | None = None
+        self.copy: ExpertCopy | None = None
+        if all(m.group_rows == 1 for m in (routed.gate, routed.up, routed.down)):
+            self.slots = None if device.hot is None else device.hot.add(layer, routed)
+            slots = self.slots
+            self.copy = ExpertCopy(device.gpu.gpu, routed) if slots is None else slots.copy
         self.on_gpu = GpuShare(device.gpu, layer, self.slots, shared)
 
     def steps(self, w: HybridWriter) -> None:

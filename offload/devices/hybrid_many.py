@@ -28,7 +28,7 @@ class ManySplit:
         """See Segment."""
         check()
         device = self._block.device
-        if device.way == "stream":
+        if device.way == "stream" and self._block.copy is not None:
             self._stream(check)
         else:
             self._compute(check)
@@ -73,7 +73,8 @@ class ManySplit:
         h = gpu.inputs(w, layer)
         parts, slots = stream.write(w, h, layer, block.slots, ids, check, keep)
         block.on_gpu.write_sum(w, parts, slots)
-        if (following := device.following(block)) is not None:
+        following = device.following(block)
+        if following is not None and following.copy is not None:
             gpu.start(w)
             stream.expect(following.layer, following.slots, ids.size, check)
         gpu.run(w, check)
