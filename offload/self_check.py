@@ -139,8 +139,8 @@ def _with_gpu(found: Planned | None, gpu: str) -> str:
     hits = f", if {found.hits:.0%} of experts hit" if found.sides else ""
     return (
         f"expected speed: {1 / found.total:.2f} t/s after {CONTEXT} tokens{hits}; "
-        f"{found.seconds[limit] / found.total:.0%} of the time for {limit} (the card's rates: {found.card}'s as published, "
-        "not measured here)"
+        f"{found.seconds[limit] / found.total:.0%} of the time for {limit} (the card's rates: "
+        f"{found.card}'s as published, not measured here)"
     )
 
 

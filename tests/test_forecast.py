@@ -34,7 +34,6 @@ from offload.planner import PlanOptions
 from offload.prediction import predicted_parts, prompt_parts
 from offload.rate_profiles import shipped
 from offload.tensor_census import census
-from offload.vram import workspace_bytes
 
 GIB = 1 << 30
 H, V, LAYERS, MOE = 7168, 163_840, 61, 60
@@ -174,12 +173,12 @@ def test_a_card_beside_ram(
 ) -> None:
     found = on(experts, gpus=[gpu], ram=ram * GIB, ram_bandwidth=89.6e9, cores=16, isa="avx512")
     expert = EXPERT * BITS[experts] / 8
-    chunk, workspace = found.layout.chunk, workspace_bytes(KIMI_K25, CONTEXT, found.layout.chunk)
-    assert (chunk, workspace < usable(gib) / 4) == (4096, True)
-    slots = int((usable(gib) - FIXED - workspace - CONTEXT * KV) / expert)
+    # what the KV cache does not need yet is lent to slots, up to a third is for steps of prompts
+    room, slots = (usable(gib) - FIXED) / expert, found.layout.gpu_slots
+    assert 0.6 * room < slots < room
+    assert found.layout.chunk == 4096
     assert found.layout.fits
     assert found.layout.is_cache
-    assert found.layout.gpu_slots == slots
     hits = cache_hits(slots / 23_040).expected
     routed = 480 * expert
     assert found.bytes_per_token["vram"] == pytest.approx(FIXED + hits * routed, rel=1e-6)
@@ -191,10 +190,11 @@ def test_a_card_beside_ram(
     seconds += in_ram / (0.85 * 89.6e9)
     # two copies a layer read RAM, too: the link's rate of what the misses leave of it
     link = found.box.pcie
-    copying = MOE * 2 * expert / link * (1 - (0.85 * 89.6e9 - link) / (0.85 * 89.6e9))
+    copies = min(2, 8 * hits)
+    copying = MOE * copies * expert / link * (1 - (0.85 * 89.6e9 - link) / (0.85 * 89.6e9))
     assert found.decode.expected == pytest.approx(1 / (seconds + copying), rel=0.1)
-    whole = usable(gib) - FIXED - workspace_bytes(KIMI_K25, 262_144, chunk)
-    assert found.max_context["f16"] == min(262_144, int(whole / KV))
+    longest = min(262_144, int((usable(gib) - FIXED) / KV))
+    assert 0.9 * longest < found.max_context["f16"] <= longest
     # a prompt streams all experts over the link once for 4,096 tokens
     limit = 4096 * link / (23_040 * expert)
     assert 0.6 * limit < found.prefill.expected <= 0.9 * limit + 1

@@ -40,7 +40,7 @@ def card_facts(plan: Plan) -> Result:
     found = gpus()
     assert plan.vram is not None
     same = [gpu for gpu in found if isinstance(gpu, GpuFacts) and gpu.name == plan.vram.gpu]
-    told = asdict(same[0]) if same else {"name": plan.vram.gpu}
+    told: Result = asdict(same[0]) if same else {"name": plan.vram.gpu}
     told["pcie_rate"] = same[0].pcie_rate if same else None
     card = card_of(plan.vram.gpu)
     return told | {"published": None if card is None else asdict(card)}

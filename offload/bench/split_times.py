@@ -1,8 +1,8 @@
 """What a hybrid's passes of few rows took, on each side, and how much of the shorter was hidden.
 
-    meter = Meter(device)
-    ... some passes ...
-    figures = meter.figures(passes, seconds, gpu_seconds(model, batch))
+meter = Meter(device)
+... some passes ...
+figures = meter.figures(passes, seconds, gpu_seconds(model, batch))
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Meter:
     def figures(self, passes: int, seconds: float, gpu: float) -> SplitFigures:
         """Of `passes` passes since then, which took `seconds`; gpu: as `gpu_seconds` found it."""
         now = _counts(self._device)
-        since = _Counts(*(b - a for a, b in zip(self._before, now, strict=True)))
+        since = _Counts._make(b - a for a, b in zip(self._before, now, strict=True))
         stats = self._device.expert_stats
         size = stats.slot_bytes / stats.slots if stats.slots else 0.0
         return SplitFigures(

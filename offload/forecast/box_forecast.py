@@ -80,7 +80,7 @@ class Forecast:
         layout, facts = self.layout, self.facts
         routed = facts.bytes_read("routed")
         hits, in_ram = layout.vram_hits.expected, layout.ram_hits.expected
-        copied = min(COPIES, facts.config.num_experts_per_tok * (1 - hits))
+        copied = min(COPIES, *(facts.config.num_experts_per_tok * x for x in (hits, 1 - hits)))
         return {
             "vram": sum(p.n_bytes for p in layout.on_gpu) + routed * hits,
             "ram": sum(p.n_bytes * facts.share_read(p.block) for p in layout.on_cpu)

@@ -1,4 +1,4 @@
-"""What one card holds of a model: asked of the planner's own functions, so that both say the same."""
+"""What one card holds of a model, by the planner's own functions: both say the same."""
 
 from __future__ import annotations
 

@@ -106,8 +106,8 @@ def place(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout:
     kv = context * facts.kv_bytes(kv_type)
     layers = facts.config.num_layers
     fixed = [part for part in facts.parts if part.block != "routed"]
-    vram = box.vram if len(box.gpus) > 1 else 0
-    resident, kv_layers, vram = _resident(fixed, kv / layers, layers, vram)
+    room = box.vram if len(box.gpus) > 1 else 0
+    resident, kv_layers, vram = _resident(fixed, kv / layers, layers, room)
     staying = [part for part in fixed if part not in resident]
     expert, experts = facts.expert_bytes, facts.n_experts
     routed = expert * experts
@@ -164,9 +164,7 @@ def as_planned(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> La
     )
 
 
-def _room_in_ram(
-    facts: ModelFacts, box: Box, context: int, kv_type: KVType, card: OneCard
-) -> int:
+def _room_in_ram(facts: ModelFacts, box: Box, context: int, kv_type: KVType, card: OneCard) -> int:
     """Experts that fit beside what stays there; below 0: not even that does."""
     staying = sum(
         p.n_bytes

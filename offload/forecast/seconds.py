@@ -139,12 +139,16 @@ def _taken(layout: Layout, box: Box, depth: int, case: Case) -> float:
 
 
 def _copying(layout: Layout, box: Box, depth: int, case: Case) -> float:
-    """Seconds that a token's misses take longer because experts are copied meanwhile."""
+    """Seconds that a token's misses take longer because experts are copied meanwhile.
+
+    No more are exchanged than there are hits.
+    """
     facts, config = layout.facts, layout.facts.config
     copy = facts.expert_bytes / box.pcie
-    missed = config.num_experts_per_tok * (1 - layout.vram_hits[case.hits])
+    hits = config.num_experts_per_tok * layout.vram_hits[case.hits]
+    missed = config.num_experts_per_tok - hits
     covered = missed * _a_miss(layout, box, depth, case) / copy
-    copies = config.num_moe_layers * min(COPIES, missed, covered)
+    copies = config.num_moe_layers * min(COPIES, hits, missed, covered)
     return copies * copy * _taken(layout, box, depth, case)
 
 

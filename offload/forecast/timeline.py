@@ -9,7 +9,8 @@
 
 The GPU runs the shared expert and those in its slots while the CPU computes the others. Copies to
 slots have a lane of their own, and nothing waits for them: until one is complete its expert is
-computed by the CPU. What is slow or fails is in `Faults`.
+computed by the CPU. As in VramTier, an expert takes another's slot only while slots have as many
+hits as change hands, and now and then. What is slow or fails is in `Faults`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from offload.policies import POLICIES, ExpertKey, Profile
 from offload.routing_trace import RoutingTrace
 
 Array = np.ndarray
+RARELY = 8  # of so many passes one exchanges experts all the same
+MEMORY = 1 / 16  # of a pass in the means of hits and exchanges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,8 @@ class _Run:
         self._flying: dict[ExpertKey, Event] = {}  # copies, the first to end first
         self._at: tuple[int, int] = (0, 0)  # pass, layer
         self._ready: dict[ExpertKey, float] = {}  # when those read for this layer are in RAM
+        self._hits = self._exchanges = 0.0  # of a pass, lately
+        self._exchanged = 0  # in this pass
 
     def one_pass(self, layers: list[tuple[int, Array]]) -> None:
         """All layers, and the head."""
@@ -158,6 +163,9 @@ class _Run:
             self._add("cpu", "step", self._now, self._now + self.costs.step)
             self._now += self.costs.step
         self.passes[-1].end = self._now
+        self._hits += MEMORY * (self.passes[-1].hits - self._hits)
+        self._exchanges += MEMORY * (self._exchanged - self._exchanges)
+        self._exchanged = 0
 
     def _layer(self, layer: int, ids: Array) -> None:
         this, c = self.passes[-1], self.costs
@@ -214,9 +222,15 @@ class _Run:
         room = self._budget.limit - len(self._flying)
         if self._pass_copies is not None:
             room = min(room, self._pass_copies - self.passes[-1].copies)
+        passes = len(self.passes)
+        may_exchange = self._exchanges <= self._hits or passes % RARELY == 0
         for key in wanted:
-            if room > 0 and key not in self.cache.resident and self.cache.prefetch(key):
+            is_full = len(self.cache.resident) == self.cache.slots
+            if room <= 0 or key in self.cache.resident or (is_full and not may_exchange):
+                continue
+            if self.cache.prefetch(key):
                 room -= 1
+                self._exchanged += is_full
 
     def begin_copy(self, key: ExpertKey, slot: int) -> None:
         """The cache's `load`: queue a copy on the link."""
