@@ -164,9 +164,9 @@ def _measure(profile: HardwareProfile, model: str) -> None:
 
 
 def _rate_rows(profile: HardwareProfile) -> list[tuple[str, str]]:
-    from offload import machine_rates
+    from offload import known_rates
 
-    rates = machine_rates.known_rates(profile)
+    rates = known_rates.known_rates(profile)
     if rates is None:
         return [("source", "none; --measure makes them")]
     source = f"{rates.source} {rates.date}, {rates.processor}, {rates.cores} threads"

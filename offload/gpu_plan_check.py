@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from offload.amounts import binary_amount
@@ -11,13 +13,13 @@ from offload.devices import is_gpu, resolve
 from offload.errors import PlanError, shown
 from offload.gpu_plan import WORKERS, Gpus, NoGpuError, chosen, lack
 from offload.gpu_share import Budget, share_of, taken
+from offload.hot_slots import by_layer, slot_sizes
 from offload.layer_set import Layers
 from offload.plan import ExpertSlots, Plan, Prediction, VramSpec
 from offload.plane_sizes import ALIGN
-from offload.slot_budget import divide
+from offload.slot_budget import LayerExperts, divide
 from offload.tensor_census import Census
 from offload.vram import obstacle, table_bytes
-from offload.hot_plan import by_layer, slot_sizes
 
 if TYPE_CHECKING:
     from offload.gpu.probe import GpuFacts
@@ -118,44 +120,65 @@ def settled(
     if any(p.tier == "disk" for _, p in plan.every_placement()):
         ring = 0
     layers = budget.experts(share, packed)
-    vram = budget.spec(
+    make = partial(
+        budget.spec,
         share,
         context=kv.context,
         tokens=kv.tokens,
         chunk=plan.chunk,
         ring_experts=ring,
-        has_slots=bool(plan.hot.n_bytes and layers),
         besides=packed,
     )
+    vram = make()
     if (why := lack(vram, kv.tokens)) is not None:
         raise PlanError(f"kv.tokens: {why}: take fewer, a larger vram.limit, or the device cpu")
-    routed = Layers.of(n for b, n in budget.tensors.blocks if b == "routed" and n is not None)
+    routed = Layers.of(n for b, n in tensors.blocks if b == "routed" and n is not None)
     without = Layers.of(n for n in routed if n not in layers and ("routed", n) not in share)
+    others = _reason(without, packed)
     hot = plan.hot
     if not hot.n_bytes:
         was_edited = hot.slots or hot.lent
         hot = replace(hot, slots=0, lent=0, why=f"off, {EDITED}" if was_edited else hot.why)
     elif not layers:
-        hot = replace(hot, n_bytes=0, slots=0, lent=0, why=f"off: {_reason(without, packed)}")
+        hot = _off(hot, others)
     else:
-        sizes = slot_sizes(config, layers)
-        most = sum(size.n_experts * size.slot_bytes for size in sizes.values())
-        hot = replace(hot, n_bytes=min(hot.n_bytes, most) // ALIGN * ALIGN)
-        hot = replace(hot, lent=_lent(hot, vram, kv.context))
-        division = divide(hot.n_bytes, sizes, ring=False)
-        if not division.slots:
-            raise PlanError(
-                f"hot.n_bytes: {hot.n_bytes:,}: an expert takes "
-                f"{min(size.slot_bytes for size in sizes.values()):,}; 0 is for none"
-            )
-        hot = replace(hot, slots=division.slots)
-        if hot != plan.hot:
-            others = f"; {_reason(without, packed)}" if without else ""
-            hot = replace(hot, why=f"{why_slots}; {by_layer(division)}{others}")
-        vram = replace(vram, slots=hot.n_bytes - hot.lent)
+        with_slots = make(has_slots=True)
+        hot = _slots(hot, slot_sizes(config, layers), with_slots, kv.context)
+        if hot != plan.hot and hot.n_bytes:
+            short = "" if hot.n_bytes >= plan.hot.n_bytes else ", as far as there is room"
+            division = divide(hot.n_bytes, slot_sizes(config, layers), ring=False)
+            told = f"{why_slots}{short}; {by_layer(division)}"
+            hot = replace(hot, why=f"{told}; {others}" if others else told)
+        if hot.n_bytes:
+            vram = replace(with_slots, slots=hot.n_bytes - hot.lent)
     n_bytes = vram.kv + budget.kv_in_ram(share, kv.tokens)
     kv = replace(kv, n_bytes=n_bytes, why=kv.why if n_bytes == kv.n_bytes else EDITED)
     return replace(plan, vram=vram, hot=hot, kv=kv)
+
+
+def _off(hot: ExpertSlots, why: str) -> ExpertSlots:
+    return replace(hot, n_bytes=0, slots=0, lent=0, why=f"off: {why}")
+
+
+def _slots(
+    hot: ExpertSlots, sizes: Mapping[int, LayerExperts], vram: VramSpec, context: int
+) -> ExpertSlots:
+    """The same, as far as there is room; lent: as the plan says, or as much as it takes."""
+    least = min(size.slot_bytes for size in sizes.values())
+    if hot.n_bytes < least:
+        raise PlanError(f"hot.n_bytes: {hot.n_bytes:,}: an expert takes {least:,}; 0 is for none")
+    room = (vram.limit - taken(vram)) // ALIGN * ALIGN
+    lendable = vram.kv - table_bytes(context)
+    there = room + lendable if room >= 0 else 0
+    most = sum(size.n_experts * size.slot_bytes for size in sizes.values())
+    n_bytes = min(hot.n_bytes, most, there) // ALIGN * ALIGN
+    slots = divide(n_bytes, sizes, ring=False).slots
+    if not slots:
+        return _off(
+            hot, f"{binary_amount(there)} of VRAM are left, an expert takes {binary_amount(least)}"
+        )
+    lent = max(min(hot.lent, n_bytes, lendable), n_bytes - room)
+    return replace(hot, n_bytes=n_bytes, slots=slots, lent=lent)
 
 
 def _reason(without: Layers, packed: frozenset[int]) -> str:
@@ -168,17 +191,3 @@ def _reason(without: Layers, packed: frozenset[int]) -> str:
     if apart:
         parts.append(f"in layers {apart} the GPU has not both the router and the shared expert")
     return ", ".join(parts)
-
-
-def _lent(hot: ExpertSlots, vram: VramSpec, context: int) -> int:
-    """Bytes of the KV cache that slots have at first: as the plan says, or as many as it takes."""
-    room, lendable = vram.limit - taken(vram), vram.kv - table_bytes(context)
-    lent = max(min(hot.lent, hot.n_bytes, lendable), hot.n_bytes - room)
-    if lent > lendable:
-        raise PlanError(
-            f"hot.n_bytes: {hot.n_bytes:,} ({binary_amount(hot.n_bytes)}), but "
-            f"{binary_amount(room)} of VRAM are left and the KV cache can lend "
-            f"{binary_amount(lendable)}: take {max(0, room + lendable):,} or less, 0 is for none; "
-            "or a larger vram.limit"
-        )
-    return lent

@@ -17,11 +17,11 @@ from offload.amounts import binary_amount
 from offload.config import ModelConfig
 from offload.gpu_plan import CPU_INSTEAD, LEAST_CONTEXT, LackError, NoGpuError, lack, wanted_kv
 from offload.gpu_share import Budget, ExpertSize, Leaving, Share, shares, taken
+from offload.hot_slots import hot_slots
 from offload.layer_set import Layers
 from offload.plan import BlockName, ExpertSlots, KVSpec, VramSpec
 from offload.plan_options import CHUNK, PlanOptions
 from offload.vram import RING_EXPERTS, table_bytes
-from offload.hot_plan import hot_slots
 
 CHUNKS: Final = (8192, 4096, 2048, 1024, 512)  # prompt tokens in a step, the best first
 PART: Final = 3  # one of so many of the room for slots, at most, is for larger steps and the ring

@@ -6,33 +6,28 @@ import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from os import PathLike
-from typing import cast
 
 from offload.checks import check_model
 from offload.config import ModelConfig
 from offload.data import embedded_model
-from offload.devices.base import Maker
 from offload.errors import DeviceError, GGUFError, OffloadError, PlanError
 from offload.forward import Model
 from offload.gguf import GGUFFile
 from offload.hardware import HardwareProfile, probe
 from offload.hub import local_path
 from offload.memory import keep_freed_memory
-from offload.models import architecture
 from offload.opening import Opened
 from offload.placing import Weights
-from offload.plan import BlockName, Plan
+from offload.plan import Plan
 from offload.plan_options import PlanOptions
 from offload.planning import Wish, plan_model
 from offload.read_ahead import ReadAhead
+from offload.readying import ready_model
 from offload.stats import LoadProgress
-from offload.tensor_census import Census, census
 from offload.tiers import open_tier
 from offload.tokenizer import Tokenizer
 from offload.topology import OtherWork
-from offload.try_out import ROWS, Seen, stand_in, try_out
 from offload.weights import WeightStore
 from quant.run.pool import Pool
 
@@ -99,88 +94,12 @@ def execute(
         if (tier := open_tier(file, store, config, plan)) is not None:
             plan = replace(plan, outcome=(*plan.outcome, tier.stats.decision))
         opened.set_tiers(tier)
-        if plan.vram is None:
-            model = cpu_model(config, plan, opened, store, report)
-            return plan, model, ReadAhead(weights.ahead)
-        ahead = ReadAhead(weights.ahead)
-        return plan, gpu_model(file, config, plan, opened, store, report), ahead
+        if plan.vram is not None:
+            ahead = ReadAhead(weights.ahead)
+        model, plan = ready_model(file, config, plan, opened, store, hardware, report)
+        return plan, model, ahead or ReadAhead(weights.ahead)
     except BaseException:
         if ahead is not None:
             ahead.close()
         opened.close()
         raise
-
-
-def cpu_model(
-    config: ModelConfig, plan: Plan, opened: Opened, store: WeightStore, report: Report
-) -> Model:
-    """Its kernels are compiled by a stand-in: not one byte of the file is read."""
-    seen = Seen(store)
-    weights = cast("WeightStore", seen)
-    blocks = architecture(config.architecture).blocks(config, weights, opened.maker)
-    model = Model(config, blocks, store)
-    with closing(stand_in(model, seen, plan)) as trial:
-        compile_kernels(model, trial, report)
-    return model
-
-
-def gpu_model(
-    file: GGUFFile,
-    config: ModelConfig,
-    plan: Plan,
-    opened: Opened,
-    store: WeightStore,
-    report: Report,
-) -> Model:
-    """Blocks take their weights as they are made; then the model itself is tried out.
-
-    What of it the CPU computes is compiled by a stand-in, as `cpu_model` does; a trial of one row
-    is left.
-    """
-    total = plan.weight_bytes
-    on = told(plan, opened, census(file, config), report)
-    seen = Seen(store)
-    weights = store if opened.hybrid is None else cast("WeightStore", seen)
-    model = Model(config, architecture(config.architecture).blocks(config, weights, on), store)
-    report(LoadProgress(phase="copy", done_bytes=total, total_bytes=total))
-    for mapped in file.mapped:
-        mapped.check_unchanged()
-    if opened.hybrid is None:
-        compile_kernels(model, model, report)
-    else:
-        with closing(stand_in(model, seen, plan.on_cpu)) as trial:
-            compile_kernels(model, trial, report)
-        if plan.reads_ahead:  # else the trial would read from the disk
-            try_out(model, 1)
-    for layer in model.expert_stats.layers.values():
-        layer.uses[:] = 0  # the trial's choices are nobody's
-    return model
-
-
-def told(
-    plan: Plan, opened: Opened, tensors: Census, report: Report
-) -> Callable[[BlockName, int], Maker]:
-    """Where blocks are made, one after the other; reports the bytes of those before."""
-    left, done = dict(tensors.blocks), 0
-
-    def on(block: BlockName, layer: int) -> Maker:
-        nonlocal done
-        report(LoadProgress(phase="copy", done_bytes=done, total_bytes=plan.weight_bytes))
-        done += left.pop((block, None if layer < 0 else layer), 0)
-        return opened.maker(block, layer)
-
-    return on
-
-
-def compile_kernels(model: Model, trial: Model, report: Report) -> None:
-    """Compile, or load from the cache, every kernel that the model needs in its context.
-
-    trial: runs one row, a few and many; drivers and small operations are compiled so. A GPU has no
-    room for a second model: the model itself does.
-    """
-    steps = model.compile_steps()
-    steps += [partial(try_out, trial, rows) for rows in ROWS]
-    for i, step in enumerate(steps):
-        report(LoadProgress(phase="compile", done_bytes=i, total_bytes=len(steps)))
-        step()
-    report(LoadProgress(phase="compile", done_bytes=len(steps), total_bytes=len(steps)))

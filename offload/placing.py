@@ -69,7 +69,7 @@ class Weights:
         for info in self._file.tensors.values():  # vectors, which blocks copy: all at once
             if len(info.shape) == 1:
                 advise(self._file.raw(info.name), "need")
-        self.ahead = self._ahead(by_tier["mmap"] or by_tier["vram"])
+        self.ahead = self._ahead(by_tier["mmap"] + by_tier["vram"])
         for tier in ("ram", "hugepages"):
             self._copy(by_tier[tier], self._memory[tier], report)
         cache = None

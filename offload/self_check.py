@@ -15,8 +15,8 @@ from offload.errors import shown
 from offload.expert_stats import ExpertStats
 from offload.forecast.planned import SIDES, Planned, planned
 from offload.hardware import BUSY, probe
+from offload.known_rates import memory_now, rates_here
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
-from offload.machine_rates import memory_now, rates_here
 from offload.plan import Plan
 from offload.prediction import Parts, predicted_parts
 from offload.rate_profiles import saved

@@ -38,7 +38,7 @@ class Asked:
 
 
 class Chooser:
-    """layers, pools: those that have slots. limit: copies per layer and step."""
+    """layers: all; pools: of those that have slots. limit: copies per layer and step."""
 
     def __init__(
         self, layers: Mapping[int, SlotLayer], pools: Mapping[int, Pool], copies: Copies,
@@ -61,8 +61,9 @@ class Chooser:
         hits = sum(self._count(layer, one, asked.resident[layer]) for layer, one in work.items())
         self._passes += 1
         may_exchange = self._exchanges <= self._hits or self._passes % RARELY == 0
-        if work and not self._copies.stopped:
-            exchanges = self._plan(asked, work, began, may_exchange=may_exchange)
+        with_slots = {layer: one for layer, one in work.items() if layer in self._pools}
+        if with_slots and not self._copies.stopped:
+            exchanges = self._plan(asked, with_slots, began, may_exchange=may_exchange)
             self._exchanges += MEMORY * (exchanges - self._exchanges)
         self._hits += MEMORY * (hits - self._hits)
         self._stats.bookkeeping += time.perf_counter() - began

@@ -144,7 +144,7 @@ class VramTier:
             return
         self.stats.passes += 1
         self._asked = Asked(
-            {layer: np.array(routings[layer]) for layer in self._pool_of if layer in routings},
+            {layer: np.array(routings[layer]) for layer in self.layers if layer in routings},
             self._tables.resident.copy(), seconds, rows,
         )  # fmt: skip
 

@@ -25,6 +25,11 @@ class Worker:
         """Whether `rest` waits for the job's end."""
         return self._wanted.is_set()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being done."""
+        return self._idle.is_set()
+
     def waits(self, seconds: float) -> bool:
         """The same after some time, or sooner."""
         return self._wanted.wait(seconds)

@@ -61,6 +61,13 @@ class Work(NamedTuple):
 
 
 OPEN = [True]
+_WORD, _INT = ctypes.c_int64, ctypes.c_uint32
+ENTRIES: dict[str, tuple[list[Any], list[Any]]] = {
+    "cuGraphLaunch": ([real.CUgraphExec, real.CUstream], [_WORD] * 2),
+    "cuLaunchKernel": (
+        [real.CUfunction, *[int] * 7, real.CUstream, int, int], [_WORD, *[_INT] * 7, *[_WORD] * 3]
+    ),
+}  # fmt: skip
 
 
 class FakeCuda:
@@ -68,6 +75,7 @@ class FakeCuda:
     ever done.
 
     seed: of the order in which streams go on. early: addresses that were unregistered in use.
+    native: what went wrong in calls by address, of which nobody hears.
     """
 
     CUresult = real.CUresult
@@ -94,14 +102,18 @@ class FakeCuda:
         self.lost: Any = None
         self.read_only: list[bool] = []
         self.early: list[int] = []
+        self.native: list[BaseException] = []
+        self.reads_only = True
         self.random = random.Random(seed)
         self.shared: dict[int, int] = {}
+        self.entries: dict[str, Any] = {}
         self._empty()
 
     def _empty(self) -> None:
         self.allocated: dict[int, int] = {}
         self.pinned: dict[int, int] = {}
         self.host: dict[int, Array] = {}
+        self.machine.beside.clear()
         self.handles: dict[tuple[type, int], Any] = {}
         self.streams: dict[int, deque[Work]] = {}
 
@@ -126,6 +138,27 @@ class FakeCuda:
             or self.handles
             or self.streams
         )
+
+    def entry(self, name: str) -> int:
+        """Address of a function."""
+        if name not in self.entries:
+            self.entries[name] = self._native_function(name)
+        return ctypes.cast(self.entries[name], ctypes.c_void_p).value or 0
+
+    def _native_function(self, name: str) -> Any:
+        kinds, types = ENTRIES[name]
+
+        def called(*values: int) -> int:
+            made = [kind(value) for kind, value in zip(kinds, values, strict=True)]
+            try:
+                return int(getattr(self, name)(*made)[0])
+            except KeyboardInterrupt:  # does not come here
+                return called(*values)
+            except BaseException as exc:
+                self.native.append(exc)
+                return int(R.CUDA_ERROR_UNKNOWN)
+
+        return ctypes.CFUNCTYPE(ctypes.c_int32, *types)(called)
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("cu"):
@@ -229,7 +262,7 @@ class FakeCuda:
             a.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: self.capability[0],
             a.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: self.capability[1],
             a.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: 101_376,
-            a.CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED: 1,
+            a.CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED: self.reads_only,
         }[attribute]
 
     def _cuDevicePrimaryCtxRetain(self, device: Any) -> Any:
@@ -278,13 +311,22 @@ class FakeCuda:
     def _cuMemHostAlloc(self, n_bytes: int, flags: int) -> Any:
         if n_bytes + sum(x.size for x in self.host.values()) > self.pinnable:
             return R.CUDA_ERROR_OUT_OF_MEMORY
-        room = np.empty(n_bytes, np.uint8)
+        room = np.empty(n_bytes + 64, np.uint8)
+        room = room[-room.ctypes.data % 64 :][:n_bytes]
         self.host[int(room.ctypes.data)] = room
+        if flags & 2:
+            self.machine.beside.append(room)
         return int(room.ctypes.data)
+
+    def _cuMemHostGetDevicePointer(self, at: int, flags: int) -> Any:
+        assert any(at == room.ctypes.data for room in self.machine.beside)
+        return real.CUdeviceptr(at)
 
     def _cuMemFreeHost(self, at: int) -> tuple[()]:
         self._drain()
-        del self.host[at]
+        room = self.host.pop(at)
+        beside = self.machine.beside
+        self.machine.beside = [one for one in beside if one is not room]
         return ()
 
     def _cuMemHostRegister(self, at: int, n_bytes: int, flags: int) -> Any:

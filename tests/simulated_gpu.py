@@ -261,9 +261,8 @@ class SimulatedGpu:
 
     def check_started(self) -> None:
         """Raise what has failed; what came late is lost."""
-        status, self.status[0] = int(self.status[0]), 0
         self.must_live()
-        if status:
+        if status := int(self.status[0]):
             what = "no answer" if status == LATE else f"error {status}"
             self.fault = DeviceError(f"{self.name}: {what}; --device cpu does without")
             raise self.fault
@@ -277,9 +276,15 @@ class SimulatedGpu:
         self.wait()
         return time.perf_counter() - began
 
+    def rest(self, check: Callable[[], None] | None = None) -> None:
+        """Until the queue has passed all."""
+        self._until(self._queue, check=check)
+
     def wait(self, check: Callable[[], None] | None = None) -> None:
         """Until both have passed all."""
-        queues = self._queue, self._beside
+        self._until(self._queue, self._beside, check=check)
+
+    def _until(self, *queues: Queue, check: Callable[[], None] | None) -> None:
         marks = [one.made for one in queues]
         with self.changed:
             while any(one.passed < mark for one, mark in zip(queues, marks, strict=True)):
@@ -300,6 +305,7 @@ class SimulatedGpu:
             one.wait(one.made)
         self.slab = self.machine.memory = self.slab[:0].copy()
         self.machine.beside.clear()
+        self._readable.clear()
 
 
 def _bytes(data: Array) -> Array:

@@ -146,13 +146,13 @@ def cases(*rings: tuple[str, int]) -> pytest.MarkDecorator:
 @cases(("TQ1_0", 2), ("Q4_K", 4), ("mixed", 6), ("down float", 4))
 def test_the_bits_are_those_of_experts_that_stay(setup: Setup) -> None:
     """Few and many experts in use; more choices of some experts than there is room for at once."""
-    for rows, experts in ((12, E), (16, 5), (9, 2)):
+    for rows, experts in ((12, E), (9, 2)):
         one = given(rows, experts)
         np.testing.assert_array_equal(setup.streamed(one), setup.expected(one))
-    assert setup.stream.copied == (E + 2 + 5) * setup.expert_bytes, "each expert in use, once"
+    assert setup.stream.copied == (E + 2) * setup.expert_bytes, "each expert in use, once"
 
 
-@cases(("mixed", 4))
+@cases(("Q4_K", 4))
 def test_experts_in_slots_stay_there(setup: Setup) -> None:
     one = given(12)
     for experts in ((3,), (0, 1, 6), range(E)):

@@ -172,7 +172,11 @@ def test_cublas_is_called_for_the_product_that_is_meant(bench: Bench) -> None:
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(shape).astype(np.float16) for shape in ((5, 8), (3, 8)))
     waits: list[None] = []
-    blas = cublas.Blas(bench, FakeBlas(), lambda: waits.append(None))
+
+    def wait() -> None:
+        waits.append(bench.gpu.wait())
+
+    blas = cublas.Blas(bench, FakeBlas(), wait)
     with bench.scope():
         c = bench.room(2 * 3 * 5)
         assert blas.seconds(bench.put(a), bench.put(b), c, 5, 8, 3) > 0
@@ -195,6 +199,7 @@ class Pinning(SimulatedGpu):
 
     def __init__(self) -> None:
         super().__init__()
+        self.host = self
         self.pinned: set[int] = set()
 
     def can_pin(self, n_bytes: int) -> bool:

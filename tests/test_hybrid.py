@@ -70,7 +70,8 @@ def opened(
     hot = ExpertSlots(n_bytes=own + lent * SLOT, lent=lent * SLOT, policy="layer-lru")
     vram = VramSpec(
         gpu="", total=1 << 28, free=1 << 28, reserve=0, limit=1 << 28, weights=1 << 22,
-        workspace=1 << 27, rows=64, kv=kv_bytes(config, "f16", CONTEXT, 6 * PAGE),
+        workspace=1 << 27, rows=64,
+        kv=kv_bytes(config, "f16", CONTEXT, 6 * PAGE, config.num_layers),
         slots=own, ring=1 << 20, ring_experts=4,
     )  # fmt: skip
     gpu = CudaDevice(config, kv, gpu=SimulatedGpu(1 << 28, delays=delays), vram=vram, hot=hot)
@@ -83,7 +84,8 @@ def opened(
         config, blocks(config, store, lambda b, i: place(both, b, i, frozenset(away))), store
     )
     if streams:
-        both.set_stream(4, (), Streamed())
+        both.set_stream(4, ())
+        both.route = Streamed()
     return model
 
 

@@ -81,7 +81,7 @@ def test_load_takes_odd_values_or_refuses_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     refused = 0
-    monkeypatch.setattr("offload.loading.compile_kernels", lambda *_: None)
+    monkeypatch.setattr("offload.readying.compile_kernels", lambda *_: None)
     for value in (*ODD, *ODD_TEXTS, np.zeros(3), np.array("x")):
         if name == "path" and value is None:
             continue

@@ -26,7 +26,7 @@ from offload.config import ModelConfig
 from offload.errors import DeviceError, PlanError
 from offload.gguf import GGUFFile
 from offload.hardware import HardwareProfile
-from offload.loading import compile_kernels
+from offload.readying import compile_kernels
 from offload.stats import LoadProgress
 from offload.timing import Timing
 from offload.weights import WeightStore

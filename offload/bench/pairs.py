@@ -12,9 +12,9 @@ from offload.bench.shapes import TensorSpec
 from offload.config import ModelConfig
 from offload.devices.block_times import KINDS
 from offload.hardware import probe
+from offload.known_rates import rates_here
 from offload.kv_cache import cache_bytes as kv_cache_bytes
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
-from offload.machine_rates import rates_here
 from offload.plan import Plan
 from offload.prediction import Load, Part, Parts, decode_parts, predicted_parts
 from offload.rates import Rates

@@ -24,8 +24,8 @@ from offload.bench.synthetic import SyntheticStore
 from offload.bench.token_book import EMBEDDING, RandomTokens, Tokens
 from offload.errors import PlanError
 from offload.hardware import probe
-from offload.loading import compile_kernels
 from offload.read_bandwidth import ReadBandwidth
+from offload.readying import compile_kernels
 from offload.stats import LoadProgress
 from offload.timing import Timing
 from offload.topology import OtherWork

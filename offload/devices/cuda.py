@@ -143,7 +143,7 @@ class CudaDevice:
     def run(self, w: Writer, check: Check) -> None:
         """The same, and wait for it."""
         self.start(w)
-        self.gpu.wait(check)
+        self.gpu.rest(check)
 
     # --- a pass -------------------------------------------------------------------------------
 

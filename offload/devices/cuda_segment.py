@@ -33,7 +33,7 @@ class CudaSegment:
         check()
         if self._device.memory.most == FEW:
             self._few().run()
-            self._device.gpu.wait(check)
+            self._device.gpu.rest(check)
         else:
             self._many(check)
         self._runs.count += 1

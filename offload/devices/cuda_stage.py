@@ -1,7 +1,7 @@
 """Bytes that a GPU cannot read by itself, on their way: pinned memory that all CPU threads fill.
 
-One thread copies slower than a bus of PCIe 4.0 takes (LOG.md), and while a prompt is streamed the
-pool has nothing else to do.
+One thread copies less than half of what a bus of PCIe 4.0 takes (LOG.md), and while a prompt is
+streamed the pool has nothing else to do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PATIENCE: Final = 1.0  # until the GPU's own watchdog is asked
 
 
 class PoolStage:
-    """PARTS parts of n_bytes each, used in turn. None of its methods leave a copy half done."""
+    """PARTS parts of n_bytes each, used in turn. refused: why they could not be pinned, or ""."""
 
     def __init__(self, gpu: Gpu, pool: Pool, n_bytes: int) -> None:
         self._gpu, self._pool = gpu, pool

@@ -8,6 +8,7 @@ as many as have a choice for each row together: one expert has no more.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -79,6 +80,18 @@ class ExpertStream:
         for layer in self._layers.values():
             found |= dict.fromkeys((*layer.kernels, *map(chosen_kernel, layer.planes)))
         return list(found)
+
+    def link_rate(self, check: Check) -> float:
+        """Bytes/s from the host, of the first layer's first experts, once they are in RAM."""
+        layer, copy = next(iter(self._layers.items()))
+        experts = np.arange(min(self._ring.size, copy.planes[0].count))
+        seconds = []
+        for _ in range(2):
+            began = time.perf_counter()
+            self._ring.take(self._send(layer, experts, check))
+            self._device.gpu.wait(check)
+            seconds.append(time.perf_counter() - began)
+        return len(experts) * copy.expert_bytes / min(seconds)
 
     def expect(self, layer: int, slots: Slots | None, choices: int, check: Check) -> None:
         """Begin to copy a layer's experts before its routing is known, if nearly all will run.

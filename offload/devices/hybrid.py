@@ -120,8 +120,11 @@ class HybridDevice:
                 gpu, space, workspace, hot, self.config, home=home, below=self.cpu.tier
             )
 
-    def set_stream(self, ring_experts: int, pinned: Collection[int], route: PromptRoute) -> None:
-        """Prompts may be streamed; after all blocks are made. pinned: layers."""
+    def set_stream(self, ring_experts: int, pinned: Collection[int]) -> ExpertStream:
+        """Prompts may be streamed where `route` says so; after all blocks are made.
+
+        pinned: layers whose experts the GPU reads by itself.
+        """
         gpu = self.gpu
         layers = {b.layer: b.copy for b in self.split if b.copy is not None}
         size = max(copy.stage_bytes for copy in layers.values())
@@ -129,7 +132,7 @@ class HybridDevice:
         self.stream = ExpertStream(
             gpu, gpu.spaces.ring, ring_experts, layers, stage=stage, pinned=pinned
         )
-        self.route = route
+        return self.stream
 
     @property
     def split(self) -> list[SplitExperts]:

@@ -55,7 +55,7 @@ class SplitExperts:
     ) -> None:
         self.device = device
         self.layer = layer
-        self.n_experts = routed.gate.count
+        self.mlp = routed
         self.on_cpu = CpuExperts(device.cpu, layer, routed, None)
         self.slots: SlotLayer | None = None
         self.copy: ExpertCopy | None = None

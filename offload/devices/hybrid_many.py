@@ -64,7 +64,9 @@ class ManySplit:
         began = time.perf_counter()
         wanted: set[int] = set()
         if hot is not None:
-            wanted |= set(hot.wanted(layer, np.bincount(ids.ravel(), minlength=block.n_experts)))
+            wanted |= set(
+                hot.wanted(layer, np.bincount(ids.ravel(), minlength=block.mlp.gate.count))
+            )
 
         def keep(expert: int, at: int) -> None:
             if hot is not None and expert in wanted:

@@ -51,9 +51,9 @@ class HybridTape:
         except BaseException:
             with suppress(DeviceError):
                 self._device.settle()
-                gpu.wait()  # what is under way would take the next pass for its own
+                gpu.rest()  # what is under way would take the next pass for its own
             raise
-        gpu.wait(check)
+        gpu.rest(check)
 
 
 class HybridSegment:

@@ -11,9 +11,9 @@ from offload.errors import RequestError
 from offload.forecast.core_rates import Isa
 from offload.forecast.gpus import Gpu, gpus_named, with_pcie
 from offload.hardware import HardwareProfile
+from offload.known_rates import memory_now
+from offload.known_rates import rates_here as known_here
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
-from offload.machine_rates import memory_now
-from offload.machine_rates import rates_here as known_here
 from offload.prediction import ram_rate
 from offload.rate_profiles import shipped
 from offload.rates import Rates

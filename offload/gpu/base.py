@@ -60,7 +60,10 @@ class Prepared(Protocol):
 
     @property
     def start(self) -> tuple[int, int]:
-        """(task, context): the same as a step of a tape; an error waits in `Gpu.check_started`."""
+        """(task, context): the same as a step of a tape; an error waits in `Gpu.check_started`.
+
+        The thread that plays the tape called this GPU last, and no other. Only while this is open.
+        """
 
     def close(self) -> None:
         """Forget them."""
@@ -108,12 +111,13 @@ class Gpu(Protocol):
         """Whether a copy beside the queue is over; does not wait."""
 
     def mapped(self, n_bytes: int) -> Mapped:
-        """Zeros, until `close`; PlanError if the system refuses."""
+        """Zeros, until `close` and no longer; PlanError if the system refuses."""
 
     def pin(self, data: Array) -> str:
         """Let `send` read an array without a stage, until `close`; or why not, in one clause.
 
-        What is not pinned is sent all the same. The array must stay where it is.
+        What is not pinned is sent all the same. The array is kept, and from `send` on it must stay
+        as it is, even if it can be written, until that has arrived.
         """
 
     def download(self, at: int, out: Array) -> None:
@@ -136,13 +140,19 @@ class Gpu(Protocol):
 
     @property
     def status_at(self) -> int:
-        """Address of an int64: the first error that a tape's start met, 0: none."""
+        """Address of an int64: the first error that a tape's start or wait met, 0: none."""
 
     def check_started(self) -> None:
-        """DeviceError if a start from a tape failed, or what it waited for did not come."""
+        """DeviceError if a start from a tape failed, or what it waited for did not come.
+
+        Tapes start nothing more and wait for nothing until then; nor later, if the GPU is lost.
+        """
 
     def seconds(self, prepared: Prepared, times: int) -> float:
         """For the GPU to run it so often, by its own clock; waits."""
+
+    def rest(self, check: Check | None = None) -> None:
+        """Until the queue is empty; what is sent goes on. `check` is called, and may raise."""
 
     def wait(self, check: Check | None = None) -> None:
         """Until the queue is empty and all is sent; `check` is called meanwhile, and may raise."""

@@ -94,7 +94,7 @@ class CudaCalls:
         self.must_live()
         code, found = self._answer(function, arguments)
         if code:
-            raise self._failure(function, code)
+            raise self.failure(function, code)
         return found[0] if len(found) == 1 else found
 
     def is_done(self, event: Any) -> bool:
@@ -102,7 +102,7 @@ class CudaCalls:
         self.must_live()
         code, _ = self._answer("cuEventQuery", (event,))
         if code not in (0, NOT_READY):
-            raise self._failure("cuEventQuery", code)
+            raise self.failure("cuEventQuery", code)
         return code == 0
 
     def make(self, undo: str, function: str, *arguments: Any) -> Any:
@@ -134,7 +134,7 @@ class CudaCalls:
         try:
             code, _ = self._answer(function, arguments)
             if code:
-                self._failure(function, code)
+                self.failure(function, code)
         except DeviceError as exc:
             log.debug("%s", exc)
 
@@ -166,7 +166,8 @@ class CudaCalls:
             ) from exc
         return int(code), tuple(found)
 
-    def _failure(self, function: str, code: int) -> CudaError:
+    def failure(self, function: str, code: int) -> CudaError:
+        """An error that a function gave."""
         what, way_out = _WORDS.get(code, ("a call failed", _FRESH))
         text = f"{self.name}: {what} ({error_name(self.module, code)}, {code}, in {function})"
         error = CudaError(code, f"{text}; {way_out}")

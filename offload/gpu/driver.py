@@ -1,8 +1,8 @@
 """CudaGpu: a GPU through the NVIDIA driver (cuda.bindings.driver). See Gpu in base.py.
 
 One queue takes copies and launches in order; what is sent beside them has another one (sending.py).
-Copies pass through pinned memory (staging.py), but for host memory that was registered
-(`register`), which the GPU reads by itself.
+Copies pass through pinned memory (staging.py), but from host memory that is registered
+(host_memory.py), which the GPU reads by itself.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 
 from offload.amounts import binary_amount
 from offload.errors import DeviceError, PlanError, reason
-from offload.gpu.base import Check, Launch, Mark, Prepared, Progress, Sent
+from offload.gpu.base import Check, Launch, Mapped, Mark, Prepared, Progress, Sent
 from offload.gpu.cuda_calls import NO_MEMORY, CudaCalls, CudaError
-from offload.gpu.launches import Calls, Functions, graph
-from offload.gpu.probe import architecture, bindings, obstacle, text_of
+from offload.gpu.host_memory import HostMemory
+from offload.gpu.launches import Calls, Functions, Native, graph
+from offload.gpu.probe import architecture, bindings, entry, obstacle, text_of
 from offload.gpu.queue import Queue
-from offload.gpu.sending import READ_ONLY, Sender
+from offload.gpu.sending import Sender
 from offload.gpu.staging import Staging
 
 if TYPE_CHECKING:
@@ -38,17 +39,21 @@ WITHOUT: Final = "--device cpu does without"
 class CudaGpu:
     """See Gpu. limit: bytes of VRAM to take at most.
 
-    module: cuda.bindings.driver; cubins: machine code of a kernel for an architecture.
-    watchdog_seconds: how long the GPU may stand still.
+    module: cuda.bindings.driver; cubins: machine code of a kernel for an architecture; entries:
+    address of a function of the driver. watchdog_seconds: how long the GPU may stand still.
+    host: memory of the host that it reaches.
     """
 
     def __init__(
         self, index: int = 0, limit: int | None = None, *, module: Any = None,
-        cubins: Cubins | None = None, watchdog_seconds: float = WATCHDOG_SECONDS,
+        cubins: Cubins | None = None, entries: Callable[[str], int] = entry,
+        watchdog_seconds: float = WATCHDOG_SECONDS,
     ) -> None:  # fmt: skip
         self.index, self._limit, self._cubins = index, limit, cubins
         self._sizes: dict[int, int] = {}
-        self._pinned: dict[int, int] = {}
+        self._status = np.zeros(1, np.int64)
+        self._native = Native(entries, self.status_at)
+        self._watchdog_seconds = watchdog_seconds
         self._calls = calls = CudaCalls(bindings() if module is None else module, f"GPU {index}")
         calls.call("cuInit", 0)
         self._device = calls.call("cuDeviceGet", index)
@@ -61,12 +66,13 @@ class CudaGpu:
         most = names.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         shared = int(calls.call("cuDeviceGetAttribute", most, self._device))
         self._functions = Functions(calls, self._machine_code(cubins or _kept_cubin), shared)
+        self.host = HostMemory(calls, self._device)
         try:
             calls.context = calls.call("cuDevicePrimaryCtxRetain", self._device)
             calls.enter()
             self._queue, self._sent = (Queue(calls, watchdog_seconds) for _ in range(2))
             self._staging = Staging(calls)
-            self._sender = Sender(calls, self._sent, self._staging)
+            self._sender = Sender(calls, self._sent, self._staging, self.host)
         except BaseException:
             self._give_back()
             raise
@@ -105,40 +111,15 @@ class CudaGpu:
         del self._sizes[address]
         self._calls.drop("cuMemFree", address)
 
-    def register(self, address: int, n_bytes: int, *, read_only: bool) -> None:
-        """Host memory that the GPU reads by itself; whole pages. read_only: the mapping is."""
-        self._calls.enter()
-        self._calls.call("cuMemHostRegister", address, n_bytes, READ_ONLY if read_only else 0)
-        self._calls.own("cuMemHostUnregister", address)
-        self._pinned[address] = n_bytes
-
-    def can_pin(self, n_bytes: int) -> bool:
-        """Whether so much memory of the host could be pinned; it is given back at once."""
-        self._calls.enter()
-        try:
-            self._calls.drop(
-                "cuMemFreeHost", self._calls.make("cuMemFreeHost", "cuMemHostAlloc", n_bytes, 0)
-            )
-        except CudaError:
-            self.must_live()
-            return False
-        return True
-
     def must_live(self) -> None:
         """DeviceError if the GPU is lost."""
         self._calls.must_live()
-
-    def unregister(self, address: int) -> None:
-        """Undo `register`."""
-        self.wait()
-        del self._pinned[address]
-        self._calls.drop("cuMemHostUnregister", address)
 
     def upload(self, to: int, data: Array) -> None:
         """See Gpu."""
         self._calls.enter()
         source = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        if source.size and self._is_pinned(source):
+        if source.size and self.host.part(source) == (0, source.size):
             stream = self._queue.stream
             self._calls.call("cuMemcpyHtoDAsync", to, source.ctypes.data, source.size, stream)
             self._queue.wait(self._queue.mark())
@@ -161,6 +142,26 @@ class CudaGpu:
         """See Gpu."""
         self._calls.enter()
         self._queue.follow(self._sent, sent)
+
+    def sending(self) -> Sent:
+        """See Gpu."""
+        self._calls.enter()
+        return Sent(self._sent.mark())
+
+    def has_arrived(self, sent: Sent) -> bool:
+        """See Gpu."""
+        self._calls.enter()
+        return self._sent.has_passed(sent)
+
+    def mapped(self, n_bytes: int) -> Mapped:
+        """See Gpu."""
+        return self.host.mapped(n_bytes)
+
+    def pin(self, data: Array) -> str:
+        """See Gpu; waits for what is being sent."""
+        self._calls.enter()
+        self._sender.wait()  # the driver takes no page twice
+        return self.host.pin(data)
 
     def download(self, at: int, out: Array) -> None:
         """See Gpu."""
@@ -191,12 +192,34 @@ class CudaGpu:
             except (RuntimeError, OSError) as exc:
                 raise DeviceError(f"{self._calls.name}: {reason(exc)}; {WITHOUT}") from exc
 
-    def prepare(self, launches: Sequence[Launch]) -> Prepared:
+    def prepare(self, launches: Sequence[Launch], *, beside: bool = False) -> Prepared:
         """See Gpu; a graph, where the driver makes one."""
         self._calls.enter()
         functions = [self._functions.of(one) for one in launches]
-        made = graph(self._calls, self._queue, launches, functions) if len(launches) > 1 else None
-        return made or Calls(self._calls, self._queue, launches, functions)
+        queue = self._sent if beside else self._queue
+        more = self._calls, queue, launches, functions, self._native
+        return (graph(*more) if len(launches) > 1 else None) or Calls(*more)
+
+    @property
+    def status_at(self) -> int:
+        """See Gpu."""
+        return int(self._status.ctypes.data)
+
+    def check_started(self) -> None:
+        """See Gpu."""
+        from quant.run.gpu_tasks import LATE
+
+        self._calls.enter()
+        if not (status := int(self._status[0])):
+            return
+        for queue in (self._queue, self._sent):  # what failed there is why nothing came
+            queue.must_live()
+        if status == LATE:
+            raise self._calls.lose(f"no answer for {self._watchdog_seconds:.0f} s")
+        failure = self._calls.failure("a tape", status)
+        self._calls.must_live()
+        self._status[0] = 0
+        raise failure
 
     def seconds(self, prepared: Prepared, times: int = 1) -> float:
         """What so many runs take, by the GPU's clock; waits."""
@@ -212,6 +235,11 @@ class CudaGpu:
         calls.drop("cuEventDestroy", began)
         calls.drop("cuEventDestroy", ended)
         return found
+
+    def rest(self, check: Check | None = None) -> None:
+        """See Gpu."""
+        self._calls.enter()
+        self._queue.wait(self._queue.mark(), check)
 
     def wait(self, check: Check | None = None) -> None:
         """See Gpu."""
@@ -246,13 +274,7 @@ class CudaGpu:
             calls.attempt("cuCtxSetCurrent", None)
         finally:  # with the context all that is left goes
             calls.attempt("cuDevicePrimaryCtxRelease", self._device)
-
-    def _is_pinned(self, data: Array) -> bool:
-        first = data.ctypes.data
-        return any(
-            start <= first and first + data.size <= start + n_bytes
-            for start, n_bytes in self._pinned.items()
-        )
+            self.host.close()
 
     def _machine_code(self, cubins: Cubins) -> Callable[[Kernel], bytes]:
         def found(kernel: Kernel) -> bytes:

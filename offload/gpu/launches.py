@@ -1,9 +1,14 @@
-"""Prepared launches of a CUDA GPU: one graph, or calls one after the other."""
+"""Prepared launches of a CUDA GPU: one graph, or calls one after the other.
+
+A tape starts them without Python, by the address of the driver's own function, and leaves no mark
+in the queue: whoever waits makes one.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +17,9 @@ from offload.errors import DeviceError
 from offload.gpu.base import Launch
 from offload.gpu.cuda_calls import CudaCalls, CudaError
 from offload.gpu.queue import Queue
+from quant.run.fields import write
 
+Array = np.ndarray
 log = logging.getLogger(__name__)
 
 PLAIN_SHARED: Final = 48 << 10  # bytes of a block that need no asking
@@ -27,13 +34,23 @@ class Arguments:
         self.address = int(self._places.ctypes.data)
 
 
+@dataclass(frozen=True, slots=True)
+class Native:
+    """For tapes. entry: the address of a function of the driver; status_at: see Gpu."""
+
+    entry: Callable[[str], int]
+    status_at: int
+
+
 class Calls:
     """A launch a call. functions: the driver's, one for each launch."""
 
     def __init__(
-        self, calls: CudaCalls, queue: Queue, launches: Sequence[Launch], functions: Sequence[Any]
-    ) -> None:
-        self._calls, self._queue = calls, queue
+        self, calls: CudaCalls, queue: Queue, launches: Sequence[Launch], functions: Sequence[Any],
+        native: Native,
+    ) -> None:  # fmt: skip
+        self._calls, self._queue, self._native = calls, queue, native
+        self._kept: tuple[Array, Array] | None = None
         self._arguments = [Arguments(one.arguments) for one in launches]
         self._ready = [
             (
@@ -50,6 +67,20 @@ class Calls:
             self._calls.call("cuLaunchKernel", *one)
         self._queue.mark()
 
+    @property
+    def start(self) -> tuple[int, int]:
+        """See Prepared."""
+        from quant.run.gpu_tasks import Starts, starts_task
+
+        if self._kept is None:
+            table = np.array([[int(value) for value in one] for one in self._ready], np.int64)
+            context = write(
+                Starts, FN=self._native.entry("cuLaunchKernel"), TABLE=table.ctypes.data,
+                COUNT=len(table), STATUS=self._native.status_at,
+            )  # fmt: skip
+            self._kept = table, context
+        return starts_task.address, int(self._kept[1].ctypes.data)
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -57,14 +88,27 @@ class Calls:
 class Graph:
     """All launches in one call."""
 
-    def __init__(self, calls: CudaCalls, queue: Queue, ready: Any) -> None:
-        self._calls, self._queue, self._ready = calls, queue, ready
+    def __init__(self, calls: CudaCalls, queue: Queue, ready: Any, native: Native) -> None:
+        self._calls, self._queue, self._ready, self._native = calls, queue, ready, native
+        self._context: Array | None = None
 
     def run(self) -> None:
         """Into the queue."""
         self._calls.enter()
         self._calls.call("cuGraphLaunch", self._ready, self._queue.stream)
         self._queue.mark()
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """See Prepared."""
+        from quant.run.gpu_tasks import Start, start_task
+
+        if self._context is None:
+            self._context = write(
+                Start, FN=self._native.entry("cuGraphLaunch"), A=int(self._ready),
+                B=int(self._queue.stream), STATUS=self._native.status_at,
+            )  # fmt: skip
+        return start_task.address, int(self._context.ctypes.data)
 
     def close(self) -> None:
         """Give the graph back."""
@@ -74,8 +118,9 @@ class Graph:
 
 
 def graph(
-    calls: CudaCalls, queue: Queue, launches: Sequence[Launch], functions: Sequence[Any]
-) -> Graph | None:
+    calls: CudaCalls, queue: Queue, launches: Sequence[Launch], functions: Sequence[Any],
+    native: Native,
+) -> Graph | None:  # fmt: skip
     """A chain of launches; None: this driver does not want it."""
     try:
         whole = calls.make("cuGraphDestroy", "cuGraphCreate", 0)
@@ -96,7 +141,7 @@ def graph(
     finally:
         if calls.lost is None:
             calls.drop("cuGraphDestroy", whole)
-    return Graph(calls, queue, ready)
+    return Graph(calls, queue, ready, native)
 
 
 def _refused(calls: CudaCalls, exc: CudaError) -> None:

@@ -17,7 +17,7 @@ LEAST: Final = 64 << 20  # worth pinning
 def pinnable(gpu: CudaGpu, most: int) -> int:
     """Bytes that could be pinned just now: `most`, its half, .., or 0. Takes 0.6 s a GiB."""
     while most >= LEAST:
-        if gpu.can_pin(most):
+        if gpu.host.can_pin(most):
             return most
         most //= 2
     return 0
@@ -31,8 +31,8 @@ def refused_map(gpu: CudaGpu) -> str:
             file.flush()
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 address = np.frombuffer(mapped, np.uint8).ctypes.data
-                gpu.register(address, mmap.PAGESIZE, read_only=True)
-                gpu.unregister(address)
+                gpu.host.register(address, mmap.PAGESIZE, read_only=True)
+                gpu.host.unregister(address)
     except (OffloadError, OSError) as exc:
         gpu.must_live()
         return reason(exc).partition("; ")[0]  # copies go on without, there is nothing to do

@@ -89,6 +89,15 @@ def bindings() -> Any:
     return driver
 
 
+def entry(name: str) -> int:
+    """Address of a function of the driver's library, the one that cuda.bindings has loaded."""
+    return int(ctypes.cast(getattr(_library(), name), ctypes.c_void_p).value or 0)
+
+
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+
+
 def obstacle(architecture: int, cuda: int) -> str:
     """Why a GPU cannot be used, or ""."""
     if architecture < OLDEST:
@@ -118,9 +127,8 @@ def _no_driver() -> str:
     """Why there is no driver's library, or ""."""
     if sys.platform == "darwin":
         return "there is no NVIDIA driver for macOS"
-    name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     try:
-        ctypes.CDLL(name)
+        _library()
     except OSError as exc:
         return (
             f"no NVIDIA driver ({reason(exc)}): install one, {_DRIVERS[OLDEST_CUDA]} or newer; a"

@@ -64,6 +64,16 @@ class Queue:
             if now - began > EAGER_SECONDS:
                 time.sleep(min(1e-3, (now - began) / 20))
 
+    def has_passed(self, mark: int) -> bool:
+        """Whether the GPU has; does not wait."""
+        while self.passed < mark and self._moves():
+            pass
+        return self.passed >= mark
+
+    def must_live(self) -> None:
+        """DeviceError if the GPU has failed on the way to the last mark."""
+        self._calls.is_done(self._events[self.made % MARKS])
+
     def _moves(self) -> bool:
         """Whether the GPU has passed one more mark."""
         if self.passed == self.made:

@@ -3,12 +3,12 @@
 An array that may change passes through pinned memory (staging.py). From one that may not, a part of
 a mapped file, the GPU can read whole pages by itself once they are registered. That takes time, and
 so does a copy: the first such array is registered, the second is staged, all others as was quicker.
+What `Gpu.pin` has registered before (host_memory.py) is read where it lies.
 """
 
 from __future__ import annotations
 
 import logging
-import mmap
 from collections import deque
 from math import inf
 from time import perf_counter
@@ -18,6 +18,7 @@ import numpy as np
 
 from offload.gpu.base import Check
 from offload.gpu.cuda_calls import CudaCalls, CudaError
+from offload.gpu.host_memory import READ_ONLY, HostMemory, whole_pages
 from offload.gpu.queue import Queue
 from offload.gpu.staging import Staging
 
@@ -27,14 +28,13 @@ Array = np.ndarray
 
 LEAST: Final = 1 << 20  # bytes worth registering
 BUDGET: Final = 64 << 20  # registered at a time
-READ_ONLY: Final = 8  # CU_MEMHOSTREGISTER_READ_ONLY
 
 
 class Sender:
     """registering, staging: of this thread, seconds a byte; None: not tried, inf: refused."""
 
-    def __init__(self, calls: CudaCalls, queue: Queue, staging: Staging) -> None:
-        self._calls, self._queue, self._staging = calls, queue, staging
+    def __init__(self, calls: CudaCalls, queue: Queue, staging: Staging, host: HostMemory) -> None:
+        self._calls, self._queue, self._staging, self._host = calls, queue, staging, host
         self.registering: float | None = None
         self.staging: float | None = None
         # (address, bytes, mark, what lies there), oldest first
@@ -44,7 +44,11 @@ class Sender:
         """data: (n,) uint8. The mark of the copy; a read-only array stays as it is until then."""
         while self._registered and self._registered[0][2] <= self._queue.passed:
             self._drop()
-        first, end = _whole_pages(data)
+        first, end = self._host.part(data)
+        if first < end:
+            self._copy(to, data, first, end)
+            return self._queue.mark()
+        first, end = whole_pages(data)
         if data.flags.writeable or end - first < LEAST:
             self._staging.upload(self._queue, to, data)
         elif self.registering is None:
@@ -62,8 +66,8 @@ class Sender:
         return self._queue.mark()
 
     def wait(self, check: Check | None = None) -> None:
-        """Until all is sent; nothing is registered then."""
-        self._queue.wait(self._queue.made, check)
+        """Until all is sent; nothing that came by itself is registered then."""
+        self._queue.wait(self._queue.mark(), check)
         while self._registered:
             self._drop()
 
@@ -93,10 +97,15 @@ class Sender:
             return False
         self._calls.own("cuMemHostUnregister", address)
         self._registered.append((address, n_bytes, self._queue.made + 1, data))
-        self._calls.call("cuMemcpyHtoDAsync", to + first, address, n_bytes, self._queue.stream)
+        self._copy(to, data, first, end)
+        return True
+
+    def _copy(self, to: int, data: Array, first: int, end: int) -> None:
+        """Bytes `first` .. `end` are registered; what lies before and behind is staged."""
+        source, stream = data.ctypes.data + first, self._queue.stream
+        self._calls.call("cuMemcpyHtoDAsync", to + first, source, end - first, stream)
         self._staging.upload(self._queue, to, data[:first])
         self._staging.upload(self._queue, to + end, data[end:])
-        return True
 
     def _is_in_the_way(self, address: int, n_bytes: int) -> bool:
         """Whether too much is registered, or a page of these already."""
@@ -110,9 +119,3 @@ class Sender:
         self._queue.wait(mark)
         self._calls.drop("cuMemHostUnregister", address)
         self._registered.popleft()
-
-
-def _whole_pages(data: Array) -> tuple[int, int]:
-    """(first, end) bytes of an array: the pages that belong to it alone."""
-    first = -data.ctypes.data % mmap.PAGESIZE
-    return first, first + max(0, data.size - first) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -16,7 +16,7 @@ import numpy as np
 from offload.batch import Batch, Span
 from offload.config import ModelConfig
 from offload.data import embedded_model
-from offload.devices.base import Activations, Device
+from offload.devices.base import Activations, WholeDevice
 from offload.devices.cpu import CpuDevice
 from offload.devices.cuda import CudaDevice
 from offload.forward import Model
@@ -45,8 +45,8 @@ def text(bench: Bench) -> Iterator[Row]:
             closing(CpuDevice(config, kv, threads)) as cpu,
             closing(CudaDevice(config, kv, gpu=bench.gpu)) as cuda,
         ):
-            here = _model(config, store, cast("Device", cpu))
-            there = _model(config, store, cast("Device", cuda))
+            here = _model(config, store, cast("WholeDevice", cpu))
+            there = _model(config, store, cast("WholeDevice", cuda))
             count = bench.setup.text_tokens
             ids = np.random.default_rng(3).integers(0, config.vocab_size, count)
             for step in there.compile_steps():
@@ -59,7 +59,7 @@ def text(bench: Bench) -> Iterator[Row]:
             yield same_bits("tokens, the likeliest each time", second, first)
 
 
-def _model(config: ModelConfig, store: WeightStore, device: Device) -> Model:
+def _model(config: ModelConfig, store: WeightStore, device: WholeDevice) -> Model:
     blocks = architecture(config.architecture).blocks(config, store, lambda block, layer: device)
     return Model(config, blocks, store)
 

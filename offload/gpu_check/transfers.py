@@ -27,7 +27,7 @@ def transfers(bench: Bench) -> Iterator[Row]:
         host = host[start : start + n_bytes]
         host[:] = np.arange(n_bytes, dtype=np.uint8)
         yield from _both_ways(bench, "pageable", host, there)
-        if not hasattr(bench.gpu, "register"):
+        if not hasattr(bench.gpu, "host"):
             yield missing("pinned memory", "this GPU has none")
             return
         yield from _pinned(bench, bench.gpu, host, there)
@@ -59,9 +59,9 @@ def _both_ways(bench: Bench, name: str, host: Array, there: int) -> Iterator[Row
 
 
 def _pinned(bench: Bench, gpu: Any, host: Array, there: int) -> Iterator[Row]:
-    """gpu: has register, unregister and can_pin, as CudaGpu."""
+    """gpu: has a host, as CudaGpu."""
     began = time.perf_counter()
-    can = gpu.can_pin(host.nbytes)
+    can = gpu.host.can_pin(host.nbytes)
     seconds = time.perf_counter() - began
     if can:
         yield fact("pinned memory, taken and given back", host.nbytes / seconds / 1e9, "GB/s")
@@ -90,7 +90,7 @@ def _registered(
 ) -> Iterator[Row]:
     began = time.perf_counter()
     try:
-        gpu.register(host.ctypes.data, host.nbytes, read_only=read_only)
+        gpu.host.register(host.ctypes.data, host.nbytes, read_only=read_only)
     except DeviceError as exc:
         yield missing(f"{name}, pinned", reason(exc))
         return
@@ -99,4 +99,4 @@ def _registered(
         yield fact(f"{name}, pinning", host.nbytes / seconds / 1e9, "GB/s")
         yield from _both_ways(bench, f"{name}, pinned", host, there)
     finally:
-        gpu.unregister(host.ctypes.data)
+        gpu.host.unregister(host.ctypes.data)

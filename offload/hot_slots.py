@@ -29,6 +29,7 @@ def hot_slots(
     An automatic size is as large as fits, and none if not every layer gets a slot.
     """
     sizes = slot_sizes(config, layers)
+    room = room // ALIGN * ALIGN
     there = room + lendable if room >= 0 else 0
     least = sum(size.slot for size in layers.values())
     most = config.n_routed_experts * least
