@@ -16,6 +16,7 @@ from offload.bench.on_gpu import (
     card_facts,
     check_where,
     found_gpus,
+    of_vram,
     split_result,
     with_and_without_cache,
 )
@@ -92,6 +93,8 @@ def _measured(options: ModelOptions, report: Report) -> dict[str, Any]:
             read = result["machine"]["read_gbps"]
             if ours.splits:
                 result["hybrid"] = split_result(ours.splits, result["gpu"], read)
+            else:
+                result["vram_share"] = of_vram(ours.read, result["ours"], result["gpu"])
             return result
         counted = census(file, config)
         return result | pairs_of_model(config, counted, plan, result["ours"], ours)

@@ -46,6 +46,15 @@ def card_facts(plan: Plan) -> Result:
     return told | {"published": None if card is None else asdict(card)}
 
 
+def of_vram(
+    read: Mapping[int, float], ours: Mapping[str, Any], card: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """Which share of its memory's rate a GPU that has everything reads weights at, by work."""
+    rate = (card.get("published") or {}).get("bandwidth")
+    works = {f"decode {depth}": n_bytes for depth, n_bytes in read.items()}
+    return {w: _share(n * ours[w]["tps"], rate) for w, n in works.items() if w in ours}
+
+
 def split_result(
     splits: Mapping[int, list[SplitFigures]], card: Mapping[str, Any], read_gbps: float
 ) -> Result:
@@ -114,6 +123,8 @@ def gpu_tables(result: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...], li
         ("link", _gb(card.get("pcie_rate"))),
         ("memory, published", _gb((card.get("published") or {}).get("bandwidth"))),
     ]
+    for work, share in result.get("vram_share", {}).items():
+        rows.append((f"of its rate, {work}", "unknown" if share is None else f"{share:.0%}"))
     found: list[tuple[str, tuple[str, ...], list[Any]]] = [("GPU", ("", ""), rows)]
     if "hybrid" in result:
         columns = (

@@ -34,11 +34,13 @@ class Program(Protocol):
 class OurProgram:
     """The engine's model object, without sampling and text. most: sequences decoded together.
 
-    splits: of decoded tokens, by depth, where CPU and GPU share the model.
+    read: bytes of weights of a decoded token, by depth; splits: of such tokens, where CPU and GPU
+    share the model.
     """
 
     def __init__(self, model: Model, most: int) -> None:
         self.model = model
+        self.read: dict[int, float] = {}
         self.splits: dict[int, list[SplitFigures]] = {}
         self._hybrid = hybrid_of(model)
         self._gpu_seconds: dict[int, float] = {}
@@ -67,11 +69,13 @@ class OurProgram:
         batches = [together(token, depth + i) for i, token in enumerate(ids)]
         seconds, told = [], self.block_seconds.setdefault(depth, [])
         meter = None if self._hybrid is None else Meter(self._hybrid)
+        read = self.model.bytes_read
         for batch in batches:
             before = self.model.block_seconds()
             seconds.append(seconds_of(partial(self.model.forward, batch)))
             after = self.model.block_seconds()
             told.append([b - a for a, b in zip(before, after, strict=True)])
+        self.read[depth] = (self.model.bytes_read - read) / max(1, steps)
         if meter is not None:
             if depth not in self._gpu_seconds:
                 self._gpu_seconds[depth] = gpu_seconds(self.model, batches[-1])

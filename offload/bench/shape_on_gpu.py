@@ -35,6 +35,7 @@ def bench_shape_on_gpu(
     options: ShapeOptions, report: Report = lambda progress: None
 ) -> dict[str, Any]:
     """Measure; the result is ready for JSON. DeviceError, PlanError, UnsupportedError."""
+    found_gpus(options.device)
     layers = options.layers or LAYERS
     wanted = disk_model(options.shape, options.experts, options.attention, options.shared, layers)
     cache = slots_of(options, layers) if options.device == "hybrid" else "auto"
