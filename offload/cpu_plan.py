@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, get_args
 
+from offload.amounts import binary_amount
 from offload.config import ModelConfig
 from offload.errors import PlanError
 from offload.hardware import HardwareProfile
@@ -46,8 +47,19 @@ def cpu_side(
     options: PlanOptions,
     kv_bytes: int,
     chunk: int | None,
+    scratch: int = 0,
 ) -> CpuSide:
-    """Where these blocks lie; PlanError. kv_bytes: of the KV cache in RAM; chunk: if decided."""
+    """Where these blocks lie; PlanError.
+
+    kv_bytes: of the KV cache in RAM; chunk: if decided; scratch: bytes for steps of prompts that
+    are larger than usual.
+    """
+    if kv_bytes + RESERVE > hardware.cpu.ram_free:
+        raise PlanError(
+            f"{binary_amount(kv_bytes)} of KV cache and {binary_amount(RESERVE)} for the system "
+            f"are more than the {binary_amount(hardware.cpu.ram_free)} of free RAM: give a smaller "
+            "--context"
+        )
     remarks: list[str] = []
     free, used = hardware.cpu.ram_free, sum(blocks.values())
     tier = TIERS[options.memory]
@@ -68,7 +80,7 @@ def cpu_side(
     sizes = _sums(blocks)
     in_ram = used - sizes.get("routed", 0) if on_disk else used
     if tier != "mmap":
-        _check_resident(options.memory, in_ram, free, kv_bytes)
+        _check_resident(options.memory, in_ram, free - scratch, kv_bytes)
     elif in_ram > free:
         remarks.append(
             f"the weights ({used / 2**30:.1f} GiB) exceed free RAM ({free / 2**30:.1f} GiB): parts "
@@ -121,11 +133,6 @@ def within(hardware: HardwareProfile, ram: int | str | None) -> HardwareProfile:
 def used_bytes(tensors: Census) -> int:
     """Bytes of the tensors that the forward pass reads."""
     return sum(tensors.blocks.values())
-
-
-def tensors_of(tensors: Census, block: BlockName) -> int:
-    """Bytes of a block in all layers."""
-    return sum(n for (name, _), n in tensors.blocks.items() if name == block)
 
 
 def _check_resident(mode: MemoryMode, need: int, free: int, kv_bytes: int) -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from offload.amounts import binary_amount
 from offload.config import ModelConfig
 from offload.devices import is_gpu, resolve
 from offload.errors import PlanError, shown
 from offload.gpu_plan import WORKERS, Gpus, NoGpuError, chosen, lack
-from offload.gpu_share import Budget, share_of, taken
-from offload.hot_slots import by_layer, slot_sizes
+from offload.gpu_share import Budget, share_of
+from offload.hot_slots import SlotRoom, by_layer, fitting, without_slots
 from offload.layer_set import Layers
-from offload.plan import ExpertSlots, Plan, Prediction, VramSpec
-from offload.plane_sizes import ALIGN
-from offload.slot_budget import LayerExperts, divide
+from offload.plan import Plan, Prediction
 from offload.tensor_census import Census
-from offload.vram import obstacle, table_bytes
+from offload.vram import obstacle
 
 if TYPE_CHECKING:
     from offload.gpu.probe import GpuFacts
@@ -140,45 +136,20 @@ def settled(
         was_edited = hot.slots or hot.lent
         hot = replace(hot, slots=0, lent=0, why=f"off, {EDITED}" if was_edited else hot.why)
     elif not layers:
-        hot = _off(hot, others)
+        hot = without_slots(hot, others)
     else:
         with_slots = make(has_slots=True)
-        hot = _slots(hot, slot_sizes(config, layers), with_slots, kv.context)
-        if hot != plan.hot and hot.n_bytes:
-            short = "" if hot.n_bytes >= plan.hot.n_bytes else ", as far as there is room"
-            division = divide(hot.n_bytes, slot_sizes(config, layers), ring=False)
-            told = f"{why_slots}{short}; {by_layer(division)}"
-            hot = replace(hot, why=f"{told}; {others}" if others else told)
+        room = SlotRoom.in_vram(config, layers, with_slots, kv.context)
+        hot = fitting(hot, room)
         if hot.n_bytes:
             vram = replace(with_slots, slots=hot.n_bytes - hot.lent)
+        if hot.n_bytes and hot != plan.hot:
+            short = "" if hot.n_bytes >= plan.hot.n_bytes else ", as far as there is room"
+            told = f"{why_slots}{short}; {by_layer(room.division(hot.n_bytes))}"
+            hot = replace(hot, why=f"{told}; {others}" if others else told)
     n_bytes = vram.kv + budget.kv_in_ram(share, kv.tokens)
     kv = replace(kv, n_bytes=n_bytes, why=kv.why if n_bytes == kv.n_bytes else EDITED)
     return replace(plan, vram=vram, hot=hot, kv=kv)
-
-
-def _off(hot: ExpertSlots, why: str) -> ExpertSlots:
-    return replace(hot, n_bytes=0, slots=0, lent=0, why=f"off: {why}")
-
-
-def _slots(
-    hot: ExpertSlots, sizes: Mapping[int, LayerExperts], vram: VramSpec, context: int
-) -> ExpertSlots:
-    """The same, as far as there is room; lent: as the plan says, or as much as it takes."""
-    least = min(size.slot_bytes for size in sizes.values())
-    if hot.n_bytes < least:
-        raise PlanError(f"hot.n_bytes: {hot.n_bytes:,}: an expert takes {least:,}; 0 is for none")
-    room = (vram.limit - taken(vram)) // ALIGN * ALIGN
-    lendable = vram.kv - table_bytes(context)
-    there = room + lendable if room >= 0 else 0
-    most = sum(size.n_experts * size.slot_bytes for size in sizes.values())
-    n_bytes = min(hot.n_bytes, most, there) // ALIGN * ALIGN
-    slots = divide(n_bytes, sizes, ring=False).slots
-    if not slots:
-        return _off(
-            hot, f"{binary_amount(there)} of VRAM are left, an expert takes {binary_amount(least)}"
-        )
-    lent = max(min(hot.lent, n_bytes, lendable), n_bytes - room)
-    return replace(hot, n_bytes=n_bytes, slots=slots, lent=lent)
 
 
 def _reason(without: Layers, packed: frozenset[int]) -> str:

@@ -11,16 +11,9 @@ from offload.config import ModelConfig
 from offload.kv_cache import cache_shape
 from offload.layer_set import Layers
 from offload.plan import BlockName, KVType, Plan, VramSpec
-from offload.plane_sizes import aligned
-from offload.tensor_census import Census
-from offload.vram import (
-    Parts,
-    kv_bytes,
-    reserve_bytes,
-    ring_bytes,
-    step_rows,
-    workspace_bytes,
-)
+from offload.stream_sizes import ring_bytes
+from offload.tensor_census import Census, ExpertSize
+from offload.vram import Parts, kv_bytes, reserve_bytes, step_rows, workspace_bytes
 
 if TYPE_CHECKING:
     from offload.gpu.probe import GpuFacts
@@ -33,13 +26,6 @@ class Leaving(NamedTuple):
 
     block: BlockName
     layers: Layers | None
-
-
-class ExpertSize(NamedTuple):
-    """A routed expert of a layer: bytes as planes, and as the file has it on its way there."""
-
-    slot: int
-    stage: int
 
 
 def taken(vram: VramSpec) -> int:
@@ -86,18 +72,12 @@ def shares(tensors: Census) -> Iterator[tuple[Share, tuple[Leaving, ...]]]:
             yield frozenset(share), tuple(left)
 
 
-def expert_layers(config: ModelConfig, tensors: Census, share: Share) -> dict[int, ExpertSize]:
+def expert_layers(tensors: Census, share: Share) -> dict[int, ExpertSize]:
     """Layers whose routed experts, elsewhere, can be copied here: all else of the layer is here."""
-    n = config.n_routed_experts
     return {
-        layer: ExpertSize(
-            slot=aligned(tensors.vram_blocks["routed", layer] // n),
-            stage=aligned(tensors.blocks["routed", layer] // n) + 2 * aligned(1),
-        )
-        for block, layer in tensors.blocks
-        if block == "routed"
-        and layer is not None
-        and ("routed", layer) not in share
+        layer: size
+        for layer, size in tensors.experts.items()
+        if ("routed", layer) not in share
         and ("router", layer) in share
         and (("shared", layer) in share or ("shared", layer) not in tensors.blocks)
     }
@@ -128,9 +108,10 @@ class Budget:
         gpu, left = self.gpu, reserve_bytes(self.gpu.total)
         room = max(0, gpu.free - left)
         experts = self.experts(share, besides)
-        slot, stage = (max((e[i] for e in experts.values()), default=0) for i in range(2))
         ring_experts = ring_experts if experts else 0
-        parts = self.parts(share, streamed=ring_experts > 0)
+        stage = max((size.stage for size in experts.values()), default=0)
+        slot = max((size.slot for size in experts.values()), default=0)
+        parts = self.parts(share, ring_experts, has_slots)
         return VramSpec(
             gpu=gpu.name,
             total=gpu.total,
@@ -139,17 +120,15 @@ class Budget:
             limit=room if self.limit is None else min(room, self.limit),
             weights=self.weights(share),
             kv=kv_bytes(self.config, self.kv_type, context, tokens, parts.attention),
-            ring=ring_bytes(slot, stage, ring_experts) if ring_experts else 0,
+            ring=ring_bytes(stage, slot, ring_experts),
             ring_experts=ring_experts,
-            workspace=workspace_bytes(
-                self.config, context, chunk, parts, stage if has_slots else 0
-            ),
+            workspace=workspace_bytes(self.config, context, chunk, parts),
             rows=step_rows(chunk),
         )
 
     def experts(self, share: Share, besides: frozenset[int] = frozenset()) -> dict[int, ExpertSize]:
         """See `expert_layers`."""
-        found = expert_layers(self.config, self.tensors, share)
+        found = expert_layers(self.tensors, share)
         return {layer: size for layer, size in found.items() if layer not in besides}
 
     def kv_in_ram(self, share: Share, tokens: int) -> int:
@@ -157,7 +136,7 @@ class Budget:
         layers = self.config.num_layers - len(layers_of(share, "attention"))
         return layers * tokens * cache_shape(self.config, self.kv_type).row_bytes
 
-    def parts(self, share: Share, *, streamed: bool) -> Parts:
+    def parts(self, share: Share, ring_experts: int = 0, has_slots: bool = False) -> Parts:
         """As the workspace counts them."""
         blocks = {block for block, _ in share}
         return Parts(
@@ -165,7 +144,8 @@ class Budget:
             dense="dense" in blocks,
             experts=not blocks.isdisjoint({"router", "shared", "routed"}),
             routed="routed" in blocks,
-            streamed=streamed,
+            ring_experts=ring_experts,
+            has_slots=has_slots,
             head="head" in blocks,
         )
 

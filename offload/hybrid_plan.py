@@ -16,11 +16,12 @@ from typing import Final, NamedTuple
 from offload.amounts import binary_amount
 from offload.config import ModelConfig
 from offload.gpu_plan import CPU_INSTEAD, LEAST_CONTEXT, LackError, NoGpuError, lack, wanted_kv
-from offload.gpu_share import Budget, ExpertSize, Leaving, Share, shares, taken
-from offload.hot_slots import hot_slots
+from offload.gpu_share import Budget, Leaving, Share, shares, taken
+from offload.hot_slots import SlotRoom, hot_slots
 from offload.layer_set import Layers
 from offload.plan import BlockName, ExpertSlots, KVSpec, VramSpec
 from offload.plan_options import CHUNK, PlanOptions
+from offload.tensor_census import ExpertSize
 from offload.vram import RING_EXPERTS, table_bytes
 
 CHUNKS: Final = (8192, 4096, 2048, 1024, 512)  # prompt tokens in a step, the best first
@@ -181,13 +182,7 @@ def _with_slots(
     context: int,
 ) -> tuple[VramSpec, ExpertSlots]:
     vram = make(has_slots=True)
-    hot = hot_slots(
-        options.tiers,
-        config,
-        layers,
-        room=vram.limit - taken(vram),
-        lendable=vram.kv - table_bytes(context),
-    )
+    hot = hot_slots(options.tiers, SlotRoom.in_vram(config, layers, vram, context))
     if not hot.n_bytes:
         return make(), hot
     return replace(vram, slots=hot.n_bytes - hot.lent), hot

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from offload.amounts import binary_amount
-from offload.errors import shown
 from offload.layer_set import Layers
 
 KVType = Literal["f16", "q8_0", "f32"]
@@ -284,34 +283,9 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """Every choice with its reason, then what came of it; a line each."""
-        workers = self.workers
-        kv = f"context {self.kv.context:,}: {self.kv.why}"
-        if self.kv.tokens != self.kv.context:
-            kv += f"; {self.kv.tokens:,} tokens of all sequences together"
-        prompts = (
-            f"prompts: at most {self.chunk:,} tokens in one step, between two of other answers"
-        )
-        copies: tuple[str, ...] = ()
-        if self.is_hybrid:
-            copies = (self.hot.note("hot experts", "VRAM"),)
-            ring = 0 if self.vram is None else self.vram.ring_experts
-            prompts += (
-                f"; their experts pass through a ring of {ring} in VRAM"
-                if ring
-                else "; their experts are computed by the CPU"
-            )
-        lines = (
-            *self.remarks,
-            f"{workers.threads} thread{'s' * (workers.threads > 1)}: {workers.why}",
-            f"threads: {workers.cpus_why}",
-            kv,
-            prompts,
-            self.packed.note,
-            *copies,
-            self.cache.note("expert cache", "RAM"),
-            *self.outcome,
-        )
-        return tuple(shown(line, 1000) for line in lines)
+        from offload.plan_table import plan_notes
+
+        return plan_notes(self)
 
     def to_json(self) -> str:
         """The plan as JSON text, to be edited and read by `from_json`."""
@@ -327,52 +301,6 @@ class Plan:
         return parse_plan(text)
 
     def __str__(self) -> str:
-        rows = []
-        for block, p in self.placements.items():
-            rows.append(_row(block, p.n_bytes, p.device, p.tier, p.why))
-            for layers, other in self.overrides.get(block, {}).items():
-                name = f"  of it {layers}"
-                rows.append(_row(name, other.n_bytes, other.device, other.tier, other.why))
-        packed, kv = self.packed, self.kv
-        if packed.layers:
-            where = f"layers {packed.layers}, re-arranged"
-            rows.append(_row("packed experts", packed.n_bytes, "cpu", packed.tier, where))
-        if self.cache.n_bytes:
-            where = f"{self.cache.slots:,} slots, {self.cache.policy}"
-            rows.append(_row("expert cache", self.cache.n_bytes, "cpu", "ram", where))
-        where = f"{kv.tokens:,} tokens in {kv.kv_type}"
-        if self.vram is not None:
-            rows += self._vram_rows(self.vram, where)
-            where += ", layers that attend here"
-        if self.vram is None or self.kv_in_ram:
-            rows.append(_row("KV cache", self.kv_in_ram, "cpu", "ram", where))
-        rows += [f"  note: {note}" for note in self.notes]
-        read = self.predicted.bytes_per_token
-        rows.append(f"  one decoded token reads {read / 1e6:,.1f} MB of weights")
-        return "\n".join(["Plan:", *rows])
+        from offload.plan_table import plan_table
 
-    def _vram_rows(self, vram: VramSpec, kv_why: str) -> list[str]:
-        """What lies in a GPU's memory, to the last byte of what was free."""
-        left = vram.free - vram.reserve - vram.parts_but_kv - vram.kv
-        if self.kv_in_ram:
-            kv_why += ", layers that attend here"
-        slots = f"{self.hot.slots:,} slots for hot experts, {self.hot.policy}"
-        if self.hot.lent:
-            slots += f", with {binary_amount(self.hot.lent)} of the KV cache until it needs them"
-        ring = f"a prompt's experts pass through it, {vram.ring_experts} at a time"
-        device = self.gpu or ""
-        parts = (
-            ("weights", vram.weights, f"all of {device} above, re-arranged"),
-            ("KV cache", vram.kv, kv_why),
-            *((("expert slots", vram.slots, slots),) if self.hot.n_bytes else ()),
-            *((("ring", vram.ring, ring),) if vram.ring else ()),
-            ("workspace", vram.workspace, f"activations of a step of {vram.rows:,} tokens"),
-            ("reserve", vram.reserve, "left to the display and the driver"),
-            ("free", max(0, left), f"of {binary_amount(vram.free)} that are free now"),
-        )
-        return [_row(name, n_bytes, device, "vram", why) for name, n_bytes, why in parts]
-
-
-def _row(name: str, n_bytes: int, device: str, tier: str, why: str) -> str:
-    size = f"{n_bytes / 2**20:>10.1f} MiB"
-    return f"  {shown(name):<16} {size}  {shown(device):<6} {tier:<9} {shown(why, 300)}"
+        return plan_table(self)

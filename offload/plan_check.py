@@ -264,7 +264,8 @@ def _check_room(
     free = hardware.cpu.ram_free
     slots = max(0, plan.cache.n_bytes - plan.cache.lent)
     if copied + packed + slots + plan.kv_in_ram + RESERVE > free:
-        path = "placements" if copied else "cache.n_bytes" if slots else "packed.layers"
+        parts = {"placements": copied, "cache.n_bytes": slots, "packed.layers": packed}
+        path = next((path for path, n_bytes in parts.items() if n_bytes), "kv.tokens")
         raise PlanError(
             f"{path}: {binary_amount(copied)} of weights are copied, slots take "
             f"{binary_amount(slots)}, {binary_amount(packed)} are "

@@ -56,8 +56,13 @@ def tensor_bytes(info: TensorInfo, config: ModelConfig) -> int:
         return config.num_heads * (keys + plane_bytes(kind, config.v_head_dim, n_cols))
     if BLOCK[kind].size == 1 and n_cols % 32:  # padded as it is read
         kind = GGMLType.F32
-    halves = 2 if info.name.endswith("ffn_gate_up_exps.weight") else 1  # two matrices of each
+    halves = 2 if is_fused(info.name) else 1
     return count * halves * plane_bytes(kind, n_rows // halves, n_cols)
+
+
+def is_fused(name: str) -> bool:
+    """Whether a tensor has two matrices for each expert, gate and up."""
+    return name.endswith("ffn_gate_up_exps.weight")
 
 
 def aligned(n_bytes: int) -> int:

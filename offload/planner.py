@@ -34,7 +34,7 @@ from offload.layer_set import Layers
 from offload.plan import BlockName, Packed, Placement, Plan, Prediction
 from offload.plan_options import CHUNK, PlanOptions
 from offload.tensor_census import Census
-from offload.tiering import TierOptions
+from offload.tiering import TierOptions, passing_bytes
 from offload.vram import obstacle
 
 
@@ -137,7 +137,10 @@ def _beside(
     """What is the CPU's; its slots in RAM are never asked for: those in VRAM are."""
     blocks = {key: n for key, n in tensors.blocks.items() if key not in side.share}
     asked = replace(options, tiers=TierOptions(home=options.tiers.home))
-    return cpu_side(config, blocks, hardware, asked, side.kv_in_ram, chunk or options.chunk)
+    scratch = max(0, side.chunk - CHUNK) * passing_bytes(config)
+    return cpu_side(
+        config, blocks, hardware, asked, side.kv_in_ram, chunk or options.chunk, scratch
+    )
 
 
 def _placements(

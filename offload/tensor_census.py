@@ -20,7 +20,8 @@ from offload.gguf import ForeignTensor, GGUFFile, TensorInfo
 from offload.metadata import positive
 from offload.models import expected_tensors
 from offload.plan import BlockName
-from offload.plane_sizes import tensor_bytes
+from offload.plane_sizes import is_fused, tensor_bytes
+from offload.stream_sizes import expert_bytes
 from quant.ggml import GGMLType
 
 FamilyName = Literal[
@@ -62,6 +63,13 @@ class TypeCount(NamedTuple):
     n_bytes: int
 
 
+class ExpertSize(NamedTuple):
+    """Of a routed expert: bytes as it is in the file, each matrix at a multiple of 256; in VRAM."""
+
+    stage: int
+    slot: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One row of the census.
@@ -96,7 +104,8 @@ class Census:
     tail and tensors that the forward pass leaves aside count nothing. active_parameters: likewise.
     foreign, foreign_parameters: as in Family. blocks: bytes by block and layer (None: outside of
     layers) of what the forward pass reads; empty if the census was made without a config.
-    vram_blocks: likewise what these tensors take in the memory of a GPU.
+    vram_blocks: likewise what these tensors take in the memory of a GPU. experts: of one routed
+    expert of each layer, bytes as it is in the file (on its way to a GPU) and as it lies in VRAM.
     """
 
     families: tuple[Family, ...]
@@ -110,6 +119,7 @@ class Census:
     bytes_per_token: int
     blocks: Mapping[tuple[BlockName, int | None], int]
     vram_blocks: Mapping[tuple[BlockName, int | None], int] = field(default_factory=dict)
+    experts: Mapping[int, ExpertSize] = field(default_factory=dict)
 
     @property
     def vram_bytes(self) -> int:
@@ -185,6 +195,7 @@ def census(f: GGUFFile, config: ModelConfig | None = None) -> Census:
         vram_blocks=_blocks(f, config, read, partial(tensor_bytes, config=config))
         if config
         else none,
+        experts=_experts(f, config, read) if config else {},
     )
 
 
@@ -211,6 +222,18 @@ def _blocks(
         if name in read:
             sizes[block_of(name, config)] += size(info)
     return MappingProxyType(dict(sizes))
+
+
+def _experts(f: GGUFFile, config: ModelConfig, read: frozenset[str]) -> Mapping[int, ExpertSize]:
+    found: dict[int, list[tuple[GGMLType, int, int]]] = {}
+    for name, info in f.tensors.items():
+        block, layer = block_of(name, config) if name in read else ("head", None)
+        if block == "routed" and layer is not None:
+            _, rows, columns = info.shape
+            halves = 2 if is_fused(name) else 1
+            matrices = found.setdefault(layer, [])
+            matrices += halves * [(info.ggml_type, rows // halves, columns)]
+    return {layer: ExpertSize(*expert_bytes(found[layer])) for layer in sorted(found)}
 
 
 def _names(f: GGUFFile) -> list[str]:

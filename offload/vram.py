@@ -13,6 +13,7 @@ from offload.config import ModelConfig
 from offload.kv_cache import cache_shape
 from offload.plan import KVType
 from offload.plane_sizes import aligned
+from offload.stream_sizes import stream_bytes
 
 PAGE: Final = 256  # positions of a page of the KV cache
 SEQUENCES: Final = 64  # that give a token each to a step, beside its prompt tokens
@@ -25,28 +26,28 @@ STRANDS: Final = 64  # at most
 MOST_EXPERTS: Final = 1024
 MOST_CHOSEN: Final = 16
 RING_EXPERTS: Final = 16  # of a ring: one half is computed while the other comes
-SLOT_STAGES: Final = 4  # for copies into slots
 
 
 class Parts(NamedTuple):
     """What of a model is computed on a GPU. attention: in so many layers.
 
     experts: routers, shared experts, and routed ones of few rows; routed: of many rows, too;
-    streamed: of many rows, through a ring.
+    ring_experts: of many rows, through a ring of so many; has_slots: experts have slots.
     """
 
     attention: int
     dense: bool
     experts: bool
     routed: bool
-    streamed: bool
     head: bool
+    ring_experts: int = 0
+    has_slots: bool = False
 
 
 def whole(config: ModelConfig) -> Parts:
     """All of it."""
     has_experts = bool(config.n_routed_experts)
-    return Parts(config.num_layers, True, has_experts, has_experts, False, True)
+    return Parts(config.num_layers, True, has_experts, has_experts, True)
 
 
 def kv_pages(tokens: int) -> int:
@@ -79,28 +80,20 @@ def table_bytes(context: int) -> int:
     return 2 * SEQUENCES * aligned(8 * kv_pages(context))
 
 
-def ring_bytes(slot_bytes: int, stage_bytes: int, experts: int = RING_EXPERTS) -> int:
-    """Of a ring for a prompt's experts: of half of them as planes, of all as the file has them."""
-    return experts // 2 * slot_bytes + experts * stage_bytes
-
-
-def workspace_bytes(
-    config: ModelConfig, context: int, chunk: int, parts: Parts, slot_stage: int = 0
-) -> int:
-    """What a device has beside weights and KV: buffers of few rows, of a step's, of some logits.
-
-    slot_stage: bytes of the largest expert that is copied into slots, as the file has it.
-    """
-    c = config
+def workspace_bytes(config: ModelConfig, context: int, chunk: int, parts: Parts) -> int:
+    """What a device has beside weights and KV: buffers of few rows, of a step's, of some logits."""
+    c, rows = config, step_rows(chunk)
     head = (4 * c.hidden_size + _forms(c.hidden_size) + 4 * c.vocab_size) * parts.head
-    tables = 3 * aligned(8 * c.n_routed_experts) * c.num_layers * (2 if slot_stage else 1)
+    tables = 3 * aligned(8 * c.n_routed_experts) * c.num_layers * (1 + parts.has_slots)
     tables += aligned(8 * c.intermediate_size)
-    many = _pass_bytes(c, context, step_rows(chunk), parts)
+    many = _pass_bytes(c, context, rows, parts)
     if parts.attention:
         many += _expanded_bytes(c, context)
+    if parts.ring_experts:
+        many += stream_bytes(c, rows, parts.ring_experts, layouts=c.num_layers)
     few = _pass_bytes(c, context, FEW, parts._replace(routed=parts.experts)) + FEW * head
     of_head = LOGITS * (head + _small(c)) * parts.head
-    return aligned(STAGE + tables + few + many + of_head + SLOT_STAGES * slot_stage)
+    return aligned(STAGE + tables + few + many + of_head)
 
 
 def _pass_bytes(config: ModelConfig, context: int, rows: int, parts: Parts) -> int:
@@ -125,9 +118,8 @@ def _pass_bytes(config: ModelConfig, context: int, rows: int, parts: Parts) -> i
             4 * hidden + _record(hidden, 1) + _record(hidden, 2) + 4 * c.n_routed_experts
             + 8 * shared + _forms(shared) + 4 * hidden
         )  # fmt: skip
-    if parts.routed or parts.streamed:  # what lies between gate and down: of all, or of some
-        at_once = top_k if parts.routed else 1
-        row += at_once * (8 * width + _forms(width)) + top_k * (4 * hidden + 32)
+    if parts.routed and top_k:
+        row += top_k * (8 * width + _forms(width) + 4 * hidden)
     return rows * row + max(partial, min(rows * partial, SCRATCH)) + (1 << 20)
 
 

@@ -12,7 +12,9 @@ bits of a result.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -38,15 +40,17 @@ from offload.vram_worker import Worker
 Array = np.ndarray
 PATIENCE: Final = 20.0  # seconds: a copy that takes longer has stalled
 TRIALS: Final = 2  # copies by which the link is measured
+HIDDEN: Final = 0.9  # of a pass, in which copies begin
 POLL: Final = 1e-3  # seconds between two looks at copies
 
 
 class VramTier:
     """Used by one thread, whoever computes; `settle` before the GPU is used for anything else.
 
-    space: of the slots; workspace: of the tables. home: the name of the tier below. below: slots in
-    RAM of experts that lie on a disk: those are copied from there, and as long as they lie in none
-    of these they are not copied at all. link: bytes/s of copies at first, None: measured.
+    space: of the slots; workspace: of the tables and a stage. home: the name of the tier below.
+    below: slots in RAM of experts that lie on a disk: those are copied from there, and as long as
+    they lie in none of these they are not copied at all. link: bytes/s of copies at first, None:
+    measured.
     patience: see PATIENCE.
     """
 
@@ -55,7 +59,8 @@ class VramTier:
         config: ModelConfig, *, home: str, below: ExpertTier | None = None,
         link: float | None = None, patience: float = PATIENCE,
     ) -> None:  # fmt: skip
-        self._gpu, self._space, self._cache, self._below = gpu, space, cache, below
+        self._gpu, self._cache, self._below = gpu, cache, below
+        self._space, self._workspace = space, workspace
         self._top_k = config.num_experts_per_tok
         self._link = link
         self.layers: dict[int, SlotLayer] = {}
@@ -89,20 +94,20 @@ class VramTier:
             )
             for layer, one in self.layers.items()
         }
-        stage = max((one.copy.stage_bytes for one in self.layers.values()), default=0)
-        end = self._space.end - stage
-        division = divide(max(0, end - self._space.start), sizes, ring=False)
+        division = divide(self._space.n_bytes, sizes, ring=False)
         groups = [group for group in division.groups if group.slots]
         profile: Profile = {}
         if self._cache.profile is not None:
             profile = RoutingTrace.load(self._cache.profile).profile()
-        for group, at in zip(groups, slot_addresses(groups, end), strict=True):
+        for group, at in zip(groups, slot_addresses(groups, self._space.end), strict=True):
             policy = POLICIES[self._cache.policy](group.slots, profile)
             self._pools.append(Pool(group, at, policy))
             self._pool_of.update(dict.fromkeys(group.layers, self._pools[-1]))
         self._is_open = True
-        self._copies.stage = end
-        if not self._pools:
+        if self._pools:
+            stage = max(self.layers[layer].copy.stage_bytes for layer in self._pool_of)
+            self._copies.stage = self._workspace.alloc(stage)
+        else:
             self.stats.off_because = f"{binary_amount(self._space.n_bytes)} have room for no slot"
         if self._link is not None:
             self._copies.assume(self._link)
@@ -132,7 +137,8 @@ class VramTier:
             self._halt()
         sources = self._hold() if rows <= FEW_ROWS else {}
         behind = self._gpu.mark()
-        self._worker.start(lambda: self._work(asked, sources, behind))
+        until = time.perf_counter() + (inf if asked is None else HIDDEN * asked.seconds)
+        self._worker.start(lambda: self._work(asked, sources, behind, until))
 
     def after(self, routings: Mapping[int, Array], seconds: float, rows: int) -> None:
         """A pass of so many rows has run: its expert_ids (T, K) by layer, and its time.
@@ -282,15 +288,19 @@ class VramTier:
         return sources
 
     def _work(
-        self, asked: Asked | None, sources: Mapping[ExpertKey, Sequence[Array] | None], behind: Mark
-    ) -> None:
-        """The thread: decide, begin copies as far as time allows, and count what arrives."""
+        self, asked: Asked | None, sources: Mapping[ExpertKey, Sequence[Array] | None],
+        behind: Mark, until: float,
+    ) -> None:  # fmt: skip
+        """The thread: decide, begin copies as far as time allows, and count what arrives.
+
+        until: `perf_counter` from which on no copy begins, so that the pass's end waits for none.
+        """
         if asked is not None:
             self._chooser.choose(asked)
         copies = self._copies
         for key, arrays in sources.items():
-            if self._worker.is_wanted or copies.stopped:
-                return
+            if self._worker.is_wanted or copies.stopped or time.perf_counter() > until:
+                break
             pool, copy = self._pool_of[key.layer], self.layers[key.layer].copy
             copies.bring(key, copy, pool.address(key), arrays, behind)
             pool.planned.remove(key)

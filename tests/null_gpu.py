@@ -115,6 +115,9 @@ class NullGpu:
         """None."""
         return 0.0
 
+    def rest(self, check: Callable[[], None] | None = None) -> None:
+        """The queue is empty."""
+
     def wait(self, check: Callable[[], None] | None = None) -> None:
         """It is over."""
 

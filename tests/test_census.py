@@ -60,7 +60,7 @@ def test_nothing_is_counted_twice_or_lost(tmp_path: Path) -> None:
 
 def test_without_config_the_metadata_suffice(tmp_path: Path) -> None:
     without = count(tmp_path, TOY, with_config=False)
-    assert without == replace(count(tmp_path, TOY), blocks={}, vram_blocks={})
+    assert without == replace(count(tmp_path, TOY), blocks={}, vram_blocks={}, experts={})
     assert not without.blocks
 
 

@@ -46,6 +46,7 @@ from offload.gpu_check import (
 )
 from offload.gpu_check.bench import Bench
 from offload.gpu_check.report import Row
+from offload.gpu_check.rows import row_kernels
 from offload.gpu_check.runner import FILE, PARTS, Part, check, chosen
 from quant.cuda import intrinsics as all_intrinsics
 from quant.cuda import probes
@@ -257,19 +258,23 @@ def test_pinned_memory_is_measured_and_given_back() -> None:
     assert rows[-1].value == "missing: read-only memory is refused"
 
 
-@pytest.mark.parametrize("part", [transfers.transfers, launches.launches, intrinsics.intrinsics])
+@pytest.mark.parametrize(
+    "part", [transfers.transfers, launches.launches, intrinsics.intrinsics, row_kernels]
+)
 def test_parts_go_through_the_real_driver_calls(part: Callable[[Bench], Iterator[Row]]) -> None:
     fake = FakeCuda()
+    fake.eager = True
     bench = Bench(
         replace(
             gpu_check_setup.SMALL,
-            open=lambda: CudaGpu(module=fake, cubins=cubins),
+            open=lambda: CudaGpu(module=fake, cubins=cubins, entries=fake.entry),
             transfer_bytes=1 << 20,
         )
     )
     rows = well(part, bench)
     bench.gpu.close()
     assert fake.is_empty
+    assert not fake.native
     assert rows
 
 

@@ -108,15 +108,14 @@ def spaces(
     if vram is None:
         return Spaces(weights=gpu, kv=gpu, tables=gpu, workspace=gpu, ring=gpu)
     tables = table_bytes(kv.context)
-    of_kv = vram.kv or kv.n_bytes  # 0: in plans where all layers attend here
-    fixed = vram.weights + of_kv + vram.ring + vram.workspace
+    fixed = vram.weights + vram.kv + vram.ring + vram.workspace
     slab, n_slots, short = _slab(gpu, fixed, vram.slots, may_shrink=not is_asked)
     weights, of_tables, pages, slots, ring, workspace = (
         slab.part(name, n_bytes)
         for name, n_bytes in (
             ("the weights", vram.weights),
             ("tables of the KV cache", tables),
-            ("the KV cache", of_kv - tables),
+            ("the KV cache", vram.kv - tables),
             ("hot experts", n_slots),
             ("experts of prompts", vram.ring),
             ("activations", vram.workspace),

@@ -31,7 +31,7 @@ class HybridTape:
         self._device = device
         self._blocks = blocks
         self.parts: list[Prepared] = []
-        self._tape = CpuTape(device.cpu, len(blocks), rows, self._write)
+        self._tape = CpuTape(device.cpu, len(blocks), rows, self._write, device.gpu.gpu.status_at)
 
     def _write(self, w: CpuWriter) -> None:
         both = HybridWriter(self._device, w)
