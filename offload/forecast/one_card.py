@@ -15,7 +15,7 @@ from offload.hybrid_plan import gpu_side
 from offload.plan import BlockName, KVType
 from offload.plan_options import CHUNK, PlanOptions
 from offload.plane_sizes import ALIGN, aligned, plane_bytes
-from offload.tensor_census import Census
+from offload.tensor_census import Census, ExpertSize
 from offload.vram import obstacle, reserve_bytes
 from quant.ggml import BLOCK, row_bytes
 
@@ -80,10 +80,13 @@ def budget_of(facts: ModelFacts, gpu: Gpu, kv_type: KVType) -> Budget:
 
 
 def sizes_of(facts: ModelFacts) -> Census:
-    """Bytes of blocks in the file and in VRAM."""
+    """Bytes of blocks and experts in the file and in VRAM."""
     blocks: Counter[tuple[BlockName, int | None]] = Counter()
     there: Counter[tuple[BlockName, int | None]] = Counter()
+    staged: Counter[int] = Counter()  # bytes of an expert, by layer
     for part in facts.parts:
+        if part.block == "routed" and part.layer is not None:
+            staged[part.layer] += aligned(part.n_bytes // facts.config.n_routed_experts)
         key = part.block, part.layer
         blocks[key] += part.n_bytes
         there[key] += round(part.n_bytes * _growth(facts, part))
@@ -91,6 +94,13 @@ def sizes_of(facts: ModelFacts) -> Census:
         families=(), types={}, foreign={}, foreign_parameters=0, n_tensors=0,
         n_bytes=facts.n_bytes, n_parameters=0, active_parameters=0, bytes_per_token=0,
         blocks=dict(blocks), vram_blocks={key: aligned(n) for key, n in there.items()},
+        experts={
+            layer: ExpertSize(
+                stage=stage,
+                slot=aligned(there["routed", layer] // facts.config.n_routed_experts),
+            )
+            for layer, stage in sorted(staged.items())
+        },
     )  # fmt: skip
 
 

@@ -57,5 +57,4 @@ def _cached(cache: int | str) -> PlanOptions:
 
 def _a_slot_each(source: Source) -> int:
     """Bytes of a slot for an expert of every layer."""
-    blocks, n = source.tensors.vram_blocks, source.config.n_routed_experts
-    return sum(n_bytes // n for (block, _), n_bytes in blocks.items() if block == "routed")
+    return sum(size.slot for size in source.tensors.experts.values())

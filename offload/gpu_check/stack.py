@@ -221,8 +221,5 @@ def _slots(bench: Bench, source: Source) -> int | str:
     card = GpuFacts(index=0, name=bench.gpu.name, architecture=0, cuda=0, free=total, total=total)
     budget = Budget(config=KIMI_K25, tensors=sizes_of(facts), gpu=card, kv_type="f16", limit=VRAM)
     found = one_card(budget, DEFAULT_CONTEXT, from_disk=False)
-    slots = 0 if found is None else found.slots
-    n = source.config.n_routed_experts
-    layers = source.config.num_moe_layers
-    routed = [size for (b, _), size in source.tensors.vram_blocks.items() if b == "routed"]
-    return max(1, slots // KIMI_K25.num_moe_layers) * sum(routed) // n if layers else "auto"
+    slots = 0 if found is None else found.slots // KIMI_K25.num_moe_layers
+    return max(1, slots) * sum(size.slot for size in source.tensors.experts.values())
