@@ -157,18 +157,19 @@ def side_line(found: Planned, stats: RunStats, source: str) -> str:
         f"{side} {1e3 * found.sides[side]:.3g}/{1e3 * measured[side]:.3g}" for side in SIDES
     )
     return (
-        f"predicted {1 / found.total:.2f} t/s, measured {1 / total:.2f}; ms per token: {by_side} "
+        f"predicted {1 / found.total:.2f} t/s, measured {1 / total:.2f}; the CPU waited "
+        f"{measured[SIDES[1]] / total:.0%} of the time for the GPU; ms per token: {by_side} "
         f"(rates: {source}; {found.card}'s as published, not measured here)"
     )
 
 
 def hits_line(found: Planned, experts: ExpertStats) -> str:
     """What VRAM had, and what was copied there, since loading."""
-    size = experts.slot_bytes / experts.slots if experts.slots else 0.0
-    copied = experts.copies * size / max(1, experts.passes)
+    hot = experts.hot or experts
+    rate = f" at {hot.bytes_copied / hot.copy_seconds / 1e9:.1f} GB/s" if hot.copy_seconds else ""
     return (
-        f"experts in VRAM: {found.hits:.0%} of those asked for predicted, "
-        f"{experts.hit_rate:.0%} measured; {copied / 1e6:.1f} MB copied per pass"
+        f"experts in VRAM: {found.hits:.0%} of those asked for predicted, {hot.hit_rate:.0%} "
+        f"measured; {hot.bytes_copied / max(1, hot.passes) / 1e6:.1f} MB copied per pass{rate}"
     )
 
 

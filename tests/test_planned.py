@@ -117,14 +117,16 @@ def test_stats_compare_both_sides(
     for _ in range(100):
         stats.count_step(0.075, 1e6, [blocks[kind] for kind in KINDS])
     layer = LayerTiers(uses=None, resident=None, hits=30, misses=70)  # type: ignore[arg-type]
-    experts = ExpertStats(layers={1: layer}, slots=990, slot_bytes=9_900_000_000, copies=200,
-                          passes=100)  # fmt: skip
+    experts = ExpertStats(
+        hot=ExpertStats(layers={1: layer}, passes=100, bytes_copied=2 * 10**9, copy_seconds=0.1)
+    )
     sides, hits = self_check.self_check(*k25, hybrid(k25, 990), stats, experts)
     assert "measured 13.33" in sides
     assert "/60, waiting for the GPU" in sides
     assert "/5 (rates: of today" in sides
     assert "rtx4090's as published, not measured here" in sides
-    assert "30% measured; 20.0 MB copied per pass" in hits
+    assert "the CPU waited 13% of the time for the GPU" in sides
+    assert "30% measured; 20.0 MB copied per pass at 20.0 GB/s" in hits
     words = self_check.expectation(*k25, hybrid(k25, 990))
     assert "if 23% of experts hit; 64% of the time for cores" in words
     assert "not measured here" in words

@@ -67,7 +67,7 @@ class _Counts(NamedTuple):
     misses: int
     gpu_read: int
     cpu_read: int
-    copies: int
+    copied: int
 
 
 class Meter:
@@ -81,8 +81,6 @@ class Meter:
         """Of `passes` passes since then, which took `seconds`; gpu: as `gpu_seconds` found it."""
         now = _counts(self._device)
         since = _Counts._make(b - a for a, b in zip(self._before, now, strict=True))
-        stats = self._device.expert_stats
-        size = stats.slot_bytes / stats.slots if stats.slots else 0.0
         return SplitFigures(
             total=seconds / passes,
             cpu=since.cpu / passes,
@@ -92,7 +90,7 @@ class Meter:
             hits=since.hits / max(1, since.hits + since.misses),
             gpu_read=since.gpu_read / passes,
             cpu_read=since.cpu_read / passes,
-            copied=since.copies * size / passes,
+            copied=since.copied / passes,
         )
 
 
@@ -109,7 +107,7 @@ def _counts(device: HybridDevice) -> _Counts:
         misses=sum(layer.misses for layer in layers),
         gpu_read=device.gpu.traffic.read + in_slots,
         cpu_read=device.cpu.traffic.read,
-        copies=0 if stats is None else stats.copies,
+        copied=0 if stats is None else stats.bytes_copied,
     )
 
 

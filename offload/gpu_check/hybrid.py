@@ -40,8 +40,8 @@ def hybrid(bench: Bench) -> Iterator[Row]:
             with loaded(bench, source, options) as (model, _plan):
                 found[name] = greedy(model, ids, bench.setup.text_tokens)
                 stats = model.expert_stats
-                if name.startswith("hybrid") and stats.hot is not None:
-                    yield fact(f"{name}: hits", 100 * stats.hot.hit_rate, "%")
+                if name.startswith("hybrid"):
+                    yield fact(f"{name}: hits", 100 * (stats.hot or stats).hit_rate, "%")
     tokens, logits = found.pop("cpu")
     for name, (others, theirs) in found.items():
         yield same_bits(f"tokens, {name} and cpu", others, tokens)
