@@ -295,13 +295,14 @@ class VramTier:
     ) -> None:  # fmt: skip
         """The thread: decide, begin copies as far as time allows, and count what arrives.
 
-        until: `perf_counter` from which on no copy begins, so that the pass's end waits for none.
+        until: `perf_counter` from which on no second copy begins: the pass's end would wait for it.
         """
         if asked is not None:
             self._chooser.choose(asked)
         copies = self._copies
-        for key, arrays in sources.items():
-            if self._worker.is_wanted or copies.stopped or time.perf_counter() > until:
+        for n, (key, arrays) in enumerate(sources.items()):
+            is_late = n > 0 and time.perf_counter() > until
+            if self._worker.is_wanted or copies.stopped or is_late:
                 break
             pool, copy = self._pool_of[key.layer], self.layers[key.layer].copy
             copies.bring(key, copy, pool.address(key), arrays, behind)
