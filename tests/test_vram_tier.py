@@ -193,7 +193,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.parametrize("policy", ["layer-lru", "lru", "lfu-admit"])
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(STEPS, st.integers(0, 99), st.integers(256, 20_000), st.integers(0, 40 * PAGE),
        st.integers(1, 3))  # fmt: skip
 def test_tables_name_what_is_there_whatever_happens(
