@@ -50,6 +50,7 @@ class HybridTape:
             gpu.check_started()
         except BaseException:
             with suppress(DeviceError):
+                self._device.settle()
                 gpu.rest()  # what is under way would take the next pass for its own
             raise
         gpu.rest(check)
