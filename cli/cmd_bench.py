@@ -10,7 +10,7 @@ import click
 
 from cli._options import layout_options, layout_wish
 from cli._render import say, show_table
-from cli._values import Counts, FiniteRange, GivenPath
+from cli._values import Amount, Counts, FiniteRange, GivenPath
 from cli.model_argument import model_argument
 from cli.plan_options import PLAN_FILE, check_plan_alone, given_names
 from cli.progress import LoadDisplay
@@ -22,7 +22,7 @@ OF_SHAPES = ("experts", "attention", "shared", "layers", "overlap")
 OF_MODELS = ("pack_budget", "packed_cache", "memory", "plan_file")
 WITHOUT_RAM = (
     "overlap", "parallel", "pack_budget", "packed_cache", "memory", "plan_file", "experts_layout",
-    "pin", "plot",
+    "pin", "plot", "device", "vram",
 )  # fmt: skip
 
 
@@ -113,6 +113,20 @@ class Budgets(click.types.StringParamType):
     metavar="FILE",
     help="With --shape and --ram: where the random model is written, or was before.",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "hybrid"]),
+    default="cpu",
+    show_default=True,
+    help="Where the model runs: on a GPU as a whole, or shared by a GPU and the CPU; this one with"
+    " its expert cache and without, both sides' parts beside it.",
+)
+@click.option(
+    "--vram",
+    type=Amount(),
+    metavar="SIZE",
+    help="With --device: VRAM that may be taken at most, such as 24GiB.",
+)
 @layout_options
 @PLAN_FILE
 @click.option(
@@ -156,7 +170,11 @@ def command(
         raise click.UsageError("--overlap belongs to --parallel")
     if values["plan_file"] is not None:
         check_plan_alone()
+    if values["vram"] is not None and values["device"] == "cpu":
+        raise click.UsageError("--vram belongs to --device cuda or hybrid")
     if plot is not None:
+        if values["device"] != "cpu":
+            raise click.UsageError("--plot draws layers on the CPU: leave --device out")
         if shape is None:
             raise RequestError("--plot draws a layer's parts: give --shape as well")
         bench.check_matplotlib()
@@ -238,6 +256,8 @@ def _model_options(model: Path | None, values: dict[str, Any]) -> bench.ModelOpt
         pin=values["pin"],
         plan=values["plan_file"],
         parallel=_numbers(values),
+        device=values["device"],
+        vram=values["vram"],
     )
 
 

@@ -18,7 +18,7 @@ def gpu_check(doctor: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--gpu",
         is_flag=True,
-        help="Prove the GPU: every kernel against the CPU, and its rates, in under five minutes.",
+        help="Prove the GPU: every kernel against the CPU, and its rates, in under ten minutes.",
     )
     @click.option(
         "--out",
@@ -27,7 +27,7 @@ def gpu_check(doctor: Callable[..., None]) -> Callable[..., None]:
         help="With --gpu: the folder of its results (gpu-check).",
     )
     @click.option(
-        "--seconds", type=click.FloatRange(min=1), help="With --gpu: for everything (290)."
+        "--seconds", type=click.FloatRange(min=1), help="With --gpu: for everything (590)."
     )
     @click.option("--parts", metavar="A,B", help="With --gpu: only these; a wrong one lists them.")
     @functools.wraps(doctor)

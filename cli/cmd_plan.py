@@ -15,12 +15,12 @@ from cli.model_argument import header_argument
 from cli.plan_options import given_names
 
 if TYPE_CHECKING:
-    from offload.forecast.forecast import Forecast
+    from offload.forecast.box_forecast import Forecast
     from offload.forecast.model_facts import ModelFacts
 
 TYPES = ("experts", "attention", "shared")
 ALONE = ("shape", "preset", *TYPES, "gpus", "ram", "ram_bandwidth", "cores", "isa", "pcie", "disk",
-         "context", "kv_type", "timeline", "plot")  # fmt: skip
+         "context", "kv_type", "timeline", "empty_cache", "plot")  # fmt: skip
 
 
 @click.command("plan")
@@ -53,6 +53,7 @@ ALONE = ("shape", "preset", *TYPES, "gpus", "ram", "ram_bandwidth", "cores", "is
 @click.option("--table", is_flag=True, help="The boxes that people ask about, with a verdict each.")
 @click.option("--timeline", is_flag=True, help="Simulate tokens on the GPU's box, and show a layer "
               "of the last one.")  # fmt: skip
+@click.option("--empty-cache", is_flag=True, help="With --timeline: no expert is ever in VRAM.")
 @click.option("--plot", type=GivenPath(what="path of the picture", dir_okay=False),
               metavar="FILE.png", help="Draw the timeline (needs matplotlib).")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
@@ -76,25 +77,28 @@ def command(model: Path | None, table: bool, as_json: bool, **values: Any) -> No
         else:
             show_table(*forecast.verdict_table(verdicts))
             say(
-                "tokens/s: one sequence decoded, as GPUs allow; this version uses one, for models "
-                "that fit into it"
+                "tokens/s: one sequence decoded; with one GPU beside the CPU, of simulated tokens. "
+                "This version uses one GPU"
             )
         return
+    drawn = values["timeline"] or values["plot"] is not None
+    if values["empty_cache"] and not drawn:
+        raise click.UsageError("--empty-cache belongs to --timeline")
     if values["plot"] is not None:
         bench.check_matplotlib()
     found = _forecast(_facts(model, values), values)
     if as_json:
         content = forecast.forecast_json(found)
-        if values["timeline"] or values["plot"] is not None:
-            content["timeline"] = _timeline(found, values["plot"])[1]
+        if drawn:
+            content["timeline"] = _timeline(found, values)[1]
         say(json.dumps(content, indent=2, allow_nan=False))
         return
     for title, columns, rows in forecast.forecast_tables(found):
         show_table(title, columns, rows)
     for note in forecast.forecast_notes(found):
         say(note)
-    if values["timeline"] or values["plot"] is not None:
-        say("\n" + _timeline(found, values["plot"])[0])
+    if drawn:
+        say("\n" + _timeline(found, values)[0])
 
 
 def _facts(model: Path | None, values: dict[str, Any]) -> ModelFacts:
@@ -134,12 +138,12 @@ def _forecast(facts: ModelFacts, values: dict[str, Any]) -> Forecast:
     return forecast.forecast(facts, box, question)
 
 
-def _timeline(found: Forecast, plot: Path | None) -> tuple[str, dict[str, float]]:
+def _timeline(found: Forecast, values: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """(text, figures) of the simulated timeline; drawn where that is asked for."""
     from offload import forecast
 
-    timeline = found.timeline()
-    if plot is not None:
-        forecast.plot_timeline(timeline, plot)
+    timeline = found.timeline(empty=values["empty_cache"])
+    if values["plot"] is not None:
+        forecast.plot_timeline(timeline, values["plot"])
     figures = {"tokens_per_second": timeline.tokens_per_second, "hit_rate": timeline.hit_rate}
     return str(timeline), figures

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from offload.amounts import binary_amount
 from offload.arguments import integer, quoted
 from offload.cgroups import Limits, read_limits
@@ -171,6 +169,8 @@ def gpu_kernels(gpu: GpuFacts) -> str:
 
 def probe() -> HardwareProfile:
     """Look at this machine; takes a few milliseconds."""
+    import psutil
+
     threads = psutil.cpu_count(logical=True) or 1
     cores = psutil.cpu_count(logical=False) or threads
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads

@@ -280,7 +280,7 @@ def region_seconds(pool: Pool, n: int = 256) -> float:
     steps = tape.table()
     with contextlib.closing(Pool(1)) as single:
         whole, alone = (
-            least(lambda p=p: run_tape(p.address, steps.ctypes.data, n)) / n  # type: ignore[misc]
+            least(lambda p=p: run_tape(p.address, steps.ctypes.data, n, 0)) / n  # type: ignore[misc]
             for p in (pool, single)
         )
     return max(0.0, whole - alone / pool.threads)
@@ -304,7 +304,7 @@ def vector_rate(n: int = 4096) -> float:
         tape.add(row_tasks.norm_task.address, context)
     steps = tape.table()
     with contextlib.closing(Pool(1)) as pool:
-        return times * n / least(lambda: run_tape(pool.address, steps.ctypes.data, times))
+        return times * n / least(lambda: run_tape(pool.address, steps.ctypes.data, times, 0))
 
 
 def attend_rate(pool: Pool, positions: int = 1024) -> float:

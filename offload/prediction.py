@@ -2,8 +2,9 @@
 
 A part's time is that of its weights, the longer of reading them from memory and of the kernels'
 arithmetic (or from the last-level cache, if all weights fit into it), and what its parallel regions
-and its vectors on one thread take besides. Nothing here is fitted to a model: all constants are
-measured.
+and its vectors on one thread take besides. What a core does not hide behind its own reads is hidden
+behind other cores' reads where they share less memory bandwidth than each could use alone. Nothing
+here is fitted to a model: all constants are measured.
 """
 
 from __future__ import annotations
@@ -92,16 +93,18 @@ class _Clock:
     def slower(self, part: Part, n_bytes: float, work: float, exposed: float = 0.0) -> None:
         """Add the longer of reading so many bytes and `work` seconds of kernels.
 
-        exposed: the share of the shorter that is not hidden behind it, of what comes from RAM.
+        exposed: the share of the shorter that a core does not hide, of what comes from RAM.
         """
         memory = self.memory(n_bytes)
-        if not self.fits:
-            self.add(part, exposed * min(memory, work))
+        longer = max(memory, work)
         if memory > work:
             self.by_memory += memory
         else:
             self.by_kernels += work
-        self.add(part, max(memory, work))
+        if not self.fits:
+            alone = min(memory, n_bytes / (self.threads * self.rates.ram_one))
+            longer = max(longer, max(alone, work) + exposed * min(alone, work))
+        self.add(part, longer)
 
     def kernel(self, key: str) -> KernelRates | None:
         rates = kernel_rates(self.rates, key)

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from offload.config import ModelConfig
+from offload.errors import shown
 from offload.expert_stats import ExpertStats
+from offload.forecast.planned import SIDES, Planned, planned
 from offload.hardware import BUSY, probe
 from offload.known_rates import memory_now, rates_here
 from offload.last_level_cache import ASSUMED_CACHE, cache_bytes
@@ -78,13 +80,19 @@ def self_check(
 ) -> list[str]:
     """Lines for people after an answer; none before TOKENS tokens or where nothing is known."""
     measured = stats.parts
-    if stats.decode_tokens < TOKENS or not measured or plan.vram is not None:
+    if stats.decode_tokens < TOKENS or not measured:
         return []
-    found = rates_here(probe(), plan.threads)
+    hardware = probe()
+    found = rates_here(hardware, plan.threads)
     if found is None:
         return []
     rates, source = found
     context = stats.prompt_tokens + stats.decode_tokens // 2
+    if plan.vram is not None:
+        with_gpu = planned(config, census, plan, rates, hardware, context)
+        if with_gpu is None or not with_gpu.sides:
+            return []
+        return [side_line(with_gpu, stats, source), hits_line(with_gpu, experts)]
     predicted = expected(config, census, plan, rates, context)
     measured.pop("sampling")
     lines = [table_line(predicted, measured, source)]
@@ -100,11 +108,11 @@ def self_check(
 
 def expectation(config: ModelConfig, census: Census, plan: Plan) -> str:
     """One line: tokens per second of a short answer, and why; nothing is measured for it."""
-    if plan.vram is not None:
-        return "expected speed: known for the CPU alone in this version"
-    rates = saved(probe())
+    rates = saved(hardware := probe())
     if rates is None:
         return "expected speed: unknown before `kimi-offload doctor --measure`"
+    if plan.vram is not None:
+        return _with_gpu(planned(config, census, plan, rates, hardware, CONTEXT), plan.vram.gpu)
     parts = expected(config, census, plan, rates, CONTEXT)
     steps = parts.total - parts.memory - parts.kernels
     reasons = {
@@ -121,6 +129,47 @@ def expectation(config: ModelConfig, census: Census, plan: Plan) -> str:
     return (
         f"expected speed: {parts.tps:.2f} t/s after {CONTEXT} tokens{condition}; {reason} takes "
         f"{reasons[reason] / parts.total:.0%} (rates: measured on {rates.date})"
+    )
+
+
+def _with_gpu(found: Planned | None, gpu: str) -> str:
+    if found is None:
+        return f"expected speed: unknown, for the figures of {shown(gpu)} are not known"
+    limit = max(found.seconds, key=lambda resource: found.seconds[resource])
+    hits = f", if {found.hits:.0%} of experts hit" if found.sides else ""
+    return (
+        f"expected speed: {1 / found.total:.2f} t/s after {CONTEXT} tokens{hits}; "
+        f"{found.seconds[limit] / found.total:.0%} of the time for {limit} (the card's rates: "
+        f"{found.card}'s as published, not measured here)"
+    )
+
+
+def side_line(found: Planned, stats: RunStats, source: str) -> str:
+    """Both rates of CPU and GPU together, and milliseconds by side.
+
+    Of a pass of few rows "attention" is what the CPU waits for the GPU, and the head is the rest.
+    """
+    parts = stats.parts
+    total = sum(parts.values()) - parts["sampling"]
+    measured = {SIDES[0]: parts["experts"], SIDES[1]: parts["attention"] + parts["router"]}
+    measured[SIDES[2]] = total - sum(measured.values())
+    by_side = ", ".join(
+        f"{side} {1e3 * found.sides[side]:.3g}/{1e3 * measured[side]:.3g}" for side in SIDES
+    )
+    return (
+        f"predicted {1 / found.total:.2f} t/s, measured {1 / total:.2f}; the CPU waited "
+        f"{measured[SIDES[1]] / total:.0%} of the time for the GPU; ms per token: {by_side} "
+        f"(rates: {source}; {found.card}'s as published, not measured here)"
+    )
+
+
+def hits_line(found: Planned, experts: ExpertStats) -> str:
+    """What VRAM had, and what was copied there, since loading."""
+    hot = experts.hot or experts
+    rate = f" at {hot.bytes_copied / hot.copy_seconds / 1e9:.1f} GB/s" if hot.copy_seconds else ""
+    return (
+        f"experts in VRAM: {found.hits:.0%} of those asked for predicted, {hot.hit_rate:.0%} "
+        f"measured; {hot.bytes_copied / max(1, hot.passes) / 1e6:.1f} MB copied per pass{rate}"
     )
 
 

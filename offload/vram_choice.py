@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -37,6 +38,16 @@ class Asked:
     rows: int
 
 
+class Work:
+    """What a pass did in a layer. rows: of each of `experts`."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.experts: list[int] = schedule.experts.tolist()
+        starts = schedule.starts.tolist()
+        self.rows: list[int] = [b - a for a, b in pairwise(starts)]
+
+
 class Chooser:
     """layers: all; pools: of those that have slots. limit: copies per layer and step."""
 
@@ -54,7 +65,7 @@ class Chooser:
         """Count, and plan the next copies; they are in the pools' `planned` then."""
         began = time.perf_counter()
         work = {
-            layer: schedule(ids, asked.resident[layer])
+            layer: Work(schedule(ids, asked.resident[layer]))
             for layer, ids in asked.routings.items()
             if ids.size and ids.min() >= 0 and ids.max() < len(self._layers[layer].resident)
         }
@@ -68,11 +79,11 @@ class Chooser:
         self._hits += MEMORY * (hits - self._hits)
         self._stats.bookkeeping += time.perf_counter() - began
 
-    def _count(self, layer: int, work: Schedule, resident: Array) -> int:
+    def _count(self, layer: int, work: Work, resident: Array) -> int:
         counts, n_bytes = self._stats.layers[layer], self._layers[layer].copy.expert_bytes
-        hits = int(np.count_nonzero(resident[work.experts]))
-        misses = work.used - hits
-        counts.uses[work.experts] += np.diff(work.starts)
+        hits = int(resident[work.schedule.experts].sum())
+        misses = len(work.experts) - hits
+        counts.uses[work.schedule.experts] += work.rows
         counts.hits += hits
         counts.misses += misses
         self._stats.bytes["vram"] += hits * n_bytes
@@ -80,7 +91,7 @@ class Chooser:
         return hits
 
     def _plan(
-        self, asked: Asked, work: Mapping[int, Schedule], began: float, *, may_exchange: bool
+        self, asked: Asked, work: Mapping[int, Work], began: float, *, may_exchange: bool
     ) -> int:
         """How many slots have changed hands."""
         planned = sum(self._layers[k.layer].copy.expert_bytes for k in self._planned())
@@ -89,7 +100,8 @@ class Chooser:
         order = order[self._turn % len(order) :] + order[: self._turn % len(order)]
         exchanges = 0
         for n, layer in enumerate(order):
-            if left <= 0 or time.perf_counter() - began > SHARE * asked.seconds:
+            is_late = n > 0 and time.perf_counter() - began > SHARE * asked.seconds
+            if left <= 0 or is_late:
                 self._turn += n  # the others are first, next time
                 break
             pool = self._pools[layer]
@@ -104,23 +116,20 @@ class Chooser:
         return [key for pool in set(self._pools.values()) for key in pool.planned]
 
     def _ask(
-        self, layer: int, work: Schedule, resident: Array, left: float, *, may_exchange: bool
+        self, layer: int, work: Work, resident: Array, left: float, *, may_exchange: bool
     ) -> None:
         """One layer, in `left` seconds of copying."""
         pool = self._pools[layer]
-        counts = np.diff(work.starts)
-        order = np.argsort(counts, kind="stable")  # the latest is the hottest
-        asked = [
-            (ExpertKey(layer, e), n)
-            for e, n in zip(work.experts[order].tolist(), counts[order].tolist(), strict=True)
-        ]
+        asked = sorted(zip(work.rows, work.experts, strict=True))  # the latest is the hottest
+        keys = {expert: ExpertKey(layer, expert) for _, expert in asked}
         taken = resident.copy()
-        with pool.cache.lease((key for key, _ in asked), loads=0) as there:
-            taken[[key.expert for key in there]] = 1  # or on their way
-        for key, n in asked:
-            for _ in range(n.bit_length() - 1):
-                pool.policy.touch(key)
-        absent = int(np.count_nonzero(taken[work.experts] == 0))
+        with pool.cache.lease(keys.values(), loads=0) as there:
+            for key in there:
+                taken[key.expert] = 1  # or on its way
+        for rows, expert in asked:
+            for _ in range(rows.bit_length() - 1):
+                pool.policy.touch(keys[expert])
+        absent = len(work.experts) - int(taken[work.schedule.experts].sum())
         if not absent:
             return
         budget = CopyBudget(
@@ -128,16 +137,16 @@ class Chooser:
             copy_seconds=self._copies.seconds_of(self._layers[layer].copy.expert_bytes),
             limit=self._limit,
         )
-        wanted = next_copies(work, np.ones(work.slots.shape, np.float32), taken, budget)
+        ones = np.ones(work.schedule.slots.shape, np.float32)
+        wanted = next_copies(work.schedule, ones, taken, budget)
         if not wanted:
             return
-        rows = dict(asked)
-        least = min(rows[ExpertKey(layer, e)] for e in wanted)
-        held = [key for key, n in asked if n >= least and key in there]
+        least = min(rows for rows, expert in asked if expert in wanted)
+        held = [keys[expert] for rows, expert in asked if rows >= least and keys[expert] in there]
         for key in held:
             pool.cache.hold(key)
         for expert in wanted:
             if may_exchange or not pool.is_full:
-                pool.cache.prefetch(ExpertKey(layer, expert))
+                pool.cache.prefetch(keys[expert])
         for key in held:
             pool.cache.release(key)

@@ -130,7 +130,7 @@ class Copies:
         if n_bytes and self._since is not None:
             self._count(n_bytes)
         if self._under and time.monotonic() - self._under[0].began > self._patience:
-            self.stop(f"a copy has not arrived for {self._patience:.0f} s")
+            self.stop(f"a copy has not arrived for {self._patience:g} s")
         return bool(self._under)
 
     def rest(self) -> None:

@@ -12,7 +12,9 @@ bits of a result.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -38,15 +40,18 @@ from offload.vram_worker import Worker
 Array = np.ndarray
 PATIENCE: Final = 20.0  # seconds: a copy that takes longer has stalled
 TRIALS: Final = 2  # copies by which the link is measured
+HIDDEN: Final = 0.9  # of a pass, in which copies begin
 POLL: Final = 1e-3  # seconds between two looks at copies
 
 
 class VramTier:
     """Used by one thread, whoever computes; `settle` before the GPU is used for anything else.
 
-    space: of the slots; workspace: of the tables. home: the name of the tier below. below: slots in
-    RAM of experts that lie on a disk: those are copied from there, and as long as they lie in none
-    of these they are not copied at all. link: bytes/s of copies at first, None: measured.
+    space: of the slots, and at its end of the stage that copies pass through; workspace: of the
+    tables. home: the name of the tier below.
+    below: slots in RAM; an expert that lies there is copied from there, and held meanwhile. One
+    that lies in none of them is copied from its matrices, or not at all if its home is "disk".
+    link: bytes/s of copies at first, None: measured.
     patience: see PATIENCE.
     """
 
@@ -132,7 +137,8 @@ class VramTier:
             self._halt()
         sources = self._hold() if rows <= FEW_ROWS else {}
         behind = self._gpu.mark()
-        self._worker.start(lambda: self._work(asked, sources, behind))
+        until = time.perf_counter() + (inf if asked is None else HIDDEN * asked.seconds)
+        self._worker.start(lambda: self._work(asked, sources, behind, until))
 
     def after(self, routings: Mapping[int, Array], seconds: float, rows: int) -> None:
         """A pass of so many rows has run: its expert_ids (T, K) by layer, and its time.
@@ -262,7 +268,7 @@ class VramTier:
                 pool.drop(key)
 
     def _hold(self) -> dict[ExpertKey, Sequence[Array] | None]:
-        """What is to be copied, and from where; what lies in no RAM slot is forgotten."""
+        """What is to be copied, and from where; what only a disk has is forgotten."""
         planned = [(key, pool) for pool in self._pools for key in pool.planned]
         below = self._below
         if below is None:
@@ -276,21 +282,28 @@ class VramTier:
                 self._lent.add(key)
                 addresses = below.places[key.layer].addresses[key.expert]
                 sources[key] = self.layers[key.layer].copy.sources_at(addresses.tolist())
+            elif self.stats.home != "disk":
+                sources[key] = None
             else:
                 pool.planned.remove(key)
                 pool.drop(key)
         return sources
 
     def _work(
-        self, asked: Asked | None, sources: Mapping[ExpertKey, Sequence[Array] | None], behind: Mark
-    ) -> None:
-        """The thread: decide, begin copies as far as time allows, and count what arrives."""
+        self, asked: Asked | None, sources: Mapping[ExpertKey, Sequence[Array] | None],
+        behind: Mark, until: float,
+    ) -> None:  # fmt: skip
+        """The thread: decide, begin copies as far as time allows, and count what arrives.
+
+        until: `perf_counter` from which on no second copy begins: the pass's end would wait for it.
+        """
         if asked is not None:
             self._chooser.choose(asked)
         copies = self._copies
-        for key, arrays in sources.items():
-            if self._worker.is_wanted or copies.stopped:
-                return
+        for n, (key, arrays) in enumerate(sources.items()):
+            is_late = n > 0 and time.perf_counter() > until
+            if self._worker.is_wanted or copies.stopped or is_late:
+                break
             pool, copy = self._pool_of[key.layer], self.layers[key.layer].copy
             copies.bring(key, copy, pool.address(key), arrays, behind)
             pool.planned.remove(key)

@@ -75,7 +75,8 @@ class FakeCuda:
     ever done.
 
     seed: of the order in which streams go on. early: addresses that were unregistered in use.
-    native: what went wrong in calls by address, of which nobody hears.
+    native: what went wrong in calls by address, of which nobody hears; eager: what such a call puts
+    in is done at once, for tapes ask nothing.
     """
 
     CUresult = real.CUresult
@@ -104,6 +105,7 @@ class FakeCuda:
         self.early: list[int] = []
         self.native: list[BaseException] = []
         self.reads_only = True
+        self.eager = False
         self.random = random.Random(seed)
         self.shared: dict[int, int] = {}
         self.entries: dict[str, Any] = {}
@@ -151,7 +153,10 @@ class FakeCuda:
         def called(*values: int) -> int:
             made = [kind(value) for kind, value in zip(kinds, values, strict=True)]
             try:
-                return int(getattr(self, name)(*made)[0])
+                code = int(getattr(self, name)(*made)[0])
+                if self.eager:
+                    self._drain()
+                return code
             except KeyboardInterrupt:  # does not come here
                 return called(*values)
             except BaseException as exc:

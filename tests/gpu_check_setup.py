@@ -5,17 +5,29 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 from simulated_gpu import SimulatedGpu
 
+from offload.devices import cuda
 from offload.errors import DeviceError
 from offload.gpu.base import Gpu
 from offload.gpu_check.bench import Bench, Setup
 from offload.gpu_check.report import Row, at_least, fact
+from offload.loading import execute
 from quant.ggml import GGMLType
 
+
+def emulated(*plan: Any) -> Any:
+    """A model on a GPU that is not there."""
+    with mock.patch.object(cuda, "CudaGpu", return_value=SimulatedGpu(1 << 30)):
+        return execute(*plan)
+
+
 SMALL = Setup(
-    open=lambda: SimulatedGpu(1 << 27), types=(GGMLType.Q4_K,), launch_bytes=1 << 16,
+    open=lambda: SimulatedGpu(1 << 27), execute=emulated, stack_depth=4, stack_steps=2,
+    stack_prompt=12, types=(GGMLType.Q4_K,), launch_bytes=1 << 16,
     slab_bytes=1 << 20, hidden=256, width=256, heads=4, rank=32, rope=16, contexts=(300,),
     prompts=(40,), check_rows=256, check_columns=512, check_tokens=9, transfer_bytes=1 << 16,
     layers=2, at_once=(1,), text_tokens=3, seconds=0.0, repeats=1,

@@ -22,7 +22,8 @@ Array = np.ndarray
 class SlotGpu:
     """See Gpu. on_write: called with (address, bytes) of all that goes beside the queue.
 
-    speed: steps beside the queue for each question, at most; failing: sends that will fail.
+    speed: steps beside the queue for each question, at most. failing: how many calls it takes until
+    one beside the queue fails, 0 or less: none; fails: whether all do.
     """
 
     def __init__(self, n_bytes: int, seed: int = 0) -> None:
@@ -30,6 +31,7 @@ class SlotGpu:
         self.base = 1 << 20
         self.speed = 3
         self.failing = 0
+        self.fails = False
         self.on_write: Callable[[int, int], None] = lambda at, n: None
         self._random = random.Random(seed)
         self._next = self.base
@@ -64,15 +66,14 @@ class SlotGpu:
 
     def send(self, to: int, data: Array, behind: Mark) -> Sent:
         """Later."""
-        if self.failing:
-            self.failing -= 1
-            raise DeviceError("error 999")
+        self._try()
         self._put(lambda: self.upload(to, data))
         return Sent(self.sent)
 
     def prepare(self, launches: Sequence[Launch], *, beside: bool) -> Any:
         """A copy."""
         assert beside
+        self._try()
         return Moved(self, launches)
 
     def launch(self, one: Launch) -> None:
@@ -82,6 +83,11 @@ class SlotGpu:
         assert first == 0
         self.on_write(to, n)
         self.view(to, n)[:] = self.view(stage, n)
+
+    def _try(self) -> None:
+        self.failing -= 1
+        if self.failing == 0 or self.fails:
+            raise DeviceError("error 999")
 
     def _put(self, work: Callable[[], None]) -> None:
         self._beside.append(work)

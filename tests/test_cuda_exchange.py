@@ -10,6 +10,7 @@ from simulated_gpu import SimulatedGpu
 from offload.errors import DeviceError
 from offload.gpu.base import Launch
 from quant.cuda.exchange import EXCHANGE
+from quant.cuda.kept_ptx import kept_ptx
 from quant.run.gpu_tasks import Await, await_task
 from quant.run.pool import Pool
 from quant.run.tape import Tape, run_tape
@@ -82,7 +83,7 @@ class Started:
         """Once."""
         self.number.array.view(np.int64)[0] = number
         pool = Pool(1)
-        run_tape(pool.address, table.ctypes.data, len(table))
+        run_tape(pool.address, table.ctypes.data, len(table), 0)
         pool.close()
 
 
@@ -127,3 +128,11 @@ def test_a_kernel_that_fails_is_told_and_ends_the_wait() -> None:
     with pytest.raises(PtxError, match="exchange"):
         gpu.check_started()
     gpu.close()
+
+
+def test_the_flag_is_behind_what_all_threads_wrote() -> None:
+    """The emulator cannot show it: its threads go in step."""
+    text = kept_ptx(EXCHANGE)
+    steps = "st.global.v4", "bar.sync", "fence.acq_rel.sys", "st.relaxed.sys.global.s64"
+    places = [text.rindex(step) for step in steps]
+    assert places == sorted(places)

@@ -162,3 +162,22 @@ def test_wrong_victim_of_a_policy_is_named(choice: ExpertKey, why: str) -> None:
     with cache.lease([C]), pytest.raises(OffloadError, match=f"Wrong.*{why}"):
         ask(cache, A)
     assert set(cache.resident) == {C}
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.lists(KEYS, max_size=4)), max_size=20))
+def test_slots_at_one_end_come_and_go(steps: list[tuple[int, list[ExpertKey]]]) -> None:
+    device = Device(6)
+    cache = ExpertCache(6, LRU(), device.load)
+    for slots, keys in steps:
+        before = dict(cache.resident)
+        gone = cache.keep_first(slots)
+        assert set(gone) == {key for key, slot in before.items() if slot >= slots}
+        assert dict(cache.resident) == {k: s for k, s in before.items() if k not in gone}
+        ask(cache, *keys)
+        assert len(cache.resident) <= cache.slots == slots
+        for key, slot in cache.resident.items():
+            assert slot < slots
+            assert device.slots[slot] == key
+        if len({*keys}) <= slots:
+            assert {*keys} <= cache.resident.keys(), "free slots are found"

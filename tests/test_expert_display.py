@@ -8,7 +8,7 @@ from fake_engine import FakeEngine
 
 from cli import chat_ui
 from cli.answering import Settings
-from cli.expert_display import heat_map, show_experts, tier_lines, uses_so_far
+from cli.expert_display import heat_map, show_experts, stats_lines, tier_lines, uses_so_far
 from offload.expert_stats import ExpertStats, LayerTiers
 
 Capture = pytest.CaptureFixture[str]
@@ -82,6 +82,54 @@ def test_lines_tell_hits_bytes_waiting_and_why() -> None:
         "a miss waits for its copy: 2 ms to read, 9 ms from the map",
     ]
     assert tier_lines(ExpertStats(home="ram")) == ["expert cache: off; experts lie in RAM"]
+
+
+def with_vram() -> ExpertStats:
+    """The same on a disk, and slots in VRAM above."""
+    stats = with_slots()
+    stats.hot = ExpertStats(
+        layers={
+            1: tiers([0, 1, 2, 3, 8, 2, 0, 0], [4], hits=8, misses=8),
+            2: tiers([2, 2, 2, 2, 2, 2, 2, 2], [7], hits=2, misses=14),
+        },
+        home="disk", policy="layer-lru", slots=6, slot_bytes=1 << 30, passes=10,
+        bytes={"vram": 20_000_000, "disk": 40_000_000}, copies=5, bytes_copied=30_000_000_000,
+        copy_seconds=1.5, failures=2, bookkeeping=0.25, off_because="nothing is copied any more",
+    )  # fmt: skip
+    return stats
+
+
+def test_three_tiers_are_shown_together_the_fastest_first() -> None:
+    stats = with_vram()
+    assert tier_lines(stats)[:5] == [
+        "experts in VRAM: 31.2% hits of 32 asked for; 6 slots (1.00 GiB) under layer-lru, 5 copies",
+        "copies into VRAM: 30.0 GB in 1.50 s (20.0 GB/s), 2 failed; choosing them took 0.25 s"
+        " beside the computation",
+        "nothing is copied any more",
+        "expert cache: 37.5% hits of 8 asked for; 2 slots (3.00 GiB) under layer-lru, 2 copies",
+        "routed experts, a pass: 2.0 MB from VRAM, 1.0 MB from slots in RAM, 3.0 MB from the disk",
+    ]
+    before = uses_so_far(stats)
+    assert stats.hot is not None
+    stats.hot.layers[1].uses[3] += 1
+    assert rows(stats, before)[:2] == ["    1  .-xOo    50%", "    2 -------O  12%"]
+    assert "O in VRAM  o in a slot in RAM  x missed" in rows(stats, {})[-1]
+
+
+def test_two_tiers_without_slots_in_ram() -> None:
+    stats = with_vram()
+    assert stats.hot is not None
+    stats.hot.home, stats.hot.bytes = "ram", {"vram": 20_000_000, "ram": 40_000_000}
+    stats.hot.failures, stats.hot.off_because = 0, ""
+    stats = ExpertStats(layers=stats.layers, home="ram", hot=stats.hot)
+    assert stats_lines(stats) == [
+        "experts in VRAM: 31.2% hits of 32 asked for; 6 slots (1.00 GiB) under layer-lru, 5 copies",
+        "copies into VRAM: 30.0 GB in 1.50 s (20.0 GB/s); choosing them took 0.25 s beside the"
+        " computation",
+        "routed experts, a pass: 2.0 MB from VRAM, 4.0 MB from RAM",
+    ]
+    stats.hot = ExpertStats(home="ram", off_because="1.0 MiB have room for no slot")
+    assert stats_lines(stats) == ["experts in VRAM: no slots", "1.0 MiB have room for no slot"]
 
 
 def test_without_slots_it_is_said_why(capsys: Capture) -> None:

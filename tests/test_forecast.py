@@ -21,13 +21,14 @@ from offload.forecast import (
     known_boxes,
     preset_named,
 )
+from offload.forecast.box_forecast import Forecast
 from offload.forecast.boxes import Box
-from offload.forecast.forecast import Forecast
 from offload.forecast.gpus import gpus_named
 from offload.forecast.hits import cache_hits
 from offload.forecast.model_facts import ModelFacts
 from offload.forecast.placement import placed
 from offload.forecast.presets import PRESETS
+from offload.forecast.seconds import timeline_costs
 from offload.gguf import GGUFFile
 from offload.planner import PlanOptions
 from offload.prediction import predicted_parts, prompt_parts
@@ -101,8 +102,8 @@ def test_all_in_ram(experts: str, ram: int, bandwidth: float) -> None:
     assert found.bytes_per_token["ram"] == pytest.approx(read)
     assert found.bytes_per_token["disk"] == found.bytes_per_token["vram"] == 0
     assert found.decode.roof == pytest.approx(bandwidth / read)
-    # 80 % of the nominal is read by all cores, and little else is added
-    assert 0.68 < found.decode.expected / found.decode.roof < 0.8
+    # 85 % of the nominal is read by all cores, and little else is added
+    assert 0.72 < found.decode.expected / found.decode.roof < 0.85
     assert found.decode.low < found.decode.expected < found.decode.high < found.decode.roof
     assert found.decode.binding == "RAM bandwidth"
 
@@ -172,10 +173,12 @@ def test_a_card_beside_ram(
 ) -> None:
     found = on(experts, gpus=[gpu], ram=ram * GIB, ram_bandwidth=89.6e9, cores=16, isa="avx512")
     expert = EXPERT * BITS[experts] / 8
-    slots = int((usable(gib) - FIXED - CONTEXT * KV) / expert)
+    # what the KV cache does not need yet is lent to slots, up to a third is for steps of prompts
+    room, slots = (usable(gib) - FIXED) / expert, found.layout.gpu_slots
+    assert 0.6 * room < slots < room
+    assert found.layout.chunk == 4096
     assert found.layout.fits
     assert found.layout.is_cache
-    assert found.layout.gpu_slots == slots
     hits = cache_hits(slots / 23_040).expected
     routed = 480 * expert
     assert found.bytes_per_token["vram"] == pytest.approx(FIXED + hits * routed, rel=1e-6)
@@ -184,15 +187,44 @@ def test_a_card_beside_ram(
     roof = 1 / max(in_ram / 89.6e9, (FIXED + hits * routed) / vram_bandwidth)
     assert found.decode.roof == pytest.approx(roof, rel=1e-3)
     seconds = (FIXED - MOE * SHARED + 512 * KV) / (0.8 * vram_bandwidth)
-    seconds += in_ram / (0.8 * 89.6e9)
-    assert found.decode.expected == pytest.approx(1 / seconds, rel=0.1)
-    assert found.max_context["f16"] == min(262_144, int((usable(gib) - FIXED) / KV))
+    seconds += in_ram / (0.85 * 89.6e9)
+    # two copies a layer read RAM, too: the link's rate of what the misses leave of it
+    link = found.box.pcie
+    copies = min(2, 8 * hits)
+    copying = MOE * copies * expert / link * (1 - (0.85 * 89.6e9 - link) / (0.85 * 89.6e9))
+    assert found.decode.expected == pytest.approx(1 / (seconds + copying), rel=0.1)
+    longest = min(262_144, int((usable(gib) - FIXED) / KV))
+    assert 0.9 * longest < found.max_context["f16"] <= longest
     # a prompt streams all experts over the link once for 4,096 tokens
-    link = 25e9 if "5090" not in gpu else 50e9
-    assert found.prefill.expected <= 4096 * 0.9 * link / (23_040 * expert) + 1
-    today = found.this_version
-    assert today is not None
-    assert today.decode.expected < found.decode.expected
+    limit = 4096 * link / (23_040 * expert)
+    assert 0.6 * limit < found.prefill.expected <= 0.9 * limit + 1
+    assert found.this_version is found
+
+
+def test_a_4090_beside_two_channels_of_ddr5_5600_with_no_expert_in_vram() -> None:
+    wish = BoxWish(gpus=["rtx4090"], ram=256 * GIB, ram_bandwidth=89.6e9, cores=16, isa="avx512")
+    found = forecast(k25("TQ1_0"), describe(wish))
+    cold = found.timeline(empty=True)
+    assert cold.tokens_per_second >= 14
+    assert cold.hit_rate == 0
+    # by hand: the misses from RAM; on the GPU attention, its 18 gaps, router, 8 rows over the link
+    misses = 8 * 9_289_728 / (0.85 * 89.6e9)
+    gpu = (ATTENTION + ROUTER) / (0.8 * 1008e9) + 8 * 4 * H / 25e9
+    launches = 8e-6 + 18e-6 + 3e-6 + 3e-6
+    rest = (HEAD + DENSE + ATTENTION) / (0.8 * 1008e9)
+    seconds = MOE * (misses + gpu + launches) + rest
+    assert 1 / cold.tokens_per_second == pytest.approx(seconds, rel=0.03)
+    cpu = forecast(found.facts, replace(found.box, gpus=()))
+    assert cold.tokens_per_second > 1.5 * cpu.decode.expected
+    assert "|miss" in str(cold)
+
+
+def test_copies_cost_what_they_read_of_ram() -> None:
+    found = on("TQ1_0", gpus=["rtx4090"], ram=256 * GIB, ram_bandwidth=89.6e9, isa="avx512")
+    costs = timeline_costs(found.layout, found.box, 512)
+    assert costs.taken == pytest.approx(25e9 / (0.85 * 89.6e9), rel=0.01)
+    fast = replace(found.box, ram_bandwidth=600e9, rates=replace(found.box.rates, ram=500e9))
+    assert timeline_costs(found.layout, fast, 512).taken == 0
 
 
 def test_the_known_example_of_a_layer() -> None:
@@ -241,7 +273,7 @@ def test_eight_a100_hold_int4_barely() -> None:
     assert 0 < left < 0.05 * 8 * usable(80)
     read = facts.bytes_read() - facts.bytes_read("embedding")
     assert decode.roof == pytest.approx(8 * 2039e9 / read, rel=1e-3)
-    gaps = LAYERS * (24e-6 + 100e-6) + 50e-6
+    gaps = LAYERS * (18e-6 + 100e-6) + 50e-6
     weights = (read + 512 * KV) / (0.6 * 8 * 2039e9)
     assert decode.expected == pytest.approx(1 / (weights + gaps), rel=0.01)
 
@@ -309,10 +341,9 @@ def test_what_cannot_be_planned() -> None:
 
 def test_a_box_whose_ram_is_too_small_without_its_card() -> None:
     found = on("TQ1_0", gpus=["rtx4090"], ram=8 * GIB)
-    assert found.this_version is None
     assert found.decode.binding == "disk"
     content = forecast_json(found)
-    assert content["this_version"] is None
+    assert content["this_version"]["verdict"] == content["verdict"]
     assert [a["what"] for a in content["alternatives"]] == ["better quant: IQ2_XXS experts"]
 
 
@@ -322,17 +353,17 @@ def test_alternatives_are_a_better_quant_and_a_cheaper_box() -> None:
     assert better["what"] == "better quant: IQ2_XXS experts"
     assert better["decode_tps"]["expected"] < content["decode_tps"]["expected"]
     assert cheaper["what"] == "cheaper box: no GPU"
-    today = content["this_version"]["decode_tps"]["expected"]
-    assert cheaper["decode_tps"]["expected"] == pytest.approx(today, rel=0.01)
+    assert cheaper["decode_tps"]["expected"] < content["decode_tps"]["expected"] / 1.5
 
 
 def test_the_simulator_agrees_where_its_hits_are_the_same() -> None:
     found = on("TQ1_0", gpus=["rtx4090"], ram=256 * GIB, ram_bandwidth=89.6e9, isa="avx512")
     timeline = found.timeline()
     low, high = found.decode.low, found.decode.high
-    assert low < timeline.tokens_per_second < high
+    assert low < timeline.tokens_per_second == found.tokens_per_second < high
+    assert timeline.tokens_per_second == pytest.approx(found.decode.expected, rel=0.1)
     assert 0 < timeline.hit_rate < found.layout.vram_hits.high
-    with pytest.raises(PlanError, match="a timeline is of a GPU's box"):
+    with pytest.raises(PlanError, match="a timeline is of a box"):
         on("TQ1_0", ram=256 * GIB).timeline()
 
 

@@ -34,16 +34,19 @@ from offload.gpu_check import (
     compiling,
     cublas,
     facts,
+    hybrid,
     intrinsics,
     kernels,
     launches,
     prompts,
     rates,
+    stack,
     text,
     transfers,
 )
 from offload.gpu_check.bench import Bench
 from offload.gpu_check.report import Row
+from offload.gpu_check.rows import row_kernels
 from offload.gpu_check.runner import FILE, PARTS, Part, check, chosen
 from quant.cuda import intrinsics as all_intrinsics
 from quant.cuda import probes
@@ -137,6 +140,38 @@ def test_text_is_the_same_on_both_devices(tmp_path: Path) -> None:
     assert kinds_seen[-1] == "tokens, the likeliest each time"
 
 
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layers with experts that a GPU and the CPU can share, of the embedded model's vocabulary."""
+    return tiny_gguf.write(
+        tmp_path_factory.mktemp("moe") / "tiny.gguf",
+        TinyModel(layers=3, dense=1, hidden=64, heads=2, q_lora=32, kv_lora=32, experts=8, top_k=2,
+                  width=32, dense_width=64, types={"": G.Q8_0}, context=512),
+    )  # fmt: skip
+
+
+def test_wherever_experts_are_computed_the_bits_are_the_same(moe: Path) -> None:
+    setup = replace(gpu_check_setup.SMALL, model=moe, open=lambda: SimulatedGpu(1 << 30))
+    rows = {row.check: row for row in well(hybrid.hybrid, Bench(setup))}
+    same = [check for check, row in rows.items() if row.ok]
+    assert len(same) == 4 + 4
+    assert "logits, hybrid, a slot a layer and cuda" in same
+
+
+def test_layers_are_held_to_their_timeline_and_to_the_link(moe: Path) -> None:
+    setup = replace(gpu_check_setup.SMALL, stack=moe, open=lambda: SimulatedGpu(1 << 30))
+    rows = {row.check: row for row in stack.stack(Bench(setup))}
+    assert rows["a layer, predicted"].value == pytest.approx(260, rel=0.9)
+    goals = {check for check, row in rows.items() if row.ok is not None}
+    assert len(goals) == 5
+    assert rows["with a cache: hits"].value > 0  # type: ignore[operator]
+    rows = {row.check: row for row in stack.streaming(Bench(setup))}
+    assert [check for check in rows if check.startswith("prompt of 12, ")] == [
+        "prompt of 12, cpu", "prompt of 12, stream",
+    ]  # fmt: skip
+    assert rows["streamed, of the link's limit"].goal == ">= 0.6"
+
+
 class FakeBlas:
     """What is called of cuBLAS, on memory of this process."""
 
@@ -223,19 +258,23 @@ def test_pinned_memory_is_measured_and_given_back() -> None:
     assert rows[-1].value == "missing: read-only memory is refused"
 
 
-@pytest.mark.parametrize("part", [transfers.transfers, launches.launches, intrinsics.intrinsics])
+@pytest.mark.parametrize(
+    "part", [transfers.transfers, launches.launches, intrinsics.intrinsics, row_kernels]
+)
 def test_parts_go_through_the_real_driver_calls(part: Callable[[Bench], Iterator[Row]]) -> None:
     fake = FakeCuda()
+    fake.eager = True
     bench = Bench(
         replace(
             gpu_check_setup.SMALL,
-            open=lambda: CudaGpu(module=fake, cubins=cubins),
+            open=lambda: CudaGpu(module=fake, cubins=cubins, entries=fake.entry),
             transfer_bytes=1 << 20,
         )
     )
     rows = well(part, bench)
     bench.gpu.close()
     assert fake.is_empty
+    assert not fake.native
     assert rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,30 +13,18 @@ import pytest
 
 pytest.importorskip("cuda.bindings", reason="the extra [cuda] is not installed")
 
+from driver_use import PLUS, numbers, opened, use, use_both_memories
 from fake_cuda import FakeCuda, R, cubins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload.errors import DeviceError, PlanError
 from offload.gpu import queue, sending, staging
-from offload.gpu.base import Launch, Prepared
+from offload.gpu.base import Launch
 from offload.gpu.driver import CudaGpu
-from quant.cuda.intrinsics import load_u32, store_u32, thread, u32
 from quant.cuda.kernels import Kernel
-from quant.run.fields import write
-from quant.run.gpu_tasks import Await, await_task
 
 Array = np.ndarray
-
-
-def plus(at: int, more: int) -> None:
-    """32 uint32 grow."""
-    place = at + 4 * thread()
-    store_u32(place, load_u32(place) + u32(more))
-
-
-PAGE = 4096
-PLUS = Kernel(name="plus", function=plus, threads=32)
 ERRORS = (
     R.CUDA_ERROR_OUT_OF_MEMORY, R.CUDA_ERROR_ILLEGAL_ADDRESS, R.CUDA_ERROR_LAUNCH_TIMEOUT,
     R.CUDA_ERROR_NO_DEVICE, R.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
@@ -46,24 +33,12 @@ ERRORS = (
 )  # fmt: skip
 
 
-def opened(fake: FakeCuda, limit: int | None = None, **more: Any) -> CudaGpu:
-    return CudaGpu(0, limit, module=fake, cubins=cubins, entries=fake.entry, **more)
-
-
 @pytest.fixture(autouse=True, scope="module")
 def small_pages() -> Iterator[None]:
     """What is worth registering."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sending, "LEAST", 1 << 12)
         yield
-
-
-def lasting(n: int) -> Array:
-    """Bytes from the start of a page on."""
-    room = np.random.default_rng(n).integers(0, 256, n + PAGE, np.uint8)
-    data = room[-room.ctypes.data % PAGE :][:n]
-    data.flags.writeable = False
-    return data
 
 
 @pytest.fixture
@@ -79,184 +54,11 @@ def gpu(fake: FakeCuda) -> Iterator[CudaGpu]:
     assert fake.is_empty
 
 
-def numbers(gpu: CudaGpu, at: int, n: int = 32) -> Array:
-    out = np.zeros(n, np.uint32)
-    gpu.download(at, out)
-    return out
-
-
-def play(*prepared: Prepared) -> None:
-    """As a tape does."""
-    for one in prepared:
-        task, context = one.start
-        ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(task)(context, 0, 0)
-
-
-def late(gpu: CudaGpu) -> None:
-    """A tape that waits for a flag that nobody sets."""
-    number, waited = np.ones(1, np.int64), np.zeros(1, np.int64)
-    context = write(
-        Await, FLAG=gpu.mapped(8).array.ctypes.data, NUMBER=number.ctypes.data, NAPS=2,
-        STATUS=gpu.status_at, WAITED=waited.ctypes.data,
-    )  # fmt: skip
-    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(await_task.address)(context.ctypes.data, 0, 0)
-    assert waited[0] > 0
-
-
-def use_both_memories(gpu: CudaGpu) -> None:
-    """Starts from a tape, memory of the host, launches beside the queue."""
-    at, flag, kept = gpu.alloc(PAGE), gpu.mapped(128), lasting(3 * PAGE)
-    view = flag.array.view(np.uint32)
-    assert not view.any()
-    once = gpu.prepare([Launch(PLUS, (1, 1, 1), (flag.address, 2))])
-    twice = gpu.prepare([Launch(PLUS, (1, 1, 1), (flag.address, 3))] * 2)
-    play(once, twice, once)
-    gpu.check_started()
-    gpu.wait()
-    assert (view == 10).all()
-    why = gpu.pin(kept)
-    assert "\n" not in why
-    after = gpu.prepare([Launch(PLUS, (1, 1, 1), (at, 1))] * 2, beside=True)
-    gpu.send(at, kept[100:][:PAGE], gpu.mark())
-    after.run()
-    sent = gpu.sending()
-    while not gpu.has_arrived(sent):
-        pass
-    np.testing.assert_array_equal(numbers(gpu, at), kept[100:228].view(np.uint32) + 2)
-    play(after)
-    gpu.check_started()
-    gpu.wait()
-    np.testing.assert_array_equal(numbers(gpu, at), kept[100:228].view(np.uint32) + 4)
-
-
-def use(gpu: CudaGpu) -> None:
-    """A little of everything."""
-    at, other = gpu.alloc(128), gpu.alloc(4096)
-    data = np.arange(32, dtype=np.uint32)
-    gpu.clear(other, 4096)
-    gpu.upload(at, data)
-    twice = gpu.prepare([Launch(PLUS, (1, 1, 1), (at, 5)), Launch(PLUS, (1, 1, 1), (at, -1))])
-    once = gpu.prepare([Launch(PLUS, (1, 1, 1), (at, 1), shared=60_000)])
-    data[:] = 0
-    twice.run()
-    once.run()
-    gpu.copy(other, at, 128)
-    gpu.wait()
-    far = gpu.alloc(1 << 14)
-    for k in range(4):
-        data = np.full(1 << 12, k, np.uint32)
-        data.flags.writeable = False
-        gpu.after(gpu.send(far, data, gpu.mark()))
-        gpu.copy(other + 128 + 4 * k, far + 512, 4)
-    np.testing.assert_array_equal(numbers(gpu, other), np.arange(32) + 5)
-    assert gpu.seconds(once, 2) > 0
-    np.testing.assert_array_equal(numbers(gpu, at), np.arange(32) + 7)
-    np.testing.assert_array_equal(numbers(gpu, other + 128, 4), np.arange(4))
-    once.close()
-    twice.close()
-    gpu.free(at)
-
-
 def test_copies_and_launches_go_in_order(gpu: CudaGpu, fake: FakeCuda) -> None:
     assert (gpu.name, gpu.architecture) == ("Fake 3090", 86)
     use(gpu)
     assert fake.calls.count("cuGraphLaunch") == 1
     assert fake.calls.count("cuLaunchKernel") == 3
-
-
-def test_tapes_start_launches_and_the_host_sees_what_they_write(
-    gpu: CudaGpu, fake: FakeCuda
-) -> None:
-    use_both_memories(gpu)
-    assert fake.calls.count("cuGraphLaunch") == 3
-    assert fake.calls.count("cuLaunchKernel") == 2
-    assert fake.read_only == [True]
-    assert not fake.native
-
-
-@pytest.mark.parametrize(
-    ("error", "is_lost"),
-    [(R.CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, False), (R.CUDA_ERROR_LAUNCH_FAILED, True)],
-)
-def test_a_start_that_fails_is_told_once(
-    gpu: CudaGpu, fake: FakeCuda, error: R, is_lost: bool
-) -> None:
-    flag = gpu.mapped(128)
-    once, other = (gpu.prepare([Launch(PLUS, (1, 1, 1), (flag.address, 1))] * n) for n in (2, 1))
-    fake.refused["cuGraphLaunch"] = error
-    play(once, other)
-    assert "cuLaunchKernel" not in fake.calls
-    with pytest.raises(DeviceError, match=rf"{error.name}, {int(error)}") as told:
-        gpu.check_started()
-    assert "\n" not in str(told.value)
-    fake.refused.clear()
-    if is_lost:
-        with pytest.raises(DeviceError, match=error.name):
-            gpu.wait()
-        return
-    gpu.check_started()
-    play(once, other)
-    gpu.check_started()
-    gpu.wait()
-    assert (flag.array.view(np.uint32) == 3).all()
-
-
-def test_a_flag_that_does_not_come_loses_the_gpu(fake: FakeCuda) -> None:
-    gpu = opened(fake, watchdog_seconds=3.0)
-    late(gpu)
-    count = len(fake.calls)
-    with pytest.raises(
-        DeviceError, match=r"GPU 0 \(Fake 3090\): no answer for 3 s; .*--device cpu"
-    ):
-        gpu.check_started()
-    assert "cuEventQuery" in fake.calls[count:]
-    with pytest.raises(DeviceError, match="no answer for 3 s"):
-        gpu.wait()
-    gpu.close()
-    fake = FakeCuda()
-    opened(fake).close()
-
-
-def test_a_flag_does_not_come_because_a_kernel_failed(gpu: CudaGpu, fake: FakeCuda) -> None:
-    gpu.wait()
-    late(gpu)
-    fake.lost = R.CUDA_ERROR_ILLEGAL_ADDRESS
-    with pytest.raises(DeviceError, match="touched memory"):
-        gpu.check_started()
-
-
-def test_memory_that_cannot_be_pinned_is_staged(fake: FakeCuda) -> None:
-    """The second array is refused: the system has no more; the third is for reading."""
-    gpu = opened(fake)
-    fake.pinnable = 3 * PAGE
-    first, second = lasting(3 * PAGE), lasting(2 * PAGE)
-    first.flags.writeable = second.flags.writeable = True
-    assert gpu.pin(first) == ""
-    assert gpu.pin(second).startswith(
-        "GPU 0 (Fake 3090): memory is short (CUDA_ERROR_OUT_OF_MEMORY"
-    )
-    fake.reads_only = False
-    assert gpu.pin(lasting(PAGE)) == "this GPU cannot pin memory that is for reading"
-    assert gpu.pin(np.zeros(100, np.uint8)) == ""
-    assert fake.read_only == [False]
-    at = gpu.alloc(2 * PAGE)
-    for data in (first, second):
-        given = data[:PAGE]
-        gpu.send(at, given, gpu.mark())
-        expected = given.copy()
-        is_read = len([work for work in fake.waiting if work.host[0] == given.ctypes.data])
-        assert is_read == (data is first)
-        gpu.wait()
-        np.testing.assert_array_equal(numbers(gpu, at, PAGE // 4).view(np.uint8), expected)
-    assert fake.pinned == {first.ctypes.data: 3 * PAGE}
-    gpu.close()
-    assert fake.is_empty
-
-
-def test_what_the_host_shares_may_be_refused(gpu: CudaGpu, fake: FakeCuda) -> None:
-    fake.pinnable = 1 << 20
-    with pytest.raises(PlanError, match="2.0 MiB of the host's memory .* refused; end programs"):
-        gpu.mapped(2 << 20)
 
 
 def test_any_thread_may_call(gpu: CudaGpu) -> None:

@@ -74,7 +74,8 @@ def test_pieces_never_overlap_and_nothing_is_lost(steps: list[tuple[bool, int]])
             assert address + max(n, 1) <= there or there + size <= address
         assert 512 <= address <= address + n <= 512 + 8192
         held[address] = max(n, 1)
+        assert part.end == max(a + -(-size // 256) * 256 for a, size in held.items())
         assert part.used == sum(-(-size // 256) * 256 for size in held.values())
     for address in list(held):
         part.free(address)
-    assert (part.used, part.largest_gap) == (0, 8192)
+    assert (part.used, part.largest_gap, part.end) == (0, 8192, 512)

@@ -71,7 +71,7 @@ def test_steps_run_in_order_with_the_counts_of_the_moment(threads: int) -> None:
     append(9, 0)
     steps = made.table()
     assert steps.shape == (len(made), tape.STEP_FIELDS)
-    tape.run_tape(pool.address, steps.ctypes.data, len(made))
+    tape.run_tape(pool.address, steps.ctypes.data, len(made), 0)
     assert integers(out, 3).tolist() == [7, 8, 9]
     np.testing.assert_array_equal(marks, [11] * 3 + [1] * 97)
     pool.close()
@@ -88,13 +88,13 @@ def test_time_of_steps_goes_where_each_says() -> None:
     steps = made.table()
     first = int(ticks.ctypes.data)
     assert steps[:, tape.TICKS_AT].tolist() == [first, 0, first + 8]
-    tape.run_tape(pool.address, steps.ctypes.data, len(made))
+    tape.run_tape(pool.address, steps.ctypes.data, len(made), 0)
     np.testing.assert_array_equal(marks, [3] * 100)
     assert (ticks >= 0).all()
     if isa.X86:
         assert (ticks > 0).all()
         once = ticks.copy()
-        tape.run_tape(pool.address, steps.ctypes.data, len(made))
+        tape.run_tape(pool.address, steps.ctypes.data, len(made), 0)
         assert (ticks > once).all()  # they add up
     pool.close()
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload.errors import PlanError, RequestError
+from offload.forecast import timeline as timeline_module
 from offload.forecast.draws import draw_routings, passes
 from offload.forecast.events import Event, Timeline
 from offload.forecast.matched import matched_routings
@@ -18,6 +19,7 @@ from offload.forecast.timeline import Costs, Faults, simulate
 from offload.forecast.timeline_plot import plot
 from offload.policies import POLICIES
 from offload.routing_trace import RoutingTrace
+from offload.vram_choice import MEMORY, RARELY
 
 # an RTX 3090 beside two channels of DDR5 at 60 GB/s, K2.5's layers with TQ1_0 experts
 RTX_3090 = Costs(
@@ -79,6 +81,18 @@ def test_one_layer_by_hand() -> None:
     assert timeline.overlap == 1
 
 
+def test_starts_threads_and_parts_by_hand() -> None:
+    costs = dataclasses.replace(ROUND, start=2, wake=4, part=3, step=7)
+    timeline = simulate(costs, np.array([[[0, 1, 2]]]), slots=0)
+    assert steps(timeline, "gpu", 0) == [
+        ("start", 0), ("attention", 2), ("router", 12), ("post", 13), ("shared", 14), ("merge", 42),
+    ]  # fmt: skip
+    assert steps(timeline, "cpu", 0) == [("wake", 14), ("miss", 18), ("miss", 26), ("miss", 34)]
+    assert steps(timeline, "gpu", 0, -1) == [("head", 42 + 1 + 3 * 3)]
+    assert steps(timeline, "cpu", 0, -1) == [("step", 57)]
+    assert timeline.passes[0].end == 64
+
+
 def test_copies_slow_the_cpu_where_both_read_the_same_memory() -> None:
     costs = Costs(
         attention=0, router=0, post=0, shared=0, hit=0, miss=10, merge=0, copy=10, head=0, taken=0.5
@@ -128,6 +142,16 @@ def test_slots_that_go_in_the_middle_run_are_free_from_then_on() -> None:
     assert hits[19] == 4
 
 
+def test_full_slots_change_hands_as_rarely_as_in_the_real_tier() -> None:
+    assert (timeline_module.RARELY, timeline_module.MEMORY) == (RARELY, MEMORY)
+    routings = draw_routings(tokens=60, layers=4, experts=64, top_k=4)  # nobody comes again soon
+    costs = dataclasses.replace(RTX_3090, taken=0.4)
+    with_slots, without = (simulate(costs, routings, slots=n) for n in (16, 0))
+    copies = [p.copies for p in with_slots.passes]
+    assert sum(copies[16:]) < 0.3 * 8 * len(copies[16:])
+    assert with_slots.seconds_per_token < 1.03 * without.seconds_per_token
+
+
 def test_copies_of_a_pass_are_limited() -> None:
     routings = draw_routings(tokens=6, layers=5, experts=64, top_k=4)
     timeline = simulate(ROUND, routings, slots=50, copies=2, pass_copies=3)
@@ -146,7 +170,7 @@ SECONDS = st.floats(0, 20, allow_nan=False)
 COSTS = st.builds(
     Costs,
     **dict.fromkeys(("attention", "router", "post", "shared", "hit", "miss"), SECONDS),
-    **dict.fromkeys(("merge", "copy", "head", "read"), SECONDS),
+    **dict.fromkeys(("merge", "copy", "head", "read", "start", "wake", "part", "step"), SECONDS),
     taken=st.floats(0, 0.9),
 )
 FAULTS = st.builds(
@@ -242,7 +266,7 @@ def test_matched_routings_hit_as_often_as_wanted(hit_rate: float) -> None:
     routings = matched_routings(
         hit_rate, RTX_3090, slots=900, tokens=48, layers=60, experts=384, top_k=8
     )
-    assert simulate(RTX_3090, routings, slots=900).hit_rate == pytest.approx(hit_rate, abs=0.02)
+    assert simulate(RTX_3090, routings, slots=900).hit_rate == pytest.approx(hit_rate, abs=0.04)
 
 
 def test_no_routing_has_fewer_hits_than_the_uniform_one() -> None:

@@ -8,16 +8,39 @@
 The first two measure sequences that are decoded together, too (`parallel`), against one alone.
 All run the engine's own code on the engine's own objects, and measure the machine's read bandwidth
 in the same run. Results are plain dictionaries, ready for JSON.
+
+Names are imported when they are first used; parts of it work where little is installed.
 """
 
-from offload.bench.budget import bench_budget
-from offload.bench.budget_options import Budget, BudgetOptions
-from offload.bench.model_bench import bench_model
-from offload.bench.options import DEPTHS, ModelOptions, ShapeOptions
-from offload.bench.pairs import prediction_lines
-from offload.bench.plot import check_matplotlib, write_plot
-from offload.bench.report import tables
-from offload.bench.shape_bench import bench_shape
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offload.bench.budget import bench_budget
+    from offload.bench.budget_options import Budget, BudgetOptions
+    from offload.bench.model_bench import bench_model
+    from offload.bench.options import DEPTHS, ModelOptions, ShapeOptions
+    from offload.bench.pairs import prediction_lines
+    from offload.bench.plot import check_matplotlib, write_plot
+    from offload.bench.report import tables
+    from offload.bench.shape_bench import bench_shape
+
+_HOMES = {
+    "Budget": ("offload.bench.budget_options", "Budget"),
+    "BudgetOptions": ("offload.bench.budget_options", "BudgetOptions"),
+    "DEPTHS": ("offload.bench.options", "DEPTHS"),
+    "ModelOptions": ("offload.bench.options", "ModelOptions"),
+    "ShapeOptions": ("offload.bench.options", "ShapeOptions"),
+    "bench_budget": ("offload.bench.budget", "bench_budget"),
+    "bench_model": ("offload.bench.model_bench", "bench_model"),
+    "bench_shape": ("offload.bench.shape_bench", "bench_shape"),
+    "check_matplotlib": ("offload.bench.plot", "check_matplotlib"),
+    "prediction_lines": ("offload.bench.pairs", "prediction_lines"),
+    "tables": ("offload.bench.report", "tables"),
+    "write_plot": ("offload.bench.plot", "write_plot"),
+}
 
 __all__ = [
     "Budget",
@@ -33,3 +56,12 @@ __all__ = [
     "tables",
     "write_plot",
 ]
+
+
+if not TYPE_CHECKING:  # for type checkers, unknown names are errors
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, real = _HOMES[name]
+        return getattr(importlib.import_module(module), real)

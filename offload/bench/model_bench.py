@@ -12,6 +12,14 @@ import numpy as np
 
 from offload.bench import machine
 from offload.bench.model_parallel import LEAST_ROUNDS, PAUSE, STEPS, run_together
+from offload.bench.on_gpu import (
+    card_facts,
+    check_where,
+    found_gpus,
+    of_vram,
+    split_result,
+    with_and_without_cache,
+)
 from offload.bench.options import ModelOptions
 from offload.bench.pairs import pairs_of_model
 from offload.bench.parallel import Result, sizes
@@ -31,7 +39,18 @@ Report = Callable[[LoadProgress], None]
 
 
 def bench_model(options: ModelOptions, report: Report = lambda progress: None) -> dict[str, Any]:
-    """Measure; the result is ready for JSON. Raises what `offload.load` raises, RequestError."""
+    """Measure; the result is ready for JSON. Raises what `offload.load` raises, RequestError.
+
+    A hybrid is measured twice, with its expert cache and without.
+    """
+    if options.device != "cpu":
+        found_gpus(options.device)
+    if options.device == "hybrid" and options.cache != "off":
+        return with_and_without_cache(options, lambda asked: _measured(asked, report))
+    return _measured(options, report)
+
+
+def _measured(options: ModelOptions, report: Report) -> dict[str, Any]:
     longest = max((*options.prompts, *(d + STEPS for d in options.depths)))
     parts = open_model(options.path, options.wish(longest), report)
     file, config, _tokenizer, plan, model, ahead = parts
@@ -39,6 +58,7 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
         for part in (file, model, ahead):
             opened.callback(part.close)
         ahead.wait()
+        check_where(plan, options.device)
         if longest > config.context_length:
             raise RequestError(
                 f"{longest:,} tokens are asked for, {config.name} holds {config.context_length:,}; "
@@ -51,7 +71,8 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
             )
         facts = machine.describe(probe(), plan.threads)
         numbers = sizes(options.parallel)
-        programs: dict[str, Program] = {"ours": OurProgram(model, max(numbers))}
+        ours = OurProgram(model, max(numbers))
+        programs: dict[str, Program] = {"ours": ours}
         notes = ["tokens are random; sampling and text are not counted"]
         notes += [
             n for n in plan.notes if n.startswith(("experts ", "threads: ", "resident", "huge"))
@@ -67,8 +88,16 @@ def bench_model(options: ModelOptions, report: Report = lambda progress: None) -
             notes.append(peer.about)
         result = _run(programs, model, options, facts, notes, str(file.paths[0]), plan.layout)
         model.check_files()  # zeros are read where a file has shrunk
+        if plan.vram is not None:
+            result["gpu"] = card_facts(plan)
+            read = result["machine"]["read_gbps"]
+            if ours.splits:
+                result["hybrid"] = split_result(ours.splits, result["gpu"], read)
+            else:
+                result["vram_share"] = of_vram(ours.read, result["ours"], result["gpu"])
+            return result
         counted = census(file, config)
-        return result | pairs_of_model(config, counted, plan, result["ours"], programs["ours"])
+        return result | pairs_of_model(config, counted, plan, result["ours"], ours)
 
 
 def _run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from os import PathLike
+from typing import Literal, get_args
 
 from offload.arguments import check_type, integer, is_number, quoted
 from offload.errors import PlanError, RequestError
@@ -12,11 +13,14 @@ from offload.memory import MemoryMode, check_mode
 from offload.plan import Plan
 from offload.plan_options import DEFAULT_CONTEXT, PlanOptions
 from offload.planning import Wish
+from offload.tiering import TierOptions
 
 DEPTHS = (0, 512, 1024)  # tokens before the decoded one
 LONGEST = 3600.0  # seconds
 MOST = 2**31 - 1  # of a count
 MOST_TOGETHER = 64  # sequences
+
+Where = Literal["cpu", "cuda", "hybrid"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +28,8 @@ class ModelOptions:
     """What to measure. path None: the embedded kimi-mini. prompts, depths: in tokens.
 
     parallel: numbers of sequences to decode together, each after the first of the depths.
+    device: "hybrid": a GPU and the CPU together; vram: bytes, or an amount in words, that they may
+    take of it; cache: of that, for copies of routed experts.
     plan: a Plan, or a file with its JSON, instead of threads, memory, layout and pin.
     """
 
@@ -38,8 +44,12 @@ class ModelOptions:
     pin: bool | None = None
     plan: Plan | str | PathLike[str] | None = None
     parallel: tuple[int, ...] = ()
+    device: Where = "cpu"
+    vram: int | str | None = None
+    cache: int | str = "auto"
 
     def __post_init__(self) -> None:
+        _check_device(self.device, self.compare)
         for name, least in (("prompts", 1), ("depths", 0)):
             object.__setattr__(self, name, _counts(name, getattr(self, name), least))
         object.__setattr__(self, "parallel", _together(self.parallel))
@@ -52,11 +62,13 @@ class ModelOptions:
 
     def _plan_options(self) -> PlanOptions:
         return PlanOptions(
-            device="cpu",
+            device=self.device,
             threads=self.threads,
             memory=self.memory,
             layout=self.layout,
             pin=self.pin,
+            vram=self.vram,
+            tiers=TierOptions(cache=self.cache),
         )
 
     def wish(self, longest: int) -> Wish:
@@ -72,7 +84,8 @@ class ShapeOptions:
     """What to measure; see `kimi-offload bench --help`.
 
     parallel: numbers of sequences to decode together; overlap: the share of its experts that each
-    has in common with the one before it (None: as random routing gives it).
+    has in common with the one before it (None: as random routing gives it). device, vram: as in
+    ModelOptions.
     """
 
     shape: str
@@ -88,8 +101,11 @@ class ShapeOptions:
     pin: bool | None = None
     parallel: tuple[int, ...] = ()
     overlap: float | None = None
+    device: Where = "cpu"
+    vram: int | str | None = None
 
     def __post_init__(self) -> None:
+        _check_device(self.device, self.compare)
         for name in ("shape", "experts", "attention", "shared"):
             check_type(name, getattr(self, name), str)
         if self.layers is not None:
@@ -102,6 +118,13 @@ class ShapeOptions:
             if not self.parallel:
                 raise RequestError("overlap is of sequences decoded together: give parallel, too")
         _check_common(self.threads, self.seconds, self.compare, self.layout, self.pin)
+
+
+def _check_device(device: object, compare: bool) -> None:
+    if device not in get_args(Where):
+        raise RequestError(f"device must be cpu, cuda or hybrid, not {quoted(device)}")
+    if compare and device != "cpu":
+        raise RequestError("llama.cpp is measured on the CPU: leave compare or the device out")
 
 
 def check_count(name: str, value: object, least: int, most: int = MOST) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from offload.batch import Batch, expanded_end
 from offload.bench.layer_bench import fill_slot, together
 from offload.bench.sides import PROMPT_SLOT
+from offload.bench.split_times import Meter, SplitFigures, gpu_seconds, hybrid_of
 from offload.bench.token_book import prefix
 from offload.forward import Model
 from offload.timing import seconds_of
@@ -31,10 +32,18 @@ class Program(Protocol):
 
 
 class OurProgram:
-    """The engine's model object, without sampling and text. most: sequences decoded together."""
+    """The engine's model object, without sampling and text. most: sequences decoded together.
+
+    read: bytes of weights of a decoded token, by depth; splits: of such tokens, where CPU and GPU
+    share the model.
+    """
 
     def __init__(self, model: Model, most: int) -> None:
         self.model = model
+        self.read: dict[int, float] = {}
+        self.splits: dict[int, list[SplitFigures]] = {}
+        self._hybrid = hybrid_of(model)
+        self._gpu_seconds: dict[int, float] = {}
         self._rng = np.random.default_rng(4)
         self._most = most
         self.block_seconds: dict[int, list[list[float]]] = {}  # of decoded tokens, by depth
@@ -59,11 +68,19 @@ class OurProgram:
         ids = self._rng.integers(0, config.vocab_size, (steps, 1))
         batches = [together(token, depth + i) for i, token in enumerate(ids)]
         seconds, told = [], self.block_seconds.setdefault(depth, [])
+        meter = None if self._hybrid is None else Meter(self._hybrid)
+        read = self.model.bytes_read
         for batch in batches:
             before = self.model.block_seconds()
             seconds.append(seconds_of(partial(self.model.forward, batch)))
             after = self.model.block_seconds()
             told.append([b - a for a, b in zip(before, after, strict=True)])
+        self.read[depth] = (self.model.bytes_read - read) / max(1, steps)
+        if meter is not None:
+            if depth not in self._gpu_seconds:
+                self._gpu_seconds[depth] = gpu_seconds(self.model, batches[-1])
+            split = meter.figures(steps, sum(seconds), self._gpu_seconds[depth])
+            self.splits.setdefault(depth, []).append(split)
         return seconds
 
     def together(self, depth: int, ids: np.ndarray) -> float:

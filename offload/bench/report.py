@@ -6,6 +6,7 @@ from typing import Any
 
 from offload.bench.budget_report import budget_table
 from offload.bench.layer_bench import PARTS
+from offload.bench.on_gpu import gpu_tables
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 NAMES = {"ours": "kimi-offload", "llama_cpp": "llama.cpp"}
@@ -16,6 +17,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     if result["kind"] == "budget":
         return [_machine_table(result["machine"]), budget_table(result)]
     body = _model_tables(result) if result["kind"] == "model" else _shape_tables(result)
+    if "gpu" in result:
+        body += gpu_tables(result)
     if "parallel" in result:
         body.append(_parallel_table(result))
     return [_machine_table(result["machine"]), *body]

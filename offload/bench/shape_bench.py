@@ -45,6 +45,10 @@ def bench_shape(options: ShapeOptions, report: Report = lambda progress: None) -
 
     Raises UnsupportedError for unknown names, PlanError where RAM or threads do not suffice.
     """
+    if options.device != "cpu":
+        from offload.bench.shape_on_gpu import bench_shape_on_gpu
+
+        return bench_shape_on_gpu(options, report)
     config = shape_named(options.shape)
     types = types_named(options.experts, options.attention, options.shared)
     hardware = probe()

@@ -6,6 +6,7 @@ All memory is laid out once; a pass changes a few records. A tape is played in s
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,12 +37,17 @@ def write_blocks(w: Writer, blocks: Sequence[CpuBlock]) -> None:
 
 
 class CpuTape:
-    """Steps for a number of rows. write: adds them; n_blocks: that have experts, at most."""
+    """Steps for a number of rows. write: adds them; n_blocks: that have experts, at most.
+
+    status_at: 0, or the address of an int64 that a step sets if those after it must not run.
+    """
 
     def __init__(
-        self, device: CpuDevice, n_blocks: int, rows: int, write: Callable[[Writer], None]
-    ) -> None:
+        self, device: CpuDevice, n_blocks: int, rows: int, write: Callable[[Writer], None],
+        status_at: int = 0,
+    ) -> None:  # fmt: skip
         self._device = device
+        self._status_at = status_at
         w = Writer(device, rows, n_blocks)
         write(w)
         w.flush()
@@ -67,15 +73,20 @@ class CpuTape:
             check()
             device.pool.settle()
             began = time.perf_counter()
-            play(control, self._address + piece.first * stride, piece.steps)
+            play(control, self._address + piece.first * stride, piece.steps, self._status_at)
             device.traffic.times.played += time.perf_counter() - began
             device.traffic.read += piece.n_bytes
-            if piece.then is not None:
+            if piece.then is not None and not self._is_stopped:
                 began = time.perf_counter()
                 piece.then(check)
                 device.traffic.times.add("experts", time.perf_counter() - began)
         if self._expert_bytes.size:
             device.traffic.read += int(self._used @ self._expert_bytes)
+
+    @property
+    def _is_stopped(self) -> bool:
+        at = self._status_at
+        return bool(at and ctypes.c_int64.from_address(at).value)
 
 
 class CpuSegment:

@@ -31,7 +31,7 @@ class HybridTape:
         self._device = device
         self._blocks = blocks
         self.parts: list[Prepared] = []
-        self._tape = CpuTape(device.cpu, len(blocks), rows, self._write)
+        self._tape = CpuTape(device.cpu, len(blocks), rows, self._write, device.gpu.gpu.status_at)
 
     def _write(self, w: CpuWriter) -> None:
         both = HybridWriter(self._device, w)
@@ -50,7 +50,6 @@ class HybridTape:
             gpu.check_started()
         except BaseException:
             with suppress(DeviceError):
-                self._device.settle()
                 gpu.rest()  # what is under way would take the next pass for its own
             raise
         gpu.rest(check)
@@ -73,12 +72,17 @@ class HybridSegment:
         """See Segment."""
         device = self._device
         began = time.perf_counter()
+        try:
+            if device.are_few:
+                self.tape().play(check)
+            else:
+                self._many(check)
+        except BaseException:
+            device.settle()  # who comes next uses the GPU
+            raise
         if device.are_few:
-            self.tape().play(check)
             device.gpu.has_run(self._of_gpu)
             self._runs.count += 1
-        else:
-            self._many(check)
         device.has_run(self.blocks[-1], time.perf_counter() - began)
 
     def tape(self) -> HybridTape:

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 
 from offload.amounts import amount
 from offload.errors import PlanError
+from offload.forecast.box_forecast import Forecast, forecast
 from offload.forecast.boxes import SYSTEM, Box, BoxWish, describe
-from offload.forecast.forecast import Forecast, forecast
 from offload.forecast.model_facts import ModelFacts
 from offload.forecast.presets import next_larger, preset_named
 from quant.ggml import BLOCK

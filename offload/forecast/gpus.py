@@ -65,6 +65,7 @@ GPUS: Final[dict[str, Gpu]] = {
         _gpu("b200", 180, 8000, 2250, 50),
     )
 }
+_ANOTHER: Final = {"ti", "super", "laptop", "max", "d", "nvl", "ada"}  # card, by the next word
 _DRAWN: Final = re.compile(r"(?:(\d{1,3})\s*x\s*)?(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -95,6 +96,19 @@ def _one(name: str) -> Gpu:
         raise RequestError(f"--gpu {shown(name)}: VRAM and bandwidth must be above 0")
     # flops of a card of that bandwidth, as the consumer cards have them
     return Gpu(name=name, vram=n_bytes, bandwidth=rate, flops=rate * 80, pcie=25e9)
+
+
+def card_of(product: str) -> Gpu | None:
+    """The known card that a driver's name means, "NVIDIA H100 80GB HBM3"; None: another one."""
+    words = re.findall(r"[a-z0-9]+", product.lower())
+    for name in sorted(GPUS, key=len, reverse=True):
+        for first in range(len(words)):
+            for end in range(first + 1, len(words) + 1):
+                if "".join(words[first:end]) != name.replace("-", ""):
+                    continue
+                if not _ANOTHER & set(words[end : end + 1]):
+                    return GPUS[name]
+    return None
 
 
 def _is_number(text: str) -> bool:

@@ -17,9 +17,12 @@ from quant.ggml import GGMLType
 
 
 def loads_of_parts(layout: Layout, rates: Rates, routed: float) -> list[Load]:
-    """Of a decoded token. routed: share of its routed experts that the CPU computes."""
+    """Of a decoded token. routed: share of its routed experts that the CPU computes.
+
+    Those that are copied to VRAM are as the file has them.
+    """
     facts, loads = layout.facts, []
-    packs = layout.fits and facts.block_bytes("routed") >= SMALL
+    packs = layout.fits and not layout.is_cache and facts.block_bytes("routed") >= SMALL
     for part in _summed(layout.on_cpu):
         loads += _loads(facts, part, facts.share_read(part.block), 0.0)
     for part in _summed(tuple(p for p in facts.parts if p.block == "routed")):

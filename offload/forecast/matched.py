@@ -24,13 +24,15 @@ def matched_routings(
     top_k: int,
     policy: str = "layer-lru",
     copies: int = 2,
+    most: float = 1.0,
 ) -> Array:
     """Routings as `draw_routings` gives them whose experts come again so often that so many hit.
 
     The nearest there is: never fewer hits than uniform routing has, nor more than copies allow.
+    most: how often an expert comes again in the next token, at most.
     """
     n = min(layers, TRIED_LAYERS)
-    low, high = 0.0, 1.0
+    low, high = 0.0, most
     for _ in range(STEPS):
         repeat = (low + high) / 2
         drawn = draw_routings(
@@ -42,5 +44,5 @@ def matched_routings(
         else:
             high = repeat
     # one end is known to be on the right side; at the borders it is the border itself
-    repeat = 0.0 if low == 0 else 1.0 if high == 1 else (low + high) / 2
+    repeat = 0.0 if low == 0 else most if high == most else (low + high) / 2
     return draw_routings(tokens=tokens, layers=layers, experts=experts, top_k=top_k, repeat=repeat)

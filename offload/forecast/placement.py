@@ -1,7 +1,12 @@
-"""Where a model goes on a box: what is read by every token first, experts in what is left."""
+"""Where a model goes on a box: what is read by every token first, experts in what is left.
+
+With one card by the planner's own functions (one_card.py); several are imagined to share all of
+it, without a workspace.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -11,10 +16,18 @@ from offload.errors import PlanError
 from offload.forecast.boxes import Box
 from offload.forecast.hits import Hits, cache_hits, fixed_hits
 from offload.forecast.model_facts import ModelFacts, Part
+from offload.forecast.one_card import (
+    OneCard,
+    budget_of,
+    one_card,
+    room_of_context,
+)
 from offload.plan import BlockName, KVType
+from offload.plan_options import CHUNK
 
 Place = Literal["vram", "ram", "disk"]
 SHORTEST: Final = 1024  # tokens of a KV cache that is worth having in VRAM
+GPU_CHUNK: Final = 4096  # prompt tokens in one step of several cards
 # what leaves VRAM first when it is short; attention goes layer by layer, with its KV cache
 _LEAVES_FIRST: Final[tuple[BlockName, ...]] = ("head", "attention", "dense", "shared", "router")
 
@@ -36,7 +49,8 @@ class Layout:
     on_gpu, on_cpu: what every token reads, by who computes it. overflow: bytes of it that not even
     RAM has room for. context: tokens of the KV cache; gpu_kv: share of the layers that have theirs
     in VRAM. gpu_slots: experts in VRAM; is_cache: they are copies of experts in RAM, and change.
-    ram_experts: those in RAM; disk_experts: those that are in neither.
+    ram_experts: those in RAM; disk_experts: those that are in neither. chunk: tokens of a prompt
+    in one step.
     """
 
     facts: ModelFacts
@@ -50,6 +64,7 @@ class Layout:
     ram_experts: int
     disk_experts: int
     overflow: float
+    chunk: int
 
     @property
     def fits(self) -> bool:
@@ -86,10 +101,13 @@ class Layout:
 
 def place(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout:
     """Put a model and a KV cache of `context` tokens on a box."""
+    if len(box.gpus) == 1 and (planned := as_planned(facts, box, context, kv_type)) is not None:
+        return planned
     kv = context * facts.kv_bytes(kv_type)
     layers = facts.config.num_layers
     fixed = [part for part in facts.parts if part.block != "routed"]
-    resident, kv_layers, vram = _resident(fixed, kv / layers, layers, box.vram)
+    room = box.vram if len(box.gpus) > 1 else 0
+    resident, kv_layers, vram = _resident(fixed, kv / layers, layers, room)
     staying = [part for part in fixed if part not in resident]
     expert, experts = facts.expert_bytes, facts.n_experts
     routed = expert * experts
@@ -112,7 +130,49 @@ def place(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout:
         ram_experts=in_ram,
         disk_experts=on_disk,
         overflow=max(0.0, -ram),
+        chunk=GPU_CHUNK if resident else CHUNK,
     )
+
+
+def as_planned(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> Layout | None:
+    """On one card, as `offload.make_plan` would; None: not one block fits there."""
+    budget = budget_of(facts, box.gpus[0], kv_type)
+    card = one_card(budget, context, from_disk=False)
+    if card is None:
+        return None
+    in_ram = _room_in_ram(facts, box, context, kv_type, card)
+    if not card.is_whole and in_ram < facts.n_experts:
+        card = one_card(budget, context, from_disk=True) or card
+        in_ram = _room_in_ram(facts, box, context, kv_type, card)
+    experts = facts.n_experts
+    outside = 0 if card.is_whole else experts
+    held = max(0, min(outside, in_ram))
+    fixed = [part for part in facts.parts if part.block != "routed"]
+    return Layout(
+        facts=facts,
+        on_gpu=tuple(part for part in fixed if (part.block, part.layer) in card.share),
+        on_cpu=tuple(part for part in fixed if (part.block, part.layer) not in card.share),
+        context=context,
+        kv_bytes=context * facts.kv_bytes(kv_type),
+        gpu_kv=card.gpu_kv,
+        gpu_slots=experts if card.is_whole else card.slots,
+        is_cache=bool(card.slots) and not card.is_whole,
+        ram_experts=held,
+        disk_experts=outside - held,
+        overflow=max(0.0, -in_ram * facts.expert_bytes),
+        chunk=card.chunk,
+    )
+
+
+def _room_in_ram(facts: ModelFacts, box: Box, context: int, kv_type: KVType, card: OneCard) -> int:
+    """Experts that fit beside what stays there; below 0: not even that does."""
+    staying = sum(
+        p.n_bytes
+        for p in facts.parts
+        if p.block != "routed" and (p.block, p.layer) not in card.share
+    )
+    kv = context * facts.kv_bytes(kv_type) * (1 - card.gpu_kv)
+    return math.floor((box.ram - staying - kv) / max(1.0, facts.expert_bytes))
 
 
 def _resident(
@@ -200,7 +260,9 @@ def longest_context(facts: ModelFacts, box: Box, kv_type: KVType) -> int:
     routed, tied = facts.block_bytes("routed"), facts.config.tie_word_embeddings
     embedding = facts.block_bytes("embedding")
     fixed = facts.n_bytes - routed - embedding
-    room = box.vram - fixed - embedding * tied
+    if len(box.gpus) == 1 and (found := room_of_context(facts, box.gpus[0], kv_type)) >= SHORTEST:
+        return found
+    room = (box.vram if len(box.gpus) > 1 else 0) - fixed - embedding * tied
     room -= routed if room >= routed else 0
     if room < SHORTEST * facts.kv_bytes(kv_type):
         room = box.ram - fixed - embedding

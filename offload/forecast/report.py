@@ -7,15 +7,12 @@ from typing import Any, Final
 
 from offload.amounts import amount
 from offload.forecast.alternatives import Verdict, alternatives, verdict
-from offload.forecast.forecast import Forecast, Speed
+from offload.forecast.box_forecast import Forecast, Speed
 from offload.forecast.hits import Hits
 from offload.forecast.placement import Place, placed
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 BAR: Final = 40  # characters
-NO_GPU_YET: Final = (
-    "this version does not use CPU and GPU together yet: decoding on the CPU alone is expected at"
-)
 
 
 def forecast_json(found: Forecast) -> dict[str, Any]:
@@ -66,6 +63,7 @@ def _figures(found: Forecast) -> dict[str, Any]:
         "fits": layout.fits,
         "verdict": verdict(found),
         "decode_tps": _speed(found.decode),
+        "tps": found.tokens_per_second,
         "prefill_tps": _speed(found.prefill),
         "binding_resource": found.decode.binding,
         "prefill_binding_resource": found.prefill.binding,
@@ -161,6 +159,13 @@ def forecast_notes(found: Forecast) -> list[str]:
         lines.append(_hits(f"{layout.gpu_slots:,} expert slots in VRAM", layout.vram_hits))
     if layout.disk_experts:
         lines.append(_hits(f"{layout.ram_experts:,} expert slots in RAM", layout.ram_hits))
+    if found.is_hybrid and layout.fits:
+        timeline = found.timeline()
+        lines.append(
+            f"simulated: {_rate(timeline.tokens_per_second)} tokens/s with "
+            f"{timeline.hit_rate:.0%} hits, "
+            f"{_rate(found.timeline(empty=True).tokens_per_second)} with no expert in VRAM"
+        )
     longest = ", ".join(f"{kind} {n:,}" for kind, n in found.max_context.items())
     lines.append(f"longest context that fits, in tokens: {longest}")
     return [*lines, *_today_line(found), *found.remarks]
@@ -171,14 +176,13 @@ def _hits(what: str, hits: Hits) -> str:
 
 
 def _today_line(found: Forecast) -> list[str]:
-    if not found.box.gpus:
-        return []
     today = found.this_version
     if today is found:
         return []
+    one = "this version uses one GPU of a machine"
     if today is None:
-        return ["this version does not use CPU and GPU together yet, and RAM alone is too small"]
-    return [f"{NO_GPU_YET} {_rate(today.decode.expected)} tokens/s ({today.decode.binding})"]
+        return [f"{one}, and what every token reads does not fit there"]
+    return [f"{one}: {_rate(today.tokens_per_second)} tokens/s ({today.decode.binding})"]
 
 
 def verdict_table(verdicts: list[Verdict]) -> Table:
@@ -189,7 +193,7 @@ def verdict_table(verdicts: list[Verdict]) -> Table:
         found, today = v.forecast, v.forecast.this_version
         speed = found.decode
         rows.append(
-            (v.name, _rate(speed.expected), _rate(speed.low), _rate(speed.high),
-             _rate(today.decode.expected) if today else "no", speed.binding, v.words)
+            (v.name, _rate(found.tokens_per_second), _rate(speed.low), _rate(speed.high),
+             _rate(today.tokens_per_second) if today else "no", speed.binding, v.words)
         )  # fmt: skip
     return "What people ask about", columns, rows

@@ -2,7 +2,10 @@
 
 What the CPU does takes what `prediction.decode_parts` says, as everywhere. With a GPU the shared
 expert and hits run there while the CPU computes the misses; all else is one after the
-other. The same costs drive the timeline simulator (`timeline_costs`).
+other. Copies into slots run beside, but read the RAM that the misses are read from. The same costs
+drive the timeline simulator (`timeline_costs`). No GPU was measured for the constants here: they
+are what others have measured of launches (starts of graphs 5 to 10 us, about 1 us from kernel to
+kernel inside) and arithmetic.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from offload.forecast.boxes import Box
 from offload.forecast.loads import loads_of_parts
 from offload.forecast.placement import Layout
 from offload.forecast.timeline import Costs
-from offload.prediction import Part, blocks_of, decode_parts
+from offload.prediction import REGIONS, Part, blocks_of, decode_parts
 from offload.rates import Rates
 
 Resource = Literal[
@@ -23,9 +26,10 @@ Resource = Literal[
     "cards' arithmetic", "PCIe", "disk", "fixed costs",
 ]  # fmt: skip
 
-LAUNCHES: Final = 24e-6  # seconds per layer between a GPU's kernels
+GAPS: Final = 18e-6  # seconds per layer between the GPU's kernels, 18 of a graph before the post
+START: Final = 8e-6  # from the host's call until a layer's graph runs
 POST: Final = 3e-6  # until the CPU sees the routing
-MERGE: Final = 6e-6  # until the GPU has the CPU's sum
+MERGE: Final = 3e-6  # of a sum of experts, beside reading what the CPU made of misses
 EXCHANGE: Final = 100e-6  # per layer, cards that share a layer: two sums over all of them
 COPIES: Final = 2  # experts into slots per layer and token
 
@@ -65,13 +69,18 @@ def token_seconds(
         kv = depth * layout.kv_bytes / layout.context * layout.gpu_kv
         early = [part for part in layout.on_gpu if part.block != "shared"]
         seconds["VRAM bandwidth"] += (sum(p.n_bytes for p in early) + kv) / vram_rate(box, case)
-        seconds["GPU launches"] += case.gaps * config.num_layers * LAUNCHES
+        seconds["GPU launches"] += case.gaps * config.num_layers * GAPS
         if len(box.gpus) > 1:
             seconds["cards' exchange"] += case.gaps * config.num_layers * EXCHANGE
         if not layout.is_all_vram:
+            seconds["GPU launches"] += case.gaps * config.num_moe_layers * START
             seconds["fixed costs"] += config.num_moe_layers * (POST + MERGE)
+            missed = config.num_experts_per_tok * (1 - layout.vram_hits[case.hits])
+            seconds["PCIe"] += config.num_moe_layers * missed * _part(layout, box)
     beside = _gpu_experts(layout, box, case)
     misses = _misses(layout, box, depth, case)
+    if layout.is_cache and "disk" not in misses:
+        seconds["RAM bandwidth"] += _copying(layout, box, depth, case)
     if sum(misses.values()) >= beside:
         _add(seconds, misses)
     else:
@@ -108,6 +117,39 @@ def _misses(layout: Layout, box: Box, depth: int, case: Case) -> dict[Resource, 
     read = layout.facts.bytes_read("routed") * share * (1 - layout.ram_hits[case.hits])
     disk = read / (case.disk * box.disk)
     return {"disk": disk} if disk > sum(cpu.values()) else cpu
+
+
+def _part(layout: Layout, box: Box) -> float:
+    """Seconds to read a row that the CPU made of an expert over the link."""
+    return 4 * layout.facts.config.hidden_size / box.pcie
+
+
+def _a_miss(layout: Layout, box: Box, depth: int, case: Case) -> float:
+    """Seconds of one expert on the CPU, from RAM."""
+    config = layout.facts.config
+    routed = sum(_routed(layout, box, depth, case, 1.0).values())
+    return routed / max(1, config.num_moe_layers * config.num_experts_per_tok)
+
+
+def _taken(layout: Layout, box: Box, depth: int, case: Case) -> float:
+    """Which share of the CPU's speed a running copy takes: both read RAM, which gives no more."""
+    wanted = layout.facts.expert_bytes / _a_miss(layout, box, depth, case)
+    left = _rates_of(box, case).ram - box.pcie
+    return min(0.9, max(0.0, 1 - left / wanted))
+
+
+def _copying(layout: Layout, box: Box, depth: int, case: Case) -> float:
+    """Seconds that a token's misses take longer because experts are copied meanwhile.
+
+    No more are exchanged than there are hits.
+    """
+    facts, config = layout.facts, layout.facts.config
+    copy = facts.expert_bytes / box.pcie
+    hits = config.num_experts_per_tok * layout.vram_hits[case.hits]
+    missed = config.num_experts_per_tok - hits
+    covered = missed * _a_miss(layout, box, depth, case) / copy
+    copies = config.num_moe_layers * min(COPIES, hits, missed, covered)
+    return copies * copy * _taken(layout, box, depth, case)
 
 
 def _routed(
@@ -167,25 +209,34 @@ def timeline_costs(layout: Layout, box: Box, depth: int) -> Costs:
     All that the closed formula counts outside of MoE layers' shared and routed experts is spread
     over the layers' attention, but for the head.
     """
-    facts, config = layout.facts, layout.facts.config
+    facts, config, rates = layout.facts, layout.facts.config, box.rates
     vram, n = vram_rate(box), config.num_moe_layers
     whole = token_seconds(layout, box, depth)
     misses, hits = _misses(layout, box, depth, EXPECTED), _gpu_experts(layout, box, EXPECTED)
     fixed = sum(whole.values()) - max(sum(misses.values()), hits)
+    missed = config.num_experts_per_tok * (1 - layout.vram_hits.expected)
+    fixed -= n * missed * _part(layout, box)
+    if layout.is_cache and "disk" not in misses:
+        fixed -= _copying(layout, box, depth, EXPECTED)
     head = sum(p.n_bytes for p in layout.on_gpu if p.block in ("head", "dense")) / vram
     router = sum(p.n_bytes for p in layout.on_gpu if p.block == "router") / vram / n
     shared = sum(p.n_bytes for p in layout.on_gpu if p.block == "shared") / vram / n
-    routed = sum(_routed(layout, box, depth, EXPECTED, 1.0).values())
-    miss = routed / (n * config.num_experts_per_tok)
+    wake = REGIONS["experts"] * rates.region + rates.steps.get("experts", 0.0)
+    spread = (fixed - head - rates.token) / n - START - router - POST - MERGE - wake
     return Costs(
-        attention=max(0.0, (fixed - head) / n - router - POST - MERGE),
+        start=START,
+        attention=max(0.0, spread),
         router=router,
         post=POST,
         shared=shared,
         hit=facts.expert_bytes / vram,
-        miss=miss,
+        wake=wake,
+        miss=_a_miss(layout, box, depth, EXPECTED),
         merge=MERGE,
+        part=_part(layout, box),
         copy=facts.expert_bytes / box.pcie,
         head=head,
+        step=rates.token,
         read=facts.expert_bytes / (EXPECTED.disk * box.disk) if layout.disk_experts else 0.0,
+        taken=_taken(layout, box, depth, EXPECTED),
     )

@@ -1,7 +1,7 @@
 """A machine with a GPU, imagined: a model decodes through the real scheduler and expert cache.
 
-    costs = Costs(attention=100e-6, router=8e-6, post=3e-6, shared=33e-6, hit=12e-6, miss=155e-6,
-                  merge=6e-6, copy=370e-6, head=1.3e-3)
+    costs = Costs(start=8e-6, attention=92e-6, router=8e-6, post=3e-6, shared=33e-6, hit=12e-6,
+                  miss=155e-6, merge=6e-6, copy=370e-6, head=1.3e-3, taken=0.3)
     timeline = simulate(costs, draw_routings(tokens=64, layers=60, experts=384, top_k=8),
                         slots=1000)
     print(timeline)                              # one layer as a picture, and the figures
@@ -9,7 +9,8 @@
 
 The GPU runs the shared expert and those in its slots while the CPU computes the others. Copies to
 slots have a lane of their own, and nothing waits for them: until one is complete its expert is
-computed by the CPU. What is slow or fails is in `Faults`.
+computed by the CPU. As in VramTier, an expert takes another's slot only while slots have as many
+hits as change hands, and now and then. What is slow or fails is in `Faults`.
 """
 
 from __future__ import annotations
@@ -31,15 +32,20 @@ from offload.policies import POLICIES, ExpertKey, Profile
 from offload.routing_trace import RoutingTrace
 
 Array = np.ndarray
+RARELY = 8  # of so many passes one exchanges experts all the same
+MEMORY = 1 / 16  # of a pass in the means of hits and exchanges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Seconds: of one layer for one token; hit, miss, copy and read: of one expert.
+    """Seconds: of one layer for one token; hit, miss, part, copy and read: of one expert.
 
-    GPU: attention (with gaps between launches), router, post (the routing reaches the CPU), shared
-    (the shared expert), hit (an expert in a slot), merge; and head, once a token: all that is in no
-    MoE layer. CPU: miss, from RAM. Link: copy, RAM to slot. Disk: read, disk to RAM.
+    GPU: start (from the host's call until the layer's graph runs), attention (with gaps between
+    kernels), router, post (the routing reaches the CPU), shared (the shared expert), hit (an expert
+    in a slot), merge, with a part of each miss, which is read over the link; and head, once a
+    token: all that is in no MoE layer. CPU: wake (of its threads, where there are misses), miss,
+    from RAM, and step, once a token: the host between two of them. Link: copy, RAM to slot. Disk:
+    read, disk to RAM.
     taken: which share of the CPU's speed a running copy takes, because both read RAM; 0 .. < 1.
     """
 
@@ -52,6 +58,10 @@ class Costs:
     merge: float
     copy: float
     head: float
+    start: float = 0.0
+    wake: float = 0.0
+    part: float = 0.0
+    step: float = 0.0
     read: float = 0.0
     taken: float = 0.0
 
@@ -135,6 +145,8 @@ class _Run:
         self._flying: dict[ExpertKey, Event] = {}  # copies, the first to end first
         self._at: tuple[int, int] = (0, 0)  # pass, layer
         self._ready: dict[ExpertKey, float] = {}  # when those read for this layer are in RAM
+        self._hits = self._exchanges = 0.0  # of a pass, lately
+        self._exchanged = 0  # in this pass
 
     def one_pass(self, layers: list[tuple[int, Array]]) -> None:
         """All layers, and the head."""
@@ -147,10 +159,18 @@ class _Run:
             self._layer(layer, ids)
         self._at = (number, -1)
         self._gpu("head", self.costs.head)
+        if self.costs.step:
+            self._add("cpu", "step", self._now, self._now + self.costs.step)
+            self._now += self.costs.step
         self.passes[-1].end = self._now
+        self._hits += MEMORY * (self.passes[-1].hits - self._hits)
+        self._exchanges += MEMORY * (self._exchanged - self._exchanges)
+        self._exchanged = 0
 
     def _layer(self, layer: int, ids: Array) -> None:
         this, c = self.passes[-1], self.costs
+        if c.start:
+            self._gpu("start", c.start)
         for what in ("attention", "router", "post"):
             self._gpu(what, getattr(c, what))
         self._settle()
@@ -173,7 +193,7 @@ class _Run:
             for key in hits:
                 self._gpu("hit", c.hit, key.expert, published[key])
         self._join(start, computed)
-        self._gpu("merge", c.merge)
+        self._gpu("merge", c.merge + len(misses) * c.part)
 
     def _gpu(self, what: str, seconds: float, expert: int = -1, slot: int = -1) -> None:
         """The next work of the GPU."""
@@ -202,9 +222,15 @@ class _Run:
         room = self._budget.limit - len(self._flying)
         if self._pass_copies is not None:
             room = min(room, self._pass_copies - self.passes[-1].copies)
+        passes = len(self.passes)
+        may_exchange = self._exchanges <= self._hits or passes % RARELY == 0
         for key in wanted:
-            if room > 0 and key not in self.cache.resident and self.cache.prefetch(key):
+            is_full = len(self.cache.resident) == self.cache.slots
+            if room <= 0 or key in self.cache.resident or (is_full and not may_exchange):
+                continue
+            if self.cache.prefetch(key):
                 room -= 1
+                self._exchanged += is_full
 
     def begin_copy(self, key: ExpertKey, slot: int) -> None:
         """The cache's `load`: queue a copy on the link."""
@@ -238,6 +264,9 @@ class _Run:
         while len(self._last_copies) > 1 and self._last_copies[0].end <= start:
             self._last_copies.popleft()
         done, computed = start, []
+        if misses and self.costs.wake:
+            done += self.costs.wake
+            computed.append(self._add("cpu", "wake", start, done))
         for key in sorted(misses, key=lambda k: self._ready.get(k, 0.0)):
             begin = max(done, self._ready.get(key, 0.0))
             self.passes[-1].cpu_waits += begin - done

@@ -9,12 +9,14 @@ from offload.bench.plot import check_matplotlib
 from offload.forecast.events import LANES, Event, Timeline
 
 COLOURS = {
+    "start": "lightgray",
     "attention": "tab:blue",
     "router": "tab:cyan",
     "post": "tab:gray",
     "shared": "tab:olive",
     "hit": "tab:green",
     "merge": "tab:purple",
+    "wake": "black",
     "miss": "tab:orange",
     "copy": "tab:pink",
     "failed copy": "tab:red",

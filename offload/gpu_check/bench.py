@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from offload.gpu.base import Gpu, Launch
+from offload.loading import execute
 from quant.cuda.kernels import FLOATS, TYPES
 from quant.ggml import GGMLType
 
@@ -22,11 +23,18 @@ HEADS, RANK, ROPE = 64, 512, 64
 class Setup:
     """The defaults are what a real GPU gets: shapes of Kimi K2.5.
 
+    execute: as loading.py has it. stack: a file instead of two layers of K2.5 in random weights;
+    tokens before the decoded ones, that are decoded, of a prompt.
     types: None for all. launch_bytes: of weights that one launch goes through; slab_bytes: of all
     weights in turn, more than any cache holds. seconds: for one measurement.
     """
 
     open: Callable[[], Gpu]
+    execute: Callable[..., Any] = execute
+    stack: Path | None = None
+    stack_depth: int = 512
+    stack_steps: int = 48
+    stack_prompt: int = 4096
     types: tuple[GGMLType, ...] | None = None
     launch_bytes: int = 64 << 20
     slab_bytes: int = 512 << 20

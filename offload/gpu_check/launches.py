@@ -1,4 +1,4 @@
-"""What a launch costs by itself, alone and in a graph of a whole pass."""
+"""What a launch costs by itself, alone, in a graph of a whole pass, and started by a tape."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from offload.gpu.base import Prepared
 from offload.gpu_check.bench import Bench, launch
 from offload.gpu_check.report import Row, fact
+from offload.gpu_check.tapes import tapes
 from quant.cuda.probes import PROBES
 
 A_LAYER = 14  # launches
@@ -32,6 +33,7 @@ def launches(bench: Bench) -> Iterator[Row]:
     seconds = min(gpu.seconds(whole, 5) for _ in range(bench.setup.repeats)) / 5
     yield fact(f"graph of {count}, a kernel", 1e6 * seconds / count, "us")
     whole.close()
+    yield from tapes(bench, one)
 
 
 def _host_seconds(bench: Bench, prepared: Prepared, times: int) -> float:

@@ -25,7 +25,7 @@ from offload.version import __version__
 from offload.whole_file import whole_file
 
 BOOT = "import sys; sys.path[:] = sys.argv[3:]; from offload.gpu_check.child import main; main()"
-SECONDS = 290.0  # of all parts together
+SECONDS = 590.0  # of all parts together
 REAL = "offload.gpu_check.real:SETUP"
 FILE = "check.json"
 
@@ -51,6 +51,9 @@ PARTS = (
     Part("prompt", f"{_PACKAGE}.prompts:prompts", 30),
     Part("pcie", f"{_PACKAGE}.transfers:transfers", 30),
     Part("launch", f"{_PACKAGE}.launches:launches", 20),
+    Part("hybrid", f"{_PACKAGE}.hybrid:hybrid", 60),
+    Part("stack", f"{_PACKAGE}.stack:stack", 150),
+    Part("streaming", f"{_PACKAGE}.stack:streaming", 90),
 )
 
 

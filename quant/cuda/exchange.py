@@ -40,6 +40,9 @@ def exchange(table: int, n: int, rows: int, flag: int, number: int) -> None:
 
     flag: 0: none; else the grid is 1. number: an address. Grid: blocks.
     """
+    reached = 0
+    if flag and thread() == 0:
+        reached = load_i64(number)  # now: it may be far
     pair = block_x()
     while pair < n * rows:
         record = table + 8 * FIELDS * div32(pair, rows)
@@ -65,7 +68,7 @@ def exchange(table: int, n: int, rows: int, flag: int, number: int) -> None:
         sync()
         if thread() == 0:
             fence_system()
-            store_flag(flag, load_i64(number))
+            store_flag(flag, reached)
 
 
 EXCHANGE = Kernel(name="exchange", function=exchange, threads=THREADS)

@@ -46,10 +46,15 @@ class Row(Fields):
 
 
 @kernel()
-def run_tape(control: int, steps: int, n: int) -> None:
-    """Play n steps from the address `steps`; control: of the pool."""
+def run_tape(control: int, steps: int, n: int, status: int) -> None:
+    """Play n steps from the address `steps`; control: of the pool.
+
+    status: 0, or the address of an int64; once it is not 0, nothing more is played.
+    """
     began = ticks()
     for i in range(n):
+        if status and i64(status):
+            return
         step = steps + 8 * STEP_FIELDS * i
         count_at = i64(step + 24)
         count = i64(count_at) if count_at else i64(step + 16)

@@ -1,7 +1,8 @@
 """What a box does with a model: decode and prefill, what limits them, and what other choices give.
 
-Decoding on a GPU's box is the closed formula of seconds.py; `Forecast.timeline` runs the simulator
-on the same costs. Everything is computed, nothing is measured here.
+Decoding is the closed formula of seconds.py; where CPU and one card share a model's experts,
+`Forecast.timeline` runs the simulator on the same costs. Everything is computed, nothing is
+measured here.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Final, get_args
 
 from offload.errors import PlanError
 from offload.forecast.boxes import Box
-from offload.forecast.draws import draw_routings
 from offload.forecast.events import Timeline
 from offload.forecast.loads import prompt_loads, with_all_kernels
+from offload.forecast.matched import matched_routings
 from offload.forecast.model_facts import ModelFacts
 from offload.forecast.placement import Layout, check_context, longest_context, place
 from offload.forecast.seconds import (
@@ -34,11 +35,11 @@ from offload.plan_options import CHUNK, DEFAULT_CONTEXT
 from offload.prediction import read_parts
 
 DEPTH: Final = 512  # tokens before the decoded one
-GPU_CHUNK: Final = 4096  # prompt tokens that share one pass of the experts over PCIe
 GPU_SHARE: Final = 0.3  # of a card's tensor operations that a prompt's matrices reach
 LINK_SHARE: Final = 0.9  # of PCIe
 _REACHED: Final[dict[Resource, float]] = {"cards' arithmetic": GPU_SHARE, "PCIe": LINK_SHARE}
-SIMULATED: Final = 96  # tokens
+SIMULATED: Final = 48  # tokens
+REPEAT: Final = 0.45  # of a token's experts are the next one's again, the most that was published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ class Forecast:
         layout, facts = self.layout, self.facts
         routed = facts.bytes_read("routed")
         hits, in_ram = layout.vram_hits.expected, layout.ram_hits.expected
-        copied = min(COPIES, facts.config.num_experts_per_tok * (1 - hits))
+        copied = min(COPIES, *(facts.config.num_experts_per_tok * x for x in (hits, 1 - hits)))
         return {
             "vram": sum(p.n_bytes for p in layout.on_gpu) + routed * hits,
             "ram": sum(p.n_bytes * facts.share_read(p.block) for p in layout.on_cpu)
@@ -151,9 +152,9 @@ class Forecast:
         flops = 2 * facts.weights_read / (GPU_SHARE * sum(gpu.flops for gpu in box.gpus))
         streamed = (facts.n_experts - layout.gpu_slots * (not layout.is_cache)) * facts.expert_bytes
         streamed += sum(p.n_bytes for p in layout.on_cpu if p.block != "embedding")
-        link = streamed / (LINK_SHARE * box.pcie) / GPU_CHUNK
+        link = streamed / (LINK_SHARE * box.pcie) / layout.chunk
         seconds: dict[Resource, float] = {"cards' arithmetic": flops, "PCIe": link}
-        return seconds | self._from_disk(GPU_CHUNK)
+        return seconds | self._from_disk(layout.chunk)
 
     def _from_disk(self, chunk: int) -> dict[Resource, float]:
         n_bytes = self.layout.disk_experts * self.facts.expert_bytes + self.layout.overflow
@@ -167,13 +168,13 @@ class Forecast:
 
     @property
     def this_version(self) -> Forecast | None:
-        """What this version of the program does: it uses one GPU for all, or the CPU for all.
+        """What this version of the program does: it uses the CPU, and one GPU for what it holds.
 
-        None: it cannot, as not even what every token reads fits in RAM.
+        None: it cannot, as not even what every token reads fits there.
         """
-        if self.layout.is_all_vram and len(self.box.gpus) == 1:
+        if len(self.box.gpus) < 2:
             return self
-        box, question = self.box.without_gpus(), self.question
+        box, question = self.box.with_one_gpu(), self.question
         fits = max(1, longest_context(self.facts, box, question.kv_type))
         question = replace(question, context=min(fits, question.context or fits))
         try:
@@ -186,22 +187,45 @@ class Forecast:
         """What is assumed and guessed."""
         return (*self.facts.remarks, *self.box.remarks)
 
-    def timeline(self) -> Timeline:
-        """The timeline simulator on this box, through the real scheduler and expert cache."""
-        config = self.facts.config
-        if not self.box.gpus or self.layout.is_all_vram or not self.layout.gpu_slots:
-            raise PlanError("a timeline is of a GPU's box with expert slots: give another --gpu")
-        routings = draw_routings(
-            tokens=SIMULATED, layers=config.num_moe_layers, experts=config.n_routed_experts,
-            top_k=config.num_experts_per_tok,
-            repeat=self.layout.vram_hits.expected if self.layout.is_cache else 0.0,
-        )  # fmt: skip
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether CPU and GPU share a layer's experts."""
         layout = self.layout
+        return bool(layout.on_gpu and self.facts.n_experts) and not layout.is_all_vram
+
+    @cached_property
+    def tokens_per_second(self) -> float:
+        """Of one sequence: the simulator's where one card and the CPU share experts.
+
+        Where some come from a disk it is the closed formula's, with published rates of hits.
+        """
+        if self.is_hybrid and len(self.box.gpus) == 1 and self.layout.fits:
+            return self.timeline().tokens_per_second
+        return self.decode.expected
+
+    def timeline(self, *, empty: bool = False) -> Timeline:
+        """The timeline simulator on this box, through the real scheduler and expert cache.
+
+        Experts come again as often as the expected hits need. empty: no expert is in VRAM, ever.
+        """
+        config, layout = self.facts.config, self.layout
+        if not self.is_hybrid:
+            raise PlanError(
+                "a timeline is of a box whose GPU and CPU share the experts: give another --gpu"
+            )
+        slots = 0 if empty else layout.gpu_slots
+        copies = COPIES if layout.is_cache else 0
+        costs = timeline_costs(layout, self.box, self.question.depth)
+        routings = matched_routings(
+            layout.vram_hits.expected if slots and copies else 0.0, costs, slots=slots,
+            copies=copies, tokens=SIMULATED, layers=config.num_moe_layers,
+            experts=config.n_routed_experts, top_k=config.num_experts_per_tok, most=REPEAT,
+        )  # fmt: skip
         return simulate(
-            timeline_costs(layout, self.box, self.question.depth),
+            costs,
             routings,
-            slots=layout.gpu_slots,
-            copies=COPIES if layout.is_cache else 0,
+            slots=slots,
+            copies=copies,
             ram_slots=layout.ram_experts if layout.disk_experts else None,
         )
 
