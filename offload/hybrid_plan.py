@@ -86,7 +86,8 @@ def gpu_side(budget: Budget, options: PlanOptions, *, most: int | None) -> GpuSi
     layers = budget.experts(share)
     make = partial(make, share)
     if layers:
-        step, remark = _step(make, options, kv.context, most)
+        stage = 0 if options.tiers.cache == "off" else max(size.stage for size in layers.values())
+        step, remark = _step(make, options, kv.context, most, stage)
         vram, hot = _with_slots(
             partial(make, **step._asdict()), options, config, layers, kv.context
         )
@@ -137,15 +138,21 @@ def _fitting(budget: Budget, make: Make, tokens: int) -> tuple[Share, dict[Block
     raise LackError(why, CPU_INSTEAD)
 
 
-def _step(make: Make, options: PlanOptions, context: int, most: int | None) -> tuple[Step, str]:
-    """The largest step of prompts that leaves slots enough, with a ring if experts can come."""
+def _step(
+    make: Make, options: PlanOptions, context: int, most: int | None, stage: int
+) -> tuple[Step, str]:
+    """The largest step of prompts that leaves slots enough, with a ring if experts can come.
+
+    stage: bytes for slots that the KV cache cannot lend.
+    """
     smallest = Step(options.chunk or CHUNK, 0)
     base = make(chunk=smallest.chunk)
     there = base.limit - taken(base)
     room = there + base.kv - table_bytes(context)
     slots = options.tiers.cache
     if isinstance(slots, int):
-        allowed, limit = room - slots, f"--expert-cache leaves {binary_amount(room - slots)}"
+        allowed = max(0, room - slots)
+        limit = f"--expert-cache leaves {binary_amount(allowed)}"
     elif slots == "off":
         allowed, limit = there, f"{binary_amount(there)} are left"
     else:
@@ -158,7 +165,7 @@ def _step(make: Make, options: PlanOptions, context: int, most: int | None) -> t
     for chunk in chunks:
         step = Step(chunk, 0 if most is not None else RING_EXPERTS)
         cost = taken(make(**step._asdict(), has_slots=slots != "off")) - taken(base)
-        if cost <= min(allowed, there):
+        if cost <= min(allowed, there - stage):
             how = (
                 "their experts are read from the disk, for the CPU"
                 if most is not None

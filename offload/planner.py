@@ -94,8 +94,8 @@ def _with_gpu(
                 raise
             why = exc.why
     gpu = chosen(gpus, index)
-    if (obstacle_ := obstacle(config)) is not None:
-        raise NoGpuError(obstacle_, CPU_INSTEAD)
+    if (why_not := obstacle(config)) is not None:
+        raise NoGpuError(why_not, CPU_INSTEAD)
     budget = budget_of(config, tensors, options, gpu)
     side = gpu_side(budget, options, most=None)
     cpu = _beside(side, config, tensors, hardware, options, None)

@@ -174,6 +174,15 @@ def test_256k_tokens_on_24_gb(written: Callable[[str], Model]) -> None:
     assert checked(made, m, BIG, 256) == made
 
 
+def test_larger_steps_leave_what_the_kv_cache_cannot_lend(written: Callable[[str], Model]) -> None:
+    m = written("TQ1_0")
+    for free in (17.5, 18.0, 18.2, 18.5, 19.0, 20.0):
+        made = plan(m, gpu(free, total=24), 256, context=262_144, kv_type="q8_0")
+        assert made.vram is not None
+        assert made.vram.slots >= EXPERT[TQ1_0]
+        assert made.hot.slots > 60
+
+
 def test_three_tiers_on_24_gb_and_128_gb(written: Callable[[str], Model]) -> None:
     m = written("TQ1_0")
     made = plan(m, BIG, 128)
