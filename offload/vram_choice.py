@@ -100,7 +100,8 @@ class Chooser:
         order = order[self._turn % len(order) :] + order[: self._turn % len(order)]
         exchanges = 0
         for n, layer in enumerate(order):
-            if left <= 0 or time.perf_counter() - began > SHARE * asked.seconds:
+            is_late = n > 0 and time.perf_counter() - began > SHARE * asked.seconds
+            if left <= 0 or is_late:
                 self._turn += n  # the others are first, next time
                 break
             pool = self._pools[layer]

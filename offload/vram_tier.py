@@ -47,7 +47,8 @@ POLL: Final = 1e-3  # seconds between two looks at copies
 class VramTier:
     """Used by one thread, whoever computes; `settle` before the GPU is used for anything else.
 
-    space: of the slots; workspace: of the tables and a stage. home: the name of the tier below.
+    space: of the slots, and at its end of the stage that copies pass through; workspace: of the
+    tables. home: the name of the tier below.
     below: slots in RAM of experts that lie on a disk: those are copied from there, and as long as
     they lie in none of these they are not copied at all. link: bytes/s of copies at first, None:
     measured.
@@ -59,8 +60,7 @@ class VramTier:
         config: ModelConfig, *, home: str, below: ExpertTier | None = None,
         link: float | None = None, patience: float = PATIENCE,
     ) -> None:  # fmt: skip
-        self._gpu, self._cache, self._below = gpu, cache, below
-        self._space, self._workspace = space, workspace
+        self._gpu, self._space, self._cache, self._below = gpu, space, cache, below
         self._top_k = config.num_experts_per_tok
         self._link = link
         self.layers: dict[int, SlotLayer] = {}
@@ -94,20 +94,20 @@ class VramTier:
             )
             for layer, one in self.layers.items()
         }
-        division = divide(self._space.n_bytes, sizes, ring=False)
+        stage = max((one.copy.stage_bytes for one in self.layers.values()), default=0)
+        end = self._space.end - stage
+        division = divide(max(0, end - self._space.start), sizes, ring=False)
         groups = [group for group in division.groups if group.slots]
         profile: Profile = {}
         if self._cache.profile is not None:
             profile = RoutingTrace.load(self._cache.profile).profile()
-        for group, at in zip(groups, slot_addresses(groups, self._space.end), strict=True):
+        for group, at in zip(groups, slot_addresses(groups, end), strict=True):
             policy = POLICIES[self._cache.policy](group.slots, profile)
             self._pools.append(Pool(group, at, policy))
             self._pool_of.update(dict.fromkeys(group.layers, self._pools[-1]))
         self._is_open = True
-        if self._pools:
-            stage = max(self.layers[layer].copy.stage_bytes for layer in self._pool_of)
-            self._copies.stage = self._workspace.alloc(stage)
-        else:
+        self._copies.stage = end
+        if not self._pools:
             self.stats.off_because = f"{binary_amount(self._space.n_bytes)} have room for no slot"
         if self._link is not None:
             self._copies.assume(self._link)

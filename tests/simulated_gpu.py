@@ -116,6 +116,7 @@ class SimulatedGpu:
 
     name = "simulated GPU"
     architecture = 80
+    patience = 120.0  # seconds without progress
 
     def __init__(self, n_bytes: int = 1 << 26, delays: int | None = None) -> None:
         room = np.empty(n_bytes + 256, np.uint8)  # the system gives memory as it is written
@@ -286,11 +287,18 @@ class SimulatedGpu:
 
     def _until(self, *queues: Queue, check: Callable[[], None] | None) -> None:
         marks = [one.made for one in queues]
+        moved, before = time.monotonic(), -1
         with self.changed:
             while any(one.passed < mark for one, mark in zip(queues, marks, strict=True)):
                 self.changed.wait(1e-3)
                 if check is not None:
                     check()
+                passed = self._queue.passed + self._beside.passed
+                if passed != before:
+                    moved, before = time.monotonic(), passed
+                elif time.monotonic() - moved > self.patience:
+                    self.fault = DeviceError(f"{self.name}: no answer; --device cpu does without")
+                    break
         if check is not None:
             check()
         self.must_live()

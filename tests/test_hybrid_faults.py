@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fake_gpu import gpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulated_gpu import SimulatedGpu
-from test_hybrid_engine import MODEL
+from tiny_gguf import TinyModel
 
 import offload
 from offload import DeviceError
@@ -23,10 +24,14 @@ from offload.devices import cuda, hybrid
 from offload.gpu import probe
 from offload.gpu.base import Launch, Mark, Sent
 from offload.vram_tier import VramTier
+from quant.ggml import GGMLType
 
 Array = np.ndarray
-BARELY = (54 << 20) + (1 << 17)  # bytes of VRAM: no slots fit beside all else
-PROMPT = "In the beginning there was a prompt."
+MODEL = TinyModel(
+    layers=2, dense=1, hidden=64, heads=2, q_lora=32, kv_lora=32, experts=8, top_k=2, width=32,
+    dense_width=64, types={"": GGMLType.Q8_0}, context=512,
+)  # fmt: skip
+PROMPT = "so"
 
 
 class FaultyGpu(SimulatedGpu):
@@ -36,6 +41,7 @@ class FaultyGpu(SimulatedGpu):
         super().__init__(n_bytes)
         self.faults, self.armed = faults, armed
         self.calls: dict[str, int] = {}
+        self.patience = 4.0
 
     def happens(self, kind: str) -> bool:
         """Whether it does now."""
@@ -50,12 +56,12 @@ class FaultyGpu(SimulatedGpu):
         if self.happens("refused copy"):
             raise DeviceError("copies are refused just now")
         if self.happens("stalled copy"):
-            return Sent(self._beside.put(lambda: self._beside_stalls()))
+            return Sent(self._beside.put(self._stalls))
         return super().send(to, data, behind)
 
-    def _beside_stalls(self) -> None:
-        with self.changed:
-            self.changed.wait_for(lambda: self.closed)
+    def _stalls(self) -> None:
+        while not self.closed:
+            time.sleep(0.02)
 
     def pin(self, data: Array) -> str:
         """May be refused."""
@@ -68,7 +74,7 @@ class FaultyGpu(SimulatedGpu):
 
         def instead() -> None:
             if not beside and self.happens("late"):
-                return
+                self._queue.put(self._stalls)
             if not beside and self.happens("lost"):
                 self.fault = DeviceError("GPU 0: it is gone; --device cpu does without")
                 return
@@ -115,14 +121,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Fa
 
 
 def answer(engine: offload.Engine) -> list[int]:
-    return [token.id for token in engine.generate(PROMPT, temperature=0, max_tokens=8)]
+    return [token.id for token in engine.generate(PROMPT, temperature=0, max_tokens=5)]
 
 
 def load(path: Path, **options: Any) -> offload.Engine:
     return offload.load(path, **{"context": 256, "device": "hybrid", **options})
 
 
-@settings(max_examples=6, deadline=None,
+@settings(max_examples=5, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(
     kind=st.sampled_from(["lost", "late", "refused copy", "stalled copy"]),
@@ -142,7 +148,7 @@ def test_after_a_fault_the_next_answer_works(
                 said_so.append(str(exc))
             else:
                 assert got == said, "whatever is copied"
-        assert len(said_so) <= (kind in ("lost", "late"))
+        assert len(said_so) <= (kind != "refused copy")
         assert not any("\n" in line for line in said_so)
         if kind == "stalled copy" and opened[0].calls.get(kind, 0) >= call:
             time.sleep(1.0)  # as long as a copy may take
@@ -150,20 +156,25 @@ def test_after_a_fault_the_next_answer_works(
             assert "nothing is copied any more" in engine.expert_stats.off_because
 
 
-def test_memory_that_cannot_be_pinned_is_staged(
-    path: Path, said: list[int], impatient: Any
-) -> None:
-    opened = impatient({"pin": (3, 1000)}, is_armed=True)
+def test_memory_that_cannot_be_pinned_is_staged(tmp_path: Path, impatient: Any) -> None:
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", replace(MODEL, layers=3))
+    with load(path, device="cpu") as engine:
+        said = answer(engine)
+    opened = impatient({"pin": (5, 1000)}, is_armed=True)
     with load(path) as engine:
         assert answer(engine) == said
         assert any("passes through a stage: the system refuses" in n for n in engine.plan.notes)
-    assert opened[0].calls["pin"] >= 3
+    assert opened[0].calls["pin"] >= 5
 
 
 def test_memory_that_another_program_took_means_fewer_slots(
     path: Path, said: list[int], impatient: Any
 ) -> None:
-    impatient(n_bytes=BARELY)
+    impatient()
+    with load(path) as engine:
+        vram = engine.plan.vram
+    fixed = vram.weights + vram.kv + vram.ring + vram.workspace
+    impatient(n_bytes=fixed + (16 << 10))
     with load(path) as engine:
         assert answer(engine) == said
         assert "another program has taken some" in engine.expert_stats.decision

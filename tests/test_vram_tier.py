@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from simulated_gpu import SimulatedGpu
 from slot_gpu import SlotGpu
 
+from offload import vram_choice
 from offload.devices.base import GatedMLP
 from offload.devices.cuda_vram import spaces
 from offload.devices.cuda_weights import Loader
@@ -259,6 +260,18 @@ def test_copies_take_no_longer_than_passes_and_all_layers_have_their_turn(copies
     world.close()
 
 
+def test_layers_take_turns_where_deciding_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vram_choice, "SHARE", 0.0)
+    world, rng = World(60_000, 0), np.random.default_rng(0)
+    world.gpu.speed = 99
+    for _ in range(9):
+        world.run(same(rng, [1, 6]))
+        assert len({key.layer for key in planned_of(world.tier)}) <= 1
+    assert {e for _, e in world.named()} == {1, 6}
+    assert len(world.named()) == 6
+    world.close()
+
+
 def test_where_exchange_pays_nothing_it_is_rare() -> None:
     """Experts that come round, and fewer slots than they are."""
     world = World(8_000, 0, policy="lru")
@@ -306,12 +319,15 @@ def test_copy_that_failed_half_way_leaves_its_slot_only_when_it_is_over() -> Non
 
 @pytest.mark.parametrize("trouble", ["fails", "stalls"])
 def test_inserts_stop_when_copies_fail_or_stall_and_passes_go_on(trouble: str) -> None:
-    world, rng = World(60_000, 0, patience=0.01), np.random.default_rng(0)
+    world, rng = (
+        World(60_000, 0, patience=0.01 if trouble == "stalls" else 99.0),
+        np.random.default_rng(0),
+    )
     for _ in range(6):
         world.run(same(rng, [1, 6]))
     before = world.named()
     assert before
-    world.gpu.fails, world.gpu.speed = trouble == "fails", 0 if trouble == "stalls" else 9
+    world.gpu.fails, world.gpu.speed = trouble == "fails", 0 if trouble == "stalls" else 99
     for i in range(20):
         world.run(same(rng, [i % E, (i + 3) % E]))
         time.sleep(2e-3)

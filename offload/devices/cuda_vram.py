@@ -8,7 +8,6 @@ own part, and go from there as pages need it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,38 +33,6 @@ class Space(Protocol):
         """Give it back."""
 
 
-class Pages:
-    """A part whose free memory above the last piece is lent.
-
-    on_end: called with the address behind the last piece before one that reaches farther is given
-    out, and after one is given back; what lies below is not lent any more.
-    """
-
-    def __init__(self, part: Part) -> None:
-        self._part = part
-        self.on_end: Callable[[int], None] = lambda end: None
-
-    @property
-    def end(self) -> int:
-        """Behind the last piece."""
-        return self._part.end
-
-    def alloc(self, n_bytes: int) -> int:
-        """See Space."""
-        before = self._part.end
-        address = self._part.alloc(n_bytes)
-        if self._part.end > before:
-            self.on_end(self._part.end)
-        return address
-
-    def free(self, address: int) -> None:
-        """See Space."""
-        before = self._part.end
-        self._part.free(address)
-        if self._part.end < before:
-            self.on_end(self._part.end)
-
-
 @dataclass(frozen=True, slots=True)
 class SlotSpace:
     """Memory start .. end - 1 for slots; what lies below `pages.end` is not theirs.
@@ -75,7 +42,7 @@ class SlotSpace:
 
     start: int
     end: int
-    pages: Pages
+    pages: Part
     short: str = ""
 
     @property
@@ -121,13 +88,12 @@ def spaces(
             ("activations", vram.workspace),
         )
     )
-    lent = Pages(pages)
     of_slots = None
     if hot is not None and hot.n_bytes:
         low = slots.start - min(hot.lent, pages.n_bytes)
-        of_slots = SlotSpace(low, slots.start + slots.n_bytes, lent, short)
+        of_slots = SlotSpace(low, slots.start + slots.n_bytes, pages, short)
     return Spaces(
-        weights=weights, kv=lent, tables=of_tables, workspace=workspace, ring=ring, slots=of_slots
+        weights=weights, kv=pages, tables=of_tables, workspace=workspace, ring=ring, slots=of_slots
     )
 
 

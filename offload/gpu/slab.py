@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from offload.amounts import binary_amount
@@ -17,10 +18,14 @@ def rounded(n_bytes: int) -> int:
 
 
 class Part:
-    """Bytes from `start` on, given out by first fit. name: for messages."""
+    """Bytes from `start` on, given out by first fit. name: for messages.
+
+    on_end: called with `end` whenever that changes: what lies behind it may be lent.
+    """
 
     def __init__(self, name: str, start: int, n_bytes: int) -> None:
         self.name, self.start, self.n_bytes = name, start, n_bytes
+        self.on_end: Callable[[int], None] = lambda end: None
         self._gaps = [(start, n_bytes)] if n_bytes else []
         self._taken: dict[int, int] = {}
 
@@ -44,12 +49,13 @@ class Part:
 
     def alloc(self, n_bytes: int) -> int:
         """Address, a multiple of 256; PlanError if there is no gap."""
-        wanted = rounded(n_bytes)
+        wanted, before = rounded(n_bytes), self.end
         for k, (start, length) in enumerate(self._gaps):
             if length >= wanted:
                 rest = (start + wanted, length - wanted)
                 self._gaps[k : k + 1] = [rest] if rest[1] else []
                 self._taken[start] = wanted
+                self._tell(before)
                 return start
         raise PlanError(
             f"VRAM for {self.name}: {binary_amount(n_bytes)} are wanted, the largest gap has"
@@ -60,6 +66,7 @@ class Part:
 
     def free(self, address: int) -> None:
         """Give a piece back."""
+        end = self.end
         gaps = sorted([*self._gaps, (address, self._taken.pop(address))])
         self._gaps = gaps[:1]
         for start, length in gaps[1:]:
@@ -68,6 +75,11 @@ class Part:
                 self._gaps[-1] = before, size + length
             else:
                 self._gaps.append((start, length))
+        self._tell(end)
+
+    def _tell(self, before: int) -> None:
+        if self.end != before:
+            self.on_end(self.end)
 
 
 class Slab:
