@@ -113,7 +113,7 @@ def test_a_shape_has_the_slots_of_the_whole_model(
     expert = 9_289_728
     two = shape_on_gpu.slots_of(asked, 2)
     assert two % expert == 0
-    assert 15 * 2 <= two / expert <= 24 * 2  # of a layer: 24 GiB without weights, for 60 layers
+    assert 15 * 2 < two / expert < 27 * 2  # of a layer: 24 GiB without weights, for 60 layers
     assert shape_on_gpu.slots_of(ShapeOptions(shape="kimi-k2.5", device="hybrid"), 2) > 2 * two
     with pytest.raises(PlanError, match="no expert in VRAM"):
         shape_on_gpu.slots_of(ShapeOptions(shape="kimi-k2.5", device="hybrid", vram=GIB), 2)

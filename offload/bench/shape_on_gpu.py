@@ -88,5 +88,6 @@ def slots_of(options: ShapeOptions, layers: int) -> int:
             f"--device hybrid: {full.name} would have no expert in VRAM on {card.name}; give "
             "--device cpu, or more --vram"
         )
-    slot = max(size.slot for size in budget.experts(found.share).values())
-    return max(1, found.slots * layers // full.num_moe_layers) * slot
+    sizes = budget.experts(found.share).values()
+    slots = max(1, found.slots * layers // full.num_moe_layers)
+    return slots * max(size.slot for size in sizes) + max(size.stage for size in sizes)

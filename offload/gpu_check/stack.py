@@ -222,4 +222,5 @@ def _slots(bench: Bench, source: Source) -> int | str:
     budget = Budget(config=KIMI_K25, tensors=sizes_of(facts), gpu=card, kv_type="f16", limit=VRAM)
     found = one_card(budget, DEFAULT_CONTEXT, from_disk=False)
     slots = 0 if found is None else found.slots // KIMI_K25.num_moe_layers
-    return max(1, slots) * sum(size.slot for size in source.tensors.experts.values())
+    sizes = source.tensors.experts.values()
+    return max(1, slots) * sum(size.slot for size in sizes) + max(size.stage for size in sizes)
