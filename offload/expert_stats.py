@@ -83,6 +83,14 @@ class ExpertStats:
         hits = sum(layer.hits for layer in self.layers.values())
         return hits / max(1, hits + sum(layer.misses for layer in self.layers.values()))
 
+    def go_on_from(self, before: ExpertStats) -> None:
+        """Count how often experts were asked for from there on."""
+        for layer, counts in self.layers.items():
+            if layer in before.layers:
+                counts.uses[:] += before.layers[layer].uses
+        if self.hot is not None and before.hot is not None:
+            self.hot.go_on_from(before.hot)
+
 
 def stats_without_slots(places: Mapping[int, Places]) -> ExpertStats:
     """Of experts that are computed where they lie: how often each was asked for."""

@@ -58,8 +58,10 @@ def ready_model(
             compile_kernels(model, trial, report)
         if plan.reads_ahead:  # else the trial would read from the disk
             try_out(model, 1)
-    for layer in model.expert_stats.layers.values():
-        layer.uses[:] = 0  # the trial's choices are nobody's
+    stats = model.expert_stats
+    for layers in (stats.layers, {} if stats.hot is None else stats.hot.layers):
+        for layer in layers.values():
+            layer.uses[:] = 0  # the trial's choices are nobody's
     return model, plan
 
 

@@ -258,10 +258,8 @@ class Steps:
             raise DeviceError(f"{self._lost}; the model cannot be opened again: {exc}") from exc
         self.holder.free = model.close
         model.on_routing = self.model.on_routing
-        layers = model.expert_stats.layers
         with suppress(DeviceError):
-            for layer, before in self.model.expert_stats.layers.items():
-                layers[layer].uses[:] += before.uses
+            model.expert_stats.go_on_from(self.model.expert_stats)
         self.model, self.slots = model, slots
         self._scheduler = Scheduler(slots, self.chunk)
         self._read, self._lost = -1, None

@@ -153,7 +153,7 @@ def test_after_a_fault_the_next_answer_works(
         if kind == "stalled copy" and opened[0].calls.get(kind, 0) >= call:
             time.sleep(1.0)  # as long as a copy may take
             assert answer(engine) == said
-            assert "nothing is copied any more" in engine.expert_stats.off_because
+            assert "nothing is copied any more" in engine.expert_stats.hot.off_because
 
 
 def test_memory_that_cannot_be_pinned_is_staged(tmp_path: Path, impatient: Any) -> None:
@@ -177,4 +177,4 @@ def test_memory_that_another_program_took_means_fewer_slots(
     impatient(n_bytes=fixed + (16 << 10))
     with load(path) as engine:
         assert answer(engine) == said
-        assert "another program has taken some" in engine.expert_stats.decision
+        assert "another program has taken some" in engine.expert_stats.hot.decision

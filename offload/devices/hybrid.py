@@ -209,8 +209,10 @@ class HybridDevice:
 
     @property
     def expert_stats(self) -> ExpertStats:
-        """Of slots in VRAM, if there are some; else of the CPU."""
-        return self.cpu.expert_stats if self.hot is None else self.hot.stats
+        """Of the CPU, and of slots in VRAM."""
+        stats = self.cpu.expert_stats
+        stats.hot = None if self.hot is None else self.hot.stats
+        return stats
 
     @property
     def times(self) -> BlockTimes:
