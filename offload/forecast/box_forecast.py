@@ -211,7 +211,7 @@ class Forecast:
         config, layout = self.facts.config, self.layout
         if not self.is_hybrid:
             raise PlanError(
-                "a timeline is of a box whose CPU and only GPU share the experts: give another --gpu"
+                "a timeline is of a box whose CPU and one GPU share the experts: give another --gpu"
             )
         slots = 0 if empty else layout.gpu_slots
         copies = COPIES if layout.is_cache else 0
