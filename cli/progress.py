@@ -35,6 +35,7 @@ REFRESH = 0.1  # seconds
 PHASES = {
     "copy": "copying weights into memory",
     "pack": "packing experts",
+    "pin": "pinning experts for the GPU to read",
     "compile": "compiling kernels for this processor, once: about half a minute",
     "prompt": "reading the prompt",
     "measure": "measuring",

@@ -8,17 +8,18 @@ are pinned cannot be dropped: something must be left to everybody else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from offload.amounts import binary_amount
-from offload.devices.base import Check, GatedMLP
+from offload.devices.base import GatedMLP
 from offload.gpu.base import Gpu
 
 Array = np.ndarray
+Tell = Callable[[int, int], None]  # bytes (done, to do) so far
 
 LEAST_LEFT: Final = 6 << 30  # bytes of RAM, or
 SHARE_LEFT: Final = 16  # 1 / 16 of it
@@ -49,8 +50,11 @@ def pin_budget(ram: int) -> int:
     return max(0, ram - max(LEAST_LEFT, ram // SHARE_LEFT))
 
 
-def pin_experts(gpu: Gpu, experts: Mapping[int, GatedMLP], budget: int, check: Check) -> Pinned:
-    """Pin the memory of layers, in order, while it is in the budget (bytes). `check` may raise."""
+def pin_experts(gpu: Gpu, experts: Mapping[int, GatedMLP], budget: int, tell: Tell) -> Pinned:
+    """Pin the memory of layers, in order, while it is in the budget (bytes). `tell` may raise.
+
+    Pages of a mapped file are read from the disk for it, if they are not there.
+    """
     pinned: set[int] = set()
     done = 0
     memory = {layer: _memory(mlp) for layer, mlp in experts.items()}
@@ -61,7 +65,7 @@ def pin_experts(gpu: Gpu, experts: Mapping[int, GatedMLP], budget: int, check: C
             why = f"{binary_amount(budget)} may be pinned, more would leave too little RAM"
             break
         for array in arrays:
-            check()
+            tell(done, min(budget, sum(sizes.values())))
             why = gpu.pin(array)
             if why:
                 break

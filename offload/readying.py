@@ -52,7 +52,7 @@ def ready_model(
     if opened.hybrid is None:
         compile_kernels(model, model, report)
     else:
-        notes = stream_prompts(opened.hybrid, config, tensors, plan, hardware, lambda: None)
+        notes = stream_prompts(opened.hybrid, config, tensors, plan, hardware, report)
         plan = replace(plan, outcome=(*plan.outcome, *notes))
         with closing(stand_in(model, seen, plan.on_cpu)) as trial:
             compile_kernels(model, trial, report)

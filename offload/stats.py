@@ -15,7 +15,9 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class LoadProgress:
     """One step. done, total: kernels ("compile"), tokens ("prompt"), types ("measure") or bytes."""
 
-    phase: Literal["download", "check", "copy", "pack", "compile", "lay out", "prompt", "measure"]
+    phase: Literal[
+        "download", "check", "copy", "pack", "pin", "compile", "lay out", "prompt", "measure"
+    ]
     done_bytes: int
     total_bytes: int
 

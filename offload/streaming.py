@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from offload.config import ModelConfig
-from offload.devices.base import Check
 from offload.hardware import HardwareProfile
 from offload.known_rates import memory_now, rates_here
 from offload.pinning import pin_budget, pin_experts
 from offload.plan import Plan
 from offload.prediction import loads_of
 from offload.prompt_route import ExpertCosts, PromptRoute, expert_costs
+from offload.stats import LoadProgress
 from offload.tensor_census import Census
+
+Report = Callable[[LoadProgress], None]
 
 if TYPE_CHECKING:
     from offload.devices.hybrid import HybridDevice
@@ -20,18 +23,22 @@ if TYPE_CHECKING:
 
 def stream_prompts(
     hybrid: HybridDevice, config: ModelConfig, tensors: Census, plan: Plan,
-    hardware: HardwareProfile, check: Check,
+    hardware: HardwareProfile, report: Report,
 ) -> tuple[str, ...]:  # fmt: skip
     """Let prompts be streamed where the plan has a ring for them; what came of it, a line each.
 
-    Of a hybrid whose blocks are made. `check` is called now and then, and may raise.
+    Of a hybrid whose blocks are made.
     """
     experts = {block.layer: block.mlp for block in hybrid.split if block.copy is not None}
     if plan.vram is None or not plan.vram.ring_experts or not experts:
         return ()
-    pinned = pin_experts(hybrid.gpu.gpu, experts, pin_budget(hardware.cpu.ram_total), check)
+
+    def tell(done: int, total: int) -> None:
+        report(LoadProgress(phase="pin", done_bytes=done, total_bytes=total))
+
+    pinned = pin_experts(hybrid.gpu.gpu, experts, pin_budget(hardware.cpu.ram_total), tell)
     stream = hybrid.set_stream(plan.vram.ring_experts, pinned.layers)
-    link = stream.link_rate(check)
+    link = stream.link_rate()
     rates = rates_here(hardware, plan.threads)
     if rates is not None:
         costs = expert_costs(config, loads_of(config, tensors, plan), rates[0], plan.threads, link)

@@ -49,9 +49,9 @@ class VramTier:
 
     space: of the slots, and at its end of the stage that copies pass through; workspace: of the
     tables. home: the name of the tier below.
-    below: slots in RAM of experts that lie on a disk: those are copied from there, and as long as
-    they lie in none of these they are not copied at all. link: bytes/s of copies at first, None:
-    measured.
+    below: slots in RAM; an expert that lies there is copied from there, and held meanwhile. One
+    that lies in none of them is copied from its matrices, or not at all if its home is "disk".
+    link: bytes/s of copies at first, None: measured.
     patience: see PATIENCE.
     """
 
@@ -268,7 +268,7 @@ class VramTier:
                 pool.drop(key)
 
     def _hold(self) -> dict[ExpertKey, Sequence[Array] | None]:
-        """What is to be copied, and from where; what lies in no RAM slot is forgotten."""
+        """What is to be copied, and from where; what only a disk has is forgotten."""
         planned = [(key, pool) for pool in self._pools for key in pool.planned]
         below = self._below
         if below is None:
@@ -282,6 +282,8 @@ class VramTier:
                 self._lent.add(key)
                 addresses = below.places[key.layer].addresses[key.expert]
                 sources[key] = self.layers[key.layer].copy.sources_at(addresses.tolist())
+            elif self.stats.home != "disk":
+                sources[key] = None
             else:
                 pool.planned.remove(key)
                 pool.drop(key)
@@ -293,13 +295,14 @@ class VramTier:
     ) -> None:  # fmt: skip
         """The thread: decide, begin copies as far as time allows, and count what arrives.
 
-        until: `perf_counter` from which on no copy begins, so that the pass's end waits for none.
+        until: `perf_counter` from which on no second copy begins: the pass's end would wait for it.
         """
         if asked is not None:
             self._chooser.choose(asked)
         copies = self._copies
-        for key, arrays in sources.items():
-            if self._worker.is_wanted or copies.stopped or time.perf_counter() > until:
+        for n, (key, arrays) in enumerate(sources.items()):
+            is_late = n > 0 and time.perf_counter() > until
+            if self._worker.is_wanted or copies.stopped or is_late:
                 break
             pool, copy = self._pool_of[key.layer], self.layers[key.layer].copy
             copies.bring(key, copy, pool.address(key), arrays, behind)

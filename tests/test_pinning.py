@@ -55,7 +55,9 @@ class Registering(SimulatedGpu):
 )  # fmt: skip
 def test_layers_are_pinned_in_order(most: int, budget: int, layers: set[int], note: str) -> None:
     gpu = Registering(most)
-    found = pin_experts(gpu, {layer: mlp() for layer in (3, 4, 5)}, budget, lambda: None)
+    found = pin_experts(
+        gpu, {layer: mlp() for layer in (3, 4, 5)}, budget, lambda done, total: None
+    )
     assert found.layers == layers
     assert found.note == note
     assert (found.n_bytes, found.total) == (3 * TENSOR * len(layers), 9 * TENSOR)
@@ -65,7 +67,7 @@ def test_layers_are_pinned_in_order(most: int, budget: int, layers: set[int], no
 
 def test_a_tensor_of_gate_and_up_is_pinned_once() -> None:
     gpu = Registering(2)
-    found = pin_experts(gpu, {0: mlp(fused=True)}, 2 * TENSOR, lambda: None)
+    found = pin_experts(gpu, {0: mlp(fused=True)}, 2 * TENSOR, lambda done, total: None)
     assert found.layers == {0}
     assert found.n_bytes == 2 * TENSOR
 

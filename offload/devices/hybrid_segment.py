@@ -73,12 +73,17 @@ class HybridSegment:
         """See Segment."""
         device = self._device
         began = time.perf_counter()
+        try:
+            if device.are_few:
+                self.tape().play(check)
+            else:
+                self._many(check)
+        except BaseException:
+            device.settle()  # who comes next uses the GPU
+            raise
         if device.are_few:
-            self.tape().play(check)
             device.gpu.has_run(self._of_gpu)
             self._runs.count += 1
-        else:
-            self._many(check)
         device.has_run(self.blocks[-1], time.perf_counter() - began)
 
     def tape(self) -> HybridTape:

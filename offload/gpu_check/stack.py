@@ -95,7 +95,7 @@ def streaming(bench: Bench) -> Iterator[Row]:
         if both is None or both.stream is None:
             yield fact("prompts are streamed", "no: " + "; ".join(plan.notes[-3:]))
             return
-        link = both.stream.link_rate(lambda: None)
+        link = both.stream.link_rate()
         yield fact("link, experts alone", link / 1e9, "GB/s")
         count = min(bench.setup.stack_prompt, plan.chunk)
         ids = np.random.default_rng(5).integers(0, source.config.vocab_size, count)
@@ -183,7 +183,7 @@ def _link_rate(model: Model) -> float | None:
     both = hybrid_of(model)
     if both is None or both.stream is None:
         return None
-    return both.stream.link_rate(lambda: None)
+    return both.stream.link_rate()
 
 
 def _card(bench: Bench, link: float | None) -> Card:
