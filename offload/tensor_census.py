@@ -45,7 +45,7 @@ _PATTERNS: Final[tuple[tuple[FamilyName, re.Pattern[str]], ...]] = (
     ("head", re.compile(r"output\.")),
     ("other", re.compile(r"")),
 )
-_BLOCKS: Final[Mapping[FamilyName, BlockName]] = {
+BLOCKS: Final[Mapping[FamilyName, BlockName]] = {
     "attention": "attention", "shared expert": "shared", "routed gate": "routed",
     "routed up": "routed", "routed gate+up": "routed", "routed down": "routed",
     "dense ffn": "dense", "router": "router", "embedding": "embedding", "head": "head",
@@ -205,13 +205,13 @@ def block_of(name: str, config: ModelConfig) -> tuple[BlockName, int | None]:
     if layer is None and name.startswith("output_norm."):
         return "head", None
     if layer is None:
-        return _BLOCKS[family_of(name)], None
+        return BLOCKS[family_of(name)], None
     number, rest = int(layer[1]), name[layer.end() :]
     if rest.startswith("ffn_norm."):
         return "router" if config.is_moe_layer(number) else "dense", number
     if rest.startswith("attn_"):  # with all its norms
         return "attention", number
-    return _BLOCKS[family_of(name, config.num_layers)], number
+    return BLOCKS[family_of(name, config.num_layers)], number
 
 
 def _blocks(

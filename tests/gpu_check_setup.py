@@ -26,7 +26,7 @@ def emulated(*plan: Any) -> Any:
 
 
 SMALL = Setup(
-    open=lambda: SimulatedGpu(1 << 27), execute=emulated, stack_depth=4, stack_steps=2,
+    open=lambda: SimulatedGpu(1 << 27), execute=emulated, stack_depth=4, stack_steps=5,
     stack_prompt=12, types=(GGMLType.Q4_K,), launch_bytes=1 << 16,
     slab_bytes=1 << 20, hidden=256, width=256, heads=4, rank=32, rope=16, contexts=(300,),
     prompts=(40,), check_rows=256, check_columns=512, check_tokens=9, transfer_bytes=1 << 16,

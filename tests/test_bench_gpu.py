@@ -31,7 +31,7 @@ NO_DRIVER = "no NVIDIA driver: install one"
 def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf.write(
         tmp_path_factory.mktemp("bench") / "tiny.gguf",
-        TinyModel(layers=3, dense=1, hidden=64, heads=2, q_lora=32, kv_lora=32, experts=8, top_k=2,
+        TinyModel(layers=2, dense=1, hidden=64, heads=2, q_lora=32, kv_lora=32, experts=8, top_k=2,
                   width=32, dense_width=64, types={"": GGMLType.Q8_0}, context=512),
     )  # fmt: skip
 
@@ -58,8 +58,8 @@ def test_a_hybrid_has_the_parts_of_both_sides_with_a_cache_and_without(
     result = bench_model(options(moe, device="hybrid"))
     assert json.loads(json.dumps(result)) == result
     found = result["hybrid"]["decode 3"]
-    assert found["total_ms"] > found["gpu_ms"] > found["cpu_ms"] > 0
-    assert 0 < found["waited_ms"] <= found["total_ms"]
+    assert min(found[f"{part}_ms"] for part in ("total", "gpu", "cpu", "waited", "launching")) > 0
+    assert found["waited_ms"] <= found["total_ms"]
     assert 0 <= found["overlap"] <= 1
     assert 0 < found["launching_share"] < 1
     assert found["hits"] > 0
@@ -113,7 +113,7 @@ def test_a_shape_has_the_slots_of_the_whole_model(
     expert = 9_289_728
     two = shape_on_gpu.slots_of(asked, 2)
     assert two % expert == 0
-    assert 15 * 2 <= two / expert <= 24 * 2  # of a layer: 24 GiB without weights, for 60 layers
+    assert 15 * 2 < two / expert < 27 * 2  # of a layer: 24 GiB without weights, for 60 layers
     assert shape_on_gpu.slots_of(ShapeOptions(shape="kimi-k2.5", device="hybrid"), 2) > 2 * two
     with pytest.raises(PlanError, match="no expert in VRAM"):
         shape_on_gpu.slots_of(ShapeOptions(shape="kimi-k2.5", device="hybrid", vram=GIB), 2)

@@ -365,6 +365,8 @@ def test_the_simulator_agrees_where_its_hits_are_the_same() -> None:
     assert 0 < timeline.hit_rate < found.layout.vram_hits.high
     with pytest.raises(PlanError, match="a timeline is of a box"):
         on("TQ1_0", ram=256 * GIB).timeline()
+    with pytest.raises(PlanError, match="a timeline is of a box"):
+        on("Q2_K", gpus=["4xa100"], ram=256 * GIB).timeline()
 
 
 def test_other_shapes_and_models_without_experts() -> None:

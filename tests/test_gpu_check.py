@@ -145,7 +145,7 @@ def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Layers with experts that a GPU and the CPU can share, of the embedded model's vocabulary."""
     return tiny_gguf.write(
         tmp_path_factory.mktemp("moe") / "tiny.gguf",
-        TinyModel(layers=3, dense=1, hidden=64, heads=2, q_lora=32, kv_lora=32, experts=8, top_k=2,
+        TinyModel(layers=2, dense=1, hidden=64, heads=2, q_lora=32, kv_lora=32, experts=8, top_k=2,
                   width=32, dense_width=64, types={"": G.Q8_0}, context=512),
     )  # fmt: skip
 

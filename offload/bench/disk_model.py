@@ -29,6 +29,8 @@ from offload.weights import WeightStore
 from quant.ggml import GGMLType
 
 MOST = 12_000_000_000  # bytes of a file, unless --layers asks for more
+SPARE = 256 << 20  # bytes that are left free where a file is written
+IN_MEMORY = Path("/dev/shm")
 EMBEDDING = "token_embd.weight"
 LOUDNESS = 1.0  # of an embedding, in units of what all layers add to it
 TOKENS = 8  # that are tried to find out
@@ -89,7 +91,7 @@ def written(path: Path, wanted: DiskModel, report: Report) -> bool:
         _check_same(path, wanted)
         return False
     free = shutil.disk_usage(path.absolute().parent).free
-    if wanted.n_bytes + (256 << 20) > free:
+    if wanted.n_bytes + SPARE > free:
         raise PlanError(
             f"{path} will have {wanted.n_bytes / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are "
             "free there; give fewer --layers, or another --disk-file"
@@ -110,6 +112,12 @@ def written(path: Path, wanted: DiskModel, report: Report) -> bool:
     finally:
         part.unlink(missing_ok=True)
     return True
+
+
+def folder_in_memory(n_bytes: int) -> Path | None:
+    """Where a file of this size lies in RAM; None: nowhere here."""
+    there = IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > n_bytes + SPARE
+    return IN_MEMORY if there else None
 
 
 def _check_same(path: Path, wanted: DiskModel) -> None:

@@ -1,4 +1,6 @@
-"""`bench --shape --device`: a few layers of random weights in a file in RAM, loaded as any model.
+"""`bench --shape --device`: a few layers of random weights in a file, loaded as any model.
+
+The file lies in RAM where that can be, and goes again.
 
 The plan is the real one. Slots in VRAM are as many for each layer as the whole model would have on
 this card, so that a few layers do not hit more often than all of them would.
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from offload.amounts import binary_amount
-from offload.bench.disk_model import disk_model, written
+from offload.bench.disk_model import disk_model, folder_in_memory, written
 from offload.bench.model_bench import bench_model
 from offload.bench.on_gpu import found_gpus
 from offload.bench.options import ModelOptions, ShapeOptions
@@ -27,7 +29,6 @@ from offload.tiering import amount_argument
 
 LAYERS: Final = 2
 PROMPT: Final = 4096
-IN_RAM: Final = Path("/dev/shm")
 Report = Callable[[LoadProgress], None]
 
 
@@ -39,8 +40,7 @@ def bench_shape_on_gpu(
     layers = options.layers or LAYERS
     wanted = disk_model(options.shape, options.experts, options.attention, options.shared, layers)
     cache = slots_of(options, layers) if options.device == "hybrid" else "auto"
-    folder = IN_RAM if IN_RAM.is_dir() else None
-    with tempfile.TemporaryDirectory(dir=folder) as there:
+    with tempfile.TemporaryDirectory(dir=folder_in_memory(wanted.n_bytes)) as there:
         path = Path(there) / "shape.gguf"
         written(path, wanted, report)
         result = bench_model(
@@ -88,5 +88,6 @@ def slots_of(options: ShapeOptions, layers: int) -> int:
             f"--device hybrid: {full.name} would have no expert in VRAM on {card.name}; give "
             "--device cpu, or more --vram"
         )
-    slot = max(size.slot for size in budget.experts(found.share).values())
-    return max(1, found.slots * layers // full.num_moe_layers) * slot
+    sizes = budget.experts(found.share).values()
+    slots = max(1, found.slots * layers // full.num_moe_layers)
+    return slots * max(size.slot for size in sizes) + max(size.stage for size in sizes)

@@ -189,9 +189,9 @@ class Forecast:
 
     @property
     def is_hybrid(self) -> bool:
-        """Whether CPU and GPU share a layer's experts."""
-        layout = self.layout
-        return bool(layout.on_gpu and self.facts.n_experts) and not layout.is_all_vram
+        """Whether the CPU and one GPU share a layer's experts."""
+        layout, is_one = self.layout, len(self.box.gpus) == 1
+        return is_one and bool(layout.on_gpu and self.facts.n_experts) and not layout.is_all_vram
 
     @cached_property
     def tokens_per_second(self) -> float:
@@ -199,7 +199,7 @@ class Forecast:
 
         Where some come from a disk it is the closed formula's, with published rates of hits.
         """
-        if self.is_hybrid and len(self.box.gpus) == 1 and self.layout.fits:
+        if self.is_hybrid and self.layout.fits:
             return self.timeline().tokens_per_second
         return self.decode.expected
 
@@ -211,7 +211,7 @@ class Forecast:
         config, layout = self.facts.config, self.layout
         if not self.is_hybrid:
             raise PlanError(
-                "a timeline is of a box whose GPU and CPU share the experts: give another --gpu"
+                "a timeline is of a box whose CPU and one GPU share the experts: give another --gpu"
             )
         slots = 0 if empty else layout.gpu_slots
         copies = COPIES if layout.is_cache else 0

@@ -26,7 +26,8 @@ FROM_DISK = 2048  # prompt tokens in a step where every step reads the experts
 class OneCard:
     """share: what is the card's; is_whole: the whole model. slots: for copies of experts.
 
-    gpu_kv: share of the layers that attend there.
+    gpu_kv: share of the layers that attend there. step: bytes for steps of `chunk` tokens at most,
+    and for the ring of a prompt's experts; lent: of the slots' bytes, by the KV cache.
     """
 
     share: Share
@@ -34,6 +35,8 @@ class OneCard:
     gpu_kv: float
     slots: int
     chunk: int
+    step: int
+    lent: int = 0
 
 
 def one_card(budget: Budget, context: int, *, from_disk: bool) -> OneCard | None:
@@ -44,7 +47,9 @@ def one_card(budget: Budget, context: int, *, from_disk: bool) -> OneCard | None
         return None
     spec = budget.spec(whole, context=context, tokens=context, chunk=CHUNK)
     if lack(spec, context) is None:
-        return OneCard(share=whole, is_whole=True, gpu_kv=1.0, slots=0, chunk=CHUNK)
+        return OneCard(
+            share=whole, is_whole=True, gpu_kv=1.0, slots=0, chunk=CHUNK, step=spec.workspace
+        )
     options = PlanOptions(context=context, kv_type=budget.kv_type)
     try:
         side = gpu_side(budget, options, most=FROM_DISK if from_disk else None)
@@ -56,6 +61,8 @@ def one_card(budget: Budget, context: int, *, from_disk: bool) -> OneCard | None
         gpu_kv=len(layers_of(side.share, "attention")) / config.num_layers,
         slots=side.hot.slots,
         chunk=side.chunk,
+        step=side.vram.workspace + side.vram.ring,
+        lent=side.hot.lent,
     )
 
 

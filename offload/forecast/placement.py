@@ -50,7 +50,8 @@ class Layout:
     RAM has room for. context: tokens of the KV cache; gpu_kv: share of the layers that have theirs
     in VRAM. gpu_slots: experts in VRAM; is_cache: they are copies of experts in RAM, and change.
     ram_experts: those in RAM; disk_experts: those that are in neither. chunk: tokens of a prompt
-    in one step.
+    in one step, which takes `step` bytes of VRAM. lent: of the slots' bytes, by the KV cache as
+    long as it does not need them.
     """
 
     facts: ModelFacts
@@ -65,6 +66,8 @@ class Layout:
     disk_experts: int
     overflow: float
     chunk: int
+    step: int = 0
+    lent: int = 0
 
     @property
     def fits(self) -> bool:
@@ -161,6 +164,8 @@ def as_planned(facts: ModelFacts, box: Box, context: int, kv_type: KVType) -> La
         disk_experts=outside - held,
         overflow=max(0.0, -in_ram * facts.expert_bytes),
         chunk=card.chunk,
+        step=card.step,
+        lent=card.lent,
     )
 
 
@@ -218,6 +223,9 @@ def placed(layout: Layout, box: Box) -> list[Placed]:
         if share > 0:
             why = f"{layout.context:,} tokens, beside the attention"
             rows.append(Placed("KV cache", where, layout.kv_bytes * share, 0.0, why))
+    if layout.step:
+        why = f"of a prompt, {layout.chunk:,} tokens at most, with the ring of its experts"
+        rows.append(Placed("steps", "vram", layout.step, 0.0, why))
     return rows
 
 
@@ -237,7 +245,10 @@ def _experts(layout: Layout) -> list[Placed]:
     if layout.gpu_slots:
         name = "expert slots" if layout.is_cache else "routed experts"
         why = f"{layout.gpu_slots:,} of {facts.n_experts:,} experts, what VRAM has left"
-        rows.append(Placed(name, "vram", layout.gpu_slots * expert, routed * vram, why))
+        if layout.lent:
+            why += f", {amount(layout.lent)} more until the KV cache needs them"
+        n_bytes = layout.gpu_slots * expert - layout.lent
+        rows.append(Placed(name, "vram", n_bytes, routed * vram, why))
     if layout.ram_experts:
         n_bytes = layout.ram_experts * expert
         why = "all of them fit" if layout.ram_experts == facts.n_experts else "those not in VRAM"

@@ -6,7 +6,6 @@ measured here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,17 +18,12 @@ from offload.forecast.placement import Layout
 from offload.forecast.seconds import Resource, timeline_costs, token_seconds
 from offload.plan import BlockName, Plan
 from offload.rates import Rates
-from offload.tensor_census import Census, FamilyName
+from offload.tensor_census import BLOCKS, Census
 
 if TYPE_CHECKING:
     from offload.hardware import HardwareProfile
 
 Side = str
-BLOCKS: Final[Mapping[FamilyName, BlockName]] = {
-    "attention": "attention", "shared expert": "shared", "routed gate": "routed",
-    "routed up": "routed", "routed gate+up": "routed", "routed down": "routed",
-    "dense ffn": "dense", "router": "router", "embedding": "embedding", "head": "head",
-}  # fmt: skip
 SIDES: Final = ("experts on the CPU", "waiting for the GPU", "rest")
 
 

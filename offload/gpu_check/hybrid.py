@@ -56,5 +56,6 @@ def _cached(cache: int | str) -> PlanOptions:
 
 
 def _a_slot_each(source: Source) -> int:
-    """Bytes of a slot for an expert of every layer."""
-    return sum(size.slot for size in source.tensors.experts.values())
+    """Bytes of a slot for an expert of every layer, and of the stage for copies."""
+    sizes = source.tensors.experts.values()
+    return sum(size.slot for size in sizes) + max(size.stage for size in sizes)

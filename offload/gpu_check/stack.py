@@ -6,7 +6,6 @@ whole model there. Weights are random, so that routing has no habits: the worst 
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from offload.batch import Batch
-from offload.bench.disk_model import disk_model, written
+from offload.bench.disk_model import disk_model, folder_in_memory, written
 from offload.bench.programs import OurProgram
 from offload.bench.shapes import KIMI_K25, types_named
 from offload.bench.split_times import SplitFigures, hybrid_of
@@ -139,17 +138,17 @@ def _source(bench: Bench) -> Iterator[Source]:
         with GGUFFile.open(bench.setup.stack) as file:
             yield Source.of(file)
         return
-    folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(dir=folder) as there:
+    wanted = disk_model(KIMI_K25.name, *TYPES, LAYERS)
+    with tempfile.TemporaryDirectory(dir=folder_in_memory(wanted.n_bytes)) as there:
         path = Path(there) / "stack.gguf"
-        written(path, disk_model(KIMI_K25.name, *TYPES, LAYERS), lambda progress: None)
+        written(path, wanted, lambda progress: None)
         with GGUFFile.open(path) as file:
             yield Source.of(file)
 
 
 def _options(bench: Bench, *, device: str = "hybrid", cache: int | str = "off") -> PlanOptions:
     context = bench.setup.stack_prompt + bench.setup.stack_depth
-    return PlanOptions(device=device, context=context, tiers=TierOptions(cache=cache))
+    return PlanOptions(device=device, context=context, vram=VRAM, tiers=TierOptions(cache=cache))
 
 
 def _decoded(bench: Bench, model: Model) -> tuple[list[float], SplitFigures]:
@@ -222,4 +221,5 @@ def _slots(bench: Bench, source: Source) -> int | str:
     budget = Budget(config=KIMI_K25, tensors=sizes_of(facts), gpu=card, kv_type="f16", limit=VRAM)
     found = one_card(budget, DEFAULT_CONTEXT, from_disk=False)
     slots = 0 if found is None else found.slots // KIMI_K25.num_moe_layers
-    return max(1, slots) * sum(size.slot for size in source.tensors.experts.values())
+    sizes = source.tensors.experts.values()
+    return max(1, slots) * sum(size.slot for size in sizes) + max(size.stage for size in sizes)
