@@ -90,7 +90,7 @@ class CudaKV:
         a, b = self._slots[source], self._slots[target]
         self._settle(a)
         self._settle(b)
-        if a.shape == b.shape and count:
+        if a.shape == b.shape and self.layers:
             self._grow(b, count)
             for i in range(count // PAGE):
                 self._gpu.copy(b.pages[i], a.pages[i], self._page_bytes(a))
@@ -117,7 +117,7 @@ class CudaKV:
         return len(self.layers) * PAGE * slot.shape.row_bytes
 
     def _grow(self, slot: Slot, rows: int) -> None:
-        wanted = -(-rows // PAGE)
+        wanted = -(-rows // PAGE) if self.layers else 0
         if wanted <= len(slot.pages):
             return
         for _ in range(wanted - len(slot.pages)):

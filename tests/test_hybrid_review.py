@@ -1,0 +1,43 @@
+"""Hybrids that are less usual: layers and experts that only one of both sides can have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_gguf
+from test_hybrid import CONTEXT, MODEL, logits, opened
+
+from offload.batch import Batch
+from offload.gguf import GGUFFile
+from quant.ggml import GGMLType
+
+Array = np.ndarray
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf.write(tmp_path_factory.mktemp("review") / "tiny.gguf", MODEL)
+
+
+def test_a_prefix_is_shared_where_no_layer_attends_on_the_gpu(path: Path) -> None:
+    """Nor does the KV cache of the GPU have a byte then."""
+    with closing(GGUFFile.open(path)) as file:
+        model = opened(file, "hybrid", "attention")
+        with closing(model):
+            for slot in range(2):
+                model.kv.open(slot)
+            expected = [model.forward(Batch.of([3, 4, 5, i])) for i in (6, 7)][1]
+            pages = model.devices[0].gpu.spaces.kv
+            model.kv.copy(0, 1, 3)
+            assert pages.used == 0
+            for rows, others in zip(model.kv.read(0, 3), model.kv.write(1, 3), strict=True):
+                assert np.array_equal(rows, others)
+            span = replace(Batch.of([7], first=3).spans[0], slot=1)
+            batch = replace(Batch.of([7], first=3), spans=(span,))
+            assert np.array_equal(model.forward(batch)[0], expected[-1])
