@@ -130,7 +130,7 @@ def settled(
         raise PlanError(f"kv.tokens: {why}: take fewer, a larger vram.limit, or the device cpu")
     routed = Layers.of(n for b, n in tensors.blocks if b == "routed" and n is not None)
     without = Layers.of(n for n in routed if n not in layers and ("routed", n) not in share)
-    others = _reason(without, packed)
+    others = _reason(without, packed, frozenset(without) - tensors.experts.keys())
     hot = plan.hot
     if not hot.n_bytes:
         was_edited = hot.slots or hot.lent
@@ -152,13 +152,16 @@ def settled(
     return replace(plan, vram=vram, hot=hot, kv=kv)
 
 
-def _reason(without: Layers, packed: frozenset[int]) -> str:
+def _reason(without: Layers, packed: frozenset[int], floats: frozenset[int]) -> str:
     """Why these layers have no slots."""
     whole = Layers.of(n for n in without if n in packed)
-    apart = Layers.of(n for n in without if n not in packed)
+    unlike = Layers.of(n for n in without if n in floats - packed)
+    apart = Layers.of(n for n in without if n not in packed | floats)
     parts = []
     if whole:
         parts.append(f"experts of layers {whole} are packed, which is the CPU's")
+    if unlike:
+        parts.append(f"those of layers {unlike} are floats, which CPU and GPU round differently")
     if apart:
         parts.append(f"in layers {apart} the GPU has not both the router and the shared expert")
     return ", ".join(parts)

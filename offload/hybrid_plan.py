@@ -28,6 +28,7 @@ CHUNKS: Final = (8192, 4096, 2048, 1024, 512)  # prompt tokens in a step, the be
 PART: Final = 3  # one of so many of the room for slots, at most, is for larger steps and the ring
 LEAST_PART: Final = 4  # of what every token reads, where the device is left to us: one of so many
 APART: Final = "in no layer the GPU has both the router and the shared expert"
+FLOATS: Final = "they are floats in all layers, and CPU and GPU round these differently"
 
 Make = Callable[..., VramSpec]
 
@@ -92,8 +93,9 @@ def gpu_side(budget: Budget, options: PlanOptions, *, most: int | None) -> GpuSi
             partial(make, **step._asdict()), options, config, layers, kv.context
         )
     else:
-        step, remark = Step(smallest, 0), f"prompts: the CPU computes their experts: {APART}"
-        vram, hot = make(chunk=smallest), ExpertSlots(why=f"off: {APART}")
+        why = APART if budget.tensors.experts else FLOATS
+        step, remark = Step(smallest, 0), f"prompts: the CPU computes their experts: {why}"
+        vram, hot = make(chunk=smallest), ExpertSlots(why=f"off: {why}")
     in_ram = budget.kv_in_ram(share, kv.tokens)
     return GpuSide(
         share=share,

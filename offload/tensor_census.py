@@ -22,7 +22,7 @@ from offload.models import expected_tensors
 from offload.plan import BlockName
 from offload.plane_sizes import is_fused, tensor_bytes
 from offload.stream_sizes import expert_bytes
-from quant.ggml import GGMLType
+from quant.ggml import BLOCK, GGMLType
 
 FamilyName = Literal[
     "attention", "shared expert", "routed gate", "routed up", "routed gate+up", "routed down",
@@ -105,7 +105,8 @@ class Census:
     foreign, foreign_parameters: as in Family. blocks: bytes by block and layer (None: outside of
     layers) of what the forward pass reads; empty if the census was made without a config.
     vram_blocks: likewise what these tensors take in the memory of a GPU. experts: of one routed
-    expert of each layer, bytes as it is in the file (on its way to a GPU) and as it lies in VRAM.
+    expert of each layer, bytes as it is in the file (on its way to a GPU) and as it lies in VRAM;
+    of layers where all are quantised, for sums of floats depend on who makes them.
     """
 
     families: tuple[Family, ...]
@@ -233,7 +234,11 @@ def _experts(f: GGUFFile, config: ModelConfig, read: frozenset[str]) -> Mapping[
             halves = 2 if is_fused(name) else 1
             matrices = found.setdefault(layer, [])
             matrices += halves * [(info.ggml_type, rows // halves, columns)]
-    return {layer: ExpertSize(*expert_bytes(found[layer])) for layer in sorted(found)}
+    return {
+        layer: ExpertSize(*expert_bytes(matrices))
+        for layer, matrices in sorted(found.items())
+        if all(BLOCK[kind].size > 1 for kind, *_ in matrices)
+    }
 
 
 def _names(f: GGUFFile) -> list[str]:

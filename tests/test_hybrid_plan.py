@@ -17,7 +17,7 @@ from family import K25, LITE, Q2_K, Q4_K, Q8_0, metadata, tensors
 from gguf_bytes import write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_planner import Model, machine, toy
+from test_planner import Model, machine
 
 import offload
 from cli.kimi_offload import kimi_offload
@@ -30,7 +30,6 @@ from offload.plan_check import checked_plan
 from offload.vram import Parts, workspace_bytes
 from quant.ggml import GGMLType
 
-__all__ = ["toy"]  # a fixture
 MIB = 2**20
 TQ1_0 = 34
 PAGES = {"f16": 256 * 1152, "q8_0": 256 * 612}  # bytes of a page of one layer of K2.5
@@ -70,6 +69,19 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
             return config, census(file, config)
 
     return made
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return small(tmp_path_factory.mktemp("toy") / "m.gguf", GGMLType.Q8_0)
+
+
+def small(path: Path, experts: GGMLType) -> Model:
+    """All floats but for its routed experts, 2 layers of 8."""
+    made = tiny_gguf.TinyModel(types={"_exps": experts}, experts=8, context=8192)
+    with offload.GGUFFile.open(tiny_gguf.write(path, made)) as file:
+        config = ModelConfig.from_gguf(file)
+        return config, census(file, config)
 
 
 BIG, MIDDLE, SMALL = gpu(23.5, total=24), gpu(11.6, total=12), gpu(7.6, total=8)
@@ -294,6 +306,17 @@ def test_hybrid_is_had_where_all_would_fit(toy: Model) -> None:
     assert not plan(toy, BIG, 8).is_hybrid
     with pytest.raises(offload.DeviceError, match="--device hybrid:1: no GPU has the number 1"):
         plan(toy, BIG, 8, device="hybrid:1")
+
+
+def test_floats_have_no_copies(toy: Model, tmp_path: Path) -> None:
+    floats = small(tmp_path / "m.gguf", GGMLType.F16)
+    made = plan(floats, BIG, 8, device="hybrid")
+    assert made.hot.why.startswith("off: they are floats in all layers")
+    assert not made.has_copies
+    assert made.place("attention").tier == "vram"
+    asked = edited(made, lambda c: c["hot"].update(n_bytes=MIB))
+    assert "those of layers 1-2 are floats" in checked(asked, floats, BIG, 8).hot.why
+    assert plan(toy, BIG, 8, device="hybrid").has_copies
 
 
 def test_size_and_policy_of_slots_in_vram(written: Callable[[str], Model]) -> None:

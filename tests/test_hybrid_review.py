@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny_gguf
-from test_hybrid import CONTEXT, MODEL, logits, opened
+from test_hybrid import MODEL, logits, opened
 
 from offload.batch import Batch
+from offload.config import ModelConfig
 from offload.gguf import GGUFFile
+from offload.tensor_census import census
 from quant.ggml import GGMLType
 
 Array = np.ndarray
@@ -41,3 +41,19 @@ def test_a_prefix_is_shared_where_no_layer_attends_on_the_gpu(path: Path) -> Non
             span = replace(Batch.of([7], first=3).spans[0], slot=1)
             batch = replace(Batch.of([7], first=3), spans=(span,))
             assert np.array_equal(model.forward(batch)[0], expected[-1])
+
+
+def test_float_experts_have_the_same_bits_with_slots_and_streams(tmp_path: Path) -> None:
+    """They stay where they are; another layer's move."""
+    floats = {"blk.1.ffn_down_exps": GGMLType.F16, "": GGMLType.Q8_0}
+    path = tiny_gguf.write(tmp_path / "floats.gguf", replace(MODEL, types=floats))
+    with closing(GGUFFile.open(path)) as file:
+        without = logits(opened(file, "hybrid"))
+        model = opened(file, "hybrid", slots=12, streams=True)
+        for a, b in zip(logits(model), without, strict=True):
+            assert np.array_equal(a, b)
+        hot = model.devices[0].hot.stats
+        assert set(hot.layers) == {2}
+        assert hot.copies > 0
+        sizes = census(file, ModelConfig.from_gguf(file)).experts
+        assert set(sizes) == {2}

@@ -45,7 +45,7 @@ class Share(NamedTuple):
 class SplitExperts:
     """See above. slots: of the layer in VRAM; copy: what brings its experts there.
 
-    Experts that are packed for the CPU have neither.
+    Experts that are packed for the CPU have neither, nor have floats: their bits differ.
     """
 
     kind: Kind = "experts"
@@ -59,7 +59,8 @@ class SplitExperts:
         self.on_cpu = CpuExperts(device.cpu, layer, routed, None)
         self.slots: SlotLayer | None = None
         self.copy: ExpertCopy | None = None
-        if all(m.group_rows == 1 for m in (routed.gate, routed.up, routed.down)):
+        matrices = routed.gate, routed.up, routed.down
+        if all(m.group_rows == 1 and not m.quant.is_float for m in matrices):
             self.slots = None if device.hot is None else device.hot.add(layer, routed)
             slots = self.slots
             self.copy = ExpertCopy(device.gpu.gpu, routed) if slots is None else slots.copy
