@@ -113,6 +113,11 @@ def settled(
     share = share_of(plan, budget.tensors)
     packed = frozenset(plan.packed.layers)
     ring = 0 if plan.vram is None else plan.vram.ring_experts
+    if ring == 1:
+        raise PlanError(
+            "vram.ring_experts: 1: one half of the ring is computed while the other comes; at least"
+            " 2, or 0 for none"
+        )
     if any(p.tier == "disk" for _, p in plan.every_placement()):
         ring = 0
     layers = budget.experts(share, packed)

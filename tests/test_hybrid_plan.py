@@ -456,6 +456,7 @@ def test_plans_that_cannot_be_are_refused_with_their_line(toy: Model) -> None:
         (edited(on_cpu, lambda c: c["hot"].update(n_bytes=9)), "hot.n_bytes: 9: there is no GPU"),
         (edited(made, lambda c: c["workers"].update(threads=999)), "workers.threads: 999"),
         (edited(made, lambda c: c["kv"].update(context=0)), "kv.context: 0"),
+        (edited(made, lambda c: c["vram"].update(ring_experts=1)), "vram.ring_experts: 1: one"),
     ):  # fmt: skip
         with pytest.raises(PlanError, match=message):
             checked(given_, toy, BIG, 8)
