@@ -30,12 +30,16 @@ MEMORY: Final = 1 / 16  # of a pass in the means of hits and exchanges
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """A pass that has run. routings: (T, K) by layer; resident: (layers, E) while it ran."""
+    """A pass that has run. routings: (T, K) by layer; resident: (layers, E) while it ran.
+
+    of_slots: whether experts there were computed there; else the CPU has done them all.
+    """
 
     routings: Mapping[int, Array]
     resident: Array
     seconds: float
     rows: int
+    of_slots: bool
 
 
 class Work:
@@ -69,7 +73,7 @@ class Chooser:
             for layer, ids in asked.routings.items()
             if ids.size and ids.min() >= 0 and ids.max() < len(self._layers[layer].resident)
         }
-        hits = sum(self._count(layer, one, asked.resident[layer]) for layer, one in work.items())
+        hits = sum(self._count(layer, one, asked) for layer, one in work.items())
         self._passes += 1
         may_exchange = self._exchanges <= self._hits or self._passes % RARELY == 0
         with_slots = {layer: one for layer, one in work.items() if layer in self._pools}
@@ -79,11 +83,14 @@ class Chooser:
         self._hits += MEMORY * (hits - self._hits)
         self._stats.bookkeeping += time.perf_counter() - began
 
-    def _count(self, layer: int, work: Work, resident: Array) -> int:
+    def _count(self, layer: int, work: Work, asked: Asked) -> int:
         counts, n_bytes = self._stats.layers[layer], self._layers[layer].copy.expert_bytes
-        hits = int(resident[work.schedule.experts].sum())
-        misses = len(work.experts) - hits
         counts.uses[work.schedule.experts] += work.rows
+        if not asked.of_slots:
+            self._stats.bytes[self._stats.home] += len(work.experts) * n_bytes
+            return 0
+        hits = int(asked.resident[layer][work.schedule.experts].sum())
+        misses = len(work.experts) - hits
         counts.hits += hits
         counts.misses += misses
         self._stats.bytes["vram"] += hits * n_bytes

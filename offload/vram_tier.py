@@ -140,9 +140,12 @@ class VramTier:
         until = time.perf_counter() + (inf if asked is None else HIDDEN * asked.seconds)
         self._worker.start(lambda: self._work(asked, sources, behind, until))
 
-    def after(self, routings: Mapping[int, Array], seconds: float, rows: int) -> None:
+    def after(
+        self, routings: Mapping[int, Array], seconds: float, rows: int, *, of_slots: bool = True
+    ) -> None:
         """A pass of so many rows has run: its expert_ids (T, K) by layer, and its time.
 
+        of_slots: see `Asked`.
         What it asked for most is brought into slots while later passes run.
         """
         self.settle()
@@ -151,7 +154,7 @@ class VramTier:
         self.stats.passes += 1
         self._asked = Asked(
             {layer: np.array(routings[layer]) for layer in self.layers if layer in routings},
-            self._tables.resident.copy(), seconds, rows,
+            self._tables.resident.copy(), seconds, rows, of_slots,
         )  # fmt: skip
 
     def settle(self) -> None:

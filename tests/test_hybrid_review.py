@@ -57,3 +57,22 @@ def test_float_experts_have_the_same_bits_with_slots_and_streams(tmp_path: Path)
         assert hot.copies > 0
         sizes = census(file, ModelConfig.from_gguf(file)).experts
         assert set(sizes) == {2}
+
+
+def test_a_prompt_that_the_cpu_computes_asks_no_slots(path: Path) -> None:
+    """Nor are bytes counted that nobody has read in VRAM."""
+    with closing(GGUFFile.open(path)) as file:
+        model = opened(file, "hybrid", slots=12)
+        with closing(model):
+            model.kv.open(0)
+            for i in range(4):
+                model.forward(Batch.of([3 + i], first=i))
+            model.forward(Batch.of(np.arange(20) + 5, first=4))
+            hot = model.devices[0].hot.stats
+            before = {layer: (one.hits, one.misses) for layer, one in hot.layers.items()}
+            assert all(hits for hits, _ in before.values())
+            in_vram, uses = hot.bytes["vram"], sum(one.uses.sum() for one in hot.layers.values())
+            model.forward(Batch.of([3], first=24))  # meanwhile the prompt is counted
+            assert {layer: (one.hits, one.misses) for layer, one in hot.layers.items()} == before
+            assert hot.bytes["vram"] == in_vram
+            assert sum(one.uses.sum() for one in hot.layers.values()) == uses + 2 * 20 * 2

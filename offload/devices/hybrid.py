@@ -167,7 +167,8 @@ class HybridDevice:
             routings = {layer: ids[layer] for layer in self._split}
         else:
             routings = {layer: self.routing(layer) for layer in self._split}
-        self.hot.after(routings, seconds, self._n_rows)
+        of_slots = self.are_few or self.way == "stream"
+        self.hot.after(routings, seconds, self._n_rows, of_slots=of_slots)
 
     def leave(self, block: Block) -> Activations:
         """Copies of what a block needs elsewhere."""
