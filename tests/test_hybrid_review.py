@@ -5,14 +5,17 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_gguf
+from simulated_gpu import LONGEST
 from test_hybrid import MODEL, logits, opened
 
 from offload.batch import Batch
 from offload.config import ModelConfig
+from offload.devices import hybrid_writer
 from offload.gguf import GGUFFile
 from offload.tensor_census import census
 from quant.ggml import GGMLType
@@ -76,3 +79,39 @@ def test_a_prompt_that_the_cpu_computes_asks_no_slots(path: Path) -> None:
             assert {layer: (one.hits, one.misses) for layer, one in hot.layers.items()} == before
             assert hot.bytes["vram"] == in_vram
             assert sum(one.uses.sum() for one in hot.layers.values()) == uses + 2 * 20 * 2
+
+
+class Slow:
+    """A GPU that begins everything a tenth of a second late."""
+
+    def random(self) -> float:
+        """In units of the longest delay."""
+        return 0.1 / LONGEST
+
+
+def test_a_second_interrupt_leaves_nothing_that_the_next_pass_takes_for_its_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hybrid_writer, "CUT_BYTES", 1)
+    with closing(GGUFFile.open(path)) as file, closing(opened(file, "hybrid")) as model:
+        model.kv.open(0)
+        expected = [model.forward(Batch.of([token], first=i)) for i, token in enumerate((3, 9))][1]
+        gpu, left = model.devices[0].gpu.gpu, 1
+        rest = gpu.rest
+
+        def check() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                gpu._queue._delays = Slow()
+            if left < 0:
+                raise KeyboardInterrupt
+
+        def interrupted(check: Any = None) -> None:
+            monkeypatch.setattr(gpu, "rest", rest)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(gpu, "rest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.forward(Batch.of([3]), check)
+        assert np.array_equal(model.forward(Batch.of([9], first=1)), expected)

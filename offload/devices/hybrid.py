@@ -67,7 +67,7 @@ class HybridDevice:
     hot: slots in VRAM for routed experts; stream: what brings all experts there for a prompt, where
     `route` says that it pays; set before blocks are made. It owns all of them. on_gpu, on_cpu,
     on_both: who makes its blocks. way: of the routed experts of the batch that runs, if its rows
-    are many.
+    are many. is_at_rest: no tape's work is left on the GPU.
     """
 
     def __init__(self, gpu: CudaDevice, cpu: CpuDevice) -> None:
@@ -82,7 +82,7 @@ class HybridDevice:
         self.on_both = Split(self, gpu, OnGpu)
         self.kv: KVStore = JoinedKV(gpu.kv, cpu.kv)
         self.naps = naps(WATCHDOG_SECONDS)
-        self.are_few = True
+        self.are_few = self.is_at_rest = True
         self.runs: list[Runs] = []
         self._blocks: dict[HybridBlock, None] = {}
         self._split: list[int] = []  # layers
@@ -144,6 +144,9 @@ class HybridDevice:
     def begin(self, batch: Batch) -> None:
         """Between two passes slots change hands, and both sides hear of it at once."""
         self.settle()
+        if not self.is_at_rest:  # the end of a pass that was stopped was stopped, too
+            self.gpu.gpu.rest()
+            self.is_at_rest = True
         self._n_rows = batch.n_tokens
         self.gpu.begin(batch)  # the KV cache may take slots
         self.are_few = self.gpu.memory.most == FEW

@@ -42,18 +42,21 @@ class HybridTape:
 
     def play(self, check: Check) -> None:
         """All of it; the GPU is at rest then, however it ends."""
-        gpu = self._device.gpu.gpu
+        device, gpu = self._device, self._device.gpu.gpu
         stack.call(gpu.check_started)  # by the thread that plays
+        device.is_at_rest = False
         try:
             self._tape.play(check)
-            self._device.settle()
+            device.settle()
             gpu.check_started()
         except BaseException:
             with suppress(DeviceError):
-                self._device.settle()
+                device.settle()
                 gpu.rest()  # what is under way would take the next pass for its own
+                device.is_at_rest = True
             raise
         gpu.rest(check)
+        device.is_at_rest = True
 
 
 class HybridSegment:
