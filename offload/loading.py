@@ -77,7 +77,8 @@ def open_model(
 
 def because(plan: Plan, why: str) -> Plan:
     """The plan with another reason for its device."""
-    return replace(plan, remarks=(f"device {plan.devices[0]}: {why}", *plan.remarks[1:]))
+    device = f"{plan.gpu} and cpu" if plan.is_hybrid else plan.devices[0]
+    return replace(plan, remarks=(f"device {device}: {why}", *plan.remarks[1:]))
 
 
 def execute(

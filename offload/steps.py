@@ -9,11 +9,12 @@ the next step.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -73,6 +74,14 @@ class Model(Protocol):
 
 # after a device has failed: the model opened again, with its slots; OffloadError
 Reopen = Callable[[DeviceError], tuple[Model, KVSlots]]
+
+
+class Gone:
+    """What is left of a model that has failed, until it is opened again."""
+
+    def __init__(self, model: Model) -> None:
+        self.config, self.expert_stats = model.config, model.expert_stats
+        self.on_routing = model.on_routing
 
 
 class Cancelled(Exception):  # noqa: N818
@@ -242,7 +251,7 @@ class Steps:
                     sequence.fail(DeviceError(str(error)))
             self._sequences.clear()
         if self._lost is None:
-            self._lost = error
+            self._lost = DeviceError(str(error))  # without the frames that it came through
             self.holder.free = _nothing
             with suppress(DeviceError):
                 self.model.close()
@@ -252,6 +261,8 @@ class Steps:
         if self._lost is None or self._reopen is None:
             return
         self.holder.check_open()
+        self.model = cast("Model", Gone(self.model))
+        gc.collect()  # its weights and slots need not be there twice
         try:
             model, slots = self._reopen(self._lost)
         except OffloadError as exc:

@@ -225,6 +225,7 @@ class VramTier:
     def close(self) -> None:
         """End the thread; what is under way is the GPU's matter."""
         self._worker.close()
+        self._space.pages.on_end = lambda end: None
 
     # --- between passes ---------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -178,3 +179,32 @@ def test_memory_that_another_program_took_means_fewer_slots(
     with load(path) as engine:
         assert answer(engine) == said
         assert "another program has taken some" in engine.expert_stats.hot.decision
+
+
+@pytest.mark.parametrize("options", [{"memory": "hugepages"}, {"experts_home": "disk"}])
+def test_weights_and_slots_in_ram_are_not_there_twice(
+    path: Path, said: list[int], impatient: Any, options: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A model that is opened again finds the memory of the one that was lost free."""
+    opened = impatient()
+    with load(path, **options) as engine:
+        steps = engine._steps
+        held = [weakref.ref(steps.model._weights), weakref.ref(steps.model.devices[0])]
+        if (tier := steps.model.devices[0].tier) is not None:
+            held.append(weakref.ref(tier))
+        del tier
+        reopen, left = steps._reopen, []
+
+        def watched(lost: DeviceError) -> Any:
+            left.append([one() is not None for one in held])
+            return reopen(lost)
+
+        monkeypatch.setattr(steps, "_reopen", watched)
+        assert answer(engine) == said
+        opened[0].fault = DeviceError("GPU 0: it is gone")
+        with pytest.raises(DeviceError, match="it is gone"):
+            answer(engine)
+        assert answer(engine) == said
+        assert engine.plan.notes[0].startswith("device cuda:0 and cpu: opened again")
+        assert left == [[False] * len(held)]
