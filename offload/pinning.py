@@ -45,9 +45,12 @@ class Pinned:
         return f"{some} for the GPU to read; the rest passes through a stage: {self.why}"
 
 
-def pin_budget(ram: int) -> int:
-    """Bytes that may be pinned in so much RAM, all that this process may use."""
-    return max(0, ram - max(LEAST_LEFT, ram // SHARE_LEFT))
+def pin_budget(ram: int, free: int) -> int:
+    """Bytes that may be pinned in so much RAM, all that this process may use.
+
+    free: of it, before weights were brought there: what other programs have is not ours to pin.
+    """
+    return max(0, min(ram, free) - max(LEAST_LEFT, ram // SHARE_LEFT))
 
 
 def pin_experts(gpu: Gpu, experts: Mapping[int, GatedMLP], budget: int, tell: Tell) -> Pinned:

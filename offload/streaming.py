@@ -36,7 +36,8 @@ def stream_prompts(
     def tell(done: int, total: int) -> None:
         report(LoadProgress(phase="pin", done_bytes=done, total_bytes=total))
 
-    pinned = pin_experts(hybrid.gpu.gpu, experts, pin_budget(hardware.cpu.ram_total), tell)
+    budget = pin_budget(hardware.cpu.ram_total, hardware.cpu.ram_free)
+    pinned = pin_experts(hybrid.gpu.gpu, experts, budget, tell)
     stream = hybrid.set_stream(plan.vram.ring_experts, pinned.layers)
     link = stream.link_rate()
     rates = rates_here(hardware, plan.threads)

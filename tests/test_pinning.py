@@ -73,6 +73,7 @@ def test_a_tensor_of_gate_and_up_is_pinned_once() -> None:
 
 
 def test_something_is_left_to_others() -> None:
-    assert pin_budget(4 * GIB) == 0
-    assert pin_budget(32 * GIB) == 26 * GIB
-    assert pin_budget(256 * GIB) == 240 * GIB
+    assert pin_budget(4 * GIB, 4 * GIB) == 0
+    assert pin_budget(32 * GIB, 32 * GIB) == 26 * GIB
+    assert pin_budget(256 * GIB, 256 * GIB) == 240 * GIB
+    assert pin_budget(128 * GIB, 90 * GIB) == 82 * GIB  # others have the rest
