@@ -77,7 +77,9 @@ def open_model(
 
 def because(plan: Plan, why: str) -> Plan:
     """The plan with another reason for its device."""
-    return replace(plan, remarks=(f"device {plan.devices[0]}: {why}", *plan.remarks[1:]))
+    return replace(
+        plan, remarks=(f"device {' and '.join(reversed(plan.devices))}: {why}", *plan.remarks[1:])
+    )
 
 
 def execute(
