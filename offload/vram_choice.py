@@ -111,6 +111,7 @@ class Chooser:
             if left <= 0 or is_late:
                 self._turn += n  # the others are first, next time
                 break
+            time.sleep(0)  # who computes may want the interpreter, between two slices of its tape
             pool = self._pools[layer]
             before = len(pool.planned), len(pool.leaving)
             self._ask(layer, work[layer], asked.resident[layer], left, may_exchange=may_exchange)

@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_gguf
-from fake_gpu import gpu
+from emulated import answers, gpus_opened
 from simulated_gpu import SimulatedGpu
 from tiny_gguf import TinyModel
 
 import offload
 from offload import batch
-from offload.devices import cuda, cuda_attention, cuda_compile
-from offload.engine import Engine
-from offload.gpu import probe
+from offload.devices import cuda_attention, cuda_compile
 from quant.ggml import GGMLType
 
 MODEL = TinyModel(
@@ -34,30 +32,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SimulatedGpu]]:
     """Every GPU that was opened."""
-    opened: list[SimulatedGpu] = []
-
-    def one(index: int, limit: int | None) -> SimulatedGpu:
-        assert (index, limit is None) == (0, False)
-        opened.append(SimulatedGpu(1 << 29))
-        return opened[-1]
-
-    monkeypatch.setattr(probe, "gpus", lambda *_, **__: [gpu(free=0.45, total=1)])
-    monkeypatch.setattr(cuda, "CudaGpu", one)
-    yield opened
-    assert all(gpu.closed for gpu in opened)
-
-
-def answers(engine: Engine) -> list[tuple[int, ...]]:
-    """Of all prompts, decoded together."""
-    found = engine.batch(PROMPTS, temperature=0, max_tokens=6)
-    return [one.ids for one in sorted(found, key=lambda one: one.index)]
+    with gpus_opened(monkeypatch, lambda _: SimulatedGpu(1 << 29)) as opened:
+        yield opened
 
 
 def test_text_is_the_cpus(path: Path, gpus: list[SimulatedGpu]) -> None:
     results = {}
     for device in ("cpu", "auto"):
         with offload.load(path, context=512, device=device) as engine:
-            results[device] = answers(engine)
+            results[device] = answers(engine, PROMPTS, 6)
             stats = engine.expert_stats
             assert stats.home == ("vram" if device == "auto" else "mmap")
             if device == "auto":

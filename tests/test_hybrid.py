@@ -48,6 +48,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GGUFFile]:
 
 def place(device: HybridDevice, block: str, layer: int, away: frozenset[str]) -> Maker:
     """away: blocks, or block and layer, that are the CPU's besides what always is."""
+    if f"routed {layer} on the GPU" in away and block in ("routed", "shared"):
+        return device.on_gpu
     if block in away or f"{block} {layer}" in away:
         return device.on_cpu
     if block in ("routed", "shared"):
@@ -129,7 +131,11 @@ def test_experts_of_the_cpu_have_the_bits_of_the_gpu(file: GGUFFile, of_gpu: lis
 
 
 @pytest.mark.parametrize(
-    "away", [("attention 2", "shared 1", "head"), ("dense", "router 2", "shared 2", "routed 2")],
+    "away",
+    [
+        ("attention 2", "shared 1", "head"),
+        ("dense", "router 2", "shared 2", "routed 2", "routed 1 on the GPU"),
+    ],
     ids=" and ".join,
 )  # fmt: skip
 def test_blocks_may_be_anywhere(file: GGUFFile, of_gpu: list[Array], away: tuple[str, ...]) -> None:

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_gguf
-from fake_gpu import gpu
+from emulated import answers, gpus_opened
 from simulated_gpu import SimulatedGpu
 from tiny_gguf import TinyModel
 
 import offload
-from offload.devices import cuda
 from offload.engine import Engine
-from offload.gpu import probe
 from offload.plan import Plan
 from quant.ggml import GGMLType
 
@@ -39,27 +37,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SimulatedGpu]]:
     """Every GPU that was opened."""
-    opened: list[SimulatedGpu] = []
-
-    def one(index: int, limit: int | None) -> SimulatedGpu:
-        opened.append(SimulatedGpu(1 << 29, delays=len(opened)))
-        return opened[-1]
-
-    monkeypatch.setattr(probe, "gpus", lambda *_, **__: [gpu(free=0.45, total=1)])
-    monkeypatch.setattr(cuda, "CudaGpu", one)
-    yield opened
-    assert all(gpu.closed for gpu in opened)
-
-
-def answers(engine: Engine) -> list[tuple[int, ...]]:
-    """Of all prompts, decoded together."""
-    found = engine.batch(PROMPTS, temperature=0, max_tokens=4)
-    return [one.ids for one in sorted(found, key=lambda one: one.index)]
+    with gpus_opened(monkeypatch, lambda n: SimulatedGpu(1 << 29, delays=n)) as opened:
+        yield opened
 
 
 def told(engine: Engine) -> tuple[Any, Array]:
     """Answers, and logits of a prompt."""
-    return answers(engine), engine.logits(IDS)
+    return answers(engine, PROMPTS, 4), engine.logits(IDS)
 
 
 def test_text_and_logits_are_the_same_wherever_experts_are(

@@ -43,7 +43,9 @@ class SplitFigures:
     def overlap(self) -> float:
         """How much of the shorter side was hidden behind the other, 0 .. 1."""
         shorter = min(self.cpu, self.gpu)
-        return max(0.0, self.cpu + self.gpu - self.total) / shorter if shorter else 1.0
+        if not shorter:
+            return 1.0
+        return min(1.0, max(0.0, self.cpu + self.gpu - self.total) / shorter)
 
     @property
     def launching_share(self) -> float:
