@@ -54,6 +54,7 @@ class HybridTape:
                 device.settle()
                 gpu.rest()  # what is under way would take the next pass for its own
                 device.is_at_rest = True
+                gpu.check_started()  # what failed here is not the next pass's fault
             raise
         gpu.rest(check)
         device.is_at_rest = True
