@@ -58,7 +58,7 @@ class Model:
             for span in batch.spans:
                 self.kv.grow(span.slot, span.end)
             for tier in self.tiers:
-                tier.make_room(self.kv.used_bytes, batch.n_tokens)
+                tier.make_room(self.kv.ram_used, batch.n_tokens)
         for device in self.devices:
             device.begin(batch)
         began, read = time.perf_counter(), self.bytes_read

@@ -17,6 +17,7 @@ class KV:
         self._stores = stores
         self.context = min(store.context for store in stores)
         self.token_bytes = sum(store.token_bytes for store in stores)
+        self._ram_bytes = sum(store.ram_bytes for store in stores)
         self.kind = stores[0].kind
         self._ends: dict[int, int] = {}  # of open slots: rows written so far
 
@@ -44,9 +45,9 @@ class KV:
         self._ends[slot] = max(end, self._ends.get(slot, 0))
 
     @property
-    def used_bytes(self) -> int:
-        """Memory of the rows that were written in open slots."""
-        return sum(self._ends.values()) * self.token_bytes
+    def ram_used(self) -> int:
+        """Bytes of RAM of the rows that were written in open slots."""
+        return sum(self._ends.values()) * self._ram_bytes
 
     def copy(self, source: int, target: int, count: int) -> None:
         """The first `count` rows of all layers."""

@@ -186,3 +186,12 @@ def test_a_pass_that_was_stopped_is_as_if_it_had_not_begun(
                     model.forward(batch, check)
             left = 1 << 30
             assert np.array_equal(model.forward(batch, check), expected)
+
+
+@pytest.mark.parametrize(("away", "layers"), [((), 0), (("attention 2",), 1)])
+def test_rows_in_vram_take_no_ram(file: GGUFFile, away: tuple[str, ...], layers: int) -> None:
+    """Slots in RAM need not give way for them."""
+    with closing(opened(file, "hybrid", *away)) as model:
+        model.kv.open(0)
+        model.kv.grow(0, 4)
+        assert model.kv.ram_used == 4 * layers * model.kv.token_bytes // MODEL.layers

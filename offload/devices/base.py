@@ -176,6 +176,10 @@ class KVStore(Protocol):
         """Of a position, all layers of this device."""
 
     @property
+    def ram_bytes(self) -> int:
+        """The same, of layers whose rows lie in RAM."""
+
+    @property
     def kind(self) -> str:
         """Of rows: "f16", "f32"."""
 

@@ -46,6 +46,11 @@ class CpuKV:
         """Of a position, all layers."""
         return len(self.layers) * self.shape.row_bytes
 
+    @property
+    def ram_bytes(self) -> int:
+        """The same, of layers whose rows lie in RAM."""
+        return self.token_bytes
+
     def add(self, layer: int) -> int:
         """Keep rows of a layer; its index in `layers`."""
         if layer not in self.layers:

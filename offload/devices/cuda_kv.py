@@ -52,6 +52,11 @@ class CudaKV:
         """Of a position, all layers."""
         return len(self.layers) * self.shape.row_bytes
 
+    @property
+    def ram_bytes(self) -> int:
+        """The same, of layers whose rows lie in RAM."""
+        return 0
+
     def add(self, layer: int) -> int:
         """Keep rows of a layer; its index in `layers`."""
         if layer not in self.layers:

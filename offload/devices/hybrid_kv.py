@@ -29,6 +29,11 @@ class JoinedKV:
         """Of a position, all layers."""
         return sum(store.token_bytes for store in self._stores)
 
+    @property
+    def ram_bytes(self) -> int:
+        """The same, of layers whose rows lie in RAM."""
+        return sum(store.ram_bytes for store in self._stores)
+
     def open(self, slot: int, kind: str | None = None) -> None:
         """A new, empty slot."""
         for store in self._stores:
