@@ -215,6 +215,7 @@ class HybridDevice:
     def expert_stats(self) -> ExpertStats:
         """Of the CPU, and of slots in VRAM."""
         stats = self.cpu.expert_stats
+        stats.layers |= self.gpu.expert_stats.layers  # of those that are wholly there
         stats.hot = None if self.hot is None else self.hot.stats
         return stats
 
