@@ -135,9 +135,9 @@ def opened(plan: Plan, config: ModelConfig, null: NullGpu) -> Opened:
         (K25, (Q4_K, TQ1_0), gpu(23.5, total=24), {"context": 262_144, "kv_type": "q8_0"}),
         (K25, (Q4_K, TQ1_0), gpu(7.6, total=8), {"context": 65_536}),
         (LITE, (Q8_0, Q8_0), gpu(11.5, total=12), {"context": 32_768, "vram": "10GiB"}),
-        (replace(LITE, layers=3), (0, 0), gpu(9, total=12), {"device": "hybrid"}),
+        (replace(LITE, layers=3), (0, Q8_0), gpu(9, total=12), {"device": "hybrid"}),
     ],
-    ids=["K2.5, 256K tokens, 24 GiB", "K2.5, 8 GiB", "Moonlight, 10 of 12 GiB", "floats, tied"],
+    ids=["K2.5, 256K tokens, 24 GiB", "K2.5, 8 GiB", "Moonlight, 10 of 12 GiB", "float weights, tied"],
 )
 def test_plan_for_both_has_room_for_what_its_gpu_takes(
     tmp_path: Path,
