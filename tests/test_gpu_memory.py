@@ -137,7 +137,12 @@ def opened(plan: Plan, config: ModelConfig, null: NullGpu) -> Opened:
         (LITE, (Q8_0, Q8_0), gpu(11.5, total=12), {"context": 32_768, "vram": "10GiB"}),
         (replace(LITE, layers=3), (0, Q8_0), gpu(9, total=12), {"device": "hybrid"}),
     ],
-    ids=["K2.5, 256K tokens, 24 GiB", "K2.5, 8 GiB", "Moonlight, 10 of 12 GiB", "float weights, tied"],
+    ids=[
+        "K2.5, 256K tokens, 24 GiB",
+        "K2.5, 8 GiB",
+        "Moonlight, 10 of 12 GiB",
+        "float weights, tied",
+    ],
 )
 def test_plan_for_both_has_room_for_what_its_gpu_takes(
     tmp_path: Path,

@@ -25,8 +25,8 @@ MODEL = TinyModel(
     layers=3, dense=1, hidden=64, heads=2, q_lora=32, kv_lora=32, experts=8, top_k=2, width=32,
     dense_width=64, types={"": GGMLType.Q8_0}, context=2048,
 )  # fmt: skip
-PROMPTS = ("In the beginning there was a prompt.", "so on")
-IDS = list(range(3, 23))
+PROMPTS = ("In the beginning", "so")
+IDS = list(range(3, 15))
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SimulatedGpu]]:
     """Every GPU that was opened."""
-    with gpus_opened(monkeypatch, lambda n: SimulatedGpu(1 << 29, delays=n)) as opened:
+    with gpus_opened(monkeypatch, lambda _: SimulatedGpu(1 << 29)) as opened:
         yield opened
 
 
 def told(engine: Engine) -> tuple[Any, Array]:
     """Answers, and logits of a prompt."""
-    return answers(engine, PROMPTS, 4), engine.logits(IDS)
+    return answers(engine, PROMPTS, 3), engine.logits(IDS)
 
 
 def test_text_and_logits_are_the_same_wherever_experts_are(

@@ -42,7 +42,7 @@ class FaultyGpu(SimulatedGpu):
         super().__init__(n_bytes)
         self.faults, self.armed = faults, armed
         self.calls: dict[str, int] = {}
-        self.patience = 4.0
+        self.patience = 2.5
 
     def happens(self, kind: str) -> bool:
         """Whether it does now."""
@@ -115,7 +115,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Fa
         return opened
 
     monkeypatch.setattr(probe, "gpus", lambda *_, **__: [gpu(free=0.45, total=1)])
-    monkeypatch.setattr(hybrid, "WATCHDOG_SECONDS", 4.0)
+    monkeypatch.setattr(hybrid, "WATCHDOG_SECONDS", 2.5)
     monkeypatch.setattr(hybrid, "VramTier", partial(VramTier, patience=1.0))
     yield prepare
     assert all(one.closed for one in opened)
@@ -129,7 +129,7 @@ def load(path: Path, **options: Any) -> offload.Engine:
     return offload.load(path, **{"context": 256, "device": "hybrid", **options})
 
 
-@settings(max_examples=5, deadline=None,
+@settings(max_examples=4, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(
     kind=st.sampled_from(["lost", "late", "refused copy", "stalled copy"]),
