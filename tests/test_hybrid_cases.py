@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_gguf
-from simulated_gpu import LONGEST
+from simulated_gpu import LONGEST, Recorded
 from test_hybrid import MODEL, logits, opened
 
 from offload.batch import Batch
 from offload.config import ModelConfig
-from offload.devices import hybrid_writer
+from offload.devices import hybrid_segment, hybrid_writer
 from offload.gguf import GGUFFile
 from offload.tensor_census import census
 from quant.ggml import GGMLType
@@ -115,3 +115,19 @@ def test_a_second_interrupt_leaves_nothing_that_the_next_pass_takes_for_its_own(
         with pytest.raises(KeyboardInterrupt):
             model.forward(Batch.of([3]), check)
         assert np.array_equal(model.forward(Batch.of([9], first=1)), expected)
+
+
+def test_tapes_are_made_anew_where_many_kinds_of_batches_take_turns(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is kept at a time: the driver's memory for graphs has an end."""
+    closed = []
+    monkeypatch.setattr(Recorded, "close", lambda part: closed.append(part))
+    with GGUFFile.open(path) as file:
+        expected = logits(opened(file, "hybrid", slots=3))
+        closed.clear()
+        monkeypatch.setattr(hybrid_segment, "MOST_TAPES", 1)
+        found = logits(opened(file, "hybrid", slots=3))
+    for a, b in zip(found, expected, strict=True):
+        assert np.array_equal(a, b)
+    assert any(len(part.launches) > 1 for part in closed)

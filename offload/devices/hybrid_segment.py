@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from offload.gpu.base import Prepared
 
 
+MOST_TAPES = 12  # of a segment: graphs of all its layers each, which take the driver's memory
+
+
 class HybridTape:
     """A pass of few rows. parts: of the GPU's work, in order."""
 
@@ -58,6 +61,11 @@ class HybridTape:
             raise
         gpu.rest(check)
         device.is_at_rest = True
+
+    def close(self) -> None:
+        """Give the GPU's parts back; it is at rest."""
+        for part in self.parts:
+            part.close()
 
 
 class HybridSegment:
@@ -94,10 +102,14 @@ class HybridSegment:
         """Of the batch that the device has begun; made once for each kind of batch."""
         memory = self._device.gpu.memory
         key = memory.n_rows, memory.with_ids, memory.kinds, memory.strands
-        if key not in self._tapes:
+        found = self._tapes.pop(key, None)
+        if found is None:
             self._device.settle()
-            self._tapes[key] = HybridTape(self._device, self.blocks, memory.n_rows)
-        return self._tapes[key]
+            if len(self._tapes) >= MOST_TAPES:
+                self._tapes.pop(next(iter(self._tapes))).close()
+            found = HybridTape(self._device, self.blocks, memory.n_rows)
+        self._tapes[key] = found  # the latest is the last to go
+        return found
 
     def _many(self, check: Check) -> None:
         last: Device | None = None
