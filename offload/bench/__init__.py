@@ -14,8 +14,9 @@ Names are imported when they are first used; parts of it work where little is in
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from offload.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from offload.bench.budget import bench_budget
@@ -59,9 +60,4 @@ __all__ = [
 
 
 if not TYPE_CHECKING:  # for type checkers, unknown names are errors
-
-    def __getattr__(name: str) -> object:
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module, real = _HOMES[name]
-        return getattr(importlib.import_module(module), real)
+    __getattr__ = lazy_names(__name__, _HOMES)
