@@ -131,3 +131,12 @@ def test_tapes_are_made_anew_where_many_kinds_of_batches_take_turns(
     for a, b in zip(found, expected, strict=True):
         assert np.array_equal(a, b)
     assert any(len(part.launches) > 1 for part in closed)
+
+
+def test_streamed_experts_count_as_asked_for(path: Path) -> None:
+    """Whoever has slots or not."""
+    with GGUFFile.open(path) as file, closing(opened(file, "hybrid", streams=True)) as model:
+        model.kv.open(0)
+        model.forward(Batch.of(np.arange(20) * 7 % 60 + 3))
+        uses = [int(layer.uses.sum()) for layer in model.expert_stats.layers.values()]
+    assert uses == [20 * MODEL.top_k] * 2

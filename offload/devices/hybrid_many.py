@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from offload.devices.base import Activations, Check, Runs
-from offload.devices.crossing import cross
+from offload.devices.crossing import carry, cross
 from offload.devices.cuda_writer import Writer
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ class ManySplit:
         with cpu.many.checked(check):
             block.on_cpu.many(cpu.many)
         block.device.times.add("experts", time.perf_counter() - began)
-        back = Activations(x=cpu.many.x)
-        gpu.enter(back, block.on_gpu)
-        cpu.traffic.bytes_out += back.n_bytes
-        gpu.traffic.bytes_in += back.n_bytes
+        carry(cpu, Activations(x=cpu.many.x), block.on_gpu)
         w = Writer(gpu, gpu.memory, gpu.memory.n_rows)
         block.on_gpu.add_shared(w)
         gpu.run(w, check)
@@ -62,11 +59,9 @@ class ManySplit:
         w = Writer(gpu, gpu.memory, gpu.memory.n_rows)
         ids = gpu.memory.expert_ids(layer)
         began = time.perf_counter()
-        wanted: set[int] = set()
-        if hot is not None:
-            wanted |= set(
-                hot.wanted(layer, np.bincount(ids.ravel(), minlength=block.mlp.gate.count))
-            )
+        counts = np.bincount(ids.ravel(), minlength=block.mlp.gate.count)
+        np.add(counts, uses := device.cpu.places[layer].uses, out=uses)
+        wanted = set() if hot is None else set(hot.wanted(layer, counts).tolist())
 
         def keep(expert: int, at: int) -> None:
             if hot is not None and expert in wanted:
