@@ -10,6 +10,7 @@ them in the router's order, the shared expert's last, whatever ran first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,14 +68,30 @@ class Experts:
                 self._shared.write(w, h, w.x, add=True)
             return
         parts, slots, _ = self.routed.write(w, h)
-        shared = NOWHERE
-        if self._shared is not None:
-            shared = w.rooms.room("shared expert", 4 * hidden)
-            self._shared.write(w, h, shared, add=False)
-        w.launch(
-            COMBINE, (-(-hidden // 256), w.rows, 1), *parts, slots,
-            w.memory.weights, self.routed.top_k, *shared, hidden, *w.x, *ALL_HERE,
-        )  # fmt: skip
+        write_sum(w, parts, slots, write_shared(w, self._shared, h))
+
+
+def write_shared(w: Writer, mlp: Mlp3 | None, h: Vector) -> Room:
+    """Outputs of a shared expert, if there is one."""
+    if mlp is None:
+        return NOWHERE
+    out = w.rooms.room("shared expert", 4 * w.device.config.hidden_size)
+    mlp.write(w, h, out, add=False)
+    return out
+
+
+def write_sum(
+    w: Writer, parts: Room, slots: int, shared: Room, elsewhere: Sequence[int] = ALL_HERE
+) -> None:
+    """X += outputs of all choices in the router's order, and of the shared expert.
+
+    elsewhere: what COMBINE wants to know of outputs that lie elsewhere.
+    """
+    hidden, top_k = w.device.config.hidden_size, w.device.config.num_experts_per_tok
+    w.launch(
+        COMBINE, (-(-hidden // 256), w.rows, 1), *parts, slots, w.memory.weights, top_k, *shared,
+        hidden, *w.x, *elsewhere,
+    )  # fmt: skip
 
 
 class Routed:

@@ -30,6 +30,7 @@ from offload.devices.hybrid_segment import HybridSegment
 from offload.errors import PlanError
 from offload.expert_stats import ExpertStats
 from offload.expert_tier import ExpertTier
+from offload.gpu.driver import WATCHDOG_SECONDS
 from offload.plan import ExpertSlots, KVSpec, VramSpec
 from offload.vram_tier import VramTier
 from quant.cuda.exchange import EXCHANGE
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 LINE = 64  # bytes of a flag: nobody else writes there
-WATCHDOG_SECONDS = 20.0
 
 
 class SeenMemory:
@@ -85,7 +85,8 @@ class HybridDevice:
         self.are_few = self.is_at_rest = True
         self.runs: list[Runs] = []
         self._blocks: dict[HybridBlock, None] = {}
-        self._split: list[int] = []  # layers
+        self._split: dict[int, SplitExperts] = {}  # by layer
+        self._routers: dict[int, HybridBlock] = {}  # likewise
         self._last: WholeDevice = gpu
         self._n_rows = 0
         self._tables: dict[bytes, int] = {}
@@ -97,7 +98,8 @@ class HybridDevice:
         """One tape, or one block after the other."""
         mine = cast("Sequence[HybridBlock]", blocks)
         self._blocks |= dict.fromkeys(mine)
-        self._split = [block.layer for block in self.split]
+        self._split = {b.layer: b for b in self._blocks if isinstance(b, SplitExperts)}
+        self._routers = {b.layer: b for b in self._blocks if b.kind == "router"}
         return HybridSegment(self, mine)
 
     def compile_steps(self) -> list[Callable[[], object]]:
@@ -135,9 +137,9 @@ class HybridDevice:
         return self.stream
 
     @property
-    def split(self) -> list[SplitExperts]:
-        """Experts of both sides."""
-        return [block for block in self._blocks if isinstance(block, SplitExperts)]
+    def split(self) -> Collection[SplitExperts]:
+        """Experts of both sides, by layer."""
+        return self._split.values()
 
     # --- a pass -------------------------------------------------------------------------------
 
@@ -189,8 +191,7 @@ class HybridDevice:
         """expert_ids (T, K) int64 of the last batch."""
         if self.are_few and layer in self._split:
             return self.cpu.routing(layer)
-        router = next(b for b in self._blocks if b.kind == "router" and b.layer == layer)
-        return self._side_of(router).routing(layer)
+        return self._side_of(self._routers[layer]).routing(layer)
 
     def _side_of(self, block: HybridBlock) -> WholeDevice:
         return self.cpu if isinstance(block, OnCpu) else self.gpu
@@ -240,7 +241,7 @@ class HybridDevice:
 
     def following(self, block: SplitExperts) -> SplitExperts | None:
         """Those of the next layer."""
-        return next((b for b in self.split if b.layer == block.layer + 1), None)
+        return self._split.get(block.layer + 1)
 
     def flag_at(self, crossing: int) -> int:
         """Address of the int64 that the GPU sets to the number of the pass."""

@@ -18,9 +18,8 @@ from offload.devices.cpu_few_experts import FewExperts, Outputs
 from offload.devices.cpu_workspace import Room as CpuRoom
 from offload.devices.cuda_blocks import Mlp3
 from offload.devices.cuda_expert_copy import ExpertCopy
-from offload.devices.cuda_experts import Routed
+from offload.devices.cuda_experts import Routed, write_shared, write_sum
 from offload.devices.cuda_rooms import NOWHERE, Room
-from quant.cuda.router import COMBINE
 
 if TYPE_CHECKING:
     from offload.devices.cuda import CudaDevice
@@ -38,7 +37,7 @@ class Share(NamedTuple):
 
     parts: Room
     slots: int
-    here: int  # address of that number; 0: all choices are here
+    here: int  # address of that number
     shared: Room
 
 
@@ -115,16 +114,12 @@ class GpuShare:
 
     def write_sum(self, w: CudaWriter, parts: Room, slots: int) -> None:
         """X += outputs of all choices, which are here, and the shared expert."""
-        self.combine(w, Share(parts, slots, 0, self._write_shared(w)), NOBODY)
+        write_sum(w, parts, slots, self._write_shared(w))
 
     def combine(self, w: CudaWriter, share: Share, others: Outputs) -> None:
         """X += all of it; others: of the CPU, in memory that both see."""
-        hidden = self.device.config.hidden_size
-        w.launch(
-            COMBINE, (-(-hidden // 256), w.rows, 1), *share.parts, share.slots, w.memory.weights,
-            self.device.config.num_experts_per_tok, *share.shared, hidden, *w.x, share.here,
-            *others.parts, others.slots, others.slots_stride,
-        )  # fmt: skip
+        elsewhere = share.here, *others.parts, others.slots, others.slots_stride
+        write_sum(w, share.parts, share.slots, share.shared, elsewhere)
 
     def add_shared(self, w: CudaWriter) -> None:
         """X += the shared expert, behind the routed ones."""
@@ -136,9 +131,4 @@ class GpuShare:
         self.combine(w, self.write(w), NOBODY)
 
     def _write_shared(self, w: CudaWriter) -> Room:
-        """Outputs of the shared expert."""
-        if self._shared is None:
-            return NOWHERE
-        out = w.rooms.room("shared expert", 4 * self.device.config.hidden_size)
-        self._shared.write(w, self.device.inputs(w, self.layer), out, add=False)
-        return out
+        return write_shared(w, self._shared, self.device.inputs(w, self.layer))
