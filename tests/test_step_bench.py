@@ -19,7 +19,8 @@ def test_every_cost_is_said(
     lines = capsys.readouterr().out.splitlines()
     names = [line.partition(":")[0] for line in lines[1:]]
     assert names == [
-        "scheduling, 1 rows", "scheduling, 8 rows", "attention over 64", "session of 16 tokens"
+        "scheduling, 1 rows", "scheduling, 8 rows", "attention over 64", "staging",
+        "session of 16 tokens",
     ]  # fmt: skip
     for line in lines[1:3]:
         assert float(re.findall(r": ([0-9.]+) us", line)[0]) > 0

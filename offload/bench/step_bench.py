@@ -5,6 +5,7 @@
 Scheduling: one layer's routing of 1 and 8 rows among 384 experts, grouped and aimed at, as on the
 tape. Attention: one token over a cache of each kind, by turns. Session: 8,192 tokens of rows saved
 to a temporary file, read back into a fresh slot with their checksums, and the file read plainly.
+Staging: matrices of an expert copied to memory that a GPU would read, by one thread and by all.
 The least of several times each.
 """
 
@@ -14,12 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
 from offload.devices.cpu_kv import CpuKV
+from offload.devices.cuda_stage import PARTS
 from offload.hardware import probe
 from offload.kv_cache import CacheShape
 from offload.plan import KVType
@@ -28,6 +31,7 @@ from offload.timing import seconds_of
 from quant.compiler import isa
 from quant.run import attention, driver, expert_tasks
 from quant.run.cache_rows import encode
+from quant.run.copy_task import Copy, copy_task, copy_tasks
 from quant.run.fields import write
 from quant.run.pool import Pool
 
@@ -37,6 +41,7 @@ TIMES = 20
 CACHE_BYTES = 256 << 20  # of caches that take turns, so that none stays in a processor's own
 CONTEXTS = (512, 4096, 16_384)
 SAVED = 8192
+STAGED = 3_096_576  # bytes of a matrix of an expert, TQ1_0
 
 
 def say(line: str) -> None:
@@ -90,6 +95,22 @@ def attention_seconds(context: int, pool: Pool) -> dict[str, float]:
     return best
 
 
+def staging_rate(pool: Pool) -> float:
+    """Bytes/s of copies as cuda_stage.py makes them, from memory that no cache holds."""
+    source = np.ones((max(1, CACHE_BYTES // STAGED), STAGED), np.uint8)
+    parts = np.zeros((PARTS, STAGED), np.uint8)
+    contexts = [
+        write(Copy, TARGET=parts[i % PARTS].ctypes.data, SOURCE=one.ctypes.data, SIZE=STAGED)
+        for i, one in enumerate(source)
+    ]
+    turns = cycle(contexts)
+
+    def copy() -> None:
+        pool.run(copy_task.address, next(turns).ctypes.data, copy_tasks(STAGED))
+
+    return STAGED / least(copy)
+
+
 def session_seconds(folder: Path) -> tuple[float, float, float]:
     """Seconds to save rows, to load them into a fresh slot, and to read the file plainly."""
     kv = CpuKV(CacheShape(LATENT, ROPE, "f16"), SAVED)
@@ -130,6 +151,8 @@ def main() -> int:
         seconds = attention_seconds(context, pool)
         words = ", ".join(f"{kind} {1e6 * value:.0f} us" for kind, value in seconds.items())
         say(f"attention over {context:,}: {words}; q8_0 {seconds['q8_0'] / seconds['f16']:.2f} f16")
+    one, all_of_them = (staging_rate(used) / 1e9 for used in (single, pool))
+    say(f"staging: one thread {one:.1f} GB/s, all {all_of_them:.1f}")
     with tempfile.TemporaryDirectory() as folder:
         saved, loaded, plain = session_seconds(Path(folder))
     say(f"session of {SAVED:,} tokens: saved {saved:.2f} s, loaded {loaded:.2f}, plain {plain:.2f}")
