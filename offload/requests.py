@@ -18,6 +18,7 @@ from offload.sampling_params import SamplingParams, defaults_for
 from offload.speech import Reader, Report, Request
 from offload.stream import Piece, StreamDecoder
 from offload.tokenizer import Tokenizer
+from offload.tools import check_choice
 from offload.wishes import ChatWishes, check_logprobs
 
 
@@ -80,7 +81,13 @@ class Requests:
     ) -> Request:
         """Answer messages."""
         params = SamplingParams.from_options(sampling)
-        prompt = self._format.build_prompt(messages, thinking=wishes.thinking, tools=wishes.tools)
+        prompt = self._format.build_prompt(
+            messages,
+            thinking=wishes.thinking,
+            preserve_thinking=wishes.preserve_thinking,
+            tools=wishes.tools,
+        )
+        check_choice(wishes.tool_choice, prompt.tools)
         thinks = self._format.thinking_mode != "none" and not prompt.after_thinking
         params = params.with_defaults(defaults_for(self._format.name, thinks))
 
