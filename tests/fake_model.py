@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from offload import batch
 from offload.answer import Answer
-from offload.batch import Batch, Span
+from offload.batch import Batch, Span, expanded_runs
 from offload.errors import GGUFError, PlanError
 from offload.kv_slots import KVSlots
 from offload.sampler import make_sampler
@@ -23,10 +22,12 @@ from offload.sequence import Sequence
 from offload.speech import Request
 from offload.steps import Steps
 from offload.stream import Piece
+from offload.turns import Turns
 
 Array = np.ndarray
 VOCABULARY = 50
 END = 49
+TURNS = Turns(opening=(45, 46), ends=frozenset({47, END}))
 LAYERS, ROW = 2, 16  # bytes of a row
 
 
@@ -104,7 +105,7 @@ class FakeModel:
         rows = self.kv.slots[span.slot]
         before = rows[0, position - 1] if position else np.zeros(ROW, np.uint8)
         assert position == 0 or before.any(), "a row that nobody has written"
-        form = batch.EXACT_CONTEXT <= position < span.expanded
+        form = any(first <= position < end for first, end in span.expanded)
         said = b"%d %d %d" % (position, token, form) + before.tobytes()
         row = np.frombuffer(hashlib.blake2b(said, digest_size=ROW).digest(), np.uint8)
         rows[:, position] = row
@@ -155,6 +156,7 @@ def request(
         reader=reader,
         channel="content",
         progress=progress,
+        expanded=expanded_runs(len(ids), TURNS.answers(np.array(ids))),
     )
 
 
