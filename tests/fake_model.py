@@ -63,7 +63,10 @@ class FakeKV:
 
 
 class FakeModel:
-    """batches: what was computed. damaged: a token after which logits are NaN. during: called."""
+    """batches: what was computed. layers: that were run. during: called after the first.
+
+    damaged: a token after which logits are NaN.
+    """
 
     def __init__(self, context: int) -> None:
         self.kv = FakeKV(context)
@@ -71,6 +74,7 @@ class FakeModel:
         self.bytes_read = 0
         self.on_routing: Any = None
         self.batches: list[Batch] = []
+        self.layers = 0
         self.damaged = -1
         self.during: Callable[[], None] = lambda: None
         self.is_closed = False
@@ -82,8 +86,10 @@ class FakeModel:
         assert not self.is_closed
         assert batch.ids is not None
         check()
+        self.layers += 1
         self.during()
         check()
+        self.layers += 1
         self.batches.append(batch)
         self.bytes_read += 1000
         rows, logits = [], []
