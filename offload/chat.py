@@ -14,7 +14,7 @@ from os import PathLike
 from typing import Any, Final
 
 from offload.arguments import quoted
-from offload.chat_template import TemplateRenderer, has_switch
+from offload.chat_template import TemplateRenderer
 from offload.errors import RequestError
 from offload.kimi_chat import (
     KIMI_KINDS,
@@ -32,7 +32,8 @@ from offload.metadata import integer
 from offload.metadata import text as metadata_text
 from offload.prompt import ChatFormat, Prompt, completion_prompt, with_bos
 from offload.reply_lexer import THINK_CLOSE, THINK_OPEN
-from offload.tokenizer import Tokenizer, load_tokenizer
+from offload.template_code import call_kinds, call_marks, declares_tools, has_switch
+from offload.tokenizer import TextPart, Tokenizer, load_tokenizer
 from offload.tools import ToolMarks, read_tools
 
 __all__ = [
@@ -135,6 +136,8 @@ class TemplateFormat:
             self._mode = "switch"
         elif THINK_OPEN in source:
             self._mode = "always"
+        self._kinds = call_kinds(source, tokenizer) if declares_tools(source) else {}
+        self._marks = call_marks(source, tokenizer) if self._kinds else None
 
     @property
     def thinking_mode(self) -> ThinkingMode:
@@ -143,8 +146,8 @@ class TemplateFormat:
 
     @property
     def tool_marks(self) -> ToolMarks | None:
-        """None so far."""
-        return None
+        """Those of its family, where the template declares tools and calls are JSON."""
+        return self._marks
 
     def build_prompt(
         self,
@@ -155,18 +158,39 @@ class TemplateFormat:
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Prompt:
         """See `ChatFormat.build_prompt`; the template decides what None means."""
-        offered, notes = read_tools(tools)
-        if offered:
-            notes = (*notes, _untaught(len(offered)))
         _check_thinking("model with this template", self._mode, thinking)
+        offered, notes = read_tools(tools)
+        if offered and not self._kinds:
+            offered, notes = (), (*notes, _untaught(len(offered)))
+        given = read_messages(messages)
+        begun = Message(role="assistant")
+        if given[-1].role == "assistant" and not given[-1].tool_calls:
+            begun = given.pop()
         switches = {} if thinking is None else {"thinking": thinking, "enable_thinking": thinking}
-        parts, text = self._renderer.render(read_messages(messages), **switches)
+        if preserve_thinking is not None:
+            switches |= {
+                "preserve_thinking": preserve_thinking,
+                "clear_thinking": not preserve_thinking,
+            }
+        parts, text = self._renderer.render(given, offered, **switches)
+        in_thinking = text.rstrip().endswith(THINK_OPEN)
+        if in_thinking:
+            parts.append(TextPart(begun.reasoning_content or ""))
+            text += begun.reasoning_content or ""
+            if begun.content:
+                parts.append(TextPart(THINK_CLOSE, special=True))
+                text += THINK_CLOSE
+        parts.append(TextPart(begun.content))
         return Prompt(
             ids=with_bos(self._tokenizer, self._tokenizer.encode_parts(parts)),
-            text=text,
-            in_thinking=text.rstrip().endswith(THINK_OPEN),
+            text=text + begun.content,
+            in_thinking=in_thinking and not begun.content,
             after_thinking=text.rstrip().endswith(THINK_CLOSE),
+            after_content=bool(begun.content),
             text_markers=self._text_markers,
+            marks=self._kinds,
+            tools=offered,
+            calls=sum(len(message.tool_calls) for message in given),
             notes=notes,
         )
 
