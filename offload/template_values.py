@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from offload.call_ids import CallIds
 from offload.messages import ROLES, Message, ToolCall
-from offload.tools import is_deep
+from offload.tools import Tool, is_deep
 
 # keys and values by which a template finds its way: whatever tokens a vocabulary has, they stay
 _OURS: Final = frozenset(
@@ -72,6 +72,20 @@ def as_text(messages: Sequence[Message]) -> list[Message]:
         else:
             result.append(message)
     return result
+
+
+def declared_in_system(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """The same with `tools` at the end of the first system message."""
+    lines = ["## Tools", "You can call these functions:"]
+    for tool in tools:
+        schema = json.dumps(plain_json(tool.parameters), ensure_ascii=False)
+        lines += ["", f"### {tool.name}", *([tool.description] if tool.description else ())]
+        lines.append(f"Parameters: {schema}")
+    said = "\n".join(lines)
+    if messages[0].role != "system":
+        return [Message(role="system", content=said), *messages]
+    first = f"{messages[0].content}\n\n{said}" if messages[0].content else said
+    return [Message(role="system", content=first, name=messages[0].name), *messages[1:]]
 
 
 def plain_json(value: Any) -> Any:

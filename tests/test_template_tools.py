@@ -9,7 +9,7 @@ import kimi_vocab
 import numpy as np
 import pytest
 from replies import joined, tool
-from test_chat import LOOP, SMUGGLED, assistant, user
+from test_chat import LOOP, SMUGGLED, assistant, system, user
 from test_kimi_tools import ADD
 
 from offload.chat import ChatFormat, choose_format
@@ -112,6 +112,22 @@ def test_a_template_without_tools_gets_none_and_that_is_said() -> None:
         check_choice("required", prompt.tools)
     two = [*LOOP, {**LOOP[2], "content": "4", "name": None}]
     assert "Result of add:\n3\nResult of the tool:\n4;" in chat.build_prompt(two).text
+
+
+def test_deepseek_is_told_of_tools_where_its_template_has_no_place_for_them() -> None:
+    source = DEEPSEEK[DEEPSEEK.index("{% for m in") :].replace("{{ m.c", "{{ m.role + m.c")
+    chat = template_format(source, *PARTS)
+    prompt = chat.build_prompt([user("Hi")], tools=[ADD])
+    declared = (
+        "## Tools\nYou can call these functions:\n\n### add\nAdds two numbers.\nParameters: "
+        + json.dumps(ADD["function"]["parameters"])
+    )
+    assert prompt.text.startswith(f"<|im_user|>system{declared}<|im_user|>userHi")
+    assert "no place" in prompt.notes[0]
+    own = chat.build_prompt([system("S"), user("Hi")], tools=[ADD]).text
+    assert own.startswith(f"<|im_user|>systemS\n\n{declared}<|im_user|>userHi")
+    call = f'{BEGIN}{CALL}add{SEP}{{"a": 1}}{END_CALL}{END}'
+    assert read(chat, call, ADD) == [("call", "functions.add:0", "add", '{"a": 1}')]
 
 
 def test_text_of_tools_and_calls_never_becomes_special() -> None:
