@@ -81,11 +81,12 @@ class Request:
 class Speech:
     """The text of one answer; what may be part of a stop string is held back.
 
-    finish: why it has ended. repetition: the loop that it is in.
+    finish: why it has ended. stop_string: that ended it. repetition: the loop that it is in.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self.finish: FinishReason | None = None
+        self.stop_string: str | None = None
         self.repetition: Repetition | None = None
         self._read = request.reader()
         self._ends = tokenizer.eog_ids
@@ -130,6 +131,7 @@ class Speech:
                 Piece(p.channel, stops.push(p.text)) if p.channel == "content" else p
                 for p in pieces
             ]
+            self.stop_string = stops.stopped
             if stops.stopped is not None:
                 self.finish = "stop"
             elif self.finish is not None:
