@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
-from offload.server import openai_chat
+from offload.server import anthropic, openai_chat, responses
+from offload.server.anthropic_reply import failure_body
 from offload.server.ask import Ask
 from offload.server.errors import Failure, failure_of
 from offload.server.host import Host
@@ -21,6 +22,8 @@ from offload.server.limits import Body, read_body
 from offload.server.models import Models
 from offload.server.security import Guarded, Rules
 from offload.server.sse import Answering
+
+MESSAGES = "/v1/messages"
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 
@@ -51,7 +54,8 @@ def make_app(host: Host, rules: Rules) -> ASGIApp:
 
 def shape(path: str, failure: Failure) -> dict[str, Any]:
     """The body of a failure, in the shape of the path's protocol."""
-    return failure.openai()
+    is_anthropic = path == MESSAGES or path.startswith(f"{MESSAGES}/")
+    return failure_body(failure) if is_anthropic else failure.openai()
 
 
 def _routes(host: Host) -> list[Route]:
@@ -59,6 +63,12 @@ def _routes(host: Host) -> list[Route]:
 
     def chat(body: Body) -> Ask:
         return openai_chat.read(body, host.name, host.engine.tokenizer)
+
+    def messages(body: Body) -> Ask:
+        return anthropic.read(body, host.name)
+
+    def response(body: Body) -> Ask:
+        return responses.read(body, host.name)
 
     return [
         Route("/health", models.health),
@@ -73,6 +83,9 @@ def _routes(host: Host) -> list[Route]:
         _post("/detokenize", models.detokenize),
         _post("/v1/chat/completions", asking(host, chat)),
         _post("/chat/completions", asking(host, chat)),
+        _post(MESSAGES, asking(host, messages)),
+        _post(f"{MESSAGES}/count_tokens", anthropic.counting(lambda: host.engine)),
+        _post("/v1/responses", asking(host, response)),
     ]
 
 

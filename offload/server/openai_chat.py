@@ -10,6 +10,7 @@ from typing import Any
 
 from offload.arguments import quoted
 from offload.server.ask import Ask, chat_starts
+from offload.server.billing_header import without_billing_headers
 from offload.server.errors import Failure, refused
 from offload.server.events import Ended, Event, Reading
 from offload.server.limits import Body, check_counts
@@ -30,6 +31,7 @@ def read(body: Body, model: str, tokenizer: Tokenizer) -> Ask:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise refused("messages must be a list of at least one message", param="messages")
+    messages = without_billing_headers(messages)
     n = read_count(body, "n")
     wishes = read_wishes(body) | _logprobs(body)
     options = body.get("stream_options")

@@ -64,10 +64,12 @@ class Said:
 class Reply(Protocol):
     """How one protocol answers one request, of one answer or of several (index).
 
-    keep_alive: bytes for the client's patience. Everything of a stream is bytes as they are sent.
+    Everything of a stream is bytes as they are sent.
     """
 
-    keep_alive: bytes
+    @property
+    def keep_alive(self) -> bytes:
+        """For the client's patience."""
 
     def begin(self, prompt_tokens: Sequence[int]) -> bytes:
         """The first events; prompt_tokens: of each answer."""
