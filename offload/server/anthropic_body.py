@@ -13,7 +13,6 @@ from typing import Any
 
 from offload.arguments import check_type, quoted
 from offload.errors import RequestError
-from offload.server.billing_header import without_billing_header
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +73,9 @@ def _system(system: Any) -> list[dict[str, Any]]:
     if system is None:
         return []
     if isinstance(system, str):
-        texts = [without_billing_header(system)]
+        text = system
     else:
-        blocks = check_type("system", system, list)
-        texts = [without_billing_header(_text(block)) for block in blocks]
-    text = "\n".join(text for text in texts if text)
+        text = _joined([_text(block) for block in check_type("system", system, list)])
     return [{"role": "system", "content": text}] if text else []
 
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
-from offload.server import anthropic, openai_chat, responses
+from offload.server import anthropic, openai_chat, openai_text, responses
 from offload.server.anthropic_reply import failure_body
 from offload.server.ask import Ask
 from offload.server.errors import Failure, failure_of
@@ -64,6 +64,9 @@ def _routes(host: Host) -> list[Route]:
     def chat(body: Body) -> Ask:
         return openai_chat.read(body, host.name, host.engine.tokenizer)
 
+    def text(body: Body) -> Ask:
+        return openai_text.read(body, host.name, host.engine.tokenizer)
+
     def messages(body: Body) -> Ask:
         return anthropic.read(body, host.name)
 
@@ -79,10 +82,13 @@ def _routes(host: Host) -> list[Route]:
         Route("/props", models.props),
         Route("/v1/props", models.props),
         Route("/slots", models.slots),
+        Route("/metrics", models.metrics),
         _post("/tokenize", models.tokenize),
         _post("/detokenize", models.detokenize),
         _post("/v1/chat/completions", asking(host, chat)),
         _post("/chat/completions", asking(host, chat)),
+        _post("/v1/completions", asking(host, text)),
+        _post("/completions", asking(host, text)),
         _post(MESSAGES, asking(host, messages)),
         _post(f"{MESSAGES}/count_tokens", anthropic.counting(lambda: host.engine)),
         _post("/v1/responses", asking(host, response)),

@@ -5,18 +5,11 @@ Left in the prompt it would make every prefix in the KV cache useless.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_PREFIX = "x-anthropic-billing-header:"
-
-
-def without_billing_header(text: str) -> str:
-    """A system text without such lines at its beginning."""
-    while text.lstrip().startswith(_PREFIX):
-        _, _, text = text.partition(_PREFIX)
-        _, _, text = text.partition("\n")
-    return text
+_HEADERS = re.compile(r"\A(?:\s*x-anthropic-billing-header:[^\n]*(?:\n|\Z))+")
 
 
 def without_billing_headers(messages: Iterable[Any]) -> list[Any]:
@@ -33,7 +26,7 @@ def _cleaned(message: Any) -> Any:
         return message
     content = message.get("content")
     if isinstance(content, str):
-        left: Any = without_billing_header(content)
+        left: Any = _without_header(content)
     elif isinstance(content, list):
         left = [part for part in map(_cleaned_part, content) if part is not None]
     else:
@@ -45,7 +38,11 @@ def _cleaned_part(part: Any) -> Any:
     text = part.get("text") if isinstance(part, Mapping) else part
     if not isinstance(text, str):
         return part
-    left = without_billing_header(text)
+    left = _without_header(text)
     if text and not left:
         return None
     return {**part, "text": left} if isinstance(part, Mapping) else left
+
+
+def _without_header(text: str) -> str:
+    return _HEADERS.sub("", text, count=1)
