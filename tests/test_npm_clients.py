@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_server import KEY, NAME, live_server
+from server_client import running
+
+import offload
+from offload.server.security import Rules
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "tests" / "clients"
 INSTALLED = ROOT / "build" / "clients"
+NAME, KEY = "kimi-mini", "sk-local"
 NODE = shutil.which("node")
 
 pytestmark = pytest.mark.skipif(
@@ -23,8 +27,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with live_server() as address:
-        yield address
+    with running(lambda _: offload.load(kv_tokens=4096), rules=Rules(keys=(KEY,))) as server:
+        yield f"http://127.0.0.1:{server.port}"
 
 
 @pytest.mark.parametrize("client", ["openai", "anthropic", "ai"])

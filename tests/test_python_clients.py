@@ -9,8 +9,14 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from live_server import KEY, NAME, live_server
+import sse
+from server_client import Running, running
 
+import offload
+from offload.server.security import Rules
+from offload.server.sse import KEEP_ALIVE
+
+NAME, KEY = "kimi-mini", "sk-local"
 QUESTION = "What is a routed expert?"
 ASKED: list[Any] = [{"role": "user", "content": QUESTION}]
 SUM = "What is 2 plus 3?"
@@ -27,9 +33,14 @@ TOO_MUCH: list[Any] = [{"role": "user", "content": "word " * 5_000}]
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with live_server() as address:
-        yield address
+def server() -> Iterator[Running]:
+    with running(lambda _: offload.load(kv_tokens=4096), rules=Rules(keys=(KEY,))) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def url(server: Running) -> str:
+    return f"http://127.0.0.1:{server.port}"
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +258,33 @@ def test_responses_answer_a_probe_and_refuse_what_they_do_not_keep(gpt: openai.O
         gpt.responses.create(model=NAME, input="Hi", previous_response_id=probe.id)
     with pytest.raises(openai.BadRequestError, match="context_length_exceeded"):
         gpt.responses.create(model=NAME, input=TOO_MUCH)
+
+
+# --- both -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "first", "patience", "field"),
+    [
+        ("/v1/messages", "message_start", "ping", "messages"),
+        ("/v1/responses", "response.created", "response.in_progress", "input"),
+    ],
+)
+def test_clients_are_told_that_we_are_there_while_their_prompt_is_read(
+    path: str,
+    first: str,
+    patience: str,
+    field: str,
+    server: Running,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert KEEP_ALIVE < 10
+    monkeypatch.setattr("offload.server.sse.KEEP_ALIVE", 0.01)
+    text = path + " word" * 600
+    body = {field: [{"role": "user", "content": text}], "stream": True, "max_tokens": 2}
+    answer = server.client.post(path, json=body, headers={"x-api-key": KEY})
+    kinds = [event["type"] for event in sse.events(answer.content)]
+    assert kinds[0] == first
+    begun = next(i for i, kind in enumerate(kinds) if kind.endswith(("block_start", "item.added")))
+    assert set(kinds[1:begun]) == {patience}
+    assert begun > 3
