@@ -202,16 +202,14 @@ def test_requests_with_random_ends_lose_none(server: Running) -> None:
 
 @pytest.mark.usefixtures("slow")
 def test_the_end_waits_for_answers_but_not_for_ever() -> None:
-    with running(parallel=1, drain_seconds=20) as server:
-        with asked(server, max_tokens=30) as sock:
-            server.service.stop()
-            wait_for(lambda: server.host.desk.is_draining)
-            assert server.client.get("/health").status_code == 503
-            assert server.chat().status_code == 503
-            read_until(sock, b"[DONE]")
+    with running(parallel=1, drain_seconds=20) as server, asked(server, max_tokens=30) as sock:
+        server.service.stop()
+        wait_for(lambda: server.host.desk.is_draining)
+        assert server.client.get("/health").status_code == 503
+        assert server.chat().status_code == 503
+        read_until(sock, b"[DONE]")
     assert server.outcome == [True]
-    with running(parallel=1, drain_seconds=0.2) as server:
-        with asked(server) as sock:
-            server.service.stop()
-            assert b"shutting down" in read_until(sock, END)
+    with running(parallel=1, drain_seconds=0.2) as server, asked(server) as sock:
+        server.service.stop()
+        assert b"shutting down" in read_until(sock, END)
     assert server.outcome == [False]
