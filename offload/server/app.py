@@ -107,7 +107,7 @@ def asking(host: Host, read: Callable[[Body], Ask]) -> Endpoint:
         desk = host.desk
         ask = read(body)
         ticket = await desk.ask(ask.starts, name=ask.name)
-        return Answering(ticket, ask.reply, stream=ask.is_stream)
+        return Answering(ticket, ask.reply, stream=ask.is_stream, n_running=desk.n_running)
 
     return endpoint
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +25,9 @@ from offload.stats import Channel
 from offload.stream import CallHead
 
 KEEP_ALIVE = 9.0  # seconds between two signs of life; clients count on 10
-PACE = 0.004  # seconds between two writes of tokens: many at once where they come fast
+# seconds between two writes of tokens where they come fast, for each answer that runs, and at most:
+# a write costs as much as a small model's token
+PACE, MOST_PACE = 0.01, 0.05
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -90,7 +92,11 @@ class Reply(Protocol):
 class Answering:
     """The response to a request (an ASGI application, as starlette's responses are)."""
 
-    def __init__(self, ticket: Ticket, reply: Reply, *, stream: bool) -> None:
+    def __init__(
+        self, ticket: Ticket, reply: Reply, *, stream: bool, n_running: Callable[[], int]
+    ) -> None:
+        """n_running: answers that run at the moment, of all requests."""
+        self._n_running = n_running
         self._ticket = ticket
         self._reply = reply
         self._is_stream = stream
@@ -154,8 +160,11 @@ class Answering:
     async def _events(self, seconds: float) -> list[tuple[int, Event]]:
         began = time.monotonic()
         events = await self._ticket.events(max(0.0, seconds))
-        if events and time.monotonic() - began < PACE:
-            await asyncio.sleep(PACE)  # what comes meanwhile goes out together
+        if not events or self._ticket.is_closed:
+            return events
+        pace = min(MOST_PACE, PACE * self._n_running())
+        if time.monotonic() - began < pace:
+            await self._ticket.pause(pace)
             events += self._ticket.take()
         self._open -= sum(isinstance(event, Ended) for _, event in events)
         return events
