@@ -13,6 +13,7 @@ from offload.chat import ChatFormat, Message, Prompt, completion_prompt
 from offload.dry import breaker_mask
 from offload.errors import RequestError
 from offload.guide import MASK, MakeGuide
+from offload.reply_rules import ReplyRules
 from offload.sampler import make_sampler
 from offload.sampling_params import SamplingParams, defaults_for
 from offload.speech import Reader, Report, Request
@@ -32,6 +33,7 @@ class Requests:
         self._format = chat_format
         self._vocab_size = vocab_size
         self._context = context
+        self._rules = ReplyRules(tokenizer, chat_format)
         self._breakers: dict[tuple[str, ...], MASK] = {}
 
     def continuation(
@@ -90,6 +92,7 @@ class Requests:
         check_choice(wishes.tool_choice, prompt.tools)
         thinks = self._format.thinking_mode != "none" and not prompt.after_thinking
         params = params.with_defaults(defaults_for(self._format.name, thinks))
+        guide, notes = self._rules.guide(prompt, wishes)
 
         tokenizer = self._tokenizer
 
@@ -106,7 +109,8 @@ class Requests:
             params,
             reader,
             progress,
-            guide=None,
+            guide=guide,
+            notes=(*prompt.notes, *notes),
             logprobs=wishes.logprobs,
             stop_loops=wishes.stop_loops,
         )
@@ -119,6 +123,7 @@ class Requests:
         progress: Report | None,
         *,
         guide: MakeGuide | None = None,
+        notes: tuple[str, ...] = (),
         logprobs: int | None,
         stop_loops: bool,
     ) -> Request:
@@ -132,6 +137,7 @@ class Requests:
             channel="reasoning" if prompt.in_thinking else "content",
             progress=progress,
             guide=guide,
+            notes=notes,
             logprobs=logprobs,
             stop_loops=stop_loops,
         )

@@ -64,8 +64,9 @@ class Request:
 
     reader: makes what gives the pieces of a token id, or at the end, of None, what is left.
     channel: of the first token. progress: told while the prompt is read. guide: makes what says
-    which tokens may come. logprobs: how many likeliest tokens are told beside each; None: nothing
-    is. stop_loops: whether an answer that goes in circles ends.
+    which tokens may come. notes: what of the wishes is not met in full, for people. logprobs: how
+    many likeliest tokens are told beside each; None: nothing is. stop_loops: whether an answer that
+    goes in circles ends.
     """
 
     ids: np.ndarray
@@ -74,6 +75,7 @@ class Request:
     channel: Channel
     progress: Report | None
     guide: MakeGuide | None = None
+    notes: tuple[str, ...] = ()
     logprobs: int | None = None
     stop_loops: bool = False
 
