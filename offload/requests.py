@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from offload import sequence
 from offload.arguments import check_callable
+from offload.batch import Runs, expanded_runs
 from offload.chat import ChatFormat, Message, Prompt, completion_prompt
 from offload.dry import breaker_mask
-from offload.errors import RequestError
+from offload.errors import ContextError, RequestError
 from offload.guide import MASK, MakeGuide
 from offload.reply_rules import ReplyRules
 from offload.sampler import make_sampler
@@ -20,6 +22,7 @@ from offload.speech import Reader, Report, Request
 from offload.stream import Piece, StreamDecoder
 from offload.tokenizer import Tokenizer
 from offload.tools import check_choice
+from offload.turns import Turns, learn_turns
 from offload.wishes import ChatWishes, check_logprobs
 
 
@@ -140,6 +143,21 @@ class Requests:
             notes=notes,
             logprobs=logprobs,
             stop_loops=stop_loops,
+            expanded=self.expanded(ids),
+        )
+
+    def expanded(self, ids: np.ndarray) -> Runs:
+        """`batch.expanded_runs` of a prompt: of its ids (n,) alone."""
+        runs = expanded_runs(len(ids))
+        if not runs or self._turns is None:
+            return runs
+        return expanded_runs(len(ids), self._turns.answers(ids))
+
+    @cached_property
+    def _turns(self) -> Turns | None:
+        """Looked up only for long prompts, since a template may take a moment."""
+        return learn_turns(
+            lambda talk: self._format.build_prompt(talk).ids, self._tokenizer.eog_ids
         )
 
     def _breaker_mask(self, params: SamplingParams) -> MASK | None:
@@ -166,9 +184,11 @@ class Requests:
             raise RequestError(f"token id {bad} is not in 0 .. {self._vocab_size - 1}")
         context = self._context
         if len(ids) > context:
-            raise RequestError(
+            raise ContextError(
                 f"the prompt has {len(ids):,} tokens, the context holds {context:,}; "
-                "shorten the prompt or load with a larger context (--context)"
+                "shorten the prompt or load with a larger context (--context)",
+                n_prompt=len(ids),
+                n_ctx=context,
             )
         return ids.astype(np.int64)
 

@@ -8,6 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
+from offload.batch import Runs
 from offload.guide import MakeGuide
 from offload.repetition import RepetitionWatch
 from offload.sampler import Sampler
@@ -66,7 +67,7 @@ class Request:
     channel: of the first token. progress: told while the prompt is read. guide: makes what says
     which tokens may come. notes: what of the wishes is not met in full, for people. logprobs: how
     many likeliest tokens are told beside each; None: nothing is. stop_loops: whether an answer that
-    goes in circles ends.
+    goes in circles ends. expanded: `batch.expanded_runs` of the prompt.
     """
 
     ids: np.ndarray
@@ -78,6 +79,7 @@ class Request:
     notes: tuple[str, ...] = ()
     logprobs: int | None = None
     stop_loops: bool = False
+    expanded: Runs = ()
 
 
 class Speech:
