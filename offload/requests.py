@@ -93,6 +93,7 @@ class Requests:
             tools=wishes.tools,
         )
         check_choice(wishes.tool_choice, prompt.tools)
+        callable_tools = () if wishes.tool_choice == "none" else prompt.tools
         thinks = self._format.thinking_mode != "none" and not prompt.after_thinking
         params = params.with_defaults(defaults_for(self._format.name, thinks))
         guide, notes = self._rules.guide(prompt, wishes)
@@ -100,10 +101,10 @@ class Requests:
         tokenizer = self._tokenizer
 
         def reader() -> Reader:
-            splitter = prompt.splitter(tokenizer)
+            pieces = prompt.reader(tokenizer, callable_tools)
 
             def read(token_id: int | None) -> list[Piece]:
-                return splitter.flush() if token_id is None else splitter.push(token_id)
+                return pieces.flush() if token_id is None else pieces.push(token_id)
 
             return read
 

@@ -129,13 +129,21 @@ class Speech:
     def _before_stop(self, pieces: list[Piece]) -> list[Piece]:
         """What can be shown of them."""
         if self._has_stops:
-            stops = self._stops
-            pieces = [
-                Piece(p.channel, stops.push(p.text)) if p.channel == "content" else p
-                for p in pieces
-            ]
+            pieces = self._cut(pieces)
+        return [piece for piece in pieces if piece.text or piece.call is not None]
+
+    def _cut(self, pieces: list[Piece]) -> list[Piece]:
+        """Nothing after a stop string; what was held of content is shown before what follows it."""
+        stops = self._stops
+        shown: list[Piece] = []
+        for piece in pieces:
+            if piece.channel == "content":
+                shown.append(Piece("content", stops.push(piece.text)))
+            else:
+                shown += (Piece("content", stops.flush()), piece)
             if stops.stopped is not None:
                 self.finish = "stop"
-            elif self.finish is not None:
-                pieces.append(Piece("content", stops.flush()))
-        return [piece for piece in pieces if piece.text or piece.call is not None]
+                return shown
+        if self.finish is not None:
+            shown.append(Piece("content", stops.flush()))
+        return shown
