@@ -17,6 +17,7 @@ from offload.arguments import quoted
 from offload.chat_template import TemplateRenderer, has_switch
 from offload.errors import RequestError
 from offload.kimi_chat import (
+    KIMI_KINDS,
     KIMI_MARKS,
     KIMI_STYLES,
     PLAIN_SYSTEM,
@@ -30,7 +31,7 @@ from offload.messages import Message, ToolCall, read_messages
 from offload.metadata import integer
 from offload.metadata import text as metadata_text
 from offload.prompt import ChatFormat, Prompt, completion_prompt, with_bos
-from offload.stream import THINK_CLOSE, THINK_OPEN
+from offload.reply_lexer import THINK_CLOSE, THINK_OPEN
 from offload.tokenizer import Tokenizer, load_tokenizer
 from offload.tools import ToolMarks, read_tools
 
@@ -112,6 +113,7 @@ class KimiFormat:
             in_thinking=made.in_thinking,
             after_thinking=made.after_thinking,
             after_content=made.after_content,
+            marks=KIMI_KINDS,
             tools=offered,
             calls=made.n_calls,
             notes=notes,

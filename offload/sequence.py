@@ -40,6 +40,7 @@ class Sequence:
         self.expanded = request.expanded
         self.slot: Slot | None = None
         self.progress = request.progress
+        self.notes = request.notes
         self.stats = RunStats(prompt_tokens=n, seed=request.sampler.seed)
         self.said: deque[list[Token]] = deque()
         self.error: BaseException | None = None
