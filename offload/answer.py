@@ -53,6 +53,11 @@ class Answer(Iterator[Token]):
         self.sequence.begin()
         self._steps.add(self.sequence)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the KV cache has room for it, beside those that have begun."""
+        return self._steps.has_room(self.sequence)
+
     def ready(self) -> list[Token] | None:
         """The tokens of the next id, if they are there; [] at the end."""
         return self._steps.ready(self.sequence)

@@ -30,6 +30,7 @@ from offload.loading import open_model
 from offload.memory import MemoryMode
 from offload.plan import KVType, Plan
 from offload.plan_options import PlanOptions, check_kv_type
+from offload.planning import Wish
 from offload.read_ahead import ReadAhead
 from offload.recovery import Recovery, slots_of
 from offload.requests import Requests, is_conversation
@@ -383,9 +384,16 @@ def load(
     )
     if plan is not None and options != PlanOptions():
         raise PlanError("a plan decides everything: give it alone, or options alone")
-    parts = open_model(path, options if plan is None else plan, report)
+    return load_as(path, options if plan is None else plan, report, wait=wait)
+
+
+def load_as(
+    path: str | PathLike[str] | None, wish: Wish, report: Progress, *, wait: bool = False
+) -> Engine:
+    """`load` with its options as one, or with a plan."""
+    parts = open_model(path, wish, report)
     try:
-        return Engine(*parts, wait=wait, options=options if plan is None else None)
+        return Engine(*parts, wait=wait, options=wish if isinstance(wish, PlanOptions) else None)
     except BaseException:
         for part in (parts[-1], parts[-2], parts[0]):
             part.close()

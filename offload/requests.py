@@ -11,7 +11,7 @@ from offload import sequence
 from offload.arguments import check_callable
 from offload.chat import ChatFormat, Message, Prompt, completion_prompt
 from offload.dry import breaker_mask
-from offload.errors import RequestError
+from offload.errors import ContextError, RequestError
 from offload.guide import MASK, MakeGuide
 from offload.sampler import make_sampler
 from offload.sampling_params import SamplingParams, defaults_for
@@ -153,9 +153,11 @@ class Requests:
             raise RequestError(f"token id {bad} is not in 0 .. {self._vocab_size - 1}")
         context = self._context
         if len(ids) > context:
-            raise RequestError(
+            raise ContextError(
                 f"the prompt has {len(ids):,} tokens, the context holds {context:,}; "
-                "shorten the prompt or load with a larger context (--context)"
+                "shorten the prompt or load with a larger context (--context)",
+                n_prompt=len(ids),
+                n_ctx=context,
             )
         return ids.astype(np.int64)
 
