@@ -193,12 +193,13 @@ def machine(fake: Fake) -> dict[str, Any]:
         },
         "tokens": {"decoded": rows, "prompt": 0},
         "tiers": [
-            {"tier": "vram", "predicted": 9.1 * gb, "bytes": 8.9 * gb * rows},
-            {"tier": "slots", "predicted": 3.9 * gb, "bytes": 3.6 * gb * rows},
-            {"tier": "disk", "predicted": 0.6 * gb, "bytes": 0.9 * gb * rows},
+            {"tier": "vram", "predicted": 9.1 * gb, "bytes": 8.9 * gb * rows, "latest": None},
+            {"tier": "slots", "predicted": 3.9 * gb, "bytes": 3.6 * gb * rows, "latest": None},
+            {"tier": "disk", "predicted": 0.6 * gb, "bytes": 0.9 * gb * rows, "latest": None},
         ],
         "check": {
-            "source": "rates: measured on 2026-11-20", "predicted_tps": 11.9, "measured_tps": 10.87,
+            "source": "rates: measured on 2026-11-20", "compared_tokens": 412,
+            "predicted_tps": 11.9, "measured_tps": 10.87,
             "parts": [
                 {"part": "attention", "predicted": 0.0121, "measured": 0.0126},
                 {"part": "experts", "predicted": 0.0655, "measured": 0.0731},

@@ -3,6 +3,7 @@
 import { answer, Refusal } from "./api.js";
 
 const PATIENCE = 10; // refusals that may pass, in a row
+const REASONS = { 0: "The server does not answer", 429: "The server is busy" };
 
 // changed(): after every event. Never throws: what goes wrong is told in the message.
 export async function answerInto(message, body, signal, changed) {
@@ -15,7 +16,7 @@ export async function answerInto(message, body, signal, changed) {
       message.state = "done";
     } catch (error) {
       if (signal.aborted) message.state = "stopped";
-      else if (error instanceof Refusal && error.is_passing && tries < PATIENCE && !message.content && !message.reasoning) {
+      else if (error instanceof Refusal && (error.is_passing || error.is_gone) && tries < PATIENCE && !message.content && !message.reasoning) {
         if (await pause(message, error, signal, changed)) continue;
         message.state = "stopped";
       } else {
@@ -65,7 +66,7 @@ function take(message, event) {
 async function pause(message, error, signal, changed) {
   const seconds = Math.max(1, error.retryAfter ?? 2);
   for (let left = seconds; left > 0; left -= 1) {
-    message.waiting = `${error.status === 429 ? "The server is busy" : "The server is not ready"}: next try in ${left} s`;
+    message.waiting = `${REASONS[error.status] ?? "The server is not ready"}: next try in ${left} s`;
     changed();
     await new Promise((done) => {
       const timer = setTimeout(done, 1000);

@@ -67,9 +67,11 @@ export class HeatMap {
     const { layers, per_layer: n } = experts;
     const dots = devicePixelRatio || 1;
     const right = experts.has_slots ? RATES : 0;
-    const cell = Math.max(1, Math.floor(((width - LABELS - right) * dots) / n)) / dots;
-    const bins = Math.min(n, Math.floor((width - LABELS - right) / cell));
+    const room = width - LABELS - right;
+    const bins = Math.min(n, Math.floor(room * dots));
+    const cell = room / bins;
     const height = Math.max(layers.length > 30 ? 6 : 12, Math.min(16, cell));
+    const edge = (bin) => LABELS + Math.round(bin * cell * dots) / dots;
     Object.assign(this, { cell, bins, height });
     const whole = layers.length * height + 2 * ABOVE;
     canvas.width = width * dots;
@@ -83,10 +85,10 @@ export class HeatMap {
     layers.forEach((_, row) => {
       for (let bin = 0; bin < bins; bin += 1) {
         pen.fillStyle = this.colourOf(this.hottest(row, bin));
-        pen.fillRect(LABELS + bin * cell, row * height, cell - gap, height - line);
+        pen.fillRect(edge(bin), row * height, edge(bin + 1) - edge(bin) - gap, height - line);
       }
     });
-    this.drawEdges(pen, bins * cell + LABELS);
+    this.drawEdges(pen, LABELS + room);
     this.showLegend();
     this.summary = summaryOf(experts);
     canvas.setAttribute("aria-label", this.summary);
@@ -104,9 +106,9 @@ export class HeatMap {
   }
 
   colourOf(at) {
-    const { uses, place, mean } = this.experts;
+    const { uses, place, mean, has_slots } = this.experts;
     const heat = mean ? Math.log2(1 + uses[at] / mean) / Math.log2(1 + HOTTEST) : 0;
-    return this.colours[PLACES[place[at]]][Math.min(STEPS - 1, Math.round(heat * (STEPS - 1)))];
+    return this.colours[has_slots ? PLACES[place[at]] : "plain"][Math.min(STEPS - 1, Math.round(heat * (STEPS - 1)))];
   }
 
   drawEdges(pen, end) {
@@ -146,7 +148,7 @@ export class HeatMap {
     if (key === this.legendKey) return;
     this.legendKey = key;
     const entry = (place, text) => node("li", {}, node("span", { class: `swatch heat-${place}` }), text);
-    const entries = [entry("home", experts.has_slots ? `on ${homeOf(experts)}` : `in ${homeOf(experts)}`)];
+    const entries = [entry(experts.has_slots ? "home" : "plain", experts.has_slots ? `on ${homeOf(experts)}` : `in ${homeOf(experts)}`)];
     if (experts.slots) entries.push(entry("slots", "in a RAM slot"));
     if (experts.vram) entries.push(entry("vram", "in VRAM"));
     if (experts.has_slots) entries.push(entry("missed", "missed just now"));
@@ -194,7 +196,7 @@ function scales(root) {
   };
   const missed = `rgb(${colour("--heat-missed").join(" ")})`;
   return {
-    home: scale("--heat-home"), slots: scale("--heat-slots"), vram: scale("--heat-vram"), missed: Array(STEPS).fill(missed),
+    plain: scale("--heat-plain"), home: scale("--heat-home"), slots: scale("--heat-slots"), vram: scale("--heat-vram"), missed: Array(STEPS).fill(missed),
     text: `rgb(${colour("--heat-text").join(" ")})`, line: `rgb(${colour("--heat-line").join(" ")})`,
   };
 }

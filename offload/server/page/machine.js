@@ -44,10 +44,6 @@ export class MachinePanel {
   }
 
   take(told) {
-    if (told.status) { // the model is not there yet
-      say(this.status, "The model is being loaded.");
-      return;
-    }
     this.history.add(told);
     const before = told.experts?.began === this.experts?.began ? this.experts : null;
     this.experts = told.experts && readExperts(told.experts, before);

@@ -61,7 +61,8 @@ function tiers() {
     root,
     show({ tiers: told, history }) {
       root.hidden = false;
-      const measured = history.perToken;
+      const latest = told.every((tier) => tier.latest !== null) && Object.fromEntries(told.map((tier) => [tier.tier, tier.latest]));
+      const measured = history.perToken ?? (latest || null);
       const total = (values) => values.reduce((sum, value) => sum + value, 0);
       const predicted = told.map((tier) => tier.predicted);
       const found = told.map((tier) => measured?.[tier.tier] ?? 0);
@@ -80,7 +81,7 @@ function tiers() {
         const flow = history.perSecond && history.tps() ? `${bytes(history.perSecond[tier.tier] ?? 0)}/s` : "–";
         return row(name, bytes(tier.predicted), measured ? bytes(measured[tier.tier] ?? 0) : "–", flow);
       }), row("Sum", bytes(total(predicted)), measured ? bytes(total(found)) : "–", history.perSecond && history.tps() ? `${bytes(total(Object.values(history.perSecond)))}/s` : "–"));
-      say(note, measured ? "Measured: of the latest seconds without a prompt. Answers that run together share what is read." : "Measured as soon as an answer runs.");
+      say(note, measured ? "Measured while answers were decoded; those that run together share what is read." : "Measured as soon as an answer runs.");
     },
   };
 }
@@ -111,7 +112,8 @@ function check() {
         const ms = (seconds) => (seconds === null ? "–" : rate(1000 * seconds));
         return row(part.part, ms(part.predicted), ms(part.measured), bar);
       }));
-      say(note, [told.missing, told.source].filter(Boolean).join("; "));
+      const compared = told.compared_tokens && `measured of an answer of ${count(told.compared_tokens)} tokens`;
+      say(note, [told.missing, compared, told.source].filter(Boolean).join("; "));
     },
   };
 }
