@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
-from offload.server import openai_chat
+from offload.server import openai_chat, openai_text
 from offload.server.ask import Ask
 from offload.server.errors import Failure, failure_of
 from offload.server.host import Host
@@ -62,6 +62,9 @@ def _routes(host: Host) -> list[Route]:
     def chat(body: Body) -> Ask:
         return openai_chat.read(body, host.name, host.engine.tokenizer)
 
+    def text(body: Body) -> Ask:
+        return openai_text.read(body, host.name, host.engine.tokenizer)
+
     return [
         *page_routes(),
         *Machine(host).routes(),
@@ -73,10 +76,13 @@ def _routes(host: Host) -> list[Route]:
         Route("/props", models.props),
         Route("/v1/props", models.props),
         Route("/slots", models.slots),
+        Route("/metrics", models.metrics),
         _post("/tokenize", models.tokenize),
         _post("/detokenize", models.detokenize),
         _post("/v1/chat/completions", asking(host, chat)),
         _post("/chat/completions", asking(host, chat)),
+        _post("/v1/completions", asking(host, text)),
+        _post("/completions", asking(host, text)),
     ]
 
 

@@ -61,6 +61,7 @@ class Totals:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     tokens: int = 0
+    decode_tokens: int = 0  # all but each first one
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -68,8 +69,17 @@ class Totals:
 class Desk:
     """parallel: answers that run together; queue: answers that may wait beside them."""
 
-    def __init__(self, engine: Engine, *, parallel: int, queue: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        parallel: int,
+        queue: int,
+        observe: Callable[[Seat, Failure | None], None] = lambda seat, failure: None,
+    ) -> None:
+        """observe: told of each answer as it ends, and of what it has failed by."""
         self.engine = engine
+        self._observe = observe
         self.parallel = parallel
         self.queue = queue
         self.totals = Totals()
@@ -287,6 +297,7 @@ class Desk:
             if seat in self._running:
                 self._running.remove(seat)
             self._count(stats, n_tokens, failure)
+            self._observe(seat, failure)
         seat.ticket.put(
             seat.index,
             Ended(stats=stats, n_tokens=n_tokens, n_reasoning=seat.n_reasoning, failure=failure),
@@ -306,6 +317,7 @@ class Desk:
         totals.prompt_tokens += stats.prompt_tokens
         totals.reused_tokens += stats.reused_tokens
         totals.tokens += n_tokens
+        totals.decode_tokens += stats.decode_tokens
         totals.prompt_seconds += stats.prompt_seconds
         totals.decode_seconds += stats.decode_seconds
 

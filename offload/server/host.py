@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +10,8 @@ from collections.abc import Callable
 from offload.engine import Engine, Progress
 from offload.server.desk import Desk
 from offload.server.errors import unavailable
+from offload.server.metrics import Metrics
 from offload.stats import LoadProgress
-
-log = logging.getLogger(__name__)
 
 Load = Callable[[Progress], Engine]
 RETRY = 2  # seconds after which it may have been loaded
@@ -30,6 +28,7 @@ class Host:
         self.name = name
         self.parallel, self.queue = parallel, queue
         self.since = time.time()
+        self.metrics = Metrics()
         self.loading: LoadProgress | None = None  # the latest news
         self.error: Exception | None = None  # why there is no model
         self.is_stopping = False
@@ -90,4 +89,7 @@ class Host:
         except Exception as exc:
             self.error = exc
             return
-        self._desk = Desk(engine, parallel=self.parallel, queue=self.queue)
+        self._desk = Desk(
+            engine, parallel=self.parallel, queue=self.queue, observe=self.metrics.observe
+        )
+        self.metrics.watch(self._desk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -86,6 +87,10 @@ class Models:
                 waits = {"id": -1, "n_ctx": context, "is_processing": False}
                 told.append(waits | dataclasses.asdict(view))
         return JSONResponse(told)
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics, for Prometheus."""
+        return Response(self._host.metrics.text(), media_type=CONTENT_TYPE)
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize {content, add_special, parse_special, with_pieces}."""
