@@ -90,7 +90,7 @@ function check() {
   const body = node("tbody", {});
   const totals = node("p", { class: "claim" });
   const note = node("p", { class: "quiet-text" });
-  const figures = table(head("ms per token", "Predicted", "Measured", ""), body);
+  const figures = table(head("ms per token", "Predicted", "Measured", "As bars"), body);
   const root = section("Predicted against measured", totals, figures, note);
   return {
     root,
