@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from offload.batch import Batch, Span, expanded_end
+from offload.batch import Batch, Runs, Span
 from offload.errors import RequestError
 from offload.steps import Cancelled, Steps
 
@@ -19,8 +19,10 @@ class Job:
         self.is_cancelled = True
 
 
-def all_logits(steps: Steps, ids: np.ndarray, kind: str) -> np.ndarray:
+def all_logits(steps: Steps, ids: np.ndarray, expanded: Runs, kind: str) -> np.ndarray:
     """(T, V) float32 of tokens ids (T,) in a slot of its own with rows of this kind.
+
+    expanded: see `batch.expanded_runs`.
 
     Between two pieces of the prompt, answers may run their steps.
     """
@@ -42,9 +44,7 @@ def all_logits(steps: Steps, ids: np.ndarray, kind: str) -> np.ndarray:
                 if not steps.has(slots):
                     raise RequestError("the device failed before all logits were computed")
                 piece = ids[first : first + steps.chunk]
-                span = Span(
-                    slot=number, first=first, count=len(piece), expanded=expanded_end(len(ids))
-                )
+                span = Span(slot=number, first=first, count=len(piece), expanded=expanded)
                 batch = Batch(spans=(span,), ids=piece, wanted=np.arange(len(piece)))
                 parts.append(steps.model.forward(batch, check))
                 steps.model.check_logits(parts[-1])

@@ -7,13 +7,14 @@
 What is computed for a token depends on its own sequence alone, to the last bit: never on what
 shares its batch, on how a prompt is cut into batches, or on who made the rows that it finds in its
 KV slot. Attention has two forms that differ in rounding (devices/cpu_attention.py); so which one a
-position takes is a matter of the sequence: see `expanded_end`.
+position takes is a matter of the sequence: see `expanded_runs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 
@@ -21,29 +22,49 @@ Array = np.ndarray
 FEW_ROWS = 16  # batches of at most so many tokens need no arrangement for many
 EXACT_CONTEXT = 4096  # positions before it are always in the absorbed form
 EXPANDED_TOKENS = 512  # prompts beyond it are expanded in whole pieces of this many
+Runs = tuple[tuple[int, int], ...]  # positions first .. end - 1 each; ascending, none touch
 
 
-def expanded_end(prompt_tokens: int) -> int:
-    """Positions EXACT_CONTEXT .. this - 1 of a prompt attend in the expanded form; 0: none.
+def expanded_runs(prompt_tokens: int, answers: Iterable[tuple[int, int]] = ()) -> Runs:
+    """The positions of a prompt that attend in the expanded form.
 
-    What follows (the prompt's last piece, the answer) is absorbed. Rows of a KV slot that were
-    computed in another form than a prompt asks for are not its rows.
+    answers: positions (first, end) of the model's own answers in it. What comes before each of
+    them, and after the last, was new in one request: its whole pieces beyond EXACT_CONTEXT are
+    expanded. Its last piece and the answers are absorbed, as are the tokens that will follow. So
+    whatever a conversation grows by, no earlier position changes its form. Rows of a KV slot that
+    were computed in another form than a prompt asks for are not its rows.
     """
-    end = prompt_tokens // EXPANDED_TOKENS * EXPANDED_TOKENS
-    return end if end > EXACT_CONTEXT else 0
+    runs, at = [], 0
+    for first, end in (*answers, (prompt_tokens, prompt_tokens)):
+        start = max(at, EXACT_CONTEXT)
+        stop = start + (first - start) // EXPANDED_TOKENS * EXPANDED_TOKENS
+        if start < stop:
+            runs.append((start, stop))
+        at = end
+    return tuple(runs)
+
+
+def differ_at(a: Runs, b: Runs) -> int | None:
+    """The first position whose form differs; None: none does."""
+    for x, y in zip_longest(a, b):
+        if x != y:
+            if x is None or y is None:
+                return (x or y)[0]
+            return min(x[1], y[1]) if x[0] == y[0] else min(x[0], y[0])
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
     """`count` tokens of one sequence at positions first ..; the rows before are in its KV slot.
 
-    expanded: `expanded_end` of the sequence's prompt.
+    expanded: `expanded_runs` of the sequence's prompt.
     """
 
     slot: int
     first: int
     count: int
-    expanded: int = 0
+    expanded: Runs = ()
 
     @property
     def end(self) -> int:
@@ -53,14 +74,20 @@ class Span:
     @property
     def is_expanded(self) -> bool:
         """Whether a position is in the expanded form."""
-        return max(self.first, EXACT_CONTEXT) < min(self.end, self.expanded)
+        runs = self.expanded
+        if not runs or self.first >= runs[-1][1]:  # every span of an answer
+            return False
+        return any(first < self.end and self.first < end for first, end in runs)
 
     def forms(self) -> list[tuple[int, int, bool]]:
         """Its positions in runs of one form: (first, end, is expanded)."""
-        start = max(self.first, min(self.end, EXACT_CONTEXT))
-        stop = max(start, min(self.end, self.expanded))
-        runs = ((self.first, start, False), (start, stop, True), (stop, self.end, False))
-        return [run for run in runs if run[0] < run[1]]
+        forms, at = [], self.first
+        for first, end in self.expanded:
+            start, stop = max(first, at), min(end, self.end)
+            if start < stop:
+                forms += [(at, start, False)] * (at < start) + [(start, stop, True)]
+                at = stop
+        return forms + [(at, self.end, False)] * (at < self.end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,8 +133,10 @@ class Batch:
         ]
 
     @staticmethod
-    def of(ids: Array | Sequence[int], slot: int = 0, first: int = 0, **span: int) -> Batch:
+    def of(
+        ids: Array | Sequence[int], slot: int = 0, first: int = 0, *, expanded: Runs = ()
+    ) -> Batch:
         """Tokens of one sequence; the last one's logits are wanted."""
         ids = np.asarray(ids, np.int64)
-        one = Span(slot=slot, first=first, count=len(ids), **span)
+        one = Span(slot=slot, first=first, count=len(ids), expanded=expanded)
         return Batch(spans=(one,), ids=ids, wanted=np.array([len(ids) - 1]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offload.batch import Batch, Span
+from offload.batch import EXPANDED_TOKENS, Batch, Runs, Span
 from offload.errors import DeviceError
 from offload.kv_slots import KVSlots, common
 from offload.sequence import Sequence
@@ -72,7 +72,7 @@ class Scheduler:
             assert sequence.slot is not None
             first = sequence.slot.length
             if count:
-                end = first + count
+                end = whole_pieces(first, first + count, sequence.expanded)
                 parts.append(Part(sequence, first, end, end == sequence.n))
         return parts
 
@@ -141,6 +141,15 @@ def shares(unread: List[int], chunk: int) -> list[int]:
         counts[i] += more
         left -= more
     return counts
+
+
+def whole_pieces(first: int, end: int, runs: Runs) -> int:
+    """`end`, or before it the end of a whole expanded piece, whose tokens share the expansion."""
+    for start, stop in runs:
+        if start < end < stop:
+            cut = end - (end - start) % EXPANDED_TOKENS
+            return cut if cut > first else end
+    return end
 
 
 def batch_of(parts: List[Part]) -> Batch:

@@ -133,7 +133,7 @@ class Engine:
         self._steps.holder.check_open()
         ids = self._requests.check_ids(token_ids)
         check_kv_type(kv_type)
-        return all_logits(self._steps, ids, kv_type)
+        return all_logits(self._steps, ids, self._requests.expanded(ids), kv_type)
 
     def generate(
         self,

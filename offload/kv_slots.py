@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from offload import batch
+from offload.batch import Runs, differ_at
 from offload.errors import PlanError
 
 Array = np.ndarray
@@ -54,7 +54,7 @@ class Slot:
 
     number: int
     ids: Array
-    expanded: int
+    expanded: Runs
     length: int = 0
     touched: int = 0
     promised: int = 0
@@ -81,7 +81,7 @@ class KVSlots:
         self._lent: dict[int, int] = {}  # number: rows of the budget
         self._clock = 0
 
-    def acquire(self, ids: Array, n: int, expanded: int, rows: int) -> Slot | None:
+    def acquire(self, ids: Array, n: int, expanded: Runs, rows: int) -> Slot | None:
         """A slot with as many rows of ids[:n] as there are, but not the last one's; None: no room.
 
         ids: the array in which its sequence will grow. rows: promised to it, at least n.
@@ -137,7 +137,7 @@ class KVSlots:
         for slot in self._idle():
             self.drop(slot)
 
-    def adopt(self, ids: Array, expanded: int) -> Slot | None:
+    def adopt(self, ids: Array, expanded: Runs) -> Slot | None:
         """A busy slot for rows from elsewhere, length 0; None: no room."""
         if not self._make_room(self.whole(len(ids)), keep=None):
             return None
@@ -145,7 +145,7 @@ class KVSlots:
         slot.promised = slot.touched = len(ids)
         return slot
 
-    def longest(self, ids: Array, expanded: int) -> tuple[Slot | None, int]:
+    def longest(self, ids: Array, expanded: Runs) -> tuple[Slot | None, int]:
         """The slot with the longest prefix of `ids` short of the last, and that many rows."""
         best, most = None, 0
         for slot in sorted(self._slots, key=lambda slot: -slot.used):
@@ -212,7 +212,7 @@ class KVSlots:
             self.drop(slot)
         return True
 
-    def _open(self, ids: Array, expanded: int, keep: Slot | None) -> Slot:
+    def _open(self, ids: Array, expanded: Runs, keep: Slot | None) -> Slot:
         if len(self._slots) >= MOST_SLOTS:
             for slot in [slot for slot in self._idle() if slot is not keep][:1]:
                 self.drop(slot)
@@ -230,11 +230,11 @@ class KVSlots:
         slot.used = self._clock
 
 
-def common(a: Array, expanded_a: int, b: Array, expanded_b: int) -> int:
+def common(a: Array, expanded_a: Runs, b: Array, expanded_b: Runs) -> int:
     """Rows that two lists of tokens share: the same tokens before, in the same form."""
-    n = min(len(a), len(b))
-    if expanded_a != expanded_b:
-        n = min(n, max(batch.EXACT_CONTEXT, min(expanded_a, expanded_b)))
+    n, differs_at = min(len(a), len(b)), differ_at(expanded_a, expanded_b)
+    if differs_at is not None:
+        n = min(n, differs_at)
     if n == 0 or a[0] != b[0]:
         return 0
     differs = np.flatnonzero(a[:n] != b[:n])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from offload import sequence
 from offload.arguments import check_callable
+from offload.batch import Runs, expanded_runs
 from offload.chat import ChatFormat, Message, Prompt, completion_prompt
 from offload.dry import breaker_mask
 from offload.errors import ContextError, RequestError
@@ -18,6 +20,8 @@ from offload.sampling_params import SamplingParams, defaults_for
 from offload.speech import Reader, Report, Request
 from offload.stream import Piece, StreamDecoder
 from offload.tokenizer import Tokenizer
+from offload.tools import check_choice
+from offload.turns import Turns, learn_turns
 from offload.wishes import ChatWishes, check_logprobs
 
 
@@ -80,7 +84,13 @@ class Requests:
     ) -> Request:
         """Answer messages."""
         params = SamplingParams.from_options(sampling)
-        prompt = self._format.build_prompt(messages, thinking=wishes.thinking, tools=wishes.tools)
+        prompt = self._format.build_prompt(
+            messages,
+            thinking=wishes.thinking,
+            preserve_thinking=wishes.preserve_thinking,
+            tools=wishes.tools,
+        )
+        check_choice(wishes.tool_choice, prompt.tools)
         thinks = self._format.thinking_mode != "none" and not prompt.after_thinking
         params = params.with_defaults(defaults_for(self._format.name, thinks))
 
@@ -127,6 +137,21 @@ class Requests:
             guide=guide,
             logprobs=logprobs,
             stop_loops=stop_loops,
+            expanded=self.expanded(ids),
+        )
+
+    def expanded(self, ids: np.ndarray) -> Runs:
+        """`batch.expanded_runs` of a prompt: of its ids (n,) alone."""
+        runs = expanded_runs(len(ids))
+        if not runs or self._turns is None:
+            return runs
+        return expanded_runs(len(ids), self._turns.answers(ids))
+
+    @cached_property
+    def _turns(self) -> Turns | None:
+        """Looked up only for long prompts, since a template may take a moment."""
+        return learn_turns(
+            lambda talk: self._format.build_prompt(talk).ids, self._tokenizer.eog_ids
         )
 
     def _breaker_mask(self, params: SamplingParams) -> MASK | None:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from offload.batch import expanded_end
 from offload.kv_slots import Slot
 from offload.memory import swapped_bytes
 from offload.speech import Logprobs, Request, Speech, Token
@@ -38,7 +37,7 @@ class Sequence:
         self.ids = np.empty(self.last, np.int64)
         self.ids[:n] = request.ids
         self.n = self.n_prompt = n
-        self.expanded = expanded_end(n)
+        self.expanded = request.expanded
         self.slot: Slot | None = None
         self.progress = request.progress
         self.stats = RunStats(prompt_tokens=n, seed=request.sampler.seed)

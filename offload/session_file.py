@@ -25,11 +25,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from offload.batch import Runs
 from offload.errors import RequestError, reason, shown
 from offload.gguf import GGUFFile
 from offload.gguf_cursor import StringArray
@@ -37,7 +39,7 @@ from offload.whole_file import whole_file
 
 Array = np.ndarray
 MAGIC = b"kimi-offload KV\n"
-VERSION = 1
+VERSION = 2
 START = struct.Struct("<16sIIQ")
 ALIGN = 4096
 LARGEST_HEADER = 64 << 20
@@ -50,7 +52,7 @@ STALE_SECONDS = 24 * 3600.0  # after which what a killed save has left is remove
 class Head:
     """What the rows are of. model, tokenizer: digests. kind, row_bytes (by layer): of the rows.
 
-    ids: the tokens. expanded: `batch.expanded_end` of the prompt. note: the caller's own text.
+    ids: the tokens. expanded: `batch.expanded_runs` of the prompt. note: the caller's own text.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Head:
     kind: str
     row_bytes: list[int]
     ids: list[int]
-    expanded: int
+    expanded: Runs
     note: str
 
     @property
@@ -214,10 +216,14 @@ def _checked(text: bytes) -> Head:
     if not isinstance(given, dict) or given.keys() != {field.name for field in fields(Head)}:
         raise damaged
     texts = (given[name] for name in ("name", "model", "tokenizer", "kind", "note"))
-    numbers = (given["ids"], given["row_bytes"], [given["expanded"]])
+    numbers, runs = (given["ids"], given["row_bytes"]), given["expanded"]
     if not all(isinstance(value, str) for value in texts) or not all(map(_are_counts, numbers)):
         raise damaged
-    return Head(**given)
+    if not isinstance(runs, list) or not all(_are_counts(run) and len(run) == 2 for run in runs):
+        raise damaged
+    if any(a >= b for a, b in pairwise(chain([-1], *runs))):
+        raise damaged
+    return Head(**given | {"expanded": tuple((first, end) for first, end in runs)})
 
 
 def _are_counts(values: object) -> bool:

@@ -56,7 +56,7 @@ class Sessions:
                 kind=steps.model.kv.kind,
                 row_bytes=[rows.shape[1] for rows in layers],
                 ids=[] if slot is None else slot.ids[:n].tolist(),
-                expanded=0 if slot is None else slot.expanded,
+                expanded=() if slot is None else slot.expanded,
                 note=note,
             )
             session_file.save(path, head, layers)

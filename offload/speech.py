@@ -8,6 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
+from offload.batch import Runs
 from offload.guide import MakeGuide
 from offload.repetition import RepetitionWatch
 from offload.sampler import Sampler
@@ -65,7 +66,8 @@ class Request:
     reader: makes what gives the pieces of a token id, or at the end, of None, what is left.
     channel: of the first token. progress: told while the prompt is read. guide: makes what says
     which tokens may come. logprobs: how many likeliest tokens are told beside each; None: nothing
-    is. stop_loops: whether an answer that goes in circles ends.
+    is. stop_loops: whether an answer that goes in circles ends. expanded: `batch.expanded_runs` of
+    the prompt.
     """
 
     ids: np.ndarray
@@ -76,6 +78,7 @@ class Request:
     guide: MakeGuide | None = None
     logprobs: int | None = None
     stop_loops: bool = False
+    expanded: Runs = ()
 
 
 class Speech:

@@ -3,8 +3,8 @@
 There is no thread of our own. A reader whose next token is not there runs a step, for all sequences
 at once; other readers wait meanwhile, and find theirs. Nobody reads, nothing is computed. Whatever
 ends a pass early, an interrupt, a cancel or an error, is as if the pass had not begun: the next one
-computes the same rows again. What readers do when they go (`Sequence.leave`) takes effect before
-the next step.
+computes the same rows again. When a reader goes (`Sequence.leave`), a pass that is mostly for it is
+given up before its next layer; else it takes effect before the next step.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Gone:
 
 
 class Cancelled(Exception):  # noqa: N818
-    """Raised inside a forward pass by `Engine.cancel`; never leaves the engine."""
+    """Raised inside a forward pass to end it; never leaves the engine."""
 
 
 class Cancellable(Protocol):
@@ -123,6 +123,7 @@ class Steps:
         self._sequences: list[Sequence] = []  # the oldest first
         self._waiting: list[Sequence] = []  # for room
         self._is_stopped = False  # the pass that runs, if one does
+        self._has_given_up = False  # the pass before, with others in it
         self._read = -1  # of the model, after the latest step; -1: it did not end
         self._blocks: list[float] = []  # likewise
         self._reopen = reopen
@@ -148,7 +149,7 @@ class Steps:
             return
         batch = batch_of(parts)
         telling = [p for p in parts if p.sequence.progress is not None and p.sequence.is_reading]
-        check = self._check_of(telling) if telling else self._check
+        check = self._check_of(parts, telling)
         read, before = self.model.bytes_read, self._blocks
         if read != self._read:  # something else has run since
             before = self.model.block_seconds()
@@ -159,6 +160,7 @@ class Steps:
         except Cancelled:
             return
         seconds = time.perf_counter() - began
+        self._has_given_up = False
         self._read, self._blocks = self.model.bytes_read, self.model.block_seconds()
         blocks = [b - a for a, b in zip(before, self._blocks, strict=True)]
         share = (self._read - read) / batch.n_tokens
@@ -205,13 +207,14 @@ class Steps:
         except Exception as exc:
             sequence.fail(exc)
 
-    def _check_of(self, telling: list[Part]) -> Check:
-        """`_check` that also tells how far prompts are."""
+    def _check_of(self, parts: list[Part], telling: list[Part]) -> Check:
+        """`_check` that also tells how far prompts are, and gives up what nobody waits for."""
         layers, layer = self.model.config.num_layers, 0
 
         def check() -> None:
             nonlocal layer
             self._check()
+            self._check_worth(parts)
             for part in telling:
                 part.sequence.tell(part.first + (part.end - part.first) * layer // (layers + 1))
             layer = min(layer + 1, layers)
@@ -222,6 +225,20 @@ class Steps:
         """What the model calls before each layer: whether to go on."""
         if self._is_stopped:
             self.holder.check_open()
+            raise Cancelled
+
+    def _check_worth(self, parts: list[Part]) -> None:
+        """Cancelled if most of a pass is for readers that have gone.
+
+        Those who stay lose what was computed so far; but not twice in a row, for whoever asks and
+        goes again and again must not stop them.
+        """
+        if not any(part.sequence.is_over for part in parts):
+            return
+        gone = sum(part.end - part.first for part in parts if part.sequence.is_over)
+        staying = sum(part.end - part.first for part in parts) - gone
+        if gone > staying and not (staying and self._has_given_up):
+            self._has_given_up = staying > 0
             raise Cancelled
 
     # --- a device that has failed -----------------------------------------------------------------

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from offload import batch
 from offload.answer import Answer
-from offload.batch import Batch, Span
+from offload.batch import Batch, Span, expanded_runs
 from offload.errors import GGUFError, PlanError
 from offload.kv_slots import KVSlots
 from offload.sampler import make_sampler
@@ -23,10 +22,12 @@ from offload.sequence import Sequence
 from offload.speech import Request
 from offload.steps import Steps
 from offload.stream import Piece
+from offload.turns import Turns
 
 Array = np.ndarray
 VOCABULARY = 50
 END = 49
+TURNS = Turns(opening=(45, 46), ends=frozenset({47, END}))
 LAYERS, ROW = 2, 16  # bytes of a row
 
 
@@ -62,7 +63,10 @@ class FakeKV:
 
 
 class FakeModel:
-    """batches: what was computed. damaged: a token after which logits are NaN. during: called."""
+    """batches: what was computed. layers: that were run. during: called after the first.
+
+    damaged: a token after which logits are NaN.
+    """
 
     def __init__(self, context: int) -> None:
         self.kv = FakeKV(context)
@@ -70,6 +74,7 @@ class FakeModel:
         self.bytes_read = 0
         self.on_routing: Any = None
         self.batches: list[Batch] = []
+        self.layers = 0
         self.damaged = -1
         self.during: Callable[[], None] = lambda: None
         self.is_closed = False
@@ -81,8 +86,10 @@ class FakeModel:
         assert not self.is_closed
         assert batch.ids is not None
         check()
+        self.layers += 1
         self.during()
         check()
+        self.layers += 1
         self.batches.append(batch)
         self.bytes_read += 1000
         rows, logits = [], []
@@ -104,7 +111,7 @@ class FakeModel:
         rows = self.kv.slots[span.slot]
         before = rows[0, position - 1] if position else np.zeros(ROW, np.uint8)
         assert position == 0 or before.any(), "a row that nobody has written"
-        form = batch.EXACT_CONTEXT <= position < span.expanded
+        form = any(first <= position < end for first, end in span.expanded)
         said = b"%d %d %d" % (position, token, form) + before.tobytes()
         row = np.frombuffer(hashlib.blake2b(said, digest_size=ROW).digest(), np.uint8)
         rows[:, position] = row
@@ -155,6 +162,7 @@ def request(
         reader=reader,
         channel="content",
         progress=progress,
+        expanded=expanded_runs(len(ids), TURNS.answers(np.array(ids))),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tiny_gguf
 from tiny_gguf import TinyModel
 
-from offload.batch import Batch, Span
+from offload.batch import Batch, Runs, Span
 from offload.config import ModelConfig
 from offload.devices.base import Device
 from offload.devices.cpu import CpuDevice
@@ -179,7 +179,7 @@ def opened(
 
 
 def run(
-    model: Model, ids: np.ndarray, step: int | None = None, slot: int = 0, expanded: int = 0
+    model: Model, ids: np.ndarray, step: int | None = None, slot: int = 0, expanded: Runs = ()
 ) -> np.ndarray:
     """Logits of all positions, `step` tokens per forward pass, in a new slot that stays open."""
     model.kv.open(slot)
@@ -193,7 +193,7 @@ def run(
 
 
 def piece(
-    model: Model, ids: np.ndarray, first: int, end: int, slot: int = 0, expanded: int = 0
+    model: Model, ids: np.ndarray, first: int, end: int, slot: int = 0, expanded: Runs = ()
 ) -> np.ndarray:
     """Logits of positions first .. end - 1."""
     span = Span(slot=slot, first=first, count=end - first, expanded=expanded)

@@ -23,7 +23,7 @@ from small_models import (
 from tiny_gguf import TinyModel
 
 from offload import batch
-from offload.batch import Batch, Span
+from offload.batch import Batch, Runs, Span
 from offload.devices import cpu_attention
 from offload.devices.base import GatedMLP
 from offload.devices.cpu_blocks import Experts
@@ -47,7 +47,7 @@ def model(write: Files) -> Iterator[Model]:
         yield model
 
 
-def pass_over(model: Model, parts: list[tuple[int, int, int, int]], ids: list[Array]) -> Array:
+def pass_over(model: Model, parts: list[tuple[int, int, int, Runs]], ids: list[Array]) -> Array:
     """Logits of one pass over (sequence, first, end, expanded); sequence i is in slot 7 - i."""
     spans = tuple(
         Span(slot=7 - i, first=a, count=b - a, expanded=expanded) for i, a, b, expanded in parts
@@ -56,7 +56,7 @@ def pass_over(model: Model, parts: list[tuple[int, int, int, int]], ids: list[Ar
     return model.forward(Batch(spans=spans, ids=tokens, wanted=np.arange(len(tokens))))
 
 
-def in_company(model: Model, ids: list[Array], seed: int, expanded: list[int]) -> list[Array]:
+def in_company(model: Model, ids: list[Array], seed: int, expanded: list[Runs]) -> list[Array]:
     """Logits of several sequences that run together: random pieces, in random order."""
     rng = np.random.default_rng(seed)
     at = [0] * len(ids)
@@ -99,7 +99,7 @@ def test_sequences_come_out_in_company_as_alone(name: str, write: Files) -> None
     with opened(write(FEW[name])) as model:
         alone = [run(model, ids) for ids in PROMPTS]
         for seed in range(3):
-            got = in_company(model, PROMPTS, seed, [0] * 4)
+            got = in_company(model, PROMPTS, seed, [()] * 4)
             for rows, expected in zip(got, alone, strict=True):
                 np.testing.assert_array_equal(rows, expected)
 
@@ -110,7 +110,7 @@ def test_results_do_not_depend_on_the_number_of_threads(name: str, write: Files)
     results = []
     for threads in (1, 2, 3):
         with opened(path, devices=cpu(threads)) as model:
-            results.append([run(model, IDS, 30), *in_company(model, PROMPTS, 0, [0] * 4)])
+            results.append([run(model, IDS, 30), *in_company(model, PROMPTS, 0, [()] * 4)])
     for other in results[1:]:
         for got, expected in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(got, expected)
@@ -123,16 +123,18 @@ def test_expanded_positions_do_not_depend_on_cuts_or_company(
     monkeypatch.setattr(batch, "EXACT_CONTEXT", 12)
     monkeypatch.setattr(batch, "EXPANDED_TOKENS", 8)
     monkeypatch.setattr(cpu_attention, "EXPANDED_TOKENS", 24)
-    ends = [batch.expanded_end(len(ids)) for ids in PROMPTS]
-    assert ends == [24, 0, 16, 16]
+    prompts = [IDS[:65], *PROMPTS[1:]]
+    turns = [batch.expanded_runs(len(ids)) for ids in PROMPTS[1:]]
+    turns.insert(0, batch.expanded_runs(65, [(21, 22), (33, 48)]))
+    assert turns == [((12, 20), (22, 30), (48, 64)), (), (), ((12, 20),)]
     with opened(write(m)) as model:
-        alone = [run(model, ids, expanded=end) for ids, end in zip(PROMPTS, ends, strict=True)]
-        assert not np.array_equal(run(model, PROMPTS[0]), alone[0])
-        for ids, end, expected in zip(PROMPTS, ends, alone, strict=True):
+        alone = [run(model, ids, expanded=runs) for ids, runs in zip(prompts, turns, strict=True)]
+        assert not np.array_equal(run(model, prompts[0]), alone[0])
+        for ids, runs, expected in zip(prompts, turns, alone, strict=True):
             for step in (1, 5, 8, 13):
-                np.testing.assert_array_equal(run(model, ids, step, expanded=end), expected)
+                np.testing.assert_array_equal(run(model, ids, step, expanded=runs), expected)
         for seed in range(2):
-            for rows, expected in zip(in_company(model, PROMPTS, seed, ends), alone, strict=True):
+            for rows, expected in zip(in_company(model, prompts, seed, turns), alone, strict=True):
                 np.testing.assert_array_equal(rows, expected)
 
 

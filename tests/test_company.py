@@ -233,3 +233,48 @@ def test_logits_in_company(path: Path, alone: Engine) -> None:
         got = [next(answer)]
         np.testing.assert_array_equal(engine.logits(list(range(50))), wanted)
         assert got + list(answer) == expected(alone, case)
+
+
+def test_a_short_request_is_answered_within_two_steps_of_a_long_prompt(path: Path) -> None:
+    ids = np.random.default_rng(1).integers(0, 200, 600).tolist()
+    with offload.load(path, context=700, kv_tokens=1400, threads=1, chunk=32) as engine:
+        long = engine.generate(ids, max_tokens=3, temperature=0)
+        long.begin()
+        got = []
+        for i in range(5):
+            engine.step()
+            slot = long.sequence.slot
+            assert slot is not None
+            before = slot.length
+            short = engine.generate([i], max_tokens=1, temperature=0)
+            short.begin()
+            for _ in range(2):
+                engine.step()
+            got.append(short.ready())
+            assert got[-1]
+            assert slot.length >= before + 32
+        together = list(long)
+    with offload.load(path, context=700, threads=1) as engine:
+        for i, tokens in enumerate(got):
+            assert list(engine.generate([i], max_tokens=1, temperature=0)) == tokens
+        assert list(engine.generate(ids, max_tokens=3, temperature=0)) == together
+
+
+def test_a_prompt_whose_reader_goes_ends_before_the_next_layer(path: Path, alone: Engine) -> None:
+    with offload.load(path, context=700, kv_tokens=1400, threads=1, chunk=512) as engine:
+        told: list[int] = []
+
+        def go(progress: offload.LoadProgress) -> None:
+            told.append(progress.done_bytes)
+            if len(told) == 2:
+                prompt.close()
+
+        case = ("Hello there", 1, None, 1)
+        staying = ask(engine, case)
+        got = [next(staying)]
+        prompt = engine.generate([7] * 600, max_tokens=3, progress=go)
+        prompt.begin()
+        got += staying
+        assert got == expected(alone, case)
+        assert len(told) == 2  # once a layer
+        assert list(prompt) == []

@@ -16,7 +16,7 @@ from null_gpu import NullGpu
 from test_planner import machine
 
 from offload import PlanOptions, census, make_plan, probe
-from offload.batch import Batch, Span, expanded_end
+from offload.batch import EXACT_CONTEXT, Batch, Span, expanded_runs
 from offload.config import ModelConfig
 from offload.devices.cuda import CudaDevice
 from offload.devices.cuda_pass import PassMemory
@@ -99,8 +99,8 @@ def test_plan_has_room_for_what_the_device_takes(
             model.kv.close(0)
         model.kv.open(0)
         rows = min(plan.vram.rows, context)
-        first, end = context - rows, expanded_end(context)
-        span = Span(slot=0, first=first, count=rows, expanded=end)
+        runs = expanded_runs(context)
+        span = Span(slot=0, first=context - rows, count=rows, expanded=runs)
         ids = np.zeros(rows, np.int64)
         model.forward(Batch(spans=(span,), ids=ids, wanted=np.arange(rows)[-64:]))
     assert weights[-1] == plan.vram.weights
@@ -190,8 +190,13 @@ def test_plan_for_both_has_room_for_what_its_gpu_takes(
             (few,) = (segment for _, segment in model._whole)
             ids = np.zeros(vram.rows, np.int64)
             end = plan.kv.context
-            span = Span(slot=0, first=end - vram.rows, count=vram.rows, expanded=end - 64)
-            both.begin(Batch(spans=(replace(span, count=8, expanded=0),), ids=ids[:8], wanted=ids))
+            span = Span(
+                slot=0,
+                first=end - vram.rows,
+                count=vram.rows,
+                expanded=((EXACT_CONTEXT, end - 64),),
+            )
+            both.begin(Batch(spans=(replace(span, count=8, expanded=()),), ids=ids[:8], wanted=ids))
             few.tape()
             many = Batch(spans=(span,), ids=ids, wanted=np.arange(64))
             if vram.ring_experts:

@@ -7,6 +7,7 @@ import pytest
 from fake_model import FakeKV
 
 from offload import batch
+from offload.batch import Runs
 from offload.errors import PlanError
 from offload.kv_slots import MOST_SLOTS, KVSlots, Slot, common
 
@@ -15,7 +16,9 @@ def slots(budget: int, context: int | None = None) -> KVSlots:
     return KVSlots(FakeKV(context or budget), budget)
 
 
-def given(made: KVSlots, ids: list[int], rows: int | None = None, expanded: int = 0) -> Slot | None:
+def given(
+    made: KVSlots, ids: list[int], rows: int | None = None, expanded: Runs = ()
+) -> Slot | None:
     """A slot whose sequence has computed all of `ids`."""
     array = np.array(ids)
     slot = made.acquire(array, len(ids), expanded, rows or len(ids))
@@ -24,14 +27,14 @@ def given(made: KVSlots, ids: list[int], rows: int | None = None, expanded: int 
     return slot
 
 
-def reused(made: KVSlots, ids: list[int], expanded: int = 0) -> int:
+def reused(made: KVSlots, ids: list[int], expanded: Runs = ()) -> int:
     array = np.array(ids)
     slot = made.acquire(array, len(ids), expanded, len(ids))
     assert slot is not None
     return slot.length
 
 
-def use(made: KVSlots, ids: list[int], expanded: int = 0) -> Slot:
+def use(made: KVSlots, ids: list[int], expanded: Runs = ()) -> Slot:
     slot = given(made, ids, expanded=expanded)
     assert slot is not None
     made.release(slot)
@@ -76,8 +79,8 @@ def test_the_slot_not_used_for_longest_is_dropped() -> None:
     use(made, [2] * 30)
     use(made, [1] * 30)
     use(made, [3] * 50)
-    assert made.longest(np.array([2] * 30), 0) == (None, 0)
-    assert made.longest(np.array([1] * 30), 0)[1] == 29
+    assert made.longest(np.array([2] * 30), ()) == (None, 0)
+    assert made.longest(np.array([1] * 30), ())[1] == 29
     assert set(made.kv.slots) == {0, 1}  # type: ignore[attr-defined]
 
 
@@ -96,7 +99,7 @@ def test_busy_slots_are_never_dropped() -> None:
     first = given(made, [1] * 60)
     use(made, [3] * 20)
     assert given(made, [2] * 41) is None
-    assert made.longest(np.array([3] * 20), 0)[1] == 19  # nothing is dropped in vain
+    assert made.longest(np.array([3] * 20), ())[1] == 19  # nothing is dropped in vain
     assert given(made, [2] * 40) is not None
     assert first is not None
     assert first.number in made.kv.slots  # type: ignore[attr-defined]
@@ -145,7 +148,7 @@ def test_rows_of_another_form_are_not_reused(monkeypatch: pytest.MonkeyPatch) ->
 
     def shared(n: int, m: int) -> int:
         a, b = np.array(ids[:n]), np.array(ids[:m])
-        return common(a, batch.expanded_end(n), b, batch.expanded_end(m))
+        return common(a, batch.expanded_runs(n), b, batch.expanded_runs(m))
 
     assert shared(7, 40) == 7  # all before EXACT_CONTEXT
     assert shared(10, 11) == 10  # 8 // 4 * 4 is not beyond it: none is expanded
@@ -154,7 +157,7 @@ def test_rows_of_another_form_are_not_reused(monkeypatch: pytest.MonkeyPatch) ->
     assert shared(14, 17) == 12  # 12 and 13 were absorbed at the first prompt's end
     assert shared(17, 14) == 12
     made = slots(1000)
-    use(made, ids[:14], expanded=12)
-    assert reused(made, ids[:20], expanded=20) == 12
-    use(made, ids[:13], expanded=12)
-    assert reused(made, ids[:14], expanded=12) == 13
+    use(made, ids[:14], expanded=((8, 12),))
+    assert reused(made, ids[:20], expanded=((8, 20),)) == 12
+    use(made, ids[:13], expanded=((8, 12),))
+    assert reused(made, ids[:14], expanded=((8, 12),)) == 13

@@ -129,7 +129,7 @@ def test_expanded_attention_agrees_with_absorbed(
     monkeypatch.setattr(batch, "EXACT_CONTEXT", 0)
     for kv, tolerance in (("f32", 1e-5), ("f16", 5e-3)):  # f16: rounding of the cache
         with opened(path, kv) as model:
-            got = run(model, IDS, 23, expanded=N)
+            got = run(model, IDS, 23, expanded=((0, N),))
             assert error(got, absorbed) < tolerance
             assert not np.array_equal(got, absorbed)
 

@@ -133,7 +133,8 @@ def flipped(data: bytes, at: int) -> bytes:
 REFUSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda d: b"", "no session of this program"),
     "text": (lambda d: b"my text, which is longer than the start of a session", "no session"),
-    "version": (lambda d: d[:16] + b"\7" + d[17:], "version is 7, this program reads 1"),
+    "version": (lambda d: d[:16] + b"\7" + d[17:], "version is 7, this program reads 2"),
+    "older": (lambda d: d[:16] + b"\1" + d[17:], "version is 1, this program reads 2"),
     "header": (lambda d: flipped(d, START.size + 9), "header is damaged"),
     "huge header": (lambda d: d[:24] + struct.pack("<Q", 2**63) + d[32:], "header is damaged"),
     "start only": (lambda d: d[: START.size], "header is damaged"),
@@ -148,7 +149,10 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "shape": (lambda d: changed(d, row_bytes=[48, 144]), "other sizes than this model's"),
     "no list": (lambda d: changed(d, ids=5), "header is damaged"),
     "negative": (lambda d: changed(d, ids=[-1]), "header is damaged"),
-    "float": (lambda d: changed(d, expanded=1.5), "header is damaged"),
+    "float": (lambda d: changed(d, expanded=[[1.5, 2]]), "header is damaged"),
+    "one form": (lambda d: changed(d, expanded=512), "header is damaged"),
+    "backwards": (lambda d: changed(d, expanded=[[4, 8], [8, 12]]), "header is damaged"),
+    "half a run": (lambda d: changed(d, expanded=[[4]]), "header is damaged"),
     "missing": (lambda d: changed(d, note=...), "header is damaged"),
     "unknown": (lambda d: changed(d, more=1), "header is damaged"),
     "no text": (lambda d: changed(d, name=None), "header is damaged"),
@@ -221,7 +225,7 @@ def test_a_save_that_is_killed_leaves_the_old_file(tmp_path: Path, layers_before
     place = tmp_path / "one"
     head = Head(
         name="", model="", tokenizer="", kind="f16", row_bytes=[64] * 8, ids=[1] * 99,
-        expanded=0, note="old",
+        expanded=(), note="old",
     )  # fmt: skip
     session_file.save(place, head, [np.zeros((99, 64), np.uint8)] * 8)
     code = f"""

@@ -492,6 +492,83 @@ def test_an_interrupt_in_one_thread_does_not_end_another_threads_answer() -> Non
 # --- cancel and close -------------------------------------------------------------------------
 
 
+def test_a_pass_for_a_reader_that_goes_is_given_up_before_its_next_layer() -> None:
+    steps = make_steps(200, chunk=16)
+    model, going = model_of(steps), ask(steps, LONG, max_tokens=5)
+    model.during = going.close
+    assert ids(going) == []
+    assert (model.layers, len(model.batches)) == (1, 0)
+    model.during = lambda: None
+    again = ask(steps, LONG, max_tokens=5)
+    assert ids(again) == alone(200, LONG, max_tokens=5)
+    assert again.stats.reused_tokens == 0
+
+
+def test_those_who_stay_lose_one_pass_at_most_and_no_bit() -> None:
+    steps = make_steps(400, chunk=16)
+    model, staying = model_of(steps), ask(steps, [5, 6], max_tokens=30)
+    got = [next(staying).id]
+    readers: list[Answer] = []
+
+    def go() -> None:
+        """The prompt in this pass is left, and another one comes."""
+        readers[-1].close()
+        readers.append(ask(steps, [7 + len(readers)] * 40, max_tokens=5))
+        readers[-1].begin()
+
+    readers.append(ask(steps, LONG, max_tokens=5))
+    readers[-1].begin()
+    model.during = go
+    layers, made = model.layers, len(model.batches)
+    for token in staying:
+        got.append(token.id)
+        passes = len(model.batches) - made
+        assert model.layers - layers <= 3 * passes  # given up after the first of two, or whole
+    assert got == alone(400, [5, 6], max_tokens=30)
+    assert len(readers) > 40
+
+
+def test_a_reader_that_goes_from_a_small_part_of_a_pass_ends_nothing() -> None:
+    steps = make_steps(400, chunk=16)
+    model = model_of(steps)
+    small, long = ask(steps, [1, 2], max_tokens=30), ask(steps, LONG, max_tokens=5)
+    next(small)
+    long.begin()
+    layers, made = model.layers, len(model.batches)
+    model.during = small.close
+    assert ids(long) == alone(400, LONG, max_tokens=5)
+    assert model.layers - layers == 2 * (len(model.batches) - made)
+
+
+def test_a_token_for_a_reader_that_goes_is_given_up() -> None:
+    steps = make_steps(64)
+    model, going = model_of(steps), ask(steps, [1, 2], max_tokens=30)
+    next(going)
+    made, model.during = len(model.batches), going.close
+    assert list(going) == []
+    assert len(model.batches) == made
+
+
+def test_many_requests_leave_nothing_behind() -> None:
+    steps = make_steps(64, chunk=16)
+    rng = random.Random(5)
+    for i in range(1000):
+        answer = ask(steps, [1 + i % 40, *rng.choices(range(1, 40), k=4)], max_tokens=2)
+        if i % 3:
+            next(answer)
+        if i % 7 == 0:
+            answer.close()
+        else:
+            list(answer)
+    steps.advance()
+    held = steps._sequences, steps._waiting, steps.jobs, steps.slots._lent
+    assert not any(held)
+    slots, kv = steps.slots._slots, model_of(steps).kv.slots
+    assert len(slots) == len(kv) <= 64 // 5
+    assert all(len(slot.ids) <= 7 and slot.ids.base is None for slot in slots)
+    assert not steps.slots.free_rows < 0
+
+
 def test_cancel_ends_all_that_run_and_none_that_waits() -> None:
     steps = make_steps(64, wait=True)
     running = [ask(steps, [i] * 10, max_tokens=20) for i in (1, 2)]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from offload.batch import Batch, expanded_end
+from offload.batch import Batch, expanded_runs
 from offload.bench.layer_bench import fill_slot, together
 from offload.bench.sides import PROMPT_SLOT
 from offload.bench.split_times import Meter, SplitFigures, gpu_seconds, hybrid_of
@@ -56,7 +56,7 @@ class OurProgram:
         return seconds_of(partial(self._read, ids, PROMPT_SLOT))
 
     def _read(self, ids: np.ndarray, slot: int) -> None:
-        expanded = expanded_end(len(ids))
+        expanded = expanded_runs(len(ids))
         for i in range(0, len(ids), CHUNK):
             self.model.forward(Batch.of(ids[i : i + CHUNK], slot, i, expanded=expanded))
 

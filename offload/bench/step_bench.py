@@ -122,7 +122,7 @@ def session_seconds(folder: Path) -> tuple[float, float, float]:
         rows[:] = 7
     head = Head(
         name="", model="", tokenizer="", kind="f16", row_bytes=[kv.shape.row_bytes] * LAYERS,
-        ids=list(range(SAVED)), expanded=0, note="",
+        ids=list(range(SAVED)), expanded=(), note="",
     )  # fmt: skip
     path = folder / "session"
     saved = seconds_of(lambda: save(path, head, layers))
