@@ -67,7 +67,11 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """In JSON, as all errors are."""
         body = json.dumps(refused(msg).failure.openai()).encode()
-        headers = [("content-type", "application/json"), ("connection", "close")]
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
         for event in (
             h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
             h11.Data(data=body),
