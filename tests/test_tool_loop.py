@@ -233,11 +233,13 @@ def test_parts_of_contents(content: Any, written: str, role: str) -> None:
         {"reasoning_content": None, "reasoning": "hm"},
         {"reasoning_details": [{"type": "reasoning.text", "text": "h"}, {"summary": "m"}, 3]},
         {"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}], "reasoning": "hm"},
+        {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "redacted_thinking"}]},
+        {"content": [{"type": "reasoning", "text": "hm"}], "reasoning_details": []},
     ],
 )
 def test_reasoning_comes_under_several_names(given: dict[str, Any]) -> None:
     made = {**calls("a"), **given}
-    assert "<think>hm</think>" in text_of(made, result("x", "a"))
+    assert f"<think>hm</think>{SECTION}" in text_of(made, result("x", "a"))
 
 
 def test_late_and_several_system_messages_keep_their_place() -> None:
