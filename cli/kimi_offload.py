@@ -40,6 +40,7 @@ except KeyboardInterrupt:  # Ctrl-C in the first moments
 # command -> module that defines it as `command`; the order of --help
 COMMANDS = {
     "run": "cli.cmd_run",
+    "serve": "cli.cmd_serve",
     "pull": "cli.cmd_pull",
     "inspect": "cli.cmd_inspect",
     "plan": "cli.cmd_plan",

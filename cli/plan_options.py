@@ -13,7 +13,7 @@ from cli._values import GivenPath
 from cli.progress import LoadDisplay
 
 if TYPE_CHECKING:
-    from offload import GGUFFile, ModelConfig, Plan
+    from offload import GGUFFile, ModelConfig, Plan, PlanOptions
 
 PLAN_FILE = click.option(
     "--plan-file",
@@ -79,15 +79,11 @@ def wants_plan(values: dict[str, Any]) -> bool:
     return values["plan_file"] is not None or values["plan_out"] is not None
 
 
-def plan_of(
-    file: GGUFFile, config: ModelConfig | None, obstacle: str | None, values: dict[str, Any]
-) -> Plan:
-    """The plan that options or a file ask for; written where that is asked for, too."""
+def plan_wish(values: dict[str, Any]) -> PlanOptions:
+    """What the options of a command ask of a plan."""
     import offload
 
-    if config is None or obstacle is not None:
-        raise offload.UnsupportedError(f"there is no plan of what cannot run here: {obstacle}")
-    wish = values["plan_file"] or offload.PlanOptions(
+    return offload.PlanOptions(
         device=values["device"],
         context=values["context"],
         threads=values["threads"],
@@ -105,6 +101,17 @@ def plan_of(
             home=values["experts_home"],
         ),
     )
+
+
+def plan_of(
+    file: GGUFFile, config: ModelConfig | None, obstacle: str | None, values: dict[str, Any]
+) -> Plan:
+    """The plan that options or a file ask for; written where that is asked for, too."""
+    import offload
+
+    if config is None or obstacle is not None:
+        raise offload.UnsupportedError(f"there is no plan of what cannot run here: {obstacle}")
+    wish = values["plan_file"] or plan_wish(values)
     with LoadDisplay() as display:
         plan = offload.plan_model(file, config, wish, offload.probe(), display.callback)
     if values["plan_out"] is not None:

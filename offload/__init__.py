@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from offload.gguf import GGUFFile
     from offload.hardware import HardwareProfile, probe
     from offload.hub import pull
+    from offload.messages import Message, ToolCall
     from offload.plan import Plan
     from offload.plan_options import PlanOptions
     from offload.planner import make_plan
@@ -88,6 +89,8 @@ _HOMES = {
     "HardwareProfile": "offload.hardware",
     "probe": "offload.hardware",
     "pull": "offload.hub",
+    "Message": "offload.messages",
+    "ToolCall": "offload.messages",
     "Plan": "offload.plan",
     "PlanOptions": "offload.plan_options",
     "make_plan": "offload.planner",
@@ -127,6 +130,7 @@ __all__ = [
     "LRU",
     "LayoutOptions",
     "LoadProgress",
+    "Message",
     "ModelConfig",
     "OffloadError",
     "POLICIES",
@@ -143,6 +147,7 @@ __all__ = [
     "Session",
     "TierOptions",
     "Token",
+    "ToolCall",
     "UnsupportedError",
     "__version__",
     "census",

@@ -20,11 +20,13 @@ class Answer(Iterator[Token]):
 
     `close()`, or letting go of it, ends it early and frees what it holds. stats: what it cost.
     Several may be open at once, in one thread or in many, and one may be handed on to another
-    thread. Every answer is the one that it would be alone, bit for bit.
+    thread. Every answer is the one that it would be alone, bit for bit. notes: what was wished for
+    and is not met in full, for people.
     """
 
     def __init__(self, steps: Steps, sequence: Sequence) -> None:
         self.stats: RunStats = sequence.stats
+        self.notes: tuple[str, ...] = sequence.notes
         self.sequence = sequence
         self._steps = steps
         self._rest: deque[Token] = deque()  # of the latest id
@@ -52,6 +54,11 @@ class Answer(Iterator[Token]):
         """Take part in steps from now on."""
         self.sequence.begin()
         self._steps.add(self.sequence)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the KV cache has room for it, beside those that have begun."""
+        return self._steps.has_room(self.sequence)
 
     def ready(self) -> list[Token] | None:
         """The tokens of the next id, if they are there; [] at the end."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Final
 
-from offload.arguments import quoted
-from offload.chat_template import TemplateRenderer, has_switch
 from offload.errors import RequestError
 from offload.kimi_chat import (
+    KIMI_KINDS,
+    KIMI_MARKS,
     KIMI_STYLES,
     PLAIN_SYSTEM,
     THINK_MARKS,
@@ -28,9 +28,19 @@ from offload.kimi_chat import (
 from offload.messages import Message, ToolCall, read_messages
 from offload.metadata import integer
 from offload.metadata import text as metadata_text
-from offload.prompt import ChatFormat, Prompt, completion_prompt, with_bos
-from offload.stream import THINK_CLOSE, THINK_OPEN
+from offload.prompt import (
+    ChatFormat,
+    Prompt,
+    check_thinking,
+    completion_prompt,
+    untaught,
+    with_bos,
+)
+from offload.reply_lexer import THINK_OPEN
+from offload.template_chat import TemplateFormat
+from offload.template_code import has_switch
 from offload.tokenizer import Tokenizer, load_tokenizer
+from offload.tools import ToolMarks, read_tools
 
 __all__ = [
     "ChatFormat",
@@ -42,25 +52,6 @@ __all__ = [
     "completion_prompt",
     "read_messages",
 ]
-
-
-def _refuse_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
-    if tools:
-        raise RequestError(
-            f"{len(tools)} tools are declared, but this version cannot offer tools to a model; "
-            "leave `tools` out."
-        )
-
-
-def _check_thinking(name: str, mode: ThinkingMode, thinking: bool | None) -> None:
-    if not isinstance(thinking, bool | None):
-        raise RequestError(f"thinking must be True, False or None, not {quoted(thinking)}")
-    if thinking is True and mode == "none":
-        raise RequestError(f"a {name} has no thinking mode; leave `thinking` unset.")
-    if thinking is False and mode == "always":
-        raise RequestError(
-            f"a {name} always thinks, it cannot be switched off; leave `thinking` unset."
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,67 +72,43 @@ class KimiFormat:
         """As the style says."""
         return self.style.thinking_mode
 
+    @property
+    def tool_marks(self) -> ToolMarks | None:
+        """Kimi's, where the model was taught to call tools."""
+        return None if self.style.declaration is None else KIMI_MARKS
+
     def build_prompt(
         self,
         messages: Iterable[Message | Mapping[str, Any]],
         *,
         thinking: bool | None = None,
+        preserve_thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Prompt:
         """See `ChatFormat.build_prompt`; only an explicit False switches thinking off."""
-        _refuse_tools(tools)
         mode = self.style.thinking_mode
-        _check_thinking(f"{self.name} model", mode, thinking)
-        thinks = mode != "none" and thinking is not False
-        given = read_messages(messages)
-        parts, text = render_kimi(self.style, given, self.tokenizer, thinking=thinks)
-        return Prompt(
-            ids=with_bos(self.tokenizer, self.tokenizer.encode_parts(parts)),
-            text=text,
-            in_thinking=mode == "switch" and thinks,
-            after_thinking=mode == "switch" and not thinks,
+        check_thinking(f"{self.name} model", mode, thinking)
+        offered, notes = read_tools(tools)
+        if offered and self.style.declaration is None:
+            offered, notes = (), (*notes, untaught(len(offered)))
+        made = render_kimi(
+            self.style,
+            read_messages(messages),
+            self.tokenizer,
+            thinking=mode != "none" and thinking is not False,
+            keep_reasoning=self.style.keeps_reasoning or preserve_thinking is True,
+            tools=offered,
         )
-
-
-class TemplateFormat:
-    """`ChatFormat` by the template inside the file."""
-
-    name = "template"
-
-    def __init__(self, source: str, why: str, tokenizer: Tokenizer) -> None:
-        self.why = why
-        self._tokenizer = tokenizer
-        self._renderer = TemplateRenderer(source, tokenizer)
-        self._text_markers = THINK_OPEN in source and tokenizer.special_id(THINK_OPEN) is None
-        self._mode: ThinkingMode = "none"
-        if has_switch(source):
-            self._mode = "switch"
-        elif THINK_OPEN in source:
-            self._mode = "always"
-
-    @property
-    def thinking_mode(self) -> ThinkingMode:
-        """`switch` if the template reads `thinking` or `enable_thinking`."""
-        return self._mode
-
-    def build_prompt(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        *,
-        thinking: bool | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Prompt:
-        """See `ChatFormat.build_prompt`; the template decides what None means."""
-        _refuse_tools(tools)
-        _check_thinking("model with this template", self._mode, thinking)
-        switches = {} if thinking is None else {"thinking": thinking, "enable_thinking": thinking}
-        parts, text = self._renderer.render(read_messages(messages), **switches)
         return Prompt(
-            ids=with_bos(self._tokenizer, self._tokenizer.encode_parts(parts)),
-            text=text,
-            in_thinking=text.rstrip().endswith(THINK_OPEN),
-            after_thinking=text.rstrip().endswith(THINK_CLOSE),
-            text_markers=self._text_markers,
+            ids=with_bos(self.tokenizer, self.tokenizer.encode_parts(made.parts)),
+            text=made.text,
+            in_thinking=made.in_thinking,
+            after_thinking=made.after_thinking,
+            after_content=made.after_content,
+            marks=KIMI_KINDS,
+            tools=offered,
+            calls=made.n_calls,
+            notes=notes,
         )
 
 
@@ -152,12 +119,14 @@ class NoFormat:
     why: str
     name: str = "none"
     thinking_mode: ThinkingMode = "none"
+    tool_marks: ToolMarks | None = None
 
     def build_prompt(
         self,
         messages: Iterable[Message | Mapping[str, Any]],
         *,
         thinking: bool | None = None,
+        preserve_thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Prompt:
         """Always RequestError: there is no format to write a conversation in."""
@@ -203,7 +172,8 @@ def choose_format(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatForm
 _TITLE: Final = 200  # characters of a name that count
 _NAMES = (  # the pattern is matched between dashes
     (r"k2-?7", "kimi-k2.7-code"),
-    (r"k2-?[56]", "kimi-k2.5"),
+    (r"k2-?5", "kimi-k2.5"),
+    (r"k2-?6", "kimi-k2.6"),
     (r"k2-thinking", "kimi-k2-thinking"),
     (r"moonlight|kimi-vl", "moonlight"),
     (r"k2(-\w+)*-instruct", "kimi-k2"),

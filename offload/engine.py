@@ -30,6 +30,7 @@ from offload.loading import open_model
 from offload.memory import MemoryMode
 from offload.plan import KVType, Plan
 from offload.plan_options import PlanOptions, check_kv_type
+from offload.planning import Wish
 from offload.read_ahead import ReadAhead
 from offload.recovery import Recovery, slots_of
 from offload.requests import Requests, is_conversation
@@ -38,7 +39,7 @@ from offload.sessions import Session, Sessions
 from offload.speech import Request
 from offload.stats import LoadProgress, RunStats
 from offload.steps import Model, Steps
-from offload.tensor_census import census
+from offload.tensor_census import Census, census
 from offload.tiering import Home, TierOptions
 from offload.tokenizer import Tokenizer
 from offload.wishes import ChatWishes
@@ -99,19 +100,29 @@ class Engine:
         which takes about a second.
         """
         self._steps.holder.check_open()
-        counted = census(self._file, self.config)
-        return self_check(self.config, counted, self.plan, self.stats, self.expert_stats)
+        return self_check(self.config, self.census(), self.plan, self.stats, self.expert_stats)
 
     def expected_speed(self) -> str:
         """One line: tokens per second that this plan should give here, and what limits them."""
         self._steps.holder.check_open()
-        return expectation(self.config, census(self._file, self.config), self.plan)
+        return expectation(self.config, self.census(), self.plan)
 
     @property
     def expert_stats(self) -> ExpertStats:
         """Of all answers so far: uses of each routed expert, hits, bytes by tier."""
         self._steps.holder.check_open()
         return self._steps.model.expert_stats
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights that went through kernels so far; 0 where a device has failed."""
+        self._steps.holder.check_open()
+        return getattr(self._steps.model, "bytes_read", 0)
+
+    def census(self) -> Census:
+        """The tensors of its file, counted."""
+        self._steps.holder.check_open()
+        return census(self._file, self.config)
 
     def logits(self, token_ids: Sequence[int], *, kv_type: KVType = "f32") -> np.ndarray:
         """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32.
@@ -156,6 +167,7 @@ class Engine:
         thinking_budget: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | None = None,
+        parallel_tool_calls: bool = True,
         response_format: Mapping[str, Any] | None = None,
         stop_loops: bool = False,
         logprobs: int | None = None,
@@ -176,6 +188,7 @@ class Engine:
             thinking_budget=thinking_budget,
             tools=tools,
             tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
             response_format=response_format,
             stop_loops=stop_loops,
             logprobs=logprobs,
@@ -383,9 +396,16 @@ def load(
     )
     if plan is not None and options != PlanOptions():
         raise PlanError("a plan decides everything: give it alone, or options alone")
-    parts = open_model(path, options if plan is None else plan, report)
+    return load_as(path, options if plan is None else plan, report, wait=wait)
+
+
+def load_as(
+    path: str | PathLike[str] | None, wish: Wish, report: Progress, *, wait: bool = False
+) -> Engine:
+    """`load` with its options as one, or with a plan."""
+    parts = open_model(path, wish, report)
     try:
-        return Engine(*parts, wait=wait, options=options if plan is None else None)
+        return Engine(*parts, wait=wait, options=wish if isinstance(wish, PlanOptions) else None)
     except BaseException:
         for part in (parts[-1], parts[-2], parts[0]):
             part.close()

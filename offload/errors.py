@@ -7,6 +7,7 @@
     +-- HubError            a model cannot be found on the hub, or not be downloaded
     +-- DeviceError         a device is missing or failed
     +-- RequestError        a bad prompt, message list or sampling value
+        +-- ContextError    the prompt has more tokens than the context holds
 
 Every message says what is wrong, with the numbers, and the way out. Names that come from files
 and paths go into messages through `shown`.
@@ -78,3 +79,11 @@ class DeviceError(OffloadError):
 
 class RequestError(OffloadError):
     """A bad prompt, message list or sampling value."""
+
+
+class ContextError(RequestError):
+    """The prompt has more tokens (n_prompt) than the context holds (n_ctx)."""
+
+    def __init__(self, message: str, *, n_prompt: int, n_ctx: int) -> None:
+        super().__init__(message)
+        self.n_prompt, self.n_ctx = n_prompt, n_ctx

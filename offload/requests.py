@@ -13,13 +13,15 @@ from offload.arguments import check_callable
 from offload.batch import Runs, expanded_runs
 from offload.chat import ChatFormat, Message, Prompt, completion_prompt
 from offload.dry import breaker_mask
-from offload.errors import RequestError
+from offload.errors import ContextError, RequestError
 from offload.guide import MASK, MakeGuide
+from offload.reply_rules import ReplyRules
 from offload.sampler import make_sampler
 from offload.sampling_params import SamplingParams, defaults_for
 from offload.speech import Reader, Report, Request
 from offload.stream import Piece, StreamDecoder
 from offload.tokenizer import Tokenizer
+from offload.tools import check_choice
 from offload.turns import Turns, learn_turns
 from offload.wishes import ChatWishes, check_logprobs
 
@@ -34,6 +36,7 @@ class Requests:
         self._format = chat_format
         self._vocab_size = vocab_size
         self._context = context
+        self._rules = ReplyRules(tokenizer, chat_format)
         self._breakers: dict[tuple[str, ...], MASK] = {}
 
     def continuation(
@@ -83,17 +86,25 @@ class Requests:
     ) -> Request:
         """Answer messages."""
         params = SamplingParams.from_options(sampling)
-        prompt = self._format.build_prompt(messages, thinking=wishes.thinking, tools=wishes.tools)
+        prompt = self._format.build_prompt(
+            messages,
+            thinking=wishes.thinking,
+            preserve_thinking=wishes.preserve_thinking,
+            tools=wishes.tools,
+        )
+        check_choice(wishes.tool_choice, prompt.tools)
+        callable_tools = () if wishes.tool_choice == "none" else prompt.tools
         thinks = self._format.thinking_mode != "none" and not prompt.after_thinking
         params = params.with_defaults(defaults_for(self._format.name, thinks))
+        guide, notes = self._rules.guide(prompt, wishes)
 
         tokenizer = self._tokenizer
 
         def reader() -> Reader:
-            splitter = prompt.splitter(tokenizer)
+            pieces = prompt.reader(tokenizer, callable_tools)
 
             def read(token_id: int | None) -> list[Piece]:
-                return splitter.flush() if token_id is None else splitter.push(token_id)
+                return pieces.flush() if token_id is None else pieces.push(token_id)
 
             return read
 
@@ -102,7 +113,8 @@ class Requests:
             params,
             reader,
             progress,
-            guide=None,
+            guide=guide,
+            notes=(*prompt.notes, *notes),
             logprobs=wishes.logprobs,
             stop_loops=wishes.stop_loops,
         )
@@ -115,6 +127,7 @@ class Requests:
         progress: Report | None,
         *,
         guide: MakeGuide | None = None,
+        notes: tuple[str, ...] = (),
         logprobs: int | None,
         stop_loops: bool,
     ) -> Request:
@@ -128,6 +141,7 @@ class Requests:
             channel="reasoning" if prompt.in_thinking else "content",
             progress=progress,
             guide=guide,
+            notes=notes,
             logprobs=logprobs,
             stop_loops=stop_loops,
             expanded=self.expanded(ids),
@@ -171,9 +185,11 @@ class Requests:
             raise RequestError(f"token id {bad} is not in 0 .. {self._vocab_size - 1}")
         context = self._context
         if len(ids) > context:
-            raise RequestError(
+            raise ContextError(
                 f"the prompt has {len(ids):,} tokens, the context holds {context:,}; "
-                "shorten the prompt or load with a larger context (--context)"
+                "shorten the prompt or load with a larger context (--context)",
+                n_prompt=len(ids),
+                n_ctx=context,
             )
         return ids.astype(np.int64)
 

@@ -1,0 +1,43 @@
+"""Ask: what a protocol makes of a body: what the desk is asked, and how it is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from offload.answer import Answer
+from offload.engine import Engine, Progress
+from offload.server.billing_header import without_billing_headers
+from offload.server.desk import Start
+from offload.server.sampling import seeded
+from offload.server.sse import Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """starts: one for each answer. is_stream: whether events are sent, or one object at the end."""
+
+    starts: Sequence[Start]
+    reply: Reply
+    is_stream: bool
+    name: str = ""
+
+
+def chat_start(
+    messages: Sequence[Any], wishes: Mapping[str, Any], sampling: Mapping[str, Any]
+) -> Start:
+    """The answer to a conversation; wishes: fields of ChatWishes."""
+    spoken = without_billing_headers(messages)
+
+    def start(engine: Engine, progress: Progress) -> Answer:
+        return engine.chat(spoken, **wishes, progress=progress, **sampling)
+
+    return start
+
+
+def chat_starts(
+    messages: Sequence[Any], wishes: Mapping[str, Any], sampling: dict[str, Any], n: int
+) -> list[Start]:
+    """n answers to the same conversation."""
+    return [chat_start(messages, wishes, seeded(sampling, index)) for index in range(n)]

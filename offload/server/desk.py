@@ -1,0 +1,352 @@
+"""Desk: takes requests to the engine, and hands out what it says.
+
+Requests come in the event loop's thread; their prompts are made in threads of a small pool; one
+thread, the desk's, steps the engine and reads its answers. Whoever waits is served in the order of
+arrival, as soon as fewer than `parallel` answers run and the KV cache has room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from offload.answer import Answer
+from offload.engine import Engine, Progress
+from offload.errors import OffloadError
+from offload.server.errors import Failure, busy, failure_of, unavailable
+from offload.server.events import Ended
+from offload.server.ticket import Seat, State, Ticket
+from offload.speech import Token
+from offload.stats import RunStats
+
+MAKERS = 4  # threads that make prompts
+LOOK = 0.05  # seconds between two looks whether all is done
+ENDING = "the server is shutting down; ask again when it is back"
+
+Start = Callable[[Engine, Progress], Answer]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotView:
+    """An answer at the desk, at a glance. number: of its slot; -1: it waits, as `position`."""
+
+    number: int
+    position: int
+    state: State
+    name: str
+    prompt_tokens: int
+    read: int
+    reused: int
+    tokens: int
+    tps: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class Totals:
+    """Of all answers that have ended. refused: for a full queue; left: by their clients."""
+
+    requests: int = 0
+    answers: int = 0
+    failed: int = 0
+    left: int = 0
+    refused: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    tokens: int = 0
+    decode_tokens: int = 0  # all but each first one
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+class Desk:
+    """parallel: answers that run together; queue: answers that may wait beside them."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        parallel: int,
+        queue: int,
+        observe: Callable[[Seat, Failure | None], None] = lambda seat, failure: None,
+    ) -> None:
+        """observe: told of each answer as it ends, and of what it has failed by."""
+        self.engine = engine
+        self._observe = observe
+        self.parallel = parallel
+        self.queue = queue
+        self.totals = Totals()
+        self.is_draining = False
+        self._making = 0  # answers whose prompts are being made
+        self._waiting: deque[Seat] = deque()
+        self._running: list[Seat] = []
+        self._changed = threading.Condition()  # guards the two, and is told of every change
+        self._looks: list[Callable[[], None]] = []  # by `between_steps`
+        self._is_closed = False
+        self._makers = ThreadPoolExecutor(MAKERS, "prompt")
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    # --- in the event loop's thread ---------------------------------------------------------------
+
+    async def ask(self, starts: Sequence[Start], *, name: str = "") -> Ticket:
+        """A ticket for one answer per start; FailureError: busy, draining; RequestError.
+
+        A start makes its answer and begins nothing; the progress that it is given is the answer's.
+        """
+        if self.is_draining:
+            raise unavailable(ENDING, 5)
+        n = len(starts)
+        if self.n_open + n > self.parallel + self.queue:
+            self.totals.refused += 1
+            raise busy(len(self._waiting), self._seconds_to_wait())
+        self.totals.requests += 1
+        ticket = Ticket(n, name, close=self._leave, room=self._notify)
+        self._making += n
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._makers, self._make, ticket, starts)
+        finally:
+            self._making -= n
+        with self._changed:
+            if self._is_closed or self.is_draining:
+                raise unavailable(ENDING, 5)
+            self._waiting.extend(ticket.seats)
+            self._number_waiting(free=max(0, self.parallel - len(self._running)))
+            self._changed.notify_all()
+        return ticket
+
+    def n_running(self) -> int:
+        """Answers that run."""
+        return len(self._running)
+
+    @property
+    def n_open(self) -> int:
+        """Answers that run, wait, or are being made."""
+        return len(self._running) + len(self._waiting) + self._making
+
+    def snapshot(self) -> list[SlotView]:
+        """Those that run, by slot, and then those that wait."""
+        with self._changed:
+            seats = [*sorted(self._running, key=lambda seat: seat.number), *self._waiting]
+            return [_view(seat) for seat in seats]
+
+    async def between_steps(self, look: Callable[[Engine], T]) -> T:
+        """What `look` finds while nothing is computed; it must be quick. OffloadError if closed."""
+        found: Future[T] = Future()
+        with self._changed:
+            if self._is_closed:
+                raise OffloadError("the engine is closed")
+            self._looks.append(lambda: _fill(found, look, self.engine))
+            self._changed.notify_all()
+        return await asyncio.wrap_future(found)
+
+    async def drain(self, seconds: float) -> bool:
+        """Take nothing new and wait for what runs and waits; whether all of it came to its end."""
+        self.is_draining = True
+        until = time.monotonic() + seconds
+        while self.n_open and time.monotonic() < until:
+            await asyncio.sleep(LOOK)
+        return not self.n_open
+
+    def close(self) -> None:
+        """End everything, with an error where somebody listens; blocks for a step at most."""
+        self.is_draining = True
+        with self._changed:
+            self._is_closed = True
+            for seat in self._running:
+                if seat.answer is not None:
+                    seat.answer.close()
+            self._changed.notify_all()
+        self._thread.join()
+        self._makers.shutdown(wait=False, cancel_futures=True)
+
+    def _make(self, ticket: Ticket, starts: Sequence[Start]) -> None:
+        """In a thread of the pool."""
+        for seat, start in zip(ticket.seats, starts, strict=True):
+            seat.answer = start(self.engine, seat.progress)
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Its client has gone, or has all."""
+        with self._changed:
+            for seat in ticket.seats:
+                if seat.state == "over":
+                    continue
+                if seat in self._waiting:
+                    self._waiting.remove(seat)
+                    seat.state = "over"
+                self.totals.left += 1
+                if seat.answer is not None:
+                    seat.answer.close()
+            self._number_waiting()
+            self._changed.notify_all()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _seconds_to_wait(self) -> int:
+        """A guess when there is room again: what answers took so far."""
+        totals = self.totals
+        if not totals.answers:
+            return 1
+        mean = (totals.prompt_seconds + totals.decode_seconds) / totals.answers
+        return max(1, min(60, round(mean)))
+
+    def _number_waiting(self, free: int = 0) -> None:
+        """Tell all of their positions; free: so many of them may begin as soon as it is looked."""
+        for position, seat in enumerate(self._waiting, 1):
+            seat.ticket.stands(seat, max(0, position - free))
+
+    # --- in the desk's thread ---------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work)
+                if self._is_closed:
+                    self._end_all()
+                    for look in self._looks:
+                        look()
+                    return
+                self._seat_waiting()
+                looks, self._looks = self._looks, []
+                running = list(self._running)
+            for look in looks:
+                look()
+            try:
+                self._round(running)
+            except Exception as exc:  # of the engine itself, not of one answer
+                failure = failure_of(exc)
+                for seat in running:
+                    self._end(seat, failure)
+
+    def _has_work(self) -> bool:
+        if self._is_closed or self._looks or self._has_next():
+            return True
+        return any(seat.ticket.is_closed or not seat.ticket.is_full for seat in self._running)
+
+    def _has_next(self) -> bool:
+        """Whether the first one that waits can begin."""
+        if not self._waiting or len(self._running) >= self.parallel:
+            return False
+        answer = self._waiting[0].answer
+        # alone there is nothing to wait for: what is too large is refused as it begins
+        return not self._running or answer is None or answer.has_room
+
+    def _seat_waiting(self) -> None:
+        while self._has_next():
+            seat = self._waiting.popleft()
+            taken = {other.number for other in self._running}
+            seat.number = next(i for i in range(self.parallel) if i not in taken)
+            seat.state, seat.began = "reading", time.monotonic()
+            seat.ticket.stands(seat, 0)
+            self._running.append(seat)
+            try:
+                if seat.answer is not None:
+                    seat.answer.begin()
+            except Exception as exc:
+                self._end(seat, failure_of(exc))
+        self._number_waiting()
+
+    def _round(self, running: list[Seat]) -> None:
+        """Hand out what is there, then compute."""
+        for seat in running:
+            if seat.ticket.is_closed:
+                self._end(seat, None)
+            elif not seat.ticket.is_full:
+                self._read(seat)
+        if any(seat.state != "over" for seat in running):
+            self.engine.step()
+
+    def _read(self, seat: Seat) -> None:
+        answer, ticket = seat.answer, seat.ticket
+        assert answer is not None
+        try:
+            while (tokens := answer.ready()) is not None:
+                if not tokens:
+                    self._end(seat, None)
+                    return
+                self._hand_out(seat, tokens)
+        except Exception as exc:
+            self._end(seat, failure_of(exc))
+            return
+        ticket.wake()
+
+    def _hand_out(self, seat: Seat, tokens: list[Token]) -> None:
+        seat.state = "answering"
+        seat.n_tokens += 1
+        seat.n_reasoning += tokens[0].channel == "reasoning"
+        for token in tokens:
+            seat.ticket.put(seat.index, token)
+
+    def _end(self, seat: Seat, failure: Failure | None) -> None:
+        answer = seat.answer
+        stats = RunStats() if answer is None else answer.stats
+        n_tokens = 0
+        if answer is not None:
+            answer.close()
+            n_tokens = len(answer.sequence.generated)
+        with self._changed:
+            if seat.state == "over":
+                return
+            seat.state = "over"
+            if seat in self._running:
+                self._running.remove(seat)
+            self._count(stats, n_tokens, failure)
+            self._observe(seat, failure)
+        seat.ticket.put(
+            seat.index,
+            Ended(stats=stats, n_tokens=n_tokens, n_reasoning=seat.n_reasoning, failure=failure),
+        )
+        seat.ticket.wake()
+
+    def _end_all(self) -> None:
+        failure = unavailable(ENDING, 5).failure
+        for seat in [*self._running, *self._waiting]:
+            self._end(seat, failure)
+        self._waiting.clear()
+
+    def _count(self, stats: RunStats, n_tokens: int, failure: Failure | None) -> None:
+        totals = self.totals
+        totals.answers += 1
+        totals.failed += failure is not None
+        totals.prompt_tokens += stats.prompt_tokens
+        totals.reused_tokens += stats.reused_tokens
+        totals.tokens += n_tokens
+        totals.decode_tokens += stats.decode_tokens
+        totals.prompt_seconds += stats.prompt_seconds
+        totals.decode_seconds += stats.decode_seconds
+
+
+def _fill(found: Future[T], look: Callable[[Engine], T], engine: Engine) -> None:
+    if not found.set_running_or_notify_cancel():
+        return
+    try:
+        found.set_result(look(engine))
+    except Exception as exc:
+        found.set_exception(exc)
+
+
+def _view(seat: Seat) -> SlotView:
+    stats = RunStats() if seat.answer is None else seat.answer.stats
+    since = seat.began if seat.number >= 0 else seat.ticket.asked
+    return SlotView(
+        number=seat.number,
+        position=seat.position,
+        state=seat.state,
+        name=seat.ticket.name,
+        prompt_tokens=stats.prompt_tokens,
+        read=seat.read,
+        reused=stats.reused_tokens,
+        tokens=seat.n_tokens,
+        tps=stats.decode_tps,
+        seconds=time.monotonic() - since,
+    )
