@@ -24,7 +24,7 @@ from offload.speech import Token
 from offload.stats import Channel
 from offload.stream import CallHead
 
-KEEP_ALIVE = 10.0  # seconds between two signs of life
+KEEP_ALIVE = 9.0  # seconds between two signs of life; clients count on 10
 # seconds between two writes of tokens where they come fast, for each answer that runs, and at most:
 # a write costs as much as a small model's token
 PACE, MOST_PACE = 0.01, 0.05
@@ -66,10 +66,12 @@ class Said:
 class Reply(Protocol):
     """How one protocol answers one request, of one answer or of several (index).
 
-    keep_alive: bytes for the client's patience. Everything of a stream is bytes as they are sent.
+    Everything of a stream is bytes as they are sent.
     """
 
-    keep_alive: bytes
+    @property
+    def keep_alive(self) -> bytes:
+        """For the client's patience."""
 
     def begin(self, prompt_tokens: Sequence[int]) -> bytes:
         """The first events; prompt_tokens: of each answer."""
