@@ -22,7 +22,7 @@ ASKED: list[Any] = [{"role": "user", "content": QUESTION}]
 SUM = "What is 2 plus 3?"
 SCHEMA = {
     "type": "object",
-    "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+    "properties": {"a": {"enum": [1, 2, 3]}, "b": {"enum": [1, 2, 3]}},
     "required": ["a", "b"],
     "additionalProperties": False,
 }
@@ -85,14 +85,17 @@ def test_messages_call_a_tool_and_read_its_result(claude: anthropic.Anthropic) -
         "model": NAME,
         "max_tokens": 300,
         "tools": [TOOL, {"type": "web_search_20250305", "name": "web_search"}],
+        "thinking": {"type": "enabled", "budget_tokens": 30},
     }
     question: list[Any] = [{"role": "user", "content": SUM}]
-    forced: Any = {"type": "tool", "name": "add"}
+    forced: Any = {"type": "tool", "name": "add", "disable_parallel_tool_use": True}
     with claude.messages.stream(messages=question, tool_choice=forced, **asked) as stream:
         kinds = [event.type for event in stream]
         streamed = stream.get_final_message()
     assert "input_json" in kinds
-    whole = claude.messages.create(messages=question, tool_choice={"type": "any"}, **asked)
+    whole = claude.messages.create(
+        messages=question, tool_choice={**forced, "type": "any"}, **asked
+    )
     for message in (streamed, whole):
         assert message.stop_reason == "tool_use"
         call = message.content[-1]
@@ -161,6 +164,8 @@ def test_anthropics_errors_are_of_its_own_types(claude: anthropic.Anthropic, url
 
 # --- openai ---------------------------------------------------------------------------------------
 
+ONE_CALL: Any = {"parallel_tool_calls": False, "extra_body": {"thinking_budget": 30}}
+
 
 def test_chat_whole_and_streamed_are_the_same(gpt: openai.OpenAI) -> None:
     asked: Any = {"model": NAME, "messages": ASKED, "temperature": 0}
@@ -180,7 +185,7 @@ def test_chat_calls_a_tool_and_reads_its_result(gpt: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": FUNCTION}
     messages: list[Any] = [{"role": "user", "content": SUM}]
     forced: Any = {"type": "function", "function": {"name": "add"}}
-    asked: Any = {"model": NAME, "tools": [tool], "max_tokens": 300}
+    asked: Any = {"model": NAME, "tools": [tool], "max_tokens": 300, **ONE_CALL}
     with gpt.chat.completions.stream(messages=messages, tool_choice=forced, **asked) as stream:
         kinds = {event.type for event in stream}
         streamed = stream.get_final_completion().choices[0]
@@ -233,7 +238,7 @@ def test_responses_call_a_tool_and_read_its_result(gpt: openai.OpenAI) -> None:
         {"type": "custom", "name": "apply_patch", "format": {"type": "text"}},
     ]
     given: list[Any] = [{"role": "user", "content": SUM}]
-    asked: Any = {"model": NAME, "tools": tools, "max_output_tokens": 300}
+    asked: Any = {"model": NAME, "tools": tools, "max_output_tokens": 300, **ONE_CALL}
     forced: Any = {"type": "function", "name": "add"}
     with gpt.responses.stream(input=given, tool_choice=forced, **asked) as stream:
         kinds = {event.type for event in stream}
