@@ -12,7 +12,7 @@ from offload.guide import MakeGuide
 from offload.json_schema import any_object, grammar_of
 from offload.prompt import ChatFormat, Prompt
 from offload.reply_guide import Beginning, CallRules, ReplyGuide, Rules
-from offload.stream import THINK_CLOSE, THINK_OPEN
+from offload.reply_lexer import THINK_CLOSE, THINK_OPEN
 from offload.tokenizer import Tokenizer
 from offload.tools import Tool, ToolMarks
 from offload.wishes import ChatWishes

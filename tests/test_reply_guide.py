@@ -285,3 +285,54 @@ def test_without_the_library_only_what_needs_it_is_refused(
     for wishes in ({"response_format": {"type": "json_object"}}, {"tool_choice": "required"}):
         with pytest.raises(offload.RequestError, match=r"pip install 'kimi-offload\[serve\]'"):
             engine.chat(ASKED, tools=TOOLS, **wishes)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_held_answer_is_the_same_in_company_and_after_interruptions(
+    engine: offload.Engine, seed: int
+) -> None:
+    options: dict[str, Any] = {
+        "tools": TOOLS,
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "thinking_budget": 6,
+        "max_tokens": 80,
+        "seed": seed,
+    }
+    alone = engine.chat(ASKED, **options)
+    message = alone.message()
+    (call,) = message.tool_calls
+    assert set(json.loads(call.arguments)) == {"city", "days"}
+    others = [engine.chat(ASKED, thinking=False, seed=i, max_tokens=80) for i in range(2)]
+    held = engine.chat(ASKED, **options)
+    for answer in (*others, held):
+        answer.begin()
+    sequence, texts = held.sequence, []
+    while (tokens := held.ready()) is None or tokens:
+        if tokens is None:
+            engine.step()
+        elif len(texts) % 3 == seed:
+            sequence.mend(lambda: None)  # as after an interruption
+            texts.append(tokens)
+        else:
+            texts.append(tokens)
+    assert sequence.generated == alone.sequence.generated
+    assert held.stats.finish_reason == "stop"
+
+
+def test_an_error_of_a_guide_ends_only_its_answer(
+    engine: offload.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offload.grammar import JsonText
+
+    free = engine.chat(ASKED, thinking=False, temperature=0)
+    expected = free.message()
+    free = engine.chat(ASKED, thinking=False, temperature=0)
+    held = engine.chat(ASKED, thinking=False, response_format={"type": "json_object"})
+    free.begin()
+    held.begin()
+    next(held)
+    monkeypatch.setattr(JsonText, "push", lambda self, token_id: self._matcher.consume_token(0))
+    with pytest.raises(offload.OffloadError, match="any further"):
+        list(held)
+    assert free.message() == expected
