@@ -103,6 +103,8 @@ def test_messages_call_a_tool_and_read_its_result(claude: anthropic.Anthropic) -
         assert call.name == "add"
         assert call.id.startswith("toolu_")
         assert is_sum(call.input)
+    (note,) = whole.model_extra["notes"]
+    assert "web_search_20250305" in note
     call_id = streamed.content[-1].id
     result = {"type": "tool_result", "tool_use_id": call_id, "content": "5"}
     turn = {"role": "assistant", "content": streamed.to_dict()["content"]}
@@ -266,6 +268,13 @@ def test_responses_answer_a_probe_and_refuse_what_they_do_not_keep(gpt: openai.O
 
 
 # --- both -----------------------------------------------------------------------------------------
+
+
+def test_both_find_the_model(claude: anthropic.Anthropic, gpt: openai.OpenAI) -> None:
+    (model,) = claude.models.list()
+    assert (model.id, model.type, model.display_name) == (NAME, "model", NAME)
+    assert claude.models.retrieve(NAME).created_at == model.created_at
+    assert [model.id for model in gpt.models.list()] == [NAME]
 
 
 @pytest.mark.parametrize(
