@@ -19,7 +19,9 @@ from offload.server.ask import Ask
 from offload.server.errors import Failure, failure_of
 from offload.server.host import Host
 from offload.server.limits import Body, read_body
+from offload.server.machine import Machine
 from offload.server.models import Models
+from offload.server.page import page_routes
 from offload.server.security import Guarded, Rules
 from offload.server.sse import Answering
 
@@ -74,6 +76,8 @@ def _routes(host: Host) -> list[Route]:
         return responses.read(body, host.name)
 
     return [
+        *page_routes(),
+        *Machine(host).routes(),
         Route("/health", models.health),
         Route("/v1/health", models.health),
         Route("/v1/models", models.models),
