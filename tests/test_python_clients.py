@@ -103,8 +103,8 @@ def test_messages_call_a_tool_and_read_its_result(claude: anthropic.Anthropic) -
         assert call.name == "add"
         assert call.id.startswith("toolu_")
         assert is_sum(call.input)
-    (note,) = whole.model_extra["notes"]
-    assert "web_search_20250305" in note
+    (warning,) = whole.model_extra["warnings"]
+    assert "web_search_20250305" in warning
     call_id = streamed.content[-1].id
     result = {"type": "tool_result", "tool_use_id": call_id, "content": "5"}
     turn = {"role": "assistant", "content": streamed.to_dict()["content"]}
@@ -302,3 +302,13 @@ def test_clients_are_told_that_we_are_there_while_their_prompt_is_read(
     begun = next(i for i, kind in enumerate(kinds) if kind.endswith(("block_start", "item.added")))
     assert set(kinds[1:begun]) == {patience}
     assert begun > 3
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/chat/completions"])
+def test_half_a_character_is_no_error(path: str, server: Running) -> None:
+    field = "input" if path.endswith("responses") else "messages"
+    message = '[{"role": "user", "content": "cut: \\ud83d"}]'
+    body = f'{{"{field}": {message}, "max_tokens": 1, "user": "\\uDE00"}}'
+    headers = {"x-api-key": KEY, "content-type": "application/json"}
+    answer = server.client.post(path, content=body, headers=headers)
+    assert answer.status_code == 200, answer.text

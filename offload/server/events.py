@@ -30,7 +30,7 @@ class Ended:
     """Nothing comes after it.
 
     n_tokens: generated, the end token among them; n_reasoning: of these, in reasoning. notes: what
-    was wished for and is not done to the letter. failure: what ended it early, if anything did.
+    was wished for and cannot be held to. failure: what ended it early, if anything did.
     """
 
     stats: RunStats

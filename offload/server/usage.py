@@ -23,9 +23,9 @@ def usage(ended: Sequence[Ended], *, prompts: int | None = None) -> dict[str, An
 
 
 def extras(ended: Ended) -> dict[str, Any]:
-    """Fields of ours beside a protocol's own: timings, and notes if there are any."""
-    notes = {"notes": list(ended.notes)} if ended.notes else {}
-    return {"timings": _timings(ended), **notes}
+    """Fields of ours beside a protocol's own: timings, and warnings if there are any."""
+    warnings = {"warnings": list(ended.notes)} if ended.notes else {}
+    return {"timings": _timings(ended), **warnings}
 
 
 def _timings(ended: Ended) -> dict[str, Any]:
