@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
 import re
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -204,6 +206,35 @@ def test_machine_refuses_what_is_no_number(address):
     answer = get(f"{address}/machine?seen=x")
     assert answer.status == 400
     assert "whole number" in answer.message
+
+
+def test_look_that_fails_or_is_given_up_leaves_the_desk_at_work(host):
+    async def looks() -> str:
+        with pytest.raises(ZeroDivisionError):
+            await host.desk.between_steps(lambda engine: 1 / 0)
+        given_up = asyncio.ensure_future(host.desk.between_steps(lambda engine: 1))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        return await host.desk.between_steps(lambda engine: engine.config.name)
+
+    assert asyncio.run(looks()) == "kimi-mini"
+
+
+def test_who_asks_while_a_long_step_runs_gets_the_look_before(host, monkeypatch):
+    monkeypatch.setattr("offload.server.machine.FRESH", 0.0)
+    monkeypatch.setattr("offload.server.machine.PATIENCE", 0.05)
+    let_go = threading.Event()
+    with serving(make_app(host, Rules())) as address:
+        machine(address)
+        before = machine(address)["experts"]["asked"]
+        host.desk._looks.append(lambda: let_go.wait(10) and None)
+        ticket = threading.Thread(target=ask, args=(address,))
+        ticket.start()
+        assert machine(address)["experts"]["asked"] == before
+        let_go.set()
+        ticket.join()
+        machine(address)
+        assert machine(address)["experts"]["asked"] > before
 
 
 def test_machine_needs_the_key_and_the_page_does_not(host):
