@@ -20,11 +20,13 @@ class Answer(Iterator[Token]):
 
     `close()`, or letting go of it, ends it early and frees what it holds. stats: what it cost.
     Several may be open at once, in one thread or in many, and one may be handed on to another
-    thread. Every answer is the one that it would be alone, bit for bit.
+    thread. Every answer is the one that it would be alone, bit for bit. notes: what was wished for
+    and is not met in full, for people.
     """
 
     def __init__(self, steps: Steps, sequence: Sequence) -> None:
         self.stats: RunStats = sequence.stats
+        self.notes: tuple[str, ...] = sequence.notes
         self.sequence = sequence
         self._steps = steps
         self._rest: deque[Token] = deque()  # of the latest id

@@ -77,7 +77,7 @@ class Engine:
             reopen=self._recovery.open,
         )
         context = model.kv.context
-        self._sessions = Sessions(file, config.name, self._steps)
+        self.sessions = Sessions(file, config.name, self._steps)
         self._requests = Requests(tokenizer, self.format, config.vocab_size, context)
 
     # --- what people call ---------------------------------------------------------------------
@@ -167,6 +167,7 @@ class Engine:
         thinking_budget: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | None = None,
+        parallel_tool_calls: bool = True,
         response_format: Mapping[str, Any] | None = None,
         stop_loops: bool = False,
         logprobs: int | None = None,
@@ -187,6 +188,7 @@ class Engine:
             thinking_budget=thinking_budget,
             tools=tools,
             tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
             response_format=response_format,
             stop_loops=stop_loops,
             logprobs=logprobs,
@@ -261,7 +263,7 @@ class Engine:
         sequence = self._steps.latest
         if answer is not None:
             sequence = check_type("answer", answer, Answer).sequence
-        self._sessions.save(place, sequence, check_type("note", note, str))
+        self.sessions.save(place, sequence, check_type("note", note, str))
 
     def load_session(self, path: str | PathLike[str]) -> Session:
         """Bring a saved KV cache back: prompts that begin with its tokens go on from there.
@@ -269,7 +271,7 @@ class Engine:
         Raises RequestError for a file that is none, damaged, or of another model.
         """
         self._steps.holder.check_open()
-        return self._sessions.load(path_argument("the path of the session", path))
+        return self.sessions.load(path_argument("the path of the session", path))
 
     def step(self) -> None:
         """One step for all answers that have begun: schedule, run, sample, deliver (steps.py).

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 MASK = npt.NDArray[np.bool_]
+BITS = npt.NDArray[np.uint32]  # (ceil(V / 32),): bit i % 32 of word i // 32 is token i
+Allowed = BITS | Sequence[int] | None  # tokens that may come, or their ids; None: all
 
 
 class Guide(Protocol):
@@ -17,8 +19,8 @@ class Guide(Protocol):
     Both may raise OffloadError, which ends the answer.
     """
 
-    def allowed(self) -> MASK | Sequence[int] | None:
-        """The tokens that may come next: (V,) bool, not to be changed; their ids; None: all."""
+    def allowed(self) -> Allowed:
+        """The tokens that may come next; not to be changed."""
 
     def push(self, token_id: int) -> None:
         """This one came."""
@@ -28,21 +30,16 @@ class Guide(Protocol):
 MakeGuide = Callable[[], Guide]
 
 
-def both(guides: Sequence[MakeGuide]) -> MakeGuide | None:
-    """All of them as one; None: there is none. Where they contradict, the first one counts."""
-    if not guides:
-        return None
-    return guides[0] if len(guides) == 1 else lambda: _Both([make() for make in guides])
+def all_but(ids: Iterable[int], n_vocab: int) -> BITS:
+    """Every token but these."""
+    mask = np.ones(-(-n_vocab // 32) * 32, np.bool_)
+    mask[n_vocab:] = False
+    mask[list(ids)] = False
+    return np.packbits(mask, bitorder="little").view(np.uint32)
 
 
-class _Both:
-    def __init__(self, guides: Sequence[Guide]) -> None:
-        self._guides = guides
-
-    def allowed(self) -> MASK | Sequence[int] | None:
-        asked = (guide.allowed() for guide in self._guides)
-        return next((given for given in asked if given is not None), None)
-
-    def push(self, token_id: int) -> None:
-        for guide in self._guides:
-            guide.push(token_id)
+def with_ids(bits: BITS, ids: Iterable[int]) -> BITS:
+    """`bits`, changed, with these as well."""
+    for token_id in ids:
+        bits[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+    return bits

@@ -6,14 +6,16 @@ are token ids; NAME and BODY are text that cannot become a special token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from offload.call_ids import CallIds
 from offload.errors import RequestError
 from offload.kimi_tools import Declaration, declare
 from offload.messages import Message, ToolCall
+from offload.reply_lexer import Kind
 from offload.tokenizer import Part, TextPart, Tokenizer
 from offload.tools import Tool, ToolMarks
 
@@ -31,6 +33,19 @@ KIMI_MARKS = ToolMarks(
     call_end="<|tool_call_end|>",
     section_end="<|tool_calls_section_end|>",
     numbered=True,
+)
+
+# what is read of an answer; the singular spelling is a mistake that models make, and plain text
+KIMI_KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        KIMI_MARKS.section_begin: "section",
+        KIMI_MARKS.section_end: "end_section",
+        "<|tool_call_section_begin|>": "section",
+        "<|tool_call_section_end|>": "end_section",
+        KIMI_MARKS.call_begin: "call",
+        KIMI_MARKS.argument_begin: "arguments",
+        KIMI_MARKS.call_end: "end_call",
+    }
 )
 
 # none: never; always: the model opens <think> by itself; switch: the prompt opens or closes it

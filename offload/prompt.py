@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from offload.arguments import quoted
+from offload.errors import RequestError
 from offload.kimi_chat import ThinkingMode
 from offload.messages import Message
-from offload.stream import ThinkingSplitter
+from offload.reply_lexer import THINK_KINDS, Kind
+from offload.reply_reader import ReplyReader
 from offload.tokenizer import TextPart, Tokenizer
 from offload.tools import Tool, ToolMarks
 
@@ -23,6 +26,7 @@ class Prompt:
     after_thinking: the prompt ended in `</think>`, there will be no reasoning.
     after_content: some of the answer's content is in the prompt, the answer goes on with it.
     text_markers: the model may write `<think>` as ordinary text.
+    marks: what marks tool calls in the answer: text -> its meaning.
     tools: those that the model was offered. calls: tool calls in the prompt, so the number of the
     next. notes: what of the request was left out or changed, a line each.
     """
@@ -33,17 +37,25 @@ class Prompt:
     after_thinking: bool = False
     after_content: bool = False
     text_markers: bool = False
+    marks: Mapping[str, Kind] = field(default_factory=dict)
     tools: tuple[Tool, ...] = ()
     calls: int = 0
     notes: tuple[str, ...] = ()
 
-    def splitter(self, tokenizer: Tokenizer) -> ThinkingSplitter:
-        """The splitter that reads the answer to this prompt."""
-        return ThinkingSplitter(
+    def reader(self, tokenizer: Tokenizer, tools: Sequence[Tool]) -> ReplyReader:
+        """What reads the answer to this prompt. tools: those that it may call, () for none."""
+        in_text = frozenset(THINK_KINDS) if self.text_markers else frozenset()
+        if self.tools:
+            in_text |= self.marks.keys()
+        return ReplyReader(
             tokenizer,
+            {**THINK_KINDS, **self.marks},
+            in_text=in_text,
+            tools=tools,
             in_thinking=self.in_thinking,
-            strip_content=self.after_thinking,
-            text_markers=self.text_markers,
+            strips=self.after_thinking and not self.after_content,
+            has_content=self.after_content,
+            next_number=self.calls,
         )
 
 
@@ -98,3 +110,20 @@ def with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     if not tokenizer.add_bos or bos is None or ids[:1] == [bos]:
         return ids
     return [bos, *ids]
+
+
+def untaught(count: int) -> str:
+    """A note: the tools of a request are not in its prompt."""
+    return f"{count} tools are left out: this model was not taught to call any"
+
+
+def check_thinking(name: str, mode: ThinkingMode, thinking: bool | None) -> None:
+    """RequestError for what the mode does not allow; name: of what has it."""
+    if not isinstance(thinking, bool | None):
+        raise RequestError(f"thinking must be True, False or None, not {quoted(thinking)}")
+    if thinking is True and mode == "none":
+        raise RequestError(f"a {name} has no thinking mode; leave `thinking` unset.")
+    if thinking is False and mode == "always":
+        raise RequestError(
+            f"a {name} always thinks, it cannot be switched off; leave `thinking` unset."
+        )

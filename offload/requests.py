@@ -15,6 +15,7 @@ from offload.chat import ChatFormat, Message, Prompt, completion_prompt
 from offload.dry import breaker_mask
 from offload.errors import ContextError, RequestError
 from offload.guide import MASK, MakeGuide
+from offload.reply_rules import ReplyRules
 from offload.sampler import make_sampler
 from offload.sampling_params import SamplingParams, defaults_for
 from offload.speech import Reader, Report, Request
@@ -35,6 +36,7 @@ class Requests:
         self._format = chat_format
         self._vocab_size = vocab_size
         self._context = context
+        self._rules = ReplyRules(tokenizer, chat_format)
         self._breakers: dict[tuple[str, ...], MASK] = {}
 
     def continuation(
@@ -91,16 +93,18 @@ class Requests:
             tools=wishes.tools,
         )
         check_choice(wishes.tool_choice, prompt.tools)
+        callable_tools = () if wishes.tool_choice == "none" else prompt.tools
         thinks = self._format.thinking_mode != "none" and not prompt.after_thinking
         params = params.with_defaults(defaults_for(self._format.name, thinks))
+        guide, notes = self._rules.guide(prompt, wishes)
 
         tokenizer = self._tokenizer
 
         def reader() -> Reader:
-            splitter = prompt.splitter(tokenizer)
+            pieces = prompt.reader(tokenizer, callable_tools)
 
             def read(token_id: int | None) -> list[Piece]:
-                return splitter.flush() if token_id is None else splitter.push(token_id)
+                return pieces.flush() if token_id is None else pieces.push(token_id)
 
             return read
 
@@ -109,7 +113,8 @@ class Requests:
             params,
             reader,
             progress,
-            guide=None,
+            guide=guide,
+            notes=(*prompt.notes, *notes),
             logprobs=wishes.logprobs,
             stop_loops=wishes.stop_loops,
         )
@@ -122,6 +127,7 @@ class Requests:
         progress: Report | None,
         *,
         guide: MakeGuide | None = None,
+        notes: tuple[str, ...] = (),
         logprobs: int | None,
         stop_loops: bool,
     ) -> Request:
@@ -135,6 +141,7 @@ class Requests:
             channel="reasoning" if prompt.in_thinking else "content",
             progress=progress,
             guide=guide,
+            notes=notes,
             logprobs=logprobs,
             stop_loops=stop_loops,
             expanded=self.expanded(ids),

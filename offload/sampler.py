@@ -29,12 +29,11 @@ from offload.filters import (
     apply_top_k,
     apply_top_p,
 )
-from offload.guide import MASK
+from offload.guide import BITS, MASK, Allowed
 from offload.sampling_params import SamplingParams
 
 F64 = npt.NDArray[np.float64]
 Recent = Sequence[int] | IDS
-Allowed = MASK | Sequence[int] | None  # tokens that may come: (V,) bool, or their ids; None: all
 State = tuple[IDS | None, F32]  # the ids that may come (None: all), ascending, and their logits
 MANY = 4096  # logits that are worth a look before they are sorted
 
@@ -110,11 +109,20 @@ STEPS: Mapping[str, Step] = MappingProxyType(
 )
 
 
-def _only(logits: F32, allowed: MASK | Sequence[int]) -> State:
+def _only(logits: F32, allowed: BITS | Sequence[int]) -> State:
     """Without those that may not come. OffloadError if none is left."""
-    given = np.asarray(allowed)
-    ids = np.flatnonzero(given) if given.dtype == np.bool_ else np.unique(given.astype(np.int64))
-    state = _without_removed(ids, logits[ids])
+    if not isinstance(allowed, np.ndarray):
+        ids = np.unique(np.asarray(allowed, np.int64))
+        state = _without_removed(ids, logits[ids])
+    elif len(words := np.flatnonzero(allowed)) > MANY // 32:
+        kept = np.unpackbits(allowed.view(np.uint8), count=len(logits), bitorder="little")
+        masked = np.where(kept.view(np.bool_), logits, np.float32(-np.inf))
+        state = (None, masked if masked.max() > -np.inf else masked[:0])
+    else:
+        bits = np.unpackbits(allowed[words].view(np.uint8), bitorder="little")
+        places = np.flatnonzero(bits)
+        ids = words[places >> 5] * 32 + (places & 31)
+        state = _without_removed(ids, logits[ids])
     if not len(state[1]):
         raise OffloadError("no token may come next: the model rules out all that were allowed")
     return state

@@ -40,6 +40,7 @@ class Sequence:
         self.expanded = request.expanded
         self.slot: Slot | None = None
         self.progress = request.progress
+        self.notes = request.notes
         self.stats = RunStats(prompt_tokens=n, seed=request.sampler.seed)
         self.said: deque[list[Token]] = deque()
         self.error: BaseException | None = None
@@ -217,7 +218,7 @@ class Sequence:
         stats.repetition = speech.repetition
         if speech.finish is not None:
             check()
-            stats.finish_reason = speech.finish
+            stats.finish_reason, stats.stop_string = speech.finish, speech.stop_string
             stats.swapped_bytes = swapped_bytes()
             self.is_over = True
         if tokens:

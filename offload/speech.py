@@ -65,9 +65,9 @@ class Request:
 
     reader: makes what gives the pieces of a token id, or at the end, of None, what is left.
     channel: of the first token. progress: told while the prompt is read. guide: makes what says
-    which tokens may come. logprobs: how many likeliest tokens are told beside each; None: nothing
-    is. stop_loops: whether an answer that goes in circles ends. expanded: `batch.expanded_runs` of
-    the prompt.
+    which tokens may come. notes: what of the wishes is not met in full, for people. logprobs: how
+    many likeliest tokens are told beside each; None: nothing is. stop_loops: whether an answer that
+    goes in circles ends. expanded: `batch.expanded_runs` of the prompt.
     """
 
     ids: np.ndarray
@@ -76,6 +76,7 @@ class Request:
     channel: Channel
     progress: Report | None
     guide: MakeGuide | None = None
+    notes: tuple[str, ...] = ()
     logprobs: int | None = None
     stop_loops: bool = False
     expanded: Runs = ()
@@ -84,11 +85,12 @@ class Request:
 class Speech:
     """The text of one answer; what may be part of a stop string is held back.
 
-    finish: why it has ended. repetition: the loop that it is in.
+    finish: why it has ended. stop_string: that ended it. repetition: the loop that it is in.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self.finish: FinishReason | None = None
+        self.stop_string: str | None = None
         self.repetition: Repetition | None = None
         self._read = request.reader()
         self._ends = tokenizer.eog_ids
@@ -128,13 +130,21 @@ class Speech:
     def _before_stop(self, pieces: list[Piece]) -> list[Piece]:
         """What can be shown of them."""
         if self._has_stops:
-            stops = self._stops
-            pieces = [
-                Piece(p.channel, stops.push(p.text)) if p.channel == "content" else p
-                for p in pieces
-            ]
-            if stops.stopped is not None:
-                self.finish = "stop"
-            elif self.finish is not None:
-                pieces.append(Piece("content", stops.flush()))
+            pieces = self._cut(pieces)
         return [piece for piece in pieces if piece.text or piece.call is not None]
+
+    def _cut(self, pieces: list[Piece]) -> list[Piece]:
+        """Nothing after a stop string; what was held of content is shown before what follows it."""
+        stops = self._stops
+        shown: list[Piece] = []
+        for piece in pieces:
+            if piece.channel == "content":
+                shown.append(Piece("content", stops.push(piece.text)))
+            else:
+                shown += (Piece("content", stops.flush()), piece)
+            if stops.stopped is not None:
+                self.finish, self.stop_string = "stop", stops.stopped
+                return shown
+        if self.finish is not None:
+            shown.append(Piece("content", stops.flush()))
+        return shown

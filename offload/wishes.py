@@ -19,7 +19,8 @@ class ChatWishes:
     thinking: whether the model reasons first. preserve_thinking: whether reasoning of all earlier
     turns stays in the prompt, as the model's rule says by default. thinking_budget: tokens of
     reasoning at most, then it is closed. tools: declarations of OpenAI's shape. tool_choice:
-    "auto", "none", "required" or the name of one. response_format: of OpenAI's shape. stop_loops:
+    "auto", "none", "required" or the name of one. parallel_tool_calls: whether an answer may hold
+    several calls. response_format: of OpenAI's shape. stop_loops:
     whether an answer that goes in circles ends. logprobs: how many likeliest tokens are told beside
     each.
     """
@@ -29,6 +30,7 @@ class ChatWishes:
     thinking_budget: int | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     tool_choice: str | None = None
+    parallel_tool_calls: bool = True
     response_format: Mapping[str, Any] | None = None
     stop_loops: bool = False
     logprobs: int | None = None
@@ -39,8 +41,16 @@ class ChatWishes:
                 raise RequestError(
                     f"{name} must be True, False or None, not {quoted(getattr(self, name))}"
                 )
-        if not isinstance(self.stop_loops, bool):
-            raise RequestError(f"stop_loops must be True or False, not {quoted(self.stop_loops)}")
+        for name in ("stop_loops", "parallel_tool_calls"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(
+                    f"{name} must be True or False, not {quoted(getattr(self, name))}"
+                )
+        if not isinstance(self.response_format, Mapping | None):
+            raise RequestError(
+                "response_format must be a mapping such as {'type': 'json_object'}, not "
+                f"{quoted(self.response_format)}"
+            )
         budget = self.thinking_budget
         if budget is not None and (whole(budget) is None or budget < 0):
             raise RequestError(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 import offload
-from offload.guide import both
+from offload.guide import all_but, with_ids
 from offload.sampler import Sampler
 from offload.sampling_params import SamplingParams
 from offload.speech import Logprobs
@@ -20,39 +21,63 @@ def engine() -> Iterator[offload.Engine]:
         yield engine
 
 
-class Only:
-    """Lets the ids come in turn, then all."""
-
-    def __init__(self, ids: list[int]) -> None:
-        self._left = list(ids)
-
-    def allowed(self) -> list[int] | None:
-        return self._left[:1] or None
-
-    def push(self, token_id: int) -> None:
-        del self._left[:1]
+def bits(mask: np.ndarray) -> np.ndarray:
+    padded = np.zeros(-(-len(mask) // 32) * 32, np.bool_)
+    padded[: len(mask)] = mask
+    return np.packbits(padded, bitorder="little").view(np.uint32)
 
 
 def test_a_sampler_takes_only_what_is_allowed() -> None:
-    import numpy as np
-
     logits = np.array([5, 1, 3, 2], np.float32)
     mask = np.array([False, True, False, True])
-    for allowed in (mask, [3, 1]):
+    for allowed in (bits(mask), [3, 1]):
         ids, probabilities = Sampler(SamplingParams()).distribution(logits, (), allowed)
         assert ids.tolist() == [1, 3]
         assert probabilities[1] / probabilities[0] == pytest.approx(math.e)
         assert Sampler(SamplingParams(temperature=0)).sample(logits, (), allowed) == 3
     logits[[1, 3]] = -np.inf
     with pytest.raises(offload.OffloadError, match="rules out all"):
-        Sampler(SamplingParams()).sample(logits, (), mask)
+        Sampler(SamplingParams()).sample(logits, (), bits(mask))
 
 
-def test_of_two_guides_the_first_that_says_something_counts() -> None:
-    guide = both([lambda: Only([]), lambda: Only([7]), lambda: Only([8])])
-    assert guide is not None
-    assert guide().allowed() == [7]
-    assert both([]) is None
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.9, 1])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_p": 0.9, "min_p": 0.01}])
+def test_bits_mean_what_ids_mean_few_or_many(share: float, options: dict[str, float]) -> None:
+    rng = np.random.default_rng(int(share * 1000))
+    logits = rng.normal(size=20_011).astype(np.float32) * 3
+    logits[rng.random(20_011) < 0.3] = -np.inf
+    mask = rng.random(20_011) < share
+    params = SamplingParams(**options, repetition_penalty=1.2, dry_multiplier=0.8, seed=1)
+    recent = [*np.flatnonzero(mask)[:4], 7, *np.flatnonzero(mask)[:4], 7]
+    ours = Sampler(params).distribution(logits, recent, bits(mask))
+    theirs = Sampler(params).distribution(logits, recent, np.flatnonzero(mask).tolist())
+    possible = ours[1] > 0
+    np.testing.assert_array_equal(ours[0][possible], theirs[0])
+    np.testing.assert_allclose(ours[1][possible], theirs[1], rtol=1e-5)
+
+
+def test_all_but_some_and_some_more() -> None:
+    words = all_but([0, 33], 40)
+    mask = np.unpackbits(words.view(np.uint8), bitorder="little").view(np.bool_)
+    assert np.flatnonzero(~mask).tolist() == [0, 33, *range(40, 64)]
+    assert with_ids(words, [33, 0]).tolist() == all_but([], 40).tolist()
+
+
+@pytest.mark.parametrize("allowed", [[3], bits(np.arange(50) == 3)])
+def test_what_is_forced_survives_every_penalty(allowed: list[int] | np.ndarray) -> None:
+    params = SamplingParams(
+        repetition_penalty=10,
+        presence_penalty=2,
+        frequency_penalty=2,
+        dry_multiplier=100,
+        dry_allowed_length=1,
+        min_p=1,
+        top_k=1,
+        top_p=1e-9,
+    )
+    logits = np.full(50, 9, np.float32)
+    logits[3] = -1e38
+    assert Sampler(params).sample(logits, [3] * 99, allowed) == 3
 
 
 def test_logprobs_are_the_models_own(engine: offload.Engine) -> None:

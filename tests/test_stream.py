@@ -1,4 +1,4 @@
-"""Streams: whole characters, stop strings, reasoning apart from content."""
+"""Streams: whole characters, stop strings."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offload.errors import RequestError
-from offload.stream import Piece, StopMatcher, StreamDecoder, ThinkingSplitter
+from offload.stream import StopMatcher, StreamDecoder
 from offload.tokenizer import Tokenizer, load_tokenizer
 
 
 @lru_cache
 def kimi() -> Tokenizer:
     return load_tokenizer(kimi_vocab.metadata(), "")
-
-
-@lru_cache
-def kimi_without_think() -> Tokenizer:
-    return load_tokenizer(kimi_vocab.metadata(without=kimi_vocab.THINKS), "")
 
 
 @lru_cache
@@ -142,91 +137,3 @@ def test_stops_do_not_depend_on_the_split(text: str, stops: list[str], cuts: lis
     shown, stopped = result
     assert not any(stop in shown for stop in stops)
     assert text.startswith(shown + (stopped or ""))
-
-
-# --- ThinkingSplitter
-
-
-def split(ids: Iterable[int], tokenizer: Tokenizer | None = None, **options: bool) -> list[Piece]:
-    """Pieces joined per run of one channel."""
-    splitter = ThinkingSplitter(tokenizer or kimi(), **options)
-    joined: list[Piece] = []
-    pieces = [piece for i in ids for piece in splitter.push(i)] + splitter.flush()
-    for piece in pieces:
-        assert piece.text
-        if joined and joined[-1].channel == piece.channel:
-            joined[-1] = Piece(piece.channel, joined[-1].text + piece.text)
-        else:
-            joined.append(piece)
-    return joined
-
-
-def thinking(text: str) -> Piece:
-    return Piece("reasoning", text)
-
-
-def content(text: str) -> Piece:
-    return Piece("content", text)
-
-
-@pytest.mark.parametrize(
-    ("text", "started", "pieces"),
-    [
-        ("2+2 \n</think>\n\n4 \n<|im_end|>", True, [thinking("2+2"), content("4 \n")]),
-        ("<think>2 + 2</think>4", True, [thinking("2 + 2"), content("4")]),
-        ("<think>2</think>4<|im_end|>", False, [thinking("2"), content("4")]),
-        ("<think></think>4", False, [content("4")]),
-        ("no thoughts", False, [content("no thoughts")]),
-        (" leading", False, [content(" leading")]),
-        ("cut short ", True, [thinking("cut short")]),
-        ("a <|tool_calls_section_begin|>f<|tool_call_end|>", True, [thinking("a"), content("f")]),
-        ("a<|tool_call_begin|>f", True, [thinking("a"), content("f")]),
-        ("世<|im_user|>界[EOS][EOT]", False, [content("世界")]),
-        ("</think> \n ", True, []),
-        ("a\n\nb </think> x  y", True, [thinking("a\n\nb"), content("x  y")]),
-    ],
-)
-def test_splitter(text: str, started: bool, pieces: list[Piece]) -> None:
-    assert split(kimi().encode(text), in_thinking=started) == pieces
-
-
-def test_splitter_strips_content_after_an_instant_prompt() -> None:
-    assert split(kimi().encode("\n\nHi"), strip_content=True) == [content("Hi")]
-
-
-def test_splitter_ends_a_character_cut_by_a_special() -> None:
-    close = kimi().special_id("</think>")
-    assert close is not None
-    ids = [id_of_byte()[0xE4], close, *kimi().encode("x")]
-    assert split(ids, in_thinking=True) == [thinking("\ufffd"), content("x")]
-
-
-def test_splitter_tells_its_state() -> None:
-    splitter = ThinkingSplitter(kimi(), in_thinking=True)
-    assert splitter.in_thinking
-    close = kimi().special_id("</think>")
-    assert close is not None
-    assert splitter.push(close) == []
-    assert not splitter.in_thinking
-
-
-@pytest.mark.parametrize(
-    ("text", "started", "pieces"),
-    [
-        ("<think>why </think> because", False, [thinking("why"), content("because")]),
-        ("why</think>because", True, [thinking("why"), content("because")]),
-        ("a < b </thin", False, [content("a < b </thin")]),
-        ("<think>a</think>b 🎉<think>c", False, [thinking("a"), content("b 🎉"), thinking("c")]),
-    ],
-)
-def test_splitter_reads_text_markers(text: str, started: bool, pieces: list[Piece]) -> None:
-    tokenizer = kimi_without_think()
-    ids = tokenizer.encode(text)
-    assert split(ids, tokenizer, in_thinking=started, text_markers=True) == pieces
-    one_by_one = [id_of_byte()[byte] for byte in text.encode()]
-    assert split(one_by_one, tokenizer, in_thinking=started, text_markers=True) == pieces
-
-
-def test_splitter_without_text_markers_shows_them() -> None:
-    tokenizer = kimi_without_think()
-    assert split(tokenizer.encode("<think>x"), tokenizer) == [content("<think>x")]

@@ -123,6 +123,10 @@ class Desk:
             self._changed.notify_all()
         return ticket
 
+    def n_running(self) -> int:
+        """Answers that run."""
+        return len(self._running)
+
     @property
     def n_open(self) -> int:
         """Answers that run, wait, or are being made."""

@@ -1,0 +1,107 @@
+"""The arguments of one call, as they come: what can be shown, and whether a string is open."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from offload.messages import unwrapped
+
+# empty: white space so far; object: JSON; quoted: JSON inside a JSON string; free: anything else
+_Form = Literal["empty", "object", "quoted", "free"]
+_FORMS: Final[Mapping[str, _Form]] = {"{": "object", "[": "object", '"': "quoted"}
+
+
+class Arguments:
+    """Of one call.
+
+    White space around them is dropped, and so is what follows a complete object. A JSON string is
+    held back until it is closed: it may hold JSON, which then counts.
+    """
+
+    def __init__(self) -> None:
+        self._shown: list[str] = []
+        self._form: _Form = "empty"
+        self._held = ""
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+        self._done = False
+
+    @property
+    def text(self) -> str:
+        """All that was shown so far."""
+        return "".join(self._shown)
+
+    @property
+    def in_string(self) -> bool:
+        """Whether a string of theirs is open, so that a mark in it is text."""
+        return self._in_string
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether they are JSON as they stand."""
+        try:
+            json.loads(self.text + self._held)
+        except (ValueError, RecursionError):
+            return False
+        return True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the object, or the string, is closed."""
+        return self._done
+
+    def push(self, text: str) -> str:
+        """What of it can be shown now."""
+        if self._form == "empty":
+            text = text.lstrip()
+            if text:
+                self._form = _FORMS.get(text[0], "free")
+        if self._form in ("object", "quoted"):
+            text = self._watched(text)
+        if self._form == "quoted":
+            self._held += text
+            return ""
+        if self._form == "free":
+            text = self._held + text
+            shown = text.rstrip()
+            self._held = text[len(shown) :]
+            text = shown
+        if text:
+            self._shown.append(text)
+        return text
+
+    def close(self) -> str:
+        """What is left."""
+        rest = unwrapped(self._held) if self._form == "quoted" else ""
+        self._held = ""
+        self._shown.append(rest)
+        return rest
+
+    def fork(self) -> Arguments:
+        """The same once more; what comes to one of the two does not come to the other."""
+        other = copy.copy(self)
+        other._shown = [*self._shown]
+        return other
+
+    def _watched(self, text: str) -> str:
+        """`text` up to where the value is complete."""
+        for place, char in enumerate(text):
+            if self._done:
+                return text[:place]
+            if self._escaped:
+                self._escaped = False
+            elif self._in_string:
+                self._escaped = char == "\\"
+                self._in_string = char != '"'
+            elif char == '"':
+                self._in_string = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+            self._done = self._depth <= 0 and not self._in_string
+        return text

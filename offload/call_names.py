@@ -1,0 +1,153 @@
+"""Which tool a model means: ids and bodies of calls as models write them, right or nearly so."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from offload.messages import unwrapped
+from offload.tools import Tool
+
+_CANONICAL: Final = re.compile(r"functions\.(?P<name>.+):(?P<number>[0-9]{1,9})")
+_PREFIX: Final = re.compile(r"functions?[._:]?")
+_NUMBER: Final = re.compile(r"(\s*:\s*|_|)[0-9]+$")
+# an id that names no function: a counter, or what OpenAI's and Anthropic's servers give out
+_BARE: Final = re.compile(r"[:_]?[0-9]+|(call|toolu?|fc|chatcmpl-tool)[_-]?[\w-]*", re.ASCII)
+_FENCED: Final = re.compile(
+    r"(?P<name>[^\s{`]+)\s*```(?:json)?\s*(?P<arguments>.*?)\s*(```)?", re.S
+)
+_XML_NAME: Final = re.compile(r"<function=(?P<name>[^>\s]+)>(?P<rest>.*)", re.S)
+_XML_PAIR: Final = re.compile(
+    r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>"
+    r"|<parameter=(?P<name>[^>]+)>\n?(?P<text>.*?)\n?</parameter>",
+    re.S,
+)
+
+
+def own_number(call_id: str, name: str) -> int | None:
+    """The number in an id `functions.NAME:NUMBER`; None if it has another form or name."""
+    known = _CANONICAL.fullmatch(call_id.strip())
+    return int(known["number"]) if known and known["name"] == name else None
+
+
+class CallNames:
+    """The declared tools, found by what a model writes."""
+
+    def __init__(self, tools: Sequence[Tool]) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+        self._longest_first = sorted(self._tools, key=len, reverse=True)
+
+    def find(self, call_id: str) -> str | None:
+        """The tool that an id names: exactly, but for prefix and number, or as its longest end.
+
+        An id that is a bare counter names the only tool, if there is one.
+        """
+        given = call_id.strip()
+        stems = list(dict.fromkeys((given, _NUMBER.sub("", given).strip())))
+        for stem in stems:
+            prefix = _PREFIX.match(stem)
+            for name in (stem, stem[prefix.end() :].strip() if prefix else stem):
+                if name in self._tools:
+                    return name
+        for name in self._longest_first:
+            for stem in stems:
+                before = stem[: -len(name)]
+                if stem.endswith(name) and not before[-1:].isalnum():
+                    return name
+        if len(self._tools) == 1 and self._is_bare(given):
+            return next(iter(self._tools))
+        return None
+
+    def guess(self, call_id: str, arguments: str) -> tuple[str, str] | None:
+        """Name and arguments of a call whose id names no tool: by what the arguments say.
+
+        They hold a name beside the arguments proper, or an id that is a bare counter leaves it to
+        their keys, if these fit one tool alone.
+        """
+        inner = self.named(arguments)
+        if inner is not None or not self._is_bare(call_id.strip()):
+            return inner
+        plain = unwrapped(arguments.strip())
+        keys = _object(plain)
+        if keys is None:
+            return None
+        fitting = [name for name, tool in self._tools.items() if _fits(tool.parameters, keys)]
+        return (fitting[0], plain) if len(fitting) == 1 else None
+
+    def read(self, body: str) -> tuple[str, str] | None:
+        """Name and arguments of a call that is written without a mark between them."""
+        body = body.strip()
+        named = self.named(body) or self._tagged(body)
+        if named is not None:
+            return named
+        head, brace, rest = body.partition("{")
+        name = self.find(head) if head.strip() else None
+        if name is None or (brace and _object(brace + rest) is None):
+            return None
+        return name, brace + rest or "{}"
+
+    def named(self, text: str) -> tuple[str, str] | None:
+        """Of {"name": ..., "arguments": ...}, or of a name before arguments in a fence."""
+        fenced = _FENCED.fullmatch(text.strip())
+        if fenced and (name := self.find(fenced["name"])):
+            return name, fenced["arguments"] or "{}"
+        given = _object(text)
+        said = given.get("name") if given else None
+        name = self.find(said) if isinstance(said, str) and said else None
+        if given is None or name is None or not given.keys() <= {
+            "id", "type", "name", "arguments", "parameters"
+        }:  # fmt: skip
+            return None
+        arguments = given.get("arguments", given.get("parameters"))
+        if isinstance(arguments, str):
+            return name, arguments.strip() or "{}"
+        return name, json.dumps(arguments or {}, ensure_ascii=False)
+
+    def _tagged(self, body: str) -> tuple[str, str] | None:
+        """A name, and a pair of tags around each key and value (GLM), or `<parameter=` (Qwen)."""
+        function = _XML_NAME.match(body)
+        head = function["name"] if function else body.partition("<")[0]
+        name = self.find(head) if head.strip() else None
+        if name is None or (not function and "<arg_key>" not in body):
+            return None
+        properties = self._tools[name].parameters.get("properties")
+        arguments: dict[str, Any] = {}
+        for pair in _XML_PAIR.finditer(function["rest"] if function else body):
+            key, text = (pair["key"] or pair["name"] or "").strip(), pair["value"] or pair["text"]
+            schema = properties.get(key) if isinstance(properties, Mapping) else None
+            arguments[key] = _value(text or "", schema)
+        return name, json.dumps(arguments, ensure_ascii=False)
+
+    @staticmethod
+    def _is_bare(call_id: str) -> bool:
+        prefix = _PREFIX.match(call_id)
+        rest = call_id[prefix.end() :] if prefix else call_id
+        return not call_id or _BARE.fullmatch(rest) is not None
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _fits(schema: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    properties, required = schema.get("properties"), schema.get("required")
+    known = properties if isinstance(properties, Mapping) else {}
+    demanded = required if isinstance(required, (list, tuple)) else ()
+    return all(key in known for key in given) and all(key in given for key in demanded)
+
+
+def _value(text: str, schema: object) -> Any:
+    """What a text between tags stands for: a string where the schema says so, else JSON."""
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    if kind == "string":
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

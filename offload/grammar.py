@@ -1,0 +1,160 @@
+"""Grammar: which tokens go on with a JSON text that follows a schema. llguidance does the work."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from offload.errors import OffloadError, RequestError
+from offload.guide import BITS
+from offload.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+# Between two tokens of JSON. Bounded, or a model may write white space for ever.
+_SPACE: Final = r"[ \t]{1,40}|\r?\n[ \t]{0,40}"
+
+
+class Grammar:
+    """A schema made ready; shared freely between answers and threads."""
+
+    def __init__(self, start: LLMatcher, end_id: int) -> None:
+        self._start = start
+        self._end_id = end_id
+
+    def text(self) -> JsonText:
+        """A text of it, at its beginning."""
+        return JsonText(self._start.deep_copy(), self._end_id)
+
+
+class JsonText:
+    """One text in the making, told every token of it. OffloadError if it is beyond the library."""
+
+    def __init__(self, matcher: LLMatcher, end_id: int) -> None:
+        self._matcher = matcher
+        self._end_id = end_id
+
+    @property
+    def may_end(self) -> bool:
+        """Whether it is complete as it stands."""
+        return self._matcher.is_accepting()
+
+    @property
+    def must_end(self) -> bool:
+        """Whether nothing may follow."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
+
+    def bits(self) -> BITS:
+        """The tokens that may come next, to be changed at will; none where it must end."""
+        words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32).copy()
+        self._check()
+        words[self._end_id >> 5] &= np.uint32(~(1 << (self._end_id & 31)) & 0xFFFFFFFF)
+        return words
+
+    def push(self, token_id: int) -> None:
+        """This one came."""
+        self._matcher.consume_token(token_id)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.get_error().partition("\n")[0]
+            raise OffloadError(
+                f"the answer cannot be held to its schema any further: {reason}; use a simpler one"
+            )
+
+
+class Grammars:
+    """Makes them for one vocabulary. The library's view of it is built when it is first needed."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._vocabulary = tokenizer
+        self._end_id = min(tokenizer.eog_ids, default=0)
+        self._lock = threading.Lock()
+        self._view: LLTokenizer | None = None
+
+    def make(self, schema: Mapping[str, Any], *, lenient: bool) -> tuple[Grammar | None, list[str]]:
+        """(the grammar, what of the schema it does not enforce), or (None, why there is none).
+
+        lenient: keywords that the library does not know are ignored instead of refused.
+        """
+        from llguidance import LLMatcher
+
+        options: Any = {"lenient": lenient, "whitespace_pattern": _SPACE}
+        source = LLMatcher.grammar_from_json_schema(
+            json.dumps(schema, ensure_ascii=False), overrides=options
+        )
+        view = self._tokens()
+        is_refused, said = LLMatcher.validate_grammar_with_warnings(source, view)
+        if is_refused:
+            return None, said
+        start = LLMatcher(view, source, log_level=0)
+        if start.is_error():
+            return None, [start.get_error()]
+        return Grammar(start, self._end_id), said
+
+    def _tokens(self) -> LLTokenizer:
+        with self._lock:
+            if self._view is None:
+                self._view = _view_of(self._vocabulary, self._end_id)
+            return self._view
+
+
+def is_installed() -> bool:
+    """Whether the library is there."""
+    return importlib.util.find_spec("llguidance") is not None
+
+
+def check_installed() -> None:
+    """RequestError without the library."""
+    if not is_installed():
+        raise RequestError(
+            "answers can be held to a schema only with llguidance: "
+            "pip install 'kimi-offload[serve]'"
+        )
+
+
+def _view_of(vocabulary: Tokenizer, end_id: int) -> LLTokenizer:
+    """A vocabulary as the library sees it: texts, and `end_id` for the end of one."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    # tokens without text can never come
+    texts = [
+        b"" if vocabulary.is_control(i) else vocabulary.token_bytes(i)
+        for i in range(vocabulary.n_vocab)
+    ]
+    texts[end_id] = b"<end>"
+    # slices: sets of tokens that many states of JSON allow as a whole
+    return LLTokenizer(
+        TokenizerWrapper(_Words(vocabulary, texts, end_id)), slices=LLTokenizer.json_slices()
+    )
+
+
+class _Words:
+    """What the library asks for; it is called for text that a schema forces."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Tokenizer, texts: list[bytes], end_id: int) -> None:
+        self.tokens = texts
+        self.eos_token_id = end_id
+        self.special_token_ids = [end_id]
+        self._encode = vocabulary.encode
+        self._single: dict[bytes, int] = {}
+        for token_id, text in enumerate(texts):
+            if len(text) == 1:
+                self._single.setdefault(text, token_id)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        data = text.encode() if isinstance(text, str) else text
+        ids = self._encode(data.decode("utf-8", "replace"), special=False)
+        if b"".join(self.tokens[i] for i in ids) == data:
+            return ids
+        # some vocabularies put a space before a text, or know other bytes than these
+        return [self._single[data[i : i + 1]] for i in range(len(data))]
