@@ -31,8 +31,8 @@ from offload.server.machine_look import Look, experts_of, look, routed_bytes
 from offload.server.machine_plan import (
     bytes_by_block,
     measured_bytes,
+    plan_facts,
     plan_rows,
-    predicted_bytes,
     what_is_off,
 )
 from offload.server.page import FOLDER, TYPES, files
@@ -287,13 +287,14 @@ def test_bytes_of_slots_and_disk_count_for_themselves(host):
         placements={**plan.placements, "routed": replace(on_disk, tier="disk")},
         cache=slots,
     )
-    predicted = predicted_bytes(engine.config, census, disk)
+    facts = plan_facts(engine.config, census, disk)
+    predicted = facts.predicted
     routed = bytes_by_block(census)["routed"]
     assert predicted["slots"] == pytest.approx(routed / 2)
     assert predicted["disk"] == pytest.approx(routed / 2)
     assert sum(predicted.values()) == pytest.approx(sum(bytes_by_block(census).values()))
     seen = replace(looked(host), plan=disk, bytes_read=1000, routed={"slots": 500, "disk": 100})
-    read = measured_bytes(seen, engine.config, census, predicted)
+    read = measured_bytes(seen, facts)
     assert read == {"slots": 500, "mmap": 400, "disk": 100}
     assert "expert slots" in {row["name"] for row in plan_rows(disk)}
     assert "expert slots in RAM" not in {one["what"] for one in what_is_off(seen)}
@@ -308,8 +309,8 @@ def test_layers_on_a_gpu_are_a_row_of_their_own(host):
     assert rows["attention, layers 0"]["tier"] == "vram"
     both = rows["attention"]["bytes"] + rows["attention, layers 0"]["bytes"]
     assert both == base.n_bytes
-    predicted = predicted_bytes(host.engine.config, host.engine.census(), shared)
-    assert list(predicted) == ["vram", "mmap"]
+    facts = plan_facts(host.engine.config, host.engine.census(), shared)
+    assert list(facts.predicted) == ["vram", "mmap"]
 
 
 def test_experts_in_vram_and_in_slots_are_told_apart(host):
