@@ -118,6 +118,7 @@ class OpenAIReply(ABC):
             "choices": [self._choice(index, one) for index, one in enumerate(said)],
             "usage": self._usage(),
             "timings": timings(self._ended[0]),
+            **_warnings(self._ended[0]),
         }
 
     def _finish(self, index: int, ended: Ended) -> bytes:
@@ -126,6 +127,7 @@ class OpenAIReply(ABC):
             "object": self._shape.chunk,
             "choices": [self._last(index, ended)],
             "timings": timings(ended),
+            **_warnings(ended),
         }
         if not self._told.usage and len(self._ended) == self._n:
             chunk["usage"] = self._usage()
@@ -143,6 +145,10 @@ class OpenAIReply(ABC):
             "time_ms": round((time.monotonic() - self._began) * 1e3),
         }
         return f'{self._head}],"prompt_progress":{json.dumps(told)}}}\n\n'.encode()
+
+
+def _warnings(ended: Ended) -> dict[str, list[str]]:
+    return {"warnings": list(ended.notes)} if ended.notes else {}
 
 
 def finish_reason(ended: Ended, *, has_calls: bool = False) -> dict[str, str]:
