@@ -3,6 +3,9 @@
 # make gpu-kernels [ARGS="..."]          what every GPU kernel costs, without a GPU; fails if one spills
 # make results [RUNS="TQ1_0-packed"]     measure this machine beside llama.cpp, write PAGE
 # make gpu-check [OUT=folder]            prove a GPU against the CPU, and measure it
+# make clients                           the server against clients from npm, which it installs
+# make page-test [ARGS="..."]            the page in Chromium; CHROMIUM=/path/to/it if not on the PATH
+# make vendor                            fetch the page's libraries from npm again, as they are pinned
 # make clean                             remove what these made
 #
 # PYTHON selects the interpreter (3.11 or newer), VENV the place of the environment.
@@ -22,7 +25,7 @@ RUNS ?= $(foreach t,TQ1_0 IQ1_S IQ1_M Q2_K Q3_K TQ2_0,$(t)-packed $(t)-native) \
 PAGE ?= bench/results/this-machine.md
 BENCH = $(BIN)/kimi-offload bench --compare llama.cpp $(ARGS)
 
-.PHONY: run test gpu-kernels results gpu-check venv venv-dev clean
+.PHONY: run test gpu-kernels results gpu-check clients page-test vendor venv venv-dev clean
 
 # only from the command line: some shells keep something else in a variable PROMPT
 ifeq ($(origin PROMPT),command line)
@@ -63,6 +66,21 @@ CHECK_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 gpu-check:
 	$(CHECK_PYTHON) -m offload.gpu_check --out $(OUT) $(ARGS)
+
+# needs node 20 or newer
+clients: venv-dev
+	@mkdir -p build/clients
+	cp tests/clients/package.json tests/clients/package-lock.json build/clients
+	cd build/clients && npm ci --no-audit --no-fund
+	$(BIN)/python -m pytest tests/test_npm_clients.py $(ARGS)
+
+# needs a Chromium of the system (Debian: apt-get install chromium)
+page-test: venv-dev
+	$(BIN)/python -m pip install --quiet playwright axe-playwright-python
+	PAGE_TEST=1 $(BIN)/python -m pytest tests/test_page.py tests/test_page_browser.py $(ARGS)
+
+vendor:
+	$(PYTHON) .ci/vendor_page
 
 venv: $(VENV)/.installed
 

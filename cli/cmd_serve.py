@@ -89,6 +89,13 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     help="The model's name for clients.  [default: the name of its file]",
 )
 @click.option(
+    "--sessions",
+    type=GivenPath(what="path of the sessions' folder"),
+    metavar="DIR",
+    help="Keep what the model has read of conversations in this folder, over a restart; made if it"
+    " is not there.",
+)
+@click.option(
     "--drain-seconds",
     type=FiniteRange(min=0, max=86_400),
     default=30.0,
@@ -132,6 +139,7 @@ def command(model: Path | None, **values: Any) -> None:
         names=values["names"],
         keys=keys,
         origins=values["origins"],
+        sessions=values["sessions"],
         drain_seconds=values["drain_seconds"],
     )
     with LoadDisplay() as display:
@@ -141,6 +149,7 @@ def command(model: Path | None, **values: Any) -> None:
             options,
             progress=display.callback,
             tell=say,
+            note=lambda line: say(line, err=True),
         )
     if not is_done:
         say("some answers were ended before they were complete", err=True)

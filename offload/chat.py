@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Final
 
-from offload.arguments import quoted
-from offload.chat_template import TemplateRenderer, has_switch
 from offload.errors import RequestError
 from offload.kimi_chat import (
     KIMI_KINDS,
@@ -30,8 +28,17 @@ from offload.kimi_chat import (
 from offload.messages import Message, ToolCall, read_messages
 from offload.metadata import integer
 from offload.metadata import text as metadata_text
-from offload.prompt import ChatFormat, Prompt, completion_prompt, with_bos
-from offload.reply_lexer import THINK_CLOSE, THINK_OPEN
+from offload.prompt import (
+    ChatFormat,
+    Prompt,
+    check_thinking,
+    completion_prompt,
+    untaught,
+    with_bos,
+)
+from offload.reply_lexer import THINK_OPEN
+from offload.template_chat import TemplateFormat
+from offload.template_code import has_switch
 from offload.tokenizer import Tokenizer, load_tokenizer
 from offload.tools import ToolMarks, read_tools
 
@@ -45,21 +52,6 @@ __all__ = [
     "completion_prompt",
     "read_messages",
 ]
-
-
-def _untaught(count: int) -> str:
-    return f"{count} tools are left out: this model was not taught to call any"
-
-
-def _check_thinking(name: str, mode: ThinkingMode, thinking: bool | None) -> None:
-    if not isinstance(thinking, bool | None):
-        raise RequestError(f"thinking must be True, False or None, not {quoted(thinking)}")
-    if thinking is True and mode == "none":
-        raise RequestError(f"a {name} has no thinking mode; leave `thinking` unset.")
-    if thinking is False and mode == "always":
-        raise RequestError(
-            f"a {name} always thinks, it cannot be switched off; leave `thinking` unset."
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +87,10 @@ class KimiFormat:
     ) -> Prompt:
         """See `ChatFormat.build_prompt`; only an explicit False switches thinking off."""
         mode = self.style.thinking_mode
-        _check_thinking(f"{self.name} model", mode, thinking)
+        check_thinking(f"{self.name} model", mode, thinking)
         offered, notes = read_tools(tools)
         if offered and self.style.declaration is None:
-            offered, notes = (), (*notes, _untaught(len(offered)))
+            offered, notes = (), (*notes, untaught(len(offered)))
         made = render_kimi(
             self.style,
             read_messages(messages),
@@ -116,57 +108,6 @@ class KimiFormat:
             marks=KIMI_KINDS,
             tools=offered,
             calls=made.n_calls,
-            notes=notes,
-        )
-
-
-class TemplateFormat:
-    """`ChatFormat` by the template inside the file."""
-
-    name = "template"
-
-    def __init__(self, source: str, why: str, tokenizer: Tokenizer) -> None:
-        self.why = why
-        self._tokenizer = tokenizer
-        self._renderer = TemplateRenderer(source, tokenizer)
-        self._text_markers = THINK_OPEN in source and tokenizer.special_id(THINK_OPEN) is None
-        self._mode: ThinkingMode = "none"
-        if has_switch(source):
-            self._mode = "switch"
-        elif THINK_OPEN in source:
-            self._mode = "always"
-
-    @property
-    def thinking_mode(self) -> ThinkingMode:
-        """`switch` if the template reads `thinking` or `enable_thinking`."""
-        return self._mode
-
-    @property
-    def tool_marks(self) -> ToolMarks | None:
-        """None so far."""
-        return None
-
-    def build_prompt(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        *,
-        thinking: bool | None = None,
-        preserve_thinking: bool | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> Prompt:
-        """See `ChatFormat.build_prompt`; the template decides what None means."""
-        offered, notes = read_tools(tools)
-        if offered:
-            notes = (*notes, _untaught(len(offered)))
-        _check_thinking("model with this template", self._mode, thinking)
-        switches = {} if thinking is None else {"thinking": thinking, "enable_thinking": thinking}
-        parts, text = self._renderer.render(read_messages(messages), **switches)
-        return Prompt(
-            ids=with_bos(self._tokenizer, self._tokenizer.encode_parts(parts)),
-            text=text,
-            in_thinking=text.rstrip().endswith(THINK_OPEN),
-            after_thinking=text.rstrip().endswith(THINK_CLOSE),
-            text_markers=self._text_markers,
             notes=notes,
         )
 

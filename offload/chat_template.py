@@ -9,8 +9,7 @@ character is taken out again before the text is tokenised.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any, Final
@@ -19,13 +18,11 @@ from offload.child import Child, ChildError
 from offload.child_frames import Frame
 from offload.errors import OffloadError, RequestError, UnsupportedError, shown
 from offload.literals import Literals
-from offload.messages import Message
+from offload.messages import Message, ToolCall
+from offload.template_code import reads_calls
+from offload.template_values import as_dicts, as_text, plain_json, rewritten, texts_of
 from offload.tokenizer import Part, TextPart, Tokenizer
-
-_OPEN: Final = re.compile(r"\{[{%]")
-_CLOSE: Final = re.compile(r"[}%]\}")
-_STRING: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
-_SWITCH: Final = re.compile(r"(?<![\w.])(enable_)?thinking\b(?!\s*\()")
+from offload.tools import Tool
 
 _PRIVATE_USE: Final = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
 _SECONDS: Final = 5.0
@@ -67,7 +64,9 @@ class TemplateRenderer:
     def _used_characters(self) -> frozenset[str]:
         return frozenset(chain(self.source, *self._tokenizer.specials))
 
-    def render(self, messages: Sequence[Message], **switches: Any) -> tuple[list[Part], str]:
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), **switches: Any
+    ) -> tuple[list[Part], str]:
         """The parts of the prompt for the next assistant turn, and the same as one string.
 
         switches: further variables of the template, such as enable_thinking.
@@ -75,21 +74,16 @@ class TemplateRenderer:
         Raises UnsupportedError for a template that cannot be compiled, RequestError for everything
         that goes wrong when it runs.
         """
-        if any(message.tool_calls or message.role == "tool" for message in messages):
-            raise RequestError(
-                "tool calls in the history are supported for Kimi models only in this version; "
-                "leave out the tool messages."
-            )
-        mark = self._free_mark(messages)
-        name_of = {token_id: text for text, token_id in self._tokenizer.specials.items()}
-        bos, eos = self._tokenizer.bos_id, min(self._tokenizer.eog_ids, default=None)
-        text = self._run({
-            "messages": [self._as_dict(message, mark) for message in messages],
-            "add_generation_prompt": True,
-            "bos_token": "" if bos is None else name_of.get(bos, ""),
-            "eos_token": "" if eos is None else name_of.get(eos, ""),
-            **switches,
-        })  # fmt: skip
+        if not reads_calls(self.source):
+            messages = as_text(messages)
+        asks = any(message.tool_calls for message in messages)
+        given: dict[str, Any] = {
+            "messages": as_dicts(messages, objects=not asks or self._takes_objects)
+        }
+        if tools:
+            given["tools"] = [plain_json(tool.given) for tool in tools]
+        mark = self._free_mark(given)
+        text = self._run(rewritten(given, lambda text: self._broken(text, mark)), switches)
         plain = text.replace(mark, "")
         if plain == text:
             return [TextPart(text, special=True)], text
@@ -102,15 +96,38 @@ class TemplateRenderer:
         parts.append(TextPart(text[place:].replace(mark, "")))
         return parts, plain
 
-    def _run(self, variables: Mapping[str, Any]) -> str:
-        """What the template writes."""
+    @cached_property
+    def _takes_objects(self) -> bool:
+        """Whether the template writes arguments that are objects; else they must be JSON text."""
+        call = ToolCall(name="f", arguments='{"tried": 1}', id="functions.f:0")
+        tried = (
+            Message(role="user", content="x"),
+            Message(role="assistant", tool_calls=(call,)),
+            Message(role="tool", content="x", tool_call_id=call.id),
+        )
+        try:
+            text = self._run({"messages": as_dicts(tried, objects=True)}, {})
+        except RequestError:
+            return False
+        return "'tried'" not in text  # no JSON, but what Python prints
+
+    def _run(self, given: Mapping[str, Any], switches: Mapping[str, Any]) -> str:
+        """What the template writes. given: of the request, marked."""
         if len(self.source) > _TEMPLATE_CHARACTERS:
             raise UnsupportedError(
                 f"the chat template of this model has {len(self.source):,} characters, up to "
                 f"{_TEMPLATE_CHARACTERS:,} are read; {_WAY_OUT}"
             )
-        given = sum(len(text) for message in variables["messages"] for text in message.values())
-        most = _PROMPT_CHARACTERS + 4 * given
+        name_of = {token_id: text for text, token_id in self._tokenizer.specials.items()}
+        bos, eos = self._tokenizer.bos_id, min(self._tokenizer.eog_ids, default=None)
+        variables = {
+            **given,
+            "add_generation_prompt": True,
+            "bos_token": "" if bos is None else name_of.get(bos, ""),
+            "eos_token": "" if eos is None else name_of.get(eos, ""),
+            **switches,
+        }
+        most = _PROMPT_CHARACTERS + 4 * sum(map(len, texts_of(given)))
         request = Frame({"do": "render", "variables": variables, "characters": most})
         try:
             reply = self._child.call(request, seconds=_SECONDS, reply_bytes=4 * most)
@@ -123,24 +140,13 @@ class TemplateRenderer:
             raise _refusal(reply.header)
         return reply.body.decode("utf-8", "surrogatepass")
 
-    def _free_mark(self, messages: Iterable[Message]) -> str:
+    def _free_mark(self, given: object) -> str:
         """A private-use character that is in no message, no special token and not the template."""
-        used = set(self._used_characters)
-        for message in messages:
-            used.update(message.content, message.name or "", message.reasoning_content or "")
+        used = self._used_characters.union(*texts_of(given))
         mark = next((chr(i) for i in chain(*_PRIVATE_USE) if chr(i) not in used), None)
         if mark is None:
             raise RequestError("the messages use every private-use character of Unicode.")
         return mark
-
-    def _as_dict(self, message: Message, mark: str) -> dict[str, str]:
-        fields = {
-            "content": message.content,
-            "name": message.name,
-            "reasoning_content": message.reasoning_content,
-        }
-        given = {key: self._broken(text, mark) for key, text in fields.items() if text is not None}
-        return {"role": message.role, **given}
 
     def _broken(self, text: str, mark: str) -> str:
         """`text` with the mark inside every special token, overlapping ones too.
@@ -181,20 +187,3 @@ def _refusal(header: Mapping[str, Any]) -> OffloadError:
             f"the chat template of this model is not valid jinja: {said or kind}; {_WAY_OUT}"
         )
     return RequestError(f"the chat template of this model refuses these messages: {said or kind}")
-
-
-def has_switch(template: str) -> bool:
-    """Whether a template reads the variable `thinking` or `enable_thinking`."""
-    code = _STRING.sub("''", " ".join(_inside(template)))
-    return _SWITCH.search(code) is not None
-
-
-def _inside(template: str) -> Iterator[str]:
-    """What stands between `{{` or `{%` and the next `}}` or `%}`."""
-    place = 0
-    while (start := _OPEN.search(template, place)) is not None:
-        end = _CLOSE.search(template, start.end())
-        if end is None:  # nor is there one after a later start
-            return
-        yield template[start.end() : end.start()]
-        place = end.end()

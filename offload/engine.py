@@ -39,7 +39,7 @@ from offload.sessions import Session, Sessions
 from offload.speech import Request
 from offload.stats import LoadProgress, RunStats
 from offload.steps import Model, Steps
-from offload.tensor_census import census
+from offload.tensor_census import Census, census
 from offload.tiering import Home, TierOptions
 from offload.tokenizer import Tokenizer
 from offload.wishes import ChatWishes
@@ -77,7 +77,7 @@ class Engine:
             reopen=self._recovery.open,
         )
         context = model.kv.context
-        self._sessions = Sessions(file, config.name, self._steps)
+        self.sessions = Sessions(file, config.name, self._steps)
         self._requests = Requests(tokenizer, self.format, config.vocab_size, context)
 
     # --- what people call ---------------------------------------------------------------------
@@ -100,19 +100,29 @@ class Engine:
         which takes about a second.
         """
         self._steps.holder.check_open()
-        counted = census(self._file, self.config)
-        return self_check(self.config, counted, self.plan, self.stats, self.expert_stats)
+        return self_check(self.config, self.census(), self.plan, self.stats, self.expert_stats)
 
     def expected_speed(self) -> str:
         """One line: tokens per second that this plan should give here, and what limits them."""
         self._steps.holder.check_open()
-        return expectation(self.config, census(self._file, self.config), self.plan)
+        return expectation(self.config, self.census(), self.plan)
 
     @property
     def expert_stats(self) -> ExpertStats:
         """Of all answers so far: uses of each routed expert, hits, bytes by tier."""
         self._steps.holder.check_open()
         return self._steps.model.expert_stats
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights that went through kernels so far; 0 where a device has failed."""
+        self._steps.holder.check_open()
+        return getattr(self._steps.model, "bytes_read", 0)
+
+    def census(self) -> Census:
+        """The tensors of its file, counted."""
+        self._steps.holder.check_open()
+        return census(self._file, self.config)
 
     def logits(self, token_ids: Sequence[int], *, kv_type: KVType = "f32") -> np.ndarray:
         """Logits of every position of a fresh sequence: (n_tokens, n_vocab) float32.
@@ -253,7 +263,7 @@ class Engine:
         sequence = self._steps.latest
         if answer is not None:
             sequence = check_type("answer", answer, Answer).sequence
-        self._sessions.save(place, sequence, check_type("note", note, str))
+        self.sessions.save(place, sequence, check_type("note", note, str))
 
     def load_session(self, path: str | PathLike[str]) -> Session:
         """Bring a saved KV cache back: prompts that begin with its tokens go on from there.
@@ -261,7 +271,7 @@ class Engine:
         Raises RequestError for a file that is none, damaged, or of another model.
         """
         self._steps.holder.check_open()
-        return self._sessions.load(path_argument("the path of the session", path))
+        return self.sessions.load(path_argument("the path of the session", path))
 
     def step(self) -> None:
         """One step for all answers that have begun: schedule, run, sample, deliver (steps.py).

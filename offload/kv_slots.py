@@ -134,7 +134,7 @@ class KVSlots:
 
     def drop_all(self) -> None:
         """Forget everything that no sequence uses."""
-        for slot in self._idle():
+        for slot in self.idle():
             self.drop(slot)
 
     def adopt(self, ids: Array, expanded: Runs) -> Slot | None:
@@ -188,7 +188,7 @@ class KVSlots:
         """So many rows in whole pages."""
         return -(-rows // self._page) * self._page
 
-    def _idle(self) -> list[Slot]:
+    def idle(self) -> list[Slot]:
         """Slots that no sequence has, those not used for longest first."""
         return sorted((s for s in self._slots if not s.promised), key=lambda slot: slot.used)
 
@@ -197,13 +197,13 @@ class KVSlots:
 
         Little is lost by it; or a copy would cost slots that were used later.
         """
-        older = sum(self.whole(s.touched) for s in self._idle() if s.used < slot.used)
+        older = sum(self.whole(s.touched) for s in self.idle() if s.used < slot.used)
         is_short = self.whole(rows) > self.free_rows + older
         return is_short or SPARED * (slot.touched - shared) <= shared
 
     def _make_room(self, rows: int, keep: Slot | None) -> bool:
         """Drop idle slots until `rows` (whole pages) are free; none if that is not enough."""
-        idle = [slot for slot in self._idle() if slot is not keep]
+        idle = [slot for slot in self.idle() if slot is not keep]
         if rows > self.free_rows + sum(self.whole(slot.touched) for slot in idle):
             return False
         for slot in idle:
@@ -214,7 +214,7 @@ class KVSlots:
 
     def _open(self, ids: Array, expanded: Runs, keep: Slot | None) -> Slot:
         if len(self._slots) >= MOST_SLOTS:
-            for slot in [slot for slot in self._idle() if slot is not keep][:1]:
+            for slot in [slot for slot in self.idle() if slot is not keep][:1]:
                 self.drop(slot)
         slot = Slot(number=self._spare_number(), ids=ids, expanded=expanded)
         self.kv.open(slot.number)

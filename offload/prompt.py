@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from offload.arguments import quoted
+from offload.errors import RequestError
 from offload.kimi_chat import ThinkingMode
 from offload.messages import Message
 from offload.reply_lexer import THINK_KINDS, Kind
@@ -108,3 +110,20 @@ def with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     if not tokenizer.add_bos or bos is None or ids[:1] == [bos]:
         return ids
     return [bos, *ids]
+
+
+def untaught(count: int) -> str:
+    """A note: the tools of a request are not in its prompt."""
+    return f"{count} tools are left out: this model was not taught to call any"
+
+
+def check_thinking(name: str, mode: ThinkingMode, thinking: bool | None) -> None:
+    """RequestError for what the mode does not allow; name: of what has it."""
+    if not isinstance(thinking, bool | None):
+        raise RequestError(f"thinking must be True, False or None, not {quoted(thinking)}")
+    if thinking is True and mode == "none":
+        raise RequestError(f"a {name} has no thinking mode; leave `thinking` unset.")
+    if thinking is False and mode == "always":
+        raise RequestError(
+            f"a {name} always thinks, it cannot be switched off; leave `thinking` unset."
+        )

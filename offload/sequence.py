@@ -218,7 +218,7 @@ class Sequence:
         stats.repetition = speech.repetition
         if speech.finish is not None:
             check()
-            stats.finish_reason = speech.finish
+            stats.finish_reason, stats.stop_string = speech.finish, speech.stop_string
             stats.swapped_bytes = swapped_bytes()
             self.is_over = True
         if tokens:

@@ -1,7 +1,9 @@
-"""Engine.save_session and load_session: between KV slots and files."""
+"""Engine.save_session and load_session: between KV slots and files; one of all that is in slots."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import numpy as np
 from offload import session_file
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
-from offload.kv_slots import Slot
+from offload.kv_slots import Slot, common
 from offload.sequence import Sequence
 from offload.session_file import Head, SessionFile
 from offload.steps import Steps
+
+SUFFIX = ".kv"  # of files of `Sessions.save_idle`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,19 +51,70 @@ class Sessions:
                     "there is nothing to save in a session: no answer was begun, or its part of "
                     "the KV cache was needed for others"
                 )
-            layers = [] if slot is None else steps.model.kv.read(slot.number, n)
-            model, tokenizer = self._known_digests()
-            head = Head(
-                name=self._name,
-                model=model,
-                tokenizer=tokenizer,
-                kind=steps.model.kv.kind,
-                row_bytes=[rows.shape[1] for rows in layers],
-                ids=[] if slot is None else slot.ids[:n].tolist(),
-                expanded=() if slot is None else slot.expanded,
-                note=note,
-            )
-            session_file.save(path, head, layers)
+            self._write(path, slot, n, note)
+
+    @property
+    def label(self) -> str:
+        """Short, of the model, its tokenizer and the kind of rows: whose files can be loaded."""
+        return _digest(*self._known_digests(), self._steps.model.kv.kind)
+
+    @property
+    def free_rows(self) -> int:
+        """Rows of the KV cache that nothing takes."""
+        with self._steps.alone():
+            self._steps.tidy()
+            return self._steps.slots.free_rows
+
+    def idle(self) -> list[str]:
+        """Names of what is in slots that no answer has, the last used last.
+
+        The same tokens in the same forms have the same name. What begins another one is left out.
+        """
+        with self._steps.alone():
+            return list(self._idle())
+
+    def save_idle(self, folder: Path, saved: Collection[str]) -> str | None:
+        """Write one of `idle` that is not among `saved`, under its name; None: all are.
+
+        The last used first. One at a time, so that steps can be taken between two.
+        """
+        with self._steps.alone():
+            found = self._idle()
+            name = next((name for name in reversed(found) if name not in saved), None)
+            if name is not None:
+                self._steps.model.check_files()
+                slot = found[name]
+                self._write(folder / name, slot, slot.length, "")
+            return name
+
+    def _idle(self) -> dict[str, Slot]:
+        self._steps.tidy()
+        idle, label = self._steps.slots.idle(), self.label
+        kept = [
+            slot
+            for i, slot in enumerate(idle)
+            if not any(_begins(slot, other, or_is=j > i) for j, other in enumerate(idle) if j != i)
+        ]
+        return {
+            f"{label}-{_digest(slot.ids.tobytes(), slot.expanded)}{SUFFIX}": slot for slot in kept
+        }
+
+    def _write(self, path: Path, slot: Slot | None, n: int, note: str) -> None:
+        """The first n rows of a slot, or none, and the note. By the holder."""
+        kv = self._steps.model.kv
+        layers = [] if slot is None else kv.read(slot.number, n)
+        model, tokenizer = self._known_digests()
+        head = Head(
+            name=self._name,
+            model=model,
+            tokenizer=tokenizer,
+            kind=kv.kind,
+            row_bytes=[rows.shape[1] for rows in layers],
+            ids=[] if slot is None else slot.ids[:n].tolist(),
+            expanded=() if slot is None else slot.expanded,
+            note=note,
+        )
+        session_file.save(path, head, layers)
 
     def load(self, path: Path) -> Session:
         """Bring rows back, for whatever prompt begins with their tokens."""
@@ -112,3 +167,15 @@ class Sessions:
         if self._digests is None:
             self._digests = session_file.digests(self._file)
         return self._digests
+
+
+def _begins(slot: Slot, other: Slot, *, or_is: bool) -> bool:
+    """Whether the rows of an idle slot are the first ones of another, or all if `or_is`."""
+    if slot.length >= other.length + or_is:
+        return False
+    return common(slot.ids, slot.expanded, other.ids, other.expanded) == slot.length
+
+
+def _digest(*parts: object) -> str:
+    """16 hexadecimal digits."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()

@@ -85,11 +85,12 @@ class Request:
 class Speech:
     """The text of one answer; what may be part of a stop string is held back.
 
-    finish: why it has ended. repetition: the loop that it is in.
+    finish: why it has ended. stop_string: that ended it. repetition: the loop that it is in.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self.finish: FinishReason | None = None
+        self.stop_string: str | None = None
         self.repetition: Repetition | None = None
         self._read = request.reader()
         self._ends = tokenizer.eog_ids
@@ -142,7 +143,7 @@ class Speech:
             else:
                 shown += (Piece("content", stops.flush()), piece)
             if stops.stopped is not None:
-                self.finish = "stop"
+                self.finish, self.stop_string = "stop", stops.stopped
                 return shown
         if self.finish is not None:
             shown.append(Piece("content", stops.flush()))

@@ -44,6 +44,7 @@ class RunStats:
     sampling_seconds: choosing tokens and making text of them after these steps.
     decode_bytes: weights that went through the kernels, its share where others took part.
     repetition: set as soon as the answer goes round in circles, and counted on.
+    stop_string: that ended it.
     swapped_bytes: of this process in swap space, at the end of the answer.
     """
 
@@ -60,6 +61,7 @@ class RunStats:
     seed: int = 0
     finish_reason: FinishReason | None = None
     repetition: Repetition | None = None
+    stop_string: str | None = None
     swapped_bytes: int = 0
 
     @property

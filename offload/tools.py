@@ -12,7 +12,7 @@ from offload.arguments import quoted
 from offload.errors import RequestError, shown
 
 _IGNORED = frozenset({"cache_control"})  # clients mark with it what to cache; it moves
-_DEEPEST = 100  # levels of a schema; more is no schema for a function
+_DEEPEST = 100  # levels of a value; more is no schema for a function
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,16 +110,21 @@ def _problem(value: object) -> str:
     """Why it cannot be written as a JSON object; "" if it can."""
     if not isinstance(value, Mapping):
         return f"its parameters are {quoted(value)}, not a schema"
-    level: list[object] = [value]
-    for _ in range(_DEEPEST):
-        level = [item for one in level for item in _items(one)]
-    if level:
+    if is_deep(value):
         return f"its parameters are nested deeper than {_DEEPEST} levels"
     try:
         json.dumps(value)
     except (TypeError, ValueError) as exc:
         return f"its parameters cannot be written as JSON: {shown(exc, 100)}"
     return ""
+
+
+def is_deep(value: object) -> bool:
+    """Whether a value of JSON is nested deeper than what is walked through by recursion."""
+    level: list[object] = [value]
+    for _ in range(_DEEPEST):
+        level = [item for one in level for item in _items(one)]
+    return bool(level)
 
 
 def _items(value: object) -> Iterable[object]:

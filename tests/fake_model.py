@@ -70,7 +70,7 @@ class FakeModel:
 
     def __init__(self, context: int) -> None:
         self.kv = FakeKV(context)
-        self.config = SimpleNamespace(num_layers=LAYERS)
+        self.config = SimpleNamespace(num_layers=LAYERS, vocab_size=VOCABULARY)
         self.bytes_read = 0
         self.on_routing: Any = None
         self.batches: list[Batch] = []

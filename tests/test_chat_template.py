@@ -8,11 +8,12 @@ from typing import Any
 import kimi_vocab
 import numpy as np
 import pytest
-from test_chat import LOOP, SMUGGLED, check, format_of, kimi, system, user
+from test_chat import SMUGGLED, check, format_of, kimi, system, user
 
 from offload.chat import ChatFormat, Message
-from offload.chat_template import TemplateRenderer, has_switch
+from offload.chat_template import TemplateRenderer
 from offload.errors import RequestError, UnsupportedError
+from offload.template_code import has_switch
 from offload.tokenizer import Tokenizer, load_tokenizer
 
 CHATML = (
@@ -113,11 +114,6 @@ def test_template_adds_a_missing_bos_once() -> None:
             556,
             *kimi().encode("Hi"),
         ]
-
-
-def test_template_tool_messages_are_refused() -> None:
-    with pytest.raises(RequestError, match="Kimi models only"):
-        template_format(CHATML).build_prompt(LOOP)
 
 
 def test_template_renderer_finds_a_free_mark() -> None:

@@ -13,6 +13,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offload.errors import UnsupportedError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from offload.engine import Progress
     from offload.planning import Wish
 
-NEEDED = ("starlette", "uvicorn", "prometheus_client")
+NEEDED = ("starlette", "uvicorn", "prometheus_client", "filelock")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,8 @@ class Options:
     """What `serve` is told. alias: the model's name for clients, None: its own.
 
     names: further hosts that requests may be meant for. keys: of which a client needs one; none:
-    it needs none. origins: of pages elsewhere that may ask.
+    it needs none. origins: of pages elsewhere that may ask. sessions: a folder that keeps
+    conversations over a restart.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +42,7 @@ class Options:
     names: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    sessions: Path | None = None
     drain_seconds: float = 30.0
 
 
@@ -50,11 +53,12 @@ def serve(
     *,
     progress: Progress,
     tell: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> bool:
     """Load a model and serve it until SIGTERM or SIGINT; whether all answers came to their end.
 
-    path: None is the embedded model. tell: given a line when requests are answered. The main
-    thread only. OffloadError.
+    path: None is the embedded model. tell: given a line when requests are answered; note: lines
+    about sessions. The main thread only. OffloadError.
     """
     for name in NEEDED:
         try:
@@ -65,4 +69,4 @@ def serve(
             ) from exc
     from offload.server.serving import serve_model
 
-    return serve_model(path, wish, options, progress=progress, tell=tell)
+    return serve_model(path, wish, options, progress=progress, tell=tell, note=note)

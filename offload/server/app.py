@@ -13,14 +13,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
-from offload.server import openai_chat, openai_text
+from offload.server import anthropic, openai_chat, openai_text, responses
+from offload.server.anthropic_reply import failure_body
 from offload.server.ask import Ask
 from offload.server.errors import Failure, failure_of
 from offload.server.host import Host
 from offload.server.limits import Body, read_body
+from offload.server.machine import Machine
 from offload.server.models import Models
+from offload.server.page import page_routes
 from offload.server.security import Guarded, Rules
 from offload.server.sse import Answering
+
+MESSAGES = "/v1/messages"
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 
@@ -51,7 +56,8 @@ def make_app(host: Host, rules: Rules) -> ASGIApp:
 
 def shape(path: str, failure: Failure) -> dict[str, Any]:
     """The body of a failure, in the shape of the path's protocol."""
-    return failure.openai()
+    is_anthropic = path == MESSAGES or path.startswith(f"{MESSAGES}/")
+    return failure_body(failure) if is_anthropic else failure.openai()
 
 
 def _routes(host: Host) -> list[Route]:
@@ -63,7 +69,15 @@ def _routes(host: Host) -> list[Route]:
     def text(body: Body) -> Ask:
         return openai_text.read(body, host.name, host.engine.tokenizer)
 
+    def messages(body: Body) -> Ask:
+        return anthropic.read(body, host.name)
+
+    def response(body: Body) -> Ask:
+        return responses.read(body, host.name)
+
     return [
+        *page_routes(),
+        *Machine(host).routes(),
         Route("/health", models.health),
         Route("/v1/health", models.health),
         Route("/v1/models", models.models),
@@ -79,6 +93,9 @@ def _routes(host: Host) -> list[Route]:
         _post("/chat/completions", asking(host, chat)),
         _post("/v1/completions", asking(host, text)),
         _post("/completions", asking(host, text)),
+        _post(MESSAGES, asking(host, messages)),
+        _post(f"{MESSAGES}/count_tokens", anthropic.counting(lambda: host.engine)),
+        _post("/v1/responses", asking(host, response)),
     ]
 
 
@@ -94,7 +111,7 @@ def asking(host: Host, read: Callable[[Body], Ask]) -> Endpoint:
         desk = host.desk
         ask = read(body)
         ticket = await desk.ask(ask.starts, name=ask.name)
-        return Answering(ticket, ask.reply, stream=ask.is_stream)
+        return Answering(ticket, ask.reply, stream=ask.is_stream, n_running=desk.n_running)
 
     return endpoint
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from offload.answer import Answer
 from offload.engine import Engine, Progress
+from offload.server.billing_header import without_billing_headers
 from offload.server.desk import Start
 from offload.server.sampling import seeded
 from offload.server.sse import Reply
@@ -27,9 +28,10 @@ def chat_start(
     messages: Sequence[Any], wishes: Mapping[str, Any], sampling: Mapping[str, Any]
 ) -> Start:
     """The answer to a conversation; wishes: fields of ChatWishes."""
+    spoken = without_billing_headers(messages)
 
     def start(engine: Engine, progress: Progress) -> Answer:
-        return engine.chat(messages, **wishes, progress=progress, **sampling)
+        return engine.chat(spoken, **wishes, progress=progress, **sampling)
 
     return start
 

@@ -12,11 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from offload.answer import Answer
 from offload.engine import Engine, Progress
+from offload.errors import OffloadError
 from offload.server.errors import Failure, busy, failure_of, unavailable
 from offload.server.events import Ended
 from offload.server.ticket import Seat, State, Ticket
@@ -28,6 +30,7 @@ LOOK = 0.05  # seconds between two looks whether all is done
 ENDING = "the server is shutting down; ask again when it is back"
 
 Start = Callable[[Engine, Progress], Answer]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,7 @@ class Desk:
         self._waiting: deque[Seat] = deque()
         self._running: list[Seat] = []
         self._changed = threading.Condition()  # guards the two, and is told of every change
+        self._looks: list[Callable[[], None]] = []  # by `between_steps`
         self._is_closed = False
         self._makers = ThreadPoolExecutor(MAKERS, "prompt")
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -119,6 +123,10 @@ class Desk:
             self._changed.notify_all()
         return ticket
 
+    def n_running(self) -> int:
+        """Answers that run."""
+        return len(self._running)
+
     @property
     def n_open(self) -> int:
         """Answers that run, wait, or are being made."""
@@ -129,6 +137,16 @@ class Desk:
         with self._changed:
             seats = [*sorted(self._running, key=lambda seat: seat.number), *self._waiting]
             return [_view(seat) for seat in seats]
+
+    async def between_steps(self, look: Callable[[Engine], T]) -> T:
+        """What `look` finds while nothing is computed; it must be quick. OffloadError if closed."""
+        found: Future[T] = Future()
+        with self._changed:
+            if self._is_closed:
+                raise OffloadError("the engine is closed")
+            self._looks.append(lambda: _fill(found, look, self.engine))
+            self._changed.notify_all()
+        return await asyncio.wrap_future(found)
 
     async def drain(self, seconds: float) -> bool:
         """Take nothing new and wait for what runs and waits; whether all of it came to its end."""
@@ -195,9 +213,14 @@ class Desk:
                 self._changed.wait_for(self._has_work)
                 if self._is_closed:
                     self._end_all()
+                    for look in self._looks:
+                        look()
                     return
                 self._seat_waiting()
+                looks, self._looks = self._looks, []
                 running = list(self._running)
+            for look in looks:
+                look()
             try:
                 self._round(running)
             except Exception as exc:  # of the engine itself, not of one answer
@@ -206,7 +229,7 @@ class Desk:
                     self._end(seat, failure)
 
     def _has_work(self) -> bool:
-        if self._is_closed or self._has_next():
+        if self._is_closed or self._looks or self._has_next():
             return True
         return any(seat.ticket.is_closed or not seat.ticket.is_full for seat in self._running)
 
@@ -281,7 +304,13 @@ class Desk:
             self._observe(seat, failure)
         seat.ticket.put(
             seat.index,
-            Ended(stats=stats, n_tokens=n_tokens, n_reasoning=seat.n_reasoning, failure=failure),
+            Ended(
+                stats=stats,
+                n_tokens=n_tokens,
+                n_reasoning=seat.n_reasoning,
+                notes=() if answer is None else answer.notes,
+                failure=failure,
+            ),
         )
         seat.ticket.wake()
 
@@ -301,6 +330,15 @@ class Desk:
         totals.decode_tokens += stats.decode_tokens
         totals.prompt_seconds += stats.prompt_seconds
         totals.decode_seconds += stats.decode_seconds
+
+
+def _fill(found: Future[T], look: Callable[[Engine], T], engine: Engine) -> None:
+    if not found.set_running_or_notify_cancel():
+        return
+    try:
+        found.set_result(look(engine))
+    except Exception as exc:
+        found.set_exception(exc)
 
 
 def _view(seat: Seat) -> SlotView:

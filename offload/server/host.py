@@ -11,9 +11,11 @@ from offload.engine import Engine, Progress
 from offload.server.desk import Desk
 from offload.server.errors import unavailable
 from offload.server.metrics import Metrics
+from offload.server.slot_files import SlotFiles
 from offload.stats import LoadProgress
 
 Load = Callable[[Progress], Engine]
+SAVE_SECONDS = 5.0  # between two looks whether conversations can be saved
 RETRY = 2  # seconds after which it may have been loaded
 
 
@@ -22,9 +24,21 @@ class StoppedError(Exception):
 
 
 class Host:
-    """name: of the model, as clients know it. parallel, queue: of the desk."""
+    """name: of the model, as clients know it. parallel, queue: of the desk.
 
-    def __init__(self, name: str, *, parallel: int, queue: int) -> None:
+    files: keeps conversations on the disk over a restart. note: takes lines for people, in any
+    thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        parallel: int,
+        queue: int,
+        files: SlotFiles | None = None,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.name = name
         self.parallel, self.queue = parallel, queue
         self.since = time.time()
@@ -33,7 +47,9 @@ class Host:
         self.error: Exception | None = None  # why there is no model
         self.is_stopping = False
         self._desk: Desk | None = None
+        self._files, self._note = files, note
         self._thread: threading.Thread | None = None
+        self._saving = asyncio.Lock()
 
     @property
     def is_ready(self) -> bool:
@@ -73,8 +89,29 @@ class Host:
         if self._desk is not None:
             is_done = await self._desk.drain(drain_seconds)
             await asyncio.to_thread(self._desk.close)
+            await self._save()
             await asyncio.to_thread(self._desk.engine.close)
+        if self._files is not None:
+            self._files.close()
         return is_done
+
+    async def keep(self) -> None:
+        """Save conversations whenever nothing is asked for, until `close`."""
+        ended = -1
+        while self._files is not None:
+            await asyncio.sleep(SAVE_SECONDS)
+            if self.is_stopping:
+                return
+            if self._desk is not None and not self._desk.n_open:
+                if self._desk.totals.answers != ended:
+                    await self._save()
+                ended = self._desk.totals.answers
+
+    async def _save(self) -> None:
+        if self._files is not None:
+            async with self._saving:  # the end may come while it is kept
+                for line in await asyncio.to_thread(self._files.save, self.engine):
+                    self._note(line)
 
     def _load(self, load: Load) -> None:
         def progress(news: LoadProgress) -> None:
@@ -84,6 +121,9 @@ class Host:
 
         try:
             engine = load(progress)
+            if self._files is not None:
+                for line in self._files.restore(engine):
+                    self._note(line)
         except StoppedError:
             return
         except Exception as exc:

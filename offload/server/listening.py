@@ -29,6 +29,7 @@ KEEP_SECONDS = 75  # an idle connection stays open
 CONNECTIONS = 512
 BACKLOG = 256
 AFTER_DRAIN = 5.0  # seconds for last words
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Connection(H11Protocol):
@@ -67,7 +68,11 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """In JSON, as all errors are."""
         body = json.dumps(refused(msg).failure.openai()).encode()
-        headers = [("content-type", "application/json"), ("connection", "close")]
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
         for event in (
             h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
             h11.Data(data=body),
@@ -157,7 +162,12 @@ class Service:
 
         signals: SIGTERM and SIGINT stop it, and a second one ends the process at once.
         """
-        return asyncio.run(self._serve(signals))
+        before = {number: signal.getsignal(number) for number in SIGNALS} if signals else {}
+        try:
+            return asyncio.run(self._serve(signals))
+        finally:
+            for number, handler in before.items():  # the event loop leaves the system's
+                signal.signal(number, handler)
 
     def stop(self) -> None:
         """From any thread: no new requests, what is under way has its time to end."""
@@ -167,11 +177,12 @@ class Service:
     async def _serve(self, signals: bool) -> bool:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         if signals:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in SIGNALS:
                 self._loop.add_signal_handler(number, self._signalled, number)
         serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         stopping = asyncio.create_task(self._stop.wait())
         loading = asyncio.create_task(self._host.ready())
+        keeping = asyncio.create_task(self._host.keep())
         try:
             await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -180,6 +191,7 @@ class Service:
                 await stopping
             return await self._host.close(self._drain_seconds)
         finally:
+            keeping.cancel()
             loading.cancel()
             stopping.cancel()
             self._server.should_exit = True

@@ -170,6 +170,8 @@ class Guarded:
         self._rules.check_host(headers.get("host"))
         self._rules.check_origin(headers.get("origin"), headers.get("host"))
         if method == "OPTIONS":
+            if self._rules.origins and "access-control-request-method" in headers:
+                return None  # a browser asks before it asks
             return Response(status_code=204, headers={"allow": self._methods(path)})
         if path not in OPEN and not path.startswith(OPEN_BELOW):
             self._rules.check_key(headers)

@@ -13,6 +13,7 @@ from offload.server.app import make_app
 from offload.server.host import Host
 from offload.server.listening import Service, listen
 from offload.server.security import Rules
+from offload.server.slot_files import SlotFiles
 from offload.server.slots import load_slots
 from offload.stats import LoadProgress
 
@@ -26,11 +27,13 @@ def serve_model(
     *,
     progress: Progress,
     tell: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> bool:
     """See `offload.server.serve`."""
     with listen(options.host, options.port) as sock:
         name = options.alias or (EMBEDDED if path is None else PurePath(path).stem)
-        host = Host(name, parallel=options.parallel, queue=options.queue)
+        files = None if options.sessions is None else SlotFiles(options.sessions)
+        host = Host(name, parallel=options.parallel, queue=options.queue, files=files, note=note)
         rules = Rules(
             host=options.host, names=options.names, keys=options.keys, origins=options.origins
         )

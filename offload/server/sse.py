@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,8 +24,10 @@ from offload.speech import Token
 from offload.stats import Channel
 from offload.stream import CallHead
 
-KEEP_ALIVE = 10.0  # seconds between two signs of life
-PACE = 0.004  # seconds between two writes of tokens: many at once where they come fast
+KEEP_ALIVE = 9.0  # seconds between two signs of life; clients count on 10
+# seconds between two writes of tokens where they come fast, for each answer that runs, and at most:
+# a write costs as much as a small model's token
+PACE, MOST_PACE = 0.01, 0.05
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -64,10 +66,12 @@ class Said:
 class Reply(Protocol):
     """How one protocol answers one request, of one answer or of several (index).
 
-    keep_alive: bytes for the client's patience. Everything of a stream is bytes as they are sent.
+    Everything of a stream is bytes as they are sent.
     """
 
-    keep_alive: bytes
+    @property
+    def keep_alive(self) -> bytes:
+        """For the client's patience."""
 
     def begin(self, prompt_tokens: Sequence[int]) -> bytes:
         """The first events; prompt_tokens: of each answer."""
@@ -88,7 +92,11 @@ class Reply(Protocol):
 class Answering:
     """The response to a request (an ASGI application, as starlette's responses are)."""
 
-    def __init__(self, ticket: Ticket, reply: Reply, *, stream: bool) -> None:
+    def __init__(
+        self, ticket: Ticket, reply: Reply, *, stream: bool, n_running: Callable[[], int]
+    ) -> None:
+        """n_running: answers that run at the moment, of all requests."""
+        self._n_running = n_running
         self._ticket = ticket
         self._reply = reply
         self._is_stream = stream
@@ -152,8 +160,11 @@ class Answering:
     async def _events(self, seconds: float) -> list[tuple[int, Event]]:
         began = time.monotonic()
         events = await self._ticket.events(max(0.0, seconds))
-        if events and time.monotonic() - began < PACE:
-            await asyncio.sleep(PACE)  # what comes meanwhile goes out together
+        if not events or self._ticket.is_closed:
+            return events
+        pace = min(MOST_PACE, PACE * self._n_running())
+        if time.monotonic() - began < pace:
+            await self._ticket.pause(pace)
             events += self._ticket.take()
         self._open -= sum(isinstance(event, Ended) for _, event in events)
         return events

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from offload.answer import Answer
-from offload.server.events import Event, Queued, Reading
+from offload.server.events import Ended, Event, Queued, Reading
 from offload.stats import LoadProgress
 
 MOST_HELD = 256  # events that wait for a client; then its answers wait
@@ -65,7 +65,8 @@ class Ticket:
         self._box: deque[tuple[int, Event]] = deque()
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._is_awaited = False
+        self._is_awaited = self._is_paused = False
+        self._n_open = n
 
     @property
     def prompt_tokens(self) -> list[int]:
@@ -78,11 +79,7 @@ class Ticket:
             self._changed.clear()
             self._is_awaited = True
             if not self._box:
-                try:
-                    async with asyncio.timeout(seconds):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
+                await self._wait(seconds)
             self._is_awaited = False
         return self.take()
 
@@ -93,6 +90,21 @@ class Ticket:
         if was_full:
             self._room()
         return got
+
+    async def pause(self, seconds: float) -> None:
+        """Let events gather, unless all answers have ended, or so many wait that these wait."""
+        self._changed.clear()
+        self._is_paused = True
+        if self._n_open and not self.is_full and not self.is_closed:
+            await self._wait(seconds)
+        self._is_paused = False
+
+    async def _wait(self, seconds: float) -> None:
+        timer = self._loop.call_later(seconds, self._changed.set)
+        try:
+            await self._changed.wait()
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         """Nobody wants it any more; twice is fine. In the event loop's thread."""
@@ -111,11 +123,12 @@ class Ticket:
     def put(self, index: int, event: Event) -> None:
         """Something for its reader, who is told by `wake`."""
         self._box.append((index, event))
+        self._n_open -= isinstance(event, Ended)
 
     def wake(self) -> None:
         """Let the reader look, if it waits."""
-        if self._is_awaited:
-            self._is_awaited = False
+        if self._is_awaited or (self._is_paused and (not self._n_open or self.is_full)):
+            self._is_awaited = self._is_paused = False
             self._loop.call_soon_threadsafe(self._changed.set)
 
     def stands(self, seat: Seat, position: int) -> None:

@@ -1,0 +1,117 @@
+// Markdown that nobody vouches for, as DOM: no HTML of its own, nothing that runs or loads.
+
+import MarkdownIt from "./vendor/markdown-it/markdown-it.js";
+import { tex } from "./vendor/plugin-tex/plugin-tex.js";
+import DOMPurify from "./vendor/dompurify/purify.js";
+import katex from "./vendor/katex/katex.js";
+import hljs from "./vendor/cdn-assets/highlight.js";
+import { copy, node } from "./dom.js";
+
+const md = new MarkdownIt({ html: false, linkify: true, typographer: false, breaks: false });
+const { escapeHtml } = md.utils;
+
+// KaTeX comes last, from the text in these spans: it sets styles on elements, which the page's
+// policy allows, where style attributes in HTML are refused.
+md.use(tex, {
+  delimiters: "all",
+  mathFence: true,
+  render: (text, is_display) => (is_display ? `<div class="tex display">${escapeHtml(text)}</div>\n` : `<span class="tex">${escapeHtml(text)}</span>`),
+});
+
+// A picture would be loaded from anywhere: it becomes a link.
+md.renderer.rules.image = (tokens, index) => {
+  const token = tokens[index];
+  const text = token.content || "picture";
+  return `<a href="${escapeHtml(token.attrGet("src") ?? "")}">${escapeHtml(text)}</a>`;
+};
+
+for (const cell of ["th_open", "td_open"]) {
+  md.renderer.rules[cell] = (tokens, index, options, _, self) => {
+    const token = tokens[index];
+    const side = /text-align:(\w+)/.exec(token.attrGet("style") ?? "");
+    token.attrs = side ? [["class", `to-${side[1]}`]] : null;
+    return self.renderToken(tokens, index, options);
+  };
+}
+
+md.renderer.rules.fence = (tokens, index) => {
+  const token = tokens[index];
+  const language = /^[\w+#.-]*/.exec(token.info.trim())[0];
+  return `<pre data-language="${escapeHtml(language)}"><code>${escapeHtml(token.content)}</code></pre>\n`;
+};
+
+const ALLOWED = {
+  ALLOWED_TAGS: ["a", "blockquote", "br", "code", "del", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "s", "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul"],
+  ALLOWED_ATTR: ["class", "href", "start", "data-language"],
+  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:|#)/i,
+  RETURN_DOM_FRAGMENT: true,
+};
+
+// Bring `container` to show this text. Blocks that have not changed keep their elements, so that a
+// growing answer costs its last block alone, and a selection in it stays.
+export function showMarkdown(container, text) {
+  const environment = {};
+  const blocks = split(md.parse(text, environment), text);
+  blocks.forEach((block, index) => {
+    const old = container.children[index];
+    if (old?.source === block.source) return;
+    const made = element(block, environment);
+    made.source = block.source;
+    if (old) old.replaceWith(made);
+    else container.append(made);
+  });
+  while (container.children.length > blocks.length) container.lastElementChild.remove();
+}
+
+// The tokens of each block of the outermost level, with its lines.
+function split(tokens, text) {
+  const lines = text.split("\n");
+  const blocks = [];
+  let first = 0;
+  tokens.forEach((token, index) => {
+    if (token.level !== 0 || token.nesting === 1) return;
+    const own = tokens.slice(first, index + 1);
+    const [begin, end] = own[0].map ?? [0, lines.length];
+    blocks.push({ tokens: own, source: `${own[0].type} ${lines.slice(begin, end).join("\n")}` });
+    first = index + 1;
+  });
+  return blocks;
+}
+
+function element(block, environment) {
+  const html = md.renderer.render(block.tokens, md.options, environment);
+  const made = node("div", { class: "block" });
+  made.append(DOMPurify.sanitize(html, ALLOWED));
+  for (const link of made.querySelectorAll("a")) {
+    link.target = "_blank";
+    link.rel = "noopener noreferrer nofollow";
+  }
+  for (const math of made.querySelectorAll(".tex")) {
+    showFormula(math, math.textContent);
+  }
+  for (const table of made.querySelectorAll("table")) table.replaceWith(node("div", { class: "table", tabindex: 0, role: "region", aria: { label: "Table" } }, table.cloneNode(true)));
+  for (const pre of made.querySelectorAll("pre")) pre.replaceWith(codeBlock(pre));
+  return made;
+}
+
+function showFormula(place, text) {
+  try {
+    katex.render(text, place, { displayMode: place.classList.contains("display"), throwOnError: true, trust: false, strict: "ignore", maxExpand: 200, maxSize: 20 });
+  } catch (error) {
+    place.textContent = text;
+    place.title = error.message;
+    place.classList.add("no-formula");
+  }
+}
+
+function codeBlock(pre) {
+  const code = pre.textContent;
+  const language = pre.dataset.language ?? "";
+  const body = node("code", {});
+  if (hljs.getLanguage(language) && code.length < 50_000) body.append(DOMPurify.sanitize(hljs.highlight(code, { language, ignoreIllegals: true }).value, ALLOWED));
+  else body.textContent = code;
+  return node("figure", { class: "code" },
+    node("figcaption", {}, node("span", {}, language || "text"),
+      node("button", { type: "button", class: "quiet small", icon: "copy", onclick: () => copy(code), aria: { label: "Copy the code" } }, "Copy")),
+    node("pre", { tabindex: 0, role: "region", aria: { label: language ? `Code, ${language}` : "Code" } }, body));
+}

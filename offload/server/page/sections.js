@@ -1,0 +1,226 @@
+// The parts of the machine panel: each a heading, and how it shows what the server tells.
+
+import { $, node, say, toggle } from "./dom.js";
+import { bytes, count, rate } from "./figures.js";
+import { expertTable, HeatMap } from "./heatmap.js";
+
+const NAMES = { vram: "VRAM", slots: "RAM slots", ram: "RAM", hugepages: "RAM", mmap: "RAM (mapped file)", disk: "Disk" };
+
+export const sections = () => [speed(), tiers(), check(), experts(), slots(), memory(), plan(), off()];
+
+function section(title, ...children) {
+  return node("section", { class: "part" }, node("h3", {}, title), ...children);
+}
+
+// A row of a table of figures: words first, then numbers.
+const row = (name, ...cells) => node("tr", {}, node("th", { scope: "row" }, name), ...cells.map((cell) => node("td", {}, cell)));
+const head = (...names) => node("thead", {}, node("tr", {}, ...names.map((name) => node("th", { scope: "col" }, name))));
+const table = (...children) => node("table", { class: "figures-table" }, ...children);
+
+function speed() {
+  const [now, prompts, busy] = [node("strong", {}), node("strong", {}), node("strong", {})];
+  const waits = node("span", {});
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  line.setAttribute("viewBox", "0 0 60 20");
+  line.setAttribute("preserveAspectRatio", "none");
+  line.setAttribute("class", "spark");
+  line.setAttribute("role", "img");
+  const [area, stroke] = ["area", "stroke"].map((name) => {
+    const shape = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    shape.setAttribute("class", `spark-${name}`);
+    line.append(shape);
+    return shape;
+  });
+  const figure = (value, label) => node("div", {}, value, node("span", {}, label));
+  const root = section("Now", node("div", { class: "big-figures" }, figure(now, "tokens / s"), figure(prompts, "prompt t / s"), node("div", {}, busy, waits)), line);
+  return {
+    root,
+    show({ history, slots, parallel }) {
+      root.hidden = false;
+      const { running, waiting } = history.now({ slots });
+      say(now, rate(history.tps()));
+      say(prompts, rate(history.tps("prompt")));
+      say(busy, `${running} / ${parallel}`);
+      say(waits, waiting ? `running, ${count(waiting)} waiting` : "running");
+      const values = history.rates("decoded");
+      const most = Math.max(...values, 1e-9);
+      const points = values.map((value, index) => `${60 - values.length + 1 + index},${(19 - (18 * value) / most).toFixed(2)}`);
+      stroke.setAttribute("d", points.length > 1 ? `M${points.join("L")}` : "");
+      area.setAttribute("d", points.length > 1 ? `M${points.join("L")}L60,20L${61 - values.length},20Z` : "");
+      line.setAttribute("aria-label", `Tokens per second in the last minute: ${rate(Math.max(...values, 0))} at most`);
+    },
+  };
+}
+
+function tiers() {
+  const bars = node("div", { class: "tier-bars" });
+  const body = node("tbody", {});
+  const note = node("p", { class: "quiet-text" });
+  const root = section("Bytes of a token, by tier", bars, table(head("Tier", "Predicted", "Measured", "Now"), body), note);
+  return {
+    root,
+    show({ tiers: told, history }) {
+      root.hidden = false;
+      const latest = told.every((tier) => tier.latest !== null) && Object.fromEntries(told.map((tier) => [tier.tier, tier.latest]));
+      const measured = history.perToken ?? (latest || null);
+      const total = (values) => values.reduce((sum, value) => sum + value, 0);
+      const predicted = told.map((tier) => tier.predicted);
+      const found = told.map((tier) => measured?.[tier.tier] ?? 0);
+      const most = Math.max(total(predicted), total(found), 1);
+      bars.replaceChildren(...[["Predicted", predicted], ["Measured", measured ? found : []]].map(([name, values]) => {
+        const bar = node("div", { class: "bar-track" });
+        values.forEach((value, index) => {
+          const piece = node("span", { class: `tier-${told[index].tier}` });
+          piece.style.width = `${(100 * value) / most}%`;
+          bar.append(piece);
+        });
+        return node("div", { class: "bar-row", aria: { hidden: true } }, node("span", {}, name), bar);
+      }));
+      body.replaceChildren(...told.map((tier) => {
+        const name = node("span", { class: "tier-name" }, node("i", { class: `swatch tier-${tier.tier}` }), NAMES[tier.tier] ?? tier.tier);
+        const flow = history.perSecond && history.tps() ? `${bytes(history.perSecond[tier.tier] ?? 0)}/s` : "–";
+        return row(name, bytes(tier.predicted), measured ? bytes(measured[tier.tier] ?? 0) : "–", flow);
+      }), row("Sum", bytes(total(predicted)), measured ? bytes(total(found)) : "–", history.perSecond && history.tps() ? `${bytes(total(Object.values(history.perSecond)))}/s` : "–"));
+      say(note, measured ? "Measured while answers were decoded; those that run together share what is read." : "Measured as soon as an answer runs.");
+    },
+  };
+}
+
+function check() {
+  const body = node("tbody", {});
+  const totals = node("p", { class: "claim" });
+  const note = node("p", { class: "quiet-text" });
+  const figures = table(head("ms per token", "Predicted", "Measured", "As bars"), body);
+  const root = section("Predicted against measured", totals, figures, note);
+  return {
+    root,
+    show({ check: told }) {
+      root.hidden = false;
+      const { predicted_tps: predicted, measured_tps: measured, parts } = told;
+      const claims = [predicted && `${rate(predicted)} t/s predicted`, measured && `${rate(measured)} measured`].filter(Boolean);
+      say(totals, claims.join(", "));
+      toggle(totals, claims.length);
+      toggle(figures, parts.length);
+      const most = Math.max(...parts.map((part) => Math.max(part.predicted ?? 0, part.measured ?? 0)), 1e-12);
+      body.replaceChildren(...parts.map((part) => {
+        const bar = node("div", { class: "twin", aria: { hidden: true } });
+        for (const name of ["predicted", "measured"]) {
+          const piece = node("span", { class: name });
+          piece.style.width = `${(100 * (part[name] ?? 0)) / most}%`;
+          bar.append(piece);
+        }
+        const ms = (seconds) => (seconds === null ? "–" : rate(1000 * seconds));
+        return row(part.part, ms(part.predicted), ms(part.measured), bar);
+      }));
+      const compared = told.compared_tokens && `measured of an answer of ${count(told.compared_tokens)} tokens`;
+      say(note, [told.missing, compared, told.source].filter(Boolean).join("; "));
+    },
+  };
+}
+
+function experts() {
+  const [map, large] = [new HeatMap(), new HeatMap()];
+  const place = node("div", { class: "table-place" });
+  const flip = node("button", { type: "button", class: "quiet small", aria: { expanded: false } }, "As a table");
+  const enlarge = node("button", { type: "button", class: "quiet small", icon: "expand" }, "Enlarge");
+  const root = section("Experts, by layer", map.root, node("div", { class: "part-acts" }, flip, enlarge), place);
+  const dialog = $("map-dialog");
+  let latest = null;
+  const fill = () => place.replaceChildren(...(flip.getAttribute("aria-expanded") === "true" && latest ? [expertTable(latest)] : []));
+  flip.addEventListener("click", () => {
+    flip.setAttribute("aria-expanded", flip.getAttribute("aria-expanded") !== "true");
+    fill();
+  });
+  enlarge.addEventListener("click", () => {
+    const close = node("button", { type: "button", class: "icon", icon: "close", aria: { label: "Close" }, onclick: () => dialog.close() });
+    dialog.replaceChildren(node("div", { class: "dialog-head" }, node("h2", { id: "map-title" }, "Experts, by layer"), close), large.root);
+    dialog.showModal();
+    large.show(latest);
+  });
+  return {
+    root,
+    repaint() {
+      map.repaint();
+      large.repaint();
+    },
+    show({ experts: told }) {
+      root.hidden = !told;
+      if (!told || told === latest) return;
+      latest = told;
+      map.show(told);
+      if (dialog.open) large.show(told);
+      fill();
+    },
+  };
+}
+
+const STATES = { queued: "waits", reading: "reads", answering: "answers", over: "ends" };
+
+function slots() {
+  const body = node("tbody", {});
+  const empty = node("p", { class: "quiet-text" }, "Nothing runs, nobody waits.");
+  const figures = node("table", { class: "figures-table words" }, head("Slot", "State", "Prompt", "Tokens", "t/s"), body);
+  const root = section("Slots and queue", figures, empty);
+  return {
+    root,
+    show({ slots: told }) {
+      root.hidden = false;
+      toggle(figures, told.length);
+      toggle(empty, !told.length);
+      body.replaceChildren(...told.map((slot) => {
+        const state = slot.state === "queued" ? `waits, no. ${slot.position}` : STATES[slot.state];
+        const prompt = slot.state === "reading" ? `${count(slot.read)} / ${count(slot.prompt_tokens)}` : count(slot.prompt_tokens);
+        return row(slot.number < 0 ? "–" : String(slot.number), state, prompt, count(slot.tokens), slot.tps ? rate(slot.tps) : "–");
+      }));
+    },
+  };
+}
+
+function memory() {
+  const body = node("tbody", {});
+  const root = section("Memory", table(body));
+  return {
+    root,
+    show({ memory: told }) {
+      root.hidden = false;
+      const rows = [
+        ["This process", bytes(told.process)],
+        ["Available on the machine", `${bytes(told.available)} of ${bytes(told.total)}`],
+        ["KV cache", bytes(told.kv)],
+      ];
+      if (told.gpu) rows.push([`VRAM of ${told.gpu}`, `${bytes(told.vram_taken)} of ${bytes(told.vram_total)}`]);
+      if (told.swapped) rows.push(["Swapped out", bytes(told.swapped)]);
+      body.replaceChildren(...rows.map(([name, value]) => row(name, value)));
+    },
+  };
+}
+
+function plan() {
+  const list = node("dl", { class: "plan" });
+  const notes = node("ul", { class: "notes" });
+  const root = section("Where it lies, and why", list, node("details", {}, node("summary", {}, "All choices"), notes));
+  let key = "";
+  return {
+    root,
+    show({ plan: told }) {
+      root.hidden = false;
+      if (key === (key = JSON.stringify(told))) return;
+      list.replaceChildren(...told.rows.map((one) => node("div", {},
+        node("dt", {}, node("i", { class: `swatch tier-${one.tier}` }), one.name),
+        node("dd", {}, node("span", { class: "amount" }, `${bytes(one.bytes)} ${one.tier === "disk" ? "on disk" : `in ${NAMES[one.tier] ?? one.tier}`}${one.device.startsWith("cuda") ? ` of ${one.device}` : ""}`), node("span", { class: "quiet-text" }, one.why)))));
+      notes.replaceChildren(...told.notes.map((line) => node("li", {}, line)));
+    },
+  };
+}
+
+function off() {
+  const list = node("dl", { class: "plan" });
+  const root = section("Off, and why", list);
+  return {
+    root,
+    show({ off: told }) {
+      root.hidden = !told.length;
+      list.replaceChildren(...told.map(({ what, why }) => node("div", {}, node("dt", {}, what), node("dd", {}, why))));
+    },
+  };
+}

@@ -1,0 +1,215 @@
+"""Under stress: the queue, clients that leave, answers that fail, the end."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from server_client import HI, Running, request, running
+
+from offload.engine import Engine
+from offload.steps import Steps
+
+END = b"\r\n0\r\n\r\n"  # of a stream
+LONG = {"messages": HI, "stream": True, "max_tokens": 1500, "temperature": 2.0}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running(parallel=2, queue=4) as server:
+        yield server
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pass takes 20 ms more."""
+    step = Steps.step
+
+    def slowly(self: Steps) -> None:
+        time.sleep(0.02)
+        step(self)
+
+    monkeypatch.setattr(Steps, "step", slowly)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come to pass"
+        time.sleep(0.005)
+
+
+def states(server: Running) -> list[str]:
+    return [view.state for view in server.host.desk.snapshot()]
+
+
+def asked(server: Running, **body: Any) -> socket.socket:
+    """A connection with a stream whose first bytes have come."""
+    sock = server.connect()
+    sock.sendall(request(LONG | body))
+    assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+    return sock
+
+
+def read_until(sock: socket.socket, mark: bytes) -> bytes:
+    got = b""
+    while mark not in got:
+        piece = sock.recv(65536)
+        assert piece, got[-300:]
+        got += piece
+    return got
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_full_queue_refuses_and_tells_when_to_come_again(server: Running) -> None:
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(asked(server)) for _ in range(6)]
+        wait_for(lambda: states(server).count("queued") == 4)
+        refused = server.chat(max_tokens=2)
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        slots = server.client.get("/slots").json()
+        assert [slot["position"] for slot in slots if slot["id"] < 0] == [1, 2, 3, 4]
+        # the last one hears how it gets on as those before it leave
+        read_until(socks[5], b": queued 4\n")
+        socks[0].close()
+        read_until(socks[5], b": queued 3\n")
+        socks[3].close()
+        read_until(socks[5], b": queued 2\n")
+    wait_for(lambda: not states(server))
+    assert server.chat(max_tokens=2).status_code == 200
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_client_that_leaves_takes_nobody_with_it(server: Running) -> None:
+    with contextlib.ExitStack() as stack:
+        stays = stack.enter_context(asked(server, max_tokens=25, seed=1, temperature=1.0))
+        leaves = stack.enter_context(asked(server))
+        queued = [stack.enter_context(asked(server)) for _ in range(2)]
+        wait_for(lambda: states(server).count("queued") == 2)
+        queued[0].close()
+        wait_for(lambda: states(server).count("queued") == 1)
+        leaves.close()
+        wait_for(lambda: states(server).count("queued") == 0)
+        queued[1].close()
+        whole = read_until(stays, b"[DONE]")
+        assert b'"finish_reason":"length"' in whole
+    wait_for(lambda: not states(server))
+
+
+def test_leaving_ends_the_reading_of_a_prompt(server: Running) -> None:
+    passes: list[int] = []
+    model = server.host.engine._steps.model
+    forward = model.forward
+
+    def slowly(batch: Any, check: Callable[[], None]) -> Any:
+        def slow_check() -> None:
+            time.sleep(0.1)
+            passes.append(1)
+            check()
+
+        return forward(batch, slow_check)
+
+    model.forward = slowly  # type: ignore[method-assign]
+    try:
+        prompt = [{"role": "user", "content": "one two three " * 300}]
+        sock = asked(server, messages=prompt)
+        wait_for(lambda: len(passes) >= 1)
+        sock.close()
+        wait_for(lambda: not states(server))
+        assert len(passes) < 8
+    finally:
+        model.forward = forward  # type: ignore[method-assign]
+
+
+def test_short_requests_pass_a_long_prompt(server: Running) -> None:
+    long = [{"role": "user", "content": "one two three " * 350}]
+    done: list[str] = []
+
+    def ask(name: str, messages: list[dict[str, str]], tokens: int) -> None:
+        assert server.chat(messages=messages, max_tokens=tokens).status_code == 200
+        done.append(name)
+
+    first = threading.Thread(target=ask, args=("long", long, 200))
+    first.start()
+    wait_for(lambda: "reading" in states(server) or "answering" in states(server))
+    ask("short", HI, 3)
+    first.join()
+    assert done == ["short", "long"]
+
+
+def test_an_answer_that_fails_leaves_the_others(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Engine) -> None:
+        monkeypatch.undo()
+        raise ZeroDivisionError("/secret/path")
+
+    with asked(server) as sock:
+        monkeypatch.setattr(Engine, "step", broken)
+        last = read_until(sock, END)
+        assert b"ZeroDivisionError" in last
+        assert b"secret" not in last
+        assert b"[DONE]" not in last
+    assert server.chat(max_tokens=2).status_code == 200
+
+
+def test_a_reader_that_stalls_holds_up_nobody(server: Running) -> None:
+    with server.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(request(LONG | {"logprobs": True, "top_logprobs": 20}))
+        wait_for(lambda: "answering" in states(server))
+        for _ in range(3):
+            assert server.chat(max_tokens=5).status_code == 200
+    wait_for(lambda: not states(server))
+
+
+def test_requests_with_random_ends_lose_none(server: Running) -> None:
+    dice = random.Random(7)
+    sock: socket.socket | None = None
+    served = 0
+    for _ in range(200):
+        sock = sock or server.connect()
+        is_stream, tokens = dice.random() < 0.5, dice.choice((1, 2, 5, 40))
+        sock.sendall(request({"messages": HI, "max_tokens": tokens, "stream": is_stream}))
+        if dice.random() < 0.6:
+            got = b""
+            while not got.endswith(END if is_stream else b"}}"):
+                piece = sock.recv(65536)
+                assert piece, got
+                got += piece
+            assert got.startswith(b"HTTP/1.1 200")
+            served += 1
+        else:
+            if dice.random() < 0.7:
+                sock.recv(dice.choice((1, 100, 5000)))
+            sock.close()
+            sock = None
+    if sock is not None:
+        sock.close()
+    assert served > 60
+    wait_for(lambda: not states(server))
+    assert server.host.desk.n_open == 0
+    assert server.chat(max_tokens=2).status_code == 200
+
+
+@pytest.mark.usefixtures("slow")
+def test_the_end_waits_for_answers_but_not_for_ever() -> None:
+    with running(parallel=1, drain_seconds=20) as server, asked(server, max_tokens=30) as sock:
+        server.service.stop()
+        wait_for(lambda: server.host.desk.is_draining)
+        assert server.client.get("/health").status_code == 503
+        assert server.chat().status_code == 503
+        read_until(sock, b"[DONE]")
+    assert server.outcome == [True]
+    with running(parallel=1, drain_seconds=0.2) as server, asked(server) as sock:
+        server.service.stop()
+        assert b"shutting down" in read_until(sock, END)
+    assert server.outcome == [False]
