@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kimi_vocab
 import pytest
 
+from offload import grammar
 from offload.grammar import Grammar, Grammars
 from offload.json_schema import DEEPEST, LARGEST, any_object, grammar_of
 from offload.kimi_tokenizer import KimiTokenizer
@@ -147,6 +149,8 @@ def deep(levels: int) -> dict[str, Any]:
         deep(100_000),
         {"type": "object", "description": "x" * LARGEST},
         {"type": "string"},
+        {"type": "object", "properties": {"a": {"enum": ["\ud800"]}}},
+        {"type": "object", "description": "\ud800"},
         {"type": "object", "properties": {"a": {"pattern": "(?=x)"}}, "minProperties": -1},
     ],
 )
@@ -182,3 +186,24 @@ def test_answers_share_a_grammar_and_not_its_state() -> None:
         first.push(token_id)
     assert first.must_end
     assert not second.may_end
+
+
+def test_grammars_are_made_once_and_forgotten_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "KEPT", 2)
+    grammars = Grammars(VOCABULARY)
+    first = any_object(grammars)
+    assert any_object(grammars) is first
+    for name in ("a", "b"):
+        grammars.make({"required": [name]}, lenient=False)
+    assert any_object(grammars) is not first
+
+
+def test_a_grammar_made_in_one_thread_is_used_in_others() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = pool.submit(any_object, GRAMMARS).result()
+        texts = [json.dumps({"n": list(range(i))}) for i in range(40)]
+        assert all(pool.map(lambda text: takes(made, text), texts))
+        text = pool.submit(made.text).result()
+    for token_id in VOCABULARY.encode("{}"):
+        text.push(token_id)
+    assert text.must_end
