@@ -8,6 +8,8 @@ from typing import Any
 
 import kimi_vocab
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from offload import grammar
 from offload.grammar import Grammar, Grammars
@@ -207,3 +209,28 @@ def test_a_grammar_made_in_one_thread_is_used_in_others() -> None:
     for token_id in VOCABULARY.encode("{}"):
         text.push(token_id)
     assert text.must_end
+
+
+_WORDS = st.sampled_from(
+    ["a", "b", "object", "string", "integer", "#", "#/$defs/a", "^a+$", "date"]
+)
+_VALUES = st.none() | st.booleans() | st.integers(-3, 9) | st.floats(allow_nan=True) | _WORDS
+_KEYWORDS = st.sampled_from(
+    ["type", "properties", "required", "items", "anyOf", "oneOf", "allOf", "not", "$ref", "$defs"]
+    + ["enum", "const", "minimum", "maxLength", "minItems", "maxItems", "pattern", "format", "if"]
+    + ["then", "additionalProperties", "patternProperties", "prefixItems", "a", "b", "x-guidance"]
+)
+_ANYTHING = st.recursive(
+    _VALUES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYWORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(_ANYTHING, st.booleans())
+def test_no_schema_is_an_error(schema: Any, is_object: bool) -> None:
+    made, _ = read(schema, is_object=is_object)
+    text = made.text()
+    assert text.bits().any()
+    assert not is_object or not takes(made, "[1]")
