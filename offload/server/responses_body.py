@@ -68,9 +68,9 @@ def _format(form: dict[str, Any]) -> dict[str, Any]:
 
 def _messages(instructions: Any, given: Any) -> list[dict[str, Any]]:
     result: list[dict[str, Any]] = []
-    if instructions:
+    if instructions is not None:
         text = check_type("instructions", instructions, str)
-        result.append({"role": "system", "content": text})
+        result += [{"role": "system", "content": text}] if text else []
     if isinstance(given, str):
         return [*result, {"role": "user", "content": given}]
     turns = _Turns(result)
