@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 
 from offload.server.errors import refused
+from offload.tokenizer import clean_text
 
 BODY_BYTES = 32 << 20
 BODY_SECONDS = 60.0  # until all of it must have come
@@ -23,6 +25,7 @@ STOP_CHARACTERS = 1_024
 CHOICES = 16  # answers of one request
 
 Body = dict[str, Any]
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def read_body(request: Request) -> Body:
@@ -80,7 +83,18 @@ def _parse(data: bytes) -> Body:
     if not isinstance(body, dict):
         raise refused(f"the body is a JSON {_kind(body)}; an object is needed")
     _check_depth(body)
-    return body
+    return _cleaned(body) if _SURROGATE.search(data) else body
+
+
+def _cleaned(value: Any) -> Any:
+    """With every half of a surrogate pair replaced: clients cut texts where they like."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, list):
+        return [_cleaned(one) for one in value]
+    if isinstance(value, dict):
+        return {clean_text(key): _cleaned(one) for key, one in value.items()}
+    return value
 
 
 def _kind(value: object) -> str:
