@@ -24,8 +24,9 @@ STOPS = 64
 STOP_CHARACTERS = 1_024
 CHOICES = 16  # answers of one request
 
+_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
+
 Body = dict[str, Any]
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def read_body(request: Request) -> Body:
@@ -83,17 +84,17 @@ def _parse(data: bytes) -> Body:
     if not isinstance(body, dict):
         raise refused(f"the body is a JSON {_kind(body)}; an object is needed")
     _check_depth(body)
-    return _cleaned(body) if _SURROGATE.search(data) else body
+    return _whole(body) if _HALVES.search(data) else body
 
 
-def _cleaned(value: Any) -> Any:
-    """With every half of a surrogate pair replaced: clients cut texts where they like."""
+def _whole(value: Any) -> Any:
+    """A JSON value with U+FFFD for each half of a character, as programs leave that cut texts."""
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, list):
-        return [_cleaned(one) for one in value]
+        return [_whole(inner) for inner in value]
     if isinstance(value, dict):
-        return {clean_text(key): _cleaned(one) for key, one in value.items()}
+        return {_whole(key): _whole(inner) for key, inner in value.items()}
     return value
 
 
