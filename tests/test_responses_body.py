@@ -204,7 +204,7 @@ def test_other_fields() -> None:
         ({"input": 7}, "input"),
         ({"input": None}, "input"),
         ({"input": [{"role": "user", "content": 7}]}, "content"),
-        ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "text"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": 7}]}]}, "text"),
         ({"instructions": 7}, "instructions"),
         ({"tools": 7}, "tools"),
         ({"tools": [7]}, "tool"),

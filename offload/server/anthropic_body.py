@@ -166,8 +166,8 @@ def _joined(texts: list[Any]) -> str:
 
 
 def _text(block: Any) -> str:
-    text = block.get("text", "") if isinstance(block, Mapping) else block
-    return check_type("the text of a block", text, str)
+    text = block.get("text") if isinstance(block, Mapping) else block
+    return "" if text is None else check_type("the text of a block", text, str)
 
 
 def _said(blocks: list[dict[str, Any]]) -> dict[str, Any]:
