@@ -25,7 +25,7 @@ export async function answerInto(message, body, signal, changed) {
         message.needs = error.status === 401 ? "key" : error.is_gone ? "server" : null;
       }
     }
-    for (const name of ["waiting", "queued", "reading"]) delete message[name];
+    for (const name of ["waiting", "queued", "reading", "came", "began"]) delete message[name];
     changed();
     return;
   }
@@ -39,6 +39,10 @@ function take(message, event) {
   if (progress) message.reading = { done: progress.processed, total: progress.total, reused: progress.cache ?? 0 };
   const choice = event.choices?.[0];
   const delta = choice?.delta ?? {};
+  if (delta.content || delta.reasoning_content || delta.tool_calls) {
+    message.came = (message.came ?? 0) + 1;
+    message.began ??= performance.now();
+  }
   const thought = delta.reasoning_content ?? "";
   if (thought) {
     message.reasoning += thought;

@@ -45,10 +45,18 @@ export class Chat {
     if (conversation === this.conversation) this.render();
   }
 
+  // It was deleted: its answer ends, and nothing of it is kept.
+  drop(id) {
+    const found = this.running.get(id);
+    if (!found) return;
+    found.conversation.is_deleted = true;
+    found.controller.abort();
+  }
+
   // Another tab has changed it.
   async reload(id) {
-    if (id !== this.conversation.id) return;
     const stored = await this.store.load(id);
+    if (stored?.is_deleted) this.drop(id);
     if (!stored || id !== this.conversation.id) return;
     if (stored.is_deleted) return this.show(newConversation());
     if (this.answering) Object.assign(this.conversation.nodes, merged(stored, this.conversation).nodes);
@@ -128,7 +136,7 @@ export class Chat {
   }
 
   async save(conversation) {
-    this.changed(conversation);
+    if (!conversation.is_deleted) this.changed(conversation);
     await this.store.save(conversation).catch((error) => toast(`Not kept: ${error.message}`));
   }
 

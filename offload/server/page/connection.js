@@ -43,6 +43,7 @@ export class Connection {
 
   show(text, progress) {
     const banner = $("banner");
+    if (banner.hidden === Boolean(text)) say($("announcer"), text ?? "Ready");
     toggle(banner, Boolean(text));
     if (!text) return banner.replaceChildren();
     if (!this.line) this.line = node("span", {});

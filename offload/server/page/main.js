@@ -17,7 +17,7 @@ const store = new Store((id) => {
 });
 const sidebar = new Sidebar(store, {
   open: (conversation) => { open(conversation); closeSidebar(); },
-  gone: (conversation) => { if (chat.conversation.id === conversation.id) { chat.stop(); start(); } },
+  gone: (conversation) => { chat.drop(conversation.id); if (chat.conversation.id === conversation.id) start(); },
   renamed: (conversation) => { if (chat.conversation.id === conversation.id) { Object.assign(chat.conversation, { title: conversation.title, is_named: true }); chat.render(); } },
 });
 const chat = new Chat(store, {
@@ -93,22 +93,38 @@ document.addEventListener("keydown", (event) => {
 $("new").addEventListener("click", start);
 
 const isNarrow = () => matchMedia("(max-width: 1100px)").matches;
-const closeSidebar = () => {
+const phone = matchMedia("(max-width: 760px)");
+
+// What is covered by the list or the panel cannot be reached by keys either.
+function cover() {
+  const has_list = phone.matches && document.body.classList.contains("with-sidebar");
+  const has_panel = phone.matches && !$("machine").hidden;
+  for (const part of $("main").querySelectorAll(":scope > :not(h1)")) part.inert = has_list || has_panel;
+  $("sidebar").inert = has_panel && !has_list;
+  $("machine").inert = has_list;
+}
+phone.addEventListener("change", cover);
+
+function closeSidebar() {
   if (!document.body.classList.contains("with-sidebar")) return;
   document.body.classList.remove("with-sidebar");
+  cover();
   $("open-sidebar").focus();
-};
-$("open-sidebar").addEventListener("click", () => {
+}
+$("open-sidebar").addEventListener("click", (event) => {
+  event.stopPropagation();
   document.body.classList.add("with-sidebar");
+  cover();
   $("new").focus();
 });
 $("close-sidebar").addEventListener("click", closeSidebar);
-$("main").addEventListener("click", (event) => { if (!event.target.closest("#open-sidebar")) closeSidebar(); });
+document.addEventListener("click", (event) => { if (!event.target.closest("#sidebar, dialog, #toast")) closeSidebar(); });
 
 function showMachine(is_shown) {
   toggle($("machine"), is_shown);
   $("machine-toggle").setAttribute("aria-expanded", is_shown);
   document.body.classList.toggle("with-machine", is_shown);
+  cover();
   panel.show(is_shown);
   if (isNarrow()) (is_shown ? $("close-machine") : $("machine-toggle")).focus();
   else sessionStorage.setItem("machine", is_shown ? "open" : "closed");

@@ -12,6 +12,7 @@ export class MessageView {
     this.is_mine = message.role === "user";
     this.body = node("div", { class: this.is_mine ? "said" : "prose" });
     this.foot = node("footer", { class: "message-foot" });
+    this.live = node("span", { class: "figures" });
     this.root = node("article", { class: `message ${message.role}`, aria: { label: this.is_mine ? "You" : "Answer" } });
     if (this.is_mine) this.root.append(this.body, this.foot);
     else {
@@ -37,6 +38,7 @@ export class MessageView {
       this.showNote(message);
     }
     this.root.setAttribute("aria-busy", message.state === "running");
+    say(this.live, liveOf(message));
     const key = JSON.stringify([message.state, branch, is_busy, message.usage, message.finish]);
     if (key === this.footKey) return;
     this.footKey = key;
@@ -78,7 +80,7 @@ export class MessageView {
   }
 
   showFoot(message, branch, is_busy) {
-    const parts = [];
+    const parts = message.state === "running" ? [this.live] : [];
     if (branch.of > 1) {
       const step = (by, name, icon) => node("button", { type: "button", class: "icon small", icon, disabled: is_busy || branch.index + by < 0 || branch.index + by >= branch.of, aria: { label: name }, title: name, onclick: () => this.acts.turn(this.id, by) });
       parts.push(step(-1, "Earlier version", "left"), node("span", { class: "branch" }, `${branch.index + 1} / ${branch.of}`), step(1, "Later version", "right"));
@@ -129,6 +131,12 @@ function noteOf(message) {
     return `Reading the prompt: ${count(done)} of ${plural(total, "token")}${reused ? `, ${count(reused)} known already` : ""}`;
   }
   return message.queued ? `Waiting in the queue, position ${message.queued}` : "Waiting for the first token";
+}
+
+// While it grows: pieces that have come, nearly always a token each.
+function liveOf({ state, came, began }) {
+  if (state !== "running" || !came || came < 2) return "";
+  return `${plural(came, "token")} · ${rate((1000 * (came - 1)) / Math.max(1, performance.now() - began))} t/s`;
 }
 
 // "412 tokens · 10.9 t/s · prompt 1,204, 1,180 of it known, 0.3 s"
