@@ -115,7 +115,7 @@ def test_items_of_other_servers_are_left_out(item: dict[str, Any]) -> None:
         ({"type": "refusal", "refusal": "No."}, "No."),
         (
             {"type": "input_file", "file_data": "AA"},
-            "['input_file': this server reads only plain text]",
+            "[input_file: this server reads only plain text]",
         ),
     ],
 )
@@ -197,8 +197,8 @@ def test_other_fields() -> None:
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"background": True}, "background"),
-        ({"input": [HI, {"type": "item_reference", "id": "msg_1"}]}, "'item_reference'"),
-        ({"input": [{"type": "compaction", "encrypted_content": "AA"}]}, "'compaction'"),
+        ({"input": [HI, {"type": "item_reference", "id": "msg_1"}]}, '"item_reference"'),
+        ({"input": [{"type": "compaction", "encrypted_content": "AA"}]}, '"compaction"'),
         ({"input": [HI, {"content": "Hi"}]}, "item 2"),
         ({"input": [7]}, "item 1"),
         ({"input": 7}, "input"),
