@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from tiny_gguf import TinyModel
 
 import offload
 from offload import batch
-from offload.devices import cuda_attention, cuda_compile
+from offload.devices import cuda_attention, cuda_compile, cuda_expanded
+from offload.requests import Requests
 from quant.ggml import GGMLType
 
 MODEL = TinyModel(
@@ -64,4 +66,29 @@ def test_long_prompts_take_the_expanded_form(
             logits[device] = engine.logits(ids.tolist(), kv_type="f16")
     distance = np.linalg.norm(logits["auto"] - logits["cpu"]) / np.linalg.norm(logits["cpu"])
     assert distance < 5e-3
+    del gpus
+
+
+def test_a_pass_may_hold_pieces_of_several_turns(
+    path: Path, gpus: list[SimulatedGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (cuda_attention, cuda_compile):
+        monkeypatch.setattr(module, "EXACT_CONTEXT", 8)
+    monkeypatch.setattr(Requests, "expanded", lambda self, ids: ((16, 24), (29, 37)))
+    written: list[tuple[int, int]] = []
+    write = cuda_expanded.Expanded.write
+
+    def noting(self: Any, w: Any, layer: int, first: int, rows: int, *rest: Any) -> None:
+        written.append((first, rows))
+        write(self, w, layer, first, rows, *rest)
+
+    monkeypatch.setattr(cuda_expanded.Expanded, "write", noting)
+    ids = np.arange(44) * 7 % 200 + 3
+    logits = {}
+    for device in ("cpu", "auto"):
+        with offload.load(path, context=512, device=device) as engine:
+            logits[device] = engine.logits(ids.tolist(), kv_type="f16")
+    distance = np.linalg.norm(logits["auto"] - logits["cpu"]) / np.linalg.norm(logits["cpu"])
+    assert distance < 5e-3
+    assert written[-2 * MODEL.layers :] == [(16, 8), (29, 8)] * MODEL.layers
     del gpus

@@ -125,9 +125,9 @@ def test_parts_that_are_not_text(part: dict[str, Any], expected: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["namespace", "custom", "web_search", "image_generation", "mcp"])
-def test_tools_of_other_servers_are_left_out(kind: str) -> None:
+def test_tools_of_other_servers_are_told_by_their_type(kind: str) -> None:
     chat = chat_body({"input": "Hi", "tools": [{"type": kind, "name": "x"}, ADD]})
-    assert chat["tools"] == [ADD_IN_CHAT]
+    assert chat["tools"] == [{"type": kind}, ADD_IN_CHAT]
 
 
 @pytest.mark.parametrize(

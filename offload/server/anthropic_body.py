@@ -45,7 +45,7 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
     chat = {key: value for key, value in body.items() if key not in _LEFT_OUT}
     chat["messages"] = _messages(body.get("system"), body.get("messages"))
     declared = _declared(body.get("tools"))
-    chat["tools"] = [_tool(tool) for tool in declared if _is_ours(tool)]
+    chat["tools"] = [_tool(tool) for tool in declared]
     chat |= _tool_choice(body.get("tool_choice"), declared)
     chat["stop"] = body.get("stop_sequences")
     chat |= _thinking(body.get("thinking"))
@@ -198,11 +198,7 @@ def _call(block: Mapping[str, Any]) -> dict[str, Any]:
 def _declared(tools: Any) -> list[dict[str, Any]]:
     if tools is None:
         return []
-    declared = [check_type("a tool", tool, dict) for tool in check_type("tools", tools, list)]
-    skipped = {str(tool.get("type")) for tool in declared if not _is_ours(tool)}
-    if skipped:
-        log.info("tools left out, which a server would have to know: %s", quoted(sorted(skipped)))
-    return declared
+    return [check_type("a tool", tool, dict) for tool in check_type("tools", tools, list)]
 
 
 def _is_ours(tool: Mapping[str, Any]) -> bool:
@@ -211,6 +207,8 @@ def _is_ours(tool: Mapping[str, Any]) -> bool:
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    if not _is_ours(tool):
+        return {"type": str(tool["type"])}  # is left out, and that is told
     if isinstance(tool.get("function"), Mapping):  # OpenAI's shape, sent by mistake
         return {"type": "function", "function": tool["function"]}
     given = {key: tool[key] for key in ("name", "description", "strict") if key in tool}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
@@ -41,8 +42,10 @@ class Models:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
+        model = self._model()
+        only = {"has_more": False, "first_id": model["id"], "last_id": model["id"]}  # Anthropic's
         return JSONResponse(
-            {"object": "list", "data": [self._model()], "models": [self._for_codex()]}
+            {"object": "list", "data": [model], "models": [self._for_codex()], **only}
         )
 
     async def model(self, request: Request) -> Response:
@@ -125,6 +128,9 @@ class Models:
             "object": "model",
             "created": int(host.since),
             "owned_by": "kimi-offload",
+            "type": "model",  # this and the next two are Anthropic's
+            "display_name": host.name,
+            "created_at": datetime.fromtimestamp(int(host.since), UTC).isoformat(),
             "max_model_len": context,
             "meta": {
                 "n_ctx": context,  # of each slot

@@ -15,7 +15,7 @@ from offload.server.events import Ended, Event, Reading
 from offload.server.limits import Body
 from offload.server.sampling import read_flag
 from offload.server.sse import Said, data_line
-from offload.server.usage import timings, usage
+from offload.server.usage import extras, usage
 from offload.speech import Token
 
 DONE = b"data: [DONE]\n\n"
@@ -102,7 +102,7 @@ class OpenAIReply(ABC):
         """The usage, where it was asked for in a chunk without a choice, and the end mark."""
         if not self._told.usage:
             return DONE
-        told = json.dumps({"usage": self._usage(), "timings": timings(self._ended[0])})
+        told = json.dumps({"usage": self._usage(), **extras(self._ended[0])})
         return f"{self._head}],{told[1:]}\n\n".encode() + DONE
 
     def failed(self, failure: Failure) -> bytes:
@@ -117,8 +117,7 @@ class OpenAIReply(ABC):
             "object": self._shape.whole,
             "choices": [self._choice(index, one) for index, one in enumerate(said)],
             "usage": self._usage(),
-            "timings": timings(self._ended[0]),
-            **_warnings(self._ended[0]),
+            **extras(self._ended[0]),
         }
 
     def _finish(self, index: int, ended: Ended) -> bytes:
@@ -126,8 +125,7 @@ class OpenAIReply(ABC):
             **self._fixed,
             "object": self._shape.chunk,
             "choices": [self._last(index, ended)],
-            "timings": timings(ended),
-            **_warnings(ended),
+            **extras(ended),
         }
         if not self._told.usage and len(self._ended) == self._n:
             chunk["usage"] = self._usage()
@@ -145,10 +143,6 @@ class OpenAIReply(ABC):
             "time_ms": round((time.monotonic() - self._began) * 1e3),
         }
         return f'{self._head}],"prompt_progress":{json.dumps(told)}}}\n\n'.encode()
-
-
-def _warnings(ended: Ended) -> dict[str, list[str]]:
-    return {"warnings": list(ended.notes)} if ended.notes else {}
 
 
 def finish_reason(ended: Ended, *, has_calls: bool = False) -> dict[str, str]:

@@ -68,9 +68,9 @@ def _format(form: dict[str, Any]) -> dict[str, Any]:
 
 def _messages(instructions: Any, given: Any) -> list[dict[str, Any]]:
     result: list[dict[str, Any]] = []
-    if instructions:
+    if instructions is not None:
         text = check_type("instructions", instructions, str)
-        result.append({"role": "system", "content": text})
+        result += [{"role": "system", "content": text}] if text else []
     if isinstance(given, str):
         return [*result, {"role": "user", "content": given}]
     turns = _Turns(result)
@@ -172,28 +172,31 @@ def _text(content: Any) -> str:
 
 
 def _tools(tools: Any, choice: Any) -> dict[str, Any]:
-    """Functions, and which of them the model is to call."""
+    """Tools, and which of them the model is to call."""
     declared = [check_type("a tool", tool, dict) for tool in check_type("tools", tools or [], list)]
-    kept = [tool for tool in declared if tool.get("type", "function") == "function"]
-    skipped = {str(tool.get("type")) for tool in declared if tool not in kept}
-    if skipped:
-        log.info("tools left out, which this server does not know: %s", quoted(sorted(skipped)))
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
         listed = check_type("tool_choice.tools", choice.get("tools"), list)
         names = [_name(tool) for tool in listed if isinstance(tool, Mapping)]
-        kept = [tool for tool in kept if _name(tool) in names]
+        declared = [tool for tool in declared if _name(tool) in names]
         choice = choice.get("mode", "auto")
-    result: dict[str, Any] = {"tools": [_tool(tool) for tool in kept]}
+    result: dict[str, Any] = {"tools": [_tool(tool) for tool in declared]}
+    is_moot = choice == "required" and declared and not any(map(_is_function, declared))
     if isinstance(choice, Mapping) and choice.get("type") == "function":
         result["tool_choice"] = {"type": "function", "function": {"name": _name(choice)}}
-    elif isinstance(choice, Mapping) or (choice == "required" and skipped and not kept):
+    elif isinstance(choice, Mapping) or is_moot:
         log.info("tool_choice left out with its tools: %s", quoted(choice))
     elif choice is not None:
         result["tool_choice"] = choice
     return result
 
 
+def _is_function(tool: Mapping[str, Any]) -> bool:
+    return tool.get("type") in (None, "function")
+
+
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    if not _is_function(tool):
+        return {"type": str(tool["type"])}  # is left out, and that is told
     function = tool.get("function")
     if not isinstance(function, Mapping):
         keys = ("name", "description", "parameters", "strict")
