@@ -250,3 +250,14 @@ def test_wrong_values_are_refused_before_anything_is_sent(server: Running, wrong
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert error["message"]
+
+
+def test_everything_that_is_described_is_there_and_answers_as_described(server: Running) -> None:
+    described = server.client.get("/openapi.json").json()
+    assert described["openapi"] == "3.1.0"
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            answer = server.client.request(method, path, json={} if method == "post" else None)
+            assert str(answer.status_code) in operation["responses"], (method, path)
+            content = operation["responses"][str(answer.status_code)]["content"]
+            assert answer.headers["content-type"].partition(";")[0] in content
