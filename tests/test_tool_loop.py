@@ -238,6 +238,7 @@ def test_parts_of_contents(content: Any, written: str, role: str) -> None:
         {"reasoning_content": "hm"},
         {"reasoning": "hm"},
         {"reasoning_content": None, "reasoning": "hm"},
+        {"reasoning_content": "", "reasoning": "", "reasoning_details": [{"text": "hm"}]},
         {"reasoning_details": [{"type": "reasoning.text", "text": "h"}, {"summary": "m"}, 3]},
         {"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}], "reasoning": "hm"},
         {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "redacted_thinking"}]},
