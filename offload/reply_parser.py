@@ -78,7 +78,7 @@ class ReplyParser:
         self._n_calls = 0
         self._section = _Section(is_marked=False)
         self._call = _Call(raw="")
-        self._marks: set[str] = set()  # of tools, as written in this answer
+        self._marks: set[str] = set()  # of tools, that are tokens and came
         self._husk = ""  # marks with nothing between them
         self._stray = ""  # text since the last mark, in a section and after it
         self._out: list[Piece] = []
@@ -119,7 +119,7 @@ class ReplyParser:
         thinks = event.kind in _THINK_MARKS  # which end a section, so are not in it
         if self._section.raw and not (thinks and self._state == "section"):
             self._section.raw += event.text
-        if event.kind in _TOOL_MARKS:
+        if event.is_token and event.kind in _TOOL_MARKS:
             self._marks.add(event.text)
         stray, self._stray = self._stray, ""
         if self._state in ("id", "arguments") and self._call.head is None:
