@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -122,7 +123,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as exc:
-        why = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
+        why = os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else str(exc)
         raise OffloadError(
             f"port {port} of {host} cannot be listened on: {why.lower()}; give another one with "
             "--port, or --port 0 for any that is free"
