@@ -138,6 +138,13 @@ def test_an_answer_that_fills_the_context_ends_by_its_length(server: Running) ->
     assert choice["usage"]["total_tokens"] <= 2049
 
 
+def test_half_a_surrogate_pair_is_no_error(server: Running) -> None:
+    body = b'{"prompt": "a\\ud83d", "max_tokens": 2, "echo": true}'
+    headers = {"content-type": "application/json"}
+    answer = server.client.post("/v1/completions", content=body, headers=headers)
+    assert answer.json()["choices"][0]["text"].startswith("a\ufffd")
+
+
 def test_completions_go_on_with_texts_and_ids(server: Running) -> None:
     post = server.client.post
     text = "In the beginning"

@@ -97,6 +97,7 @@ def _routes(host: Host, *, has_keys: bool) -> list[Route]:
         _post(MESSAGES, asking(host, messages)),
         _post(f"{MESSAGES}/count_tokens", anthropic.counting(lambda: host.engine)),
         _post("/v1/responses", asking(host, response)),
+        _post("/responses", asking(host, response)),
     ]
 
 
