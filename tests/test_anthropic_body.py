@@ -242,6 +242,7 @@ def test_other_fields() -> None:
     [
         ({"messages": None}, "messages"),
         ({"messages": "Hi"}, "messages"),
+        ({"messages": [], "system": "Hi"}, "messages"),
         ({"messages": [7]}, "message 1"),
         ({"messages": [HI, {"role": "tool", "content": "x"}]}, "message 2"),
         ({"messages": [{"role": "user", "content": 7}]}, "content"),

@@ -57,8 +57,8 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _messages(system: Any, messages: Any) -> list[dict[str, Any]]:
-    if not isinstance(messages, list):
-        raise RequestError(f"messages must be a list, not {as_json(messages)}")
+    if not isinstance(messages, list) or not messages:
+        raise RequestError(f"messages must be an array of some, not {as_json(messages)}")
     result = _system(system)
     for number, message in enumerate(messages, 1):
         try:
