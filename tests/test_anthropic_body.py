@@ -249,6 +249,7 @@ def test_other_fields() -> None:
         ({"messages": [{"role": "user", "content": [7]}]}, "block"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 7}]}]}, "text"),
         ({"system": 7}, "system"),
+        ({"system": [None]}, "system"),
         ({"tools": 7}, "tools"),
         ({"tools": [7]}, "tool"),
         ({"tools": [{"input_schema": {}}]}, "name"),

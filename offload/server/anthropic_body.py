@@ -75,7 +75,8 @@ def _system(system: Any) -> list[dict[str, Any]]:
     if isinstance(system, str):
         text = system
     else:
-        text = _joined([_text(block) for block in check_kind("system", system, list)])
+        blocks = check_kind("system", system, list)
+        text = _joined([_text(check_kind("a block of system", block, dict)) for block in blocks])
     return [{"role": "system", "content": text}] if text else []
 
 
@@ -165,8 +166,8 @@ def _joined(texts: list[Any]) -> str:
     return "\n".join(text for text in texts if isinstance(text, str) and text)
 
 
-def _text(block: Any) -> str:
-    text = block.get("text") if isinstance(block, Mapping) else block
+def _text(block: Mapping[str, Any]) -> str:
+    text = block.get("text")
     return "" if text is None else check_kind("the text of a block", text, str)
 
 
