@@ -3,6 +3,7 @@
     listening.py  the socket, connections, the end        app.py       paths
     security.py   who may ask                             desk.py      queue and engine thread
     openai_*.py   one protocol each: body -> Ask, events -> bytes
+    page.py       the files of the page at /              machine.py   what it shows of the engine
 
 Nothing is imported here but names, so that what is missing can be told in one line.
 """
