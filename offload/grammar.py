@@ -122,6 +122,9 @@ class Grammars:
         start = LLMatcher(view, source, log_level=0)
         if start.is_error():
             return None, [start.get_error()]
+        first = start.deep_copy()
+        if not any(first.compute_bitmask()) or first.is_error():
+            return None, ["no text follows it"]
         return Grammar(start, self._end_id), said
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import kimi_vocab
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offload import grammar
@@ -228,6 +228,8 @@ _ANYTHING = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
+@example({"$ref": "#"}, False)
+@example({"anyOf": [], "properties": {"type": False}}, False)
 @given(_ANYTHING, st.booleans())
 def test_no_schema_is_an_error(schema: Any, is_object: bool) -> None:
     made, _ = read(schema, is_object=is_object)
