@@ -6,7 +6,8 @@ import numpy as np
 
 from offload.batch import Batch, Runs, Span
 from offload.errors import RequestError
-from offload.steps import Cancelled, Steps
+from offload.pass_watch import Cancelled
+from offload.steps import Steps
 
 
 class Job:

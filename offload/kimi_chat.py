@@ -94,7 +94,7 @@ KIMI_STYLES = {
             name="kimi-k2-thinking",
             default_system=KIMI_SYSTEM,
             thinking_mode="always",
-            declaration="json",
+            declaration="compact_json",
         ),
         KimiStyle(
             name="kimi-k2",

@@ -4,7 +4,8 @@ There is no thread of our own. A reader whose next token is not there runs a ste
 at once; other readers wait meanwhile, and find theirs. Nobody reads, nothing is computed. Whatever
 ends a pass early, an interrupt, a cancel or an error, is as if the pass had not begun: the next one
 computes the same rows again. When a reader goes (`Sequence.leave`), a pass that is mostly for it is
-given up before its next layer; else it takes effect before the next step.
+given up before its next layer, but not twice in a row if others are in it; else that takes effect
+before the next step.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from offload.errors import DeviceError, GGUFError, OffloadError, RequestError
 from offload.expert_stats import ExpertStats
 from offload.holder import Holder
 from offload.kv_slots import KVRows, KVSlots
+from offload.pass_watch import Cancelled, PassWatch
 from offload.sequence import Sequence
 from offload.speech import Token
 
@@ -84,10 +86,6 @@ class Gone:
         self.on_routing = model.on_routing
 
 
-class Cancelled(Exception):  # noqa: N818
-    """Raised inside a forward pass to end it; never leaves the engine."""
-
-
 class Cancellable(Protocol):
     """An answer, or something else that the model computes."""
 
@@ -123,7 +121,7 @@ class Steps:
         self._sequences: list[Sequence] = []  # the oldest first
         self._waiting: list[Sequence] = []  # for room
         self._is_stopped = False  # the pass that runs, if one does
-        self._has_given_up = False  # the pass before, with others in it
+        self._has_cost = False  # the pass before: given up, at the cost of others in it
         self._read = -1  # of the model, after the latest step; -1: it did not end
         self._blocks: list[float] = []  # likewise
         self._reopen = reopen
@@ -148,23 +146,25 @@ class Steps:
         if not parts or not self._is_sound(parts):
             return
         batch = batch_of(parts)
-        telling = [p for p in parts if p.sequence.progress is not None and p.sequence.is_reading]
-        check = self._check_of(parts, telling)
+        watch = PassWatch(
+            parts, self.model.config.num_layers, self._check, may_cost=not self._has_cost
+        )
         read, before = self.model.bytes_read, self._blocks
         if read != self._read:  # something else has run since
             before = self.model.block_seconds()
         self._read = -1
         began = time.perf_counter()
         try:
-            logits = self.model.forward(batch, check)
+            logits = self.model.forward(batch, watch)
         except Cancelled:
+            self._has_cost = watch.has_cost
             return
         seconds = time.perf_counter() - began
-        self._has_given_up = False
+        self._has_cost = False
         self._read, self._blocks = self.model.bytes_read, self.model.block_seconds()
         blocks = [b - a for a, b in zip(before, self._blocks, strict=True)]
         share = (self._read - read) / batch.n_tokens
-        for part in telling:
+        for part in watch.telling:
             if part.is_whole:
                 part.sequence.tell(part.end)
         rows = iter(logits)
@@ -207,38 +207,10 @@ class Steps:
         except Exception as exc:
             sequence.fail(exc)
 
-    def _check_of(self, parts: list[Part], telling: list[Part]) -> Check:
-        """`_check` that also tells how far prompts are, and gives up what nobody waits for."""
-        layers, layer = self.model.config.num_layers, 0
-
-        def check() -> None:
-            nonlocal layer
-            self._check()
-            self._check_worth(parts)
-            for part in telling:
-                part.sequence.tell(part.first + (part.end - part.first) * layer // (layers + 1))
-            layer = min(layer + 1, layers)
-
-        return check
-
     def _check(self) -> None:
         """What the model calls before each layer: whether to go on."""
         if self._is_stopped:
             self.holder.check_open()
-            raise Cancelled
-
-    def _check_worth(self, parts: list[Part]) -> None:
-        """Cancelled if most of a pass is for readers that have gone.
-
-        Those who stay lose what was computed so far; but not twice in a row, for whoever asks and
-        goes again and again must not stop them.
-        """
-        if not any(part.sequence.is_over for part in parts):
-            return
-        gone = sum(part.end - part.first for part in parts if part.sequence.is_over)
-        staying = sum(part.end - part.first for part in parts) - gone
-        if gone > staying and not (staying and self._has_given_up):
-            self._has_given_up = staying > 0
             raise Cancelled
 
     # --- a device that has failed -----------------------------------------------------------------

@@ -252,11 +252,11 @@ def test_other_fields() -> None:
         ({"tools": [7]}, "tool"),
         ({"tools": [{"input_schema": {}}]}, "name"),
         ({"tool_choice": "auto"}, "tool_choice"),
-        ({"tool_choice": {"type": "some"}}, "'some'"),
-        ({"tool_choice": {"type": "tool", "name": "sub"}, "tools": [TOOL]}, "'sub'"),
-        ({"tool_choice": {"type": "any"}}, "'any'"),
+        ({"tool_choice": {"type": "some"}}, '"some"'),
+        ({"tool_choice": {"type": "tool", "name": "sub"}, "tools": [TOOL]}, '"sub"'),
+        ({"tool_choice": {"type": "any"}}, '"any"'),
         ({"thinking": "on"}, "thinking"),
-        ({"output_format": {"type": "xml"}}, "'xml'"),
+        ({"output_format": {"type": "xml"}}, '"xml"'),
     ],
 )
 def test_what_cannot_be_read_is_named(change: dict[str, Any], word: str) -> None:

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from offload.arguments import quoted
 from offload.engine import Engine
+from offload.hardware import probe
 from offload.server.desk import Desk
 from offload.server.errors import refused
 from offload.server.host import Host
@@ -56,8 +57,8 @@ class Machine:
             raise refused(f"seen must be a whole number, not {quoted(text)}", param="seen")
         seen = await self._look(desk)
         self._find_rates(desk)
-        facts, checked = await asyncio.to_thread(self._work_out, desk.engine, seen)
-        told = self._told(desk, seen, facts, int(text)) | {"check": checked}
+        facts, worked_out = await asyncio.to_thread(self._work_out, desk.engine, seen)
+        told = self._told(desk, seen, facts, int(text)) | worked_out
         return JSONResponse(told, headers={"Cache-Control": "no-store"})
 
     async def _look(self, desk: Desk) -> Look:
@@ -93,9 +94,8 @@ class Machine:
         if facts is None or facts.plan is not seen.plan:
             self._facts = facts = plan_facts(config, engine.census(), seen.plan)
         why = UNKNOWN if self._finding is not None and self._finding.done() else LATER
-        return facts, check(
-            config, facts.census, seen.plan, self._rates, self._compared, unknown=why
-        )
+        checked = check(config, facts.census, seen.plan, self._rates, self._compared, unknown=why)
+        return facts, {"check": checked, "memory": _memory(seen)}
 
     def _told(self, desk: Desk, seen: Look, facts: PlanFacts, known_uses: int) -> dict[str, Any]:
         config, plan = desk.engine.config, seen.plan
@@ -139,7 +139,6 @@ class Machine:
             else {"began": self._host.since} | seen.experts.json(known_uses),
             "parallel": desk.parallel,
             "slots": [dataclasses.asdict(view) for view in views],
-            "memory": _memory(seen),
             "plan": {"rows": facts.rows, "notes": [*plan.notes, *seen.lines]},
             "off": what_is_off(seen),
         }
@@ -147,13 +146,13 @@ class Machine:
 
 def _memory(seen: Look) -> dict[str, Any]:
     """Bytes. process: resident, mapped weights among them; swapped: at the end of an answer."""
-    plan, machine = seen.plan, psutil.virtual_memory()
+    plan, cpu = seen.plan, probe().cpu
     vram = plan.vram
     return {
         "process": psutil.Process().memory_info().rss,
         "swapped": seen.latest.swapped_bytes,
-        "available": machine.available,
-        "total": machine.total,
+        "available": cpu.ram_free,
+        "total": cpu.ram_total,
         "kv": plan.kv.n_bytes,
         "gpu": None if vram is None else vram.gpu,
         "vram_taken": 0 if vram is None else vram.parts_but_kv + vram.kv,

@@ -12,7 +12,9 @@ export class Connection {
   // ready(is_ready): whether messages can be sent.
   constructor(ready) {
     this.ready = ready;
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.look(); });
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) this.look();
+    });
   }
 
   begin() {
@@ -63,6 +65,8 @@ const shareOf = (progress) => (progress?.total ? progress.done / progress.total 
 function loadingText({ status, progress, message }) {
   if (!progress) return message ?? `The server is not ready: ${status}.`;
   const { phase, done, total } = progress;
-  const of = ["compile", "prompt", "measure"].includes(phase) ? `${done} of ${total}` : `${bytes(done)} of ${bytes(total)}`;
+  const of = ["compile", "prompt", "measure"].includes(phase)
+    ? `${done} of ${total}`
+    : `${bytes(done)} of ${bytes(total)}`;
   return `Loading the model: ${phase}, ${of}${total ? ` (${percent(done / total)})` : ""}`;
 }
