@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 KEPT: Final = 256  # grammars
 
-# Between two tokens of JSON. Bounded, or a model may write white space for ever.
-_SPACE: Final = r"[ \t]{1,40}|\r?\n[ \t]{0,40}"
+# Between two tokens of JSON: a space, or a new line. Unbounded, a model may never stop with it.
+_SPACE: Final = r" |\r?\n[ \t]{0,40}"
 
 
 class Grammar:
