@@ -6,7 +6,8 @@ One layer of the shape with random weights, read through the engine's own steps.
 after a prompt of 8,192 tokens and an answer of 100, 100 new ones; its time against a pass of its
 new tokens alone, on a cache that holds all before them. The same where the model's rule drops the
 answer's reasoning, so that its text comes anew. An agent: ten turns with tool results between.
-Forms: 512 tokens after many, absorbed and expanded. Figures of turns are the least of several.
+Forms: some tokens after many others, absorbed and expanded. Figures of turns are the least of
+several.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ FIRST, ANSWER, NEW = 8192, 100, 100  # tokens
 REASONING = 300  # of the answer whose reasoning is dropped
 TOOLS = (120, 700, 60, 250, 1500, 40, 90, 600, 30, 200)  # tokens of an agent's tool results
 CALL = 12  # tokens of an agent's answers
-DEPTHS, PIECE = (8192, 32_768), 512
-CONTEXT = DEPTHS[-1] + PIECE
+DEPTHS, PIECES = (8192, 32_768), (256, 512)
+CONTEXT = DEPTHS[-1] + PIECES[-1]
 TIMES = 3
 TURNS = Turns(opening=(1, 2), ends=frozenset({3}))
 OPEN, END, OTHERS = [1, 2], [3], 10  # ids; from OTHERS on are words
@@ -54,7 +55,7 @@ class Talk:
     def __init__(self, model: LayerModel) -> None:
         self.layers = model
         self._kv = model.model.kv
-        self.steps = Steps(model.model, KVSlots(self._kv, CONTEXT), chunk=PIECE, wait=False)
+        self.steps = Steps(model.model, KVSlots(self._kv, CONTEXT), chunk=PIECES[-1], wait=False)
         self._words: Any = SimpleNamespace(
             n_vocab=model.config.vocab_size, eog_ids=frozenset(), decode=lambda ids: ""
         )
@@ -156,13 +157,13 @@ def agent(talk: Talk) -> str:
     )
 
 
-def forms(talk: Talk, depth: int) -> str:
-    """PIECE tokens after `depth` others, in both forms."""
-    ids = talk.words(PIECE)
+def forms(talk: Talk, depth: int, n: int) -> str:
+    """n tokens after `depth` others, in both forms."""
+    ids = talk.words(n)
     talk.hold(talk.words(depth), ())
     (slot,) = talk.steps.slots.idle()
     seconds = []
-    for runs in ((), ((depth, depth + PIECE),)):
+    for runs in ((), ((depth, depth + n),)):
         batch = Batch.of(ids, slot.number, depth, expanded=cast("Runs", runs))
         seconds.append(talk.layers.first_layer(batch))
     absorbed, expanded = seconds
@@ -196,7 +197,8 @@ def main(shape: str = "kimi-k2.5", experts: str = "TQ1_0") -> int:
         say(f"second turn, {REASONING} tokens of reasoning dropped: {second_turn(talk, REASONING)}")
         say(f"agent: {agent(talk)}")
         for depth in DEPTHS:
-            say(f"{PIECE} tokens after {depth:,}: {forms(talk, depth)}")
+            for n in PIECES:
+                say(f"{n} tokens after {depth:,}: {forms(talk, depth, n)}")
     finally:
         device.close()
     return 0
