@@ -4,6 +4,8 @@
 # make results [RUNS="TQ1_0-packed"]     measure this machine beside llama.cpp, write PAGE
 # make gpu-check [OUT=folder]            prove a GPU against the CPU, and measure it
 # make clients                           the server against clients from npm, which it installs
+# make stress [ARGS="..."]               the server under thousands of requests, half of them left
+# make schemathesis [ARGS="..."]         the server against what its /openapi.json says
 # make page-test [ARGS="..."]            the page in Chromium; CHROMIUM=/path/to/it if not on the PATH
 # make vendor                            fetch the page's libraries from npm again, as they are pinned
 # make clean                             remove what these made
@@ -25,7 +27,7 @@ RUNS ?= $(foreach t,TQ1_0 IQ1_S IQ1_M Q2_K Q3_K TQ2_0,$(t)-packed $(t)-native) \
 PAGE ?= bench/results/this-machine.md
 BENCH = $(BIN)/kimi-offload bench --compare llama.cpp $(ARGS)
 
-.PHONY: run test gpu-kernels results gpu-check clients page-test vendor venv venv-dev clean
+.PHONY: stress schemathesis run test gpu-kernels results gpu-check clients page-test vendor venv venv-dev clean
 
 # only from the command line: some shells keep something else in a variable PROMPT
 ifeq ($(origin PROMPT),command line)
@@ -68,6 +70,13 @@ gpu-check:
 	$(CHECK_PYTHON) -m offload.gpu_check --out $(OUT) $(ARGS)
 
 # needs node 20 or newer
+stress: venv-dev
+	$(BIN)/python tests/stress_server.py $(ARGS)
+
+# installs into a folder of its own
+schemathesis: venv-dev
+	$(BIN)/python tests/described_server.py $(ARGS)
+
 clients: venv-dev
 	@mkdir -p build/clients
 	cp tests/clients/package.json tests/clients/package-lock.json build/clients

@@ -152,6 +152,39 @@ SAMPLING_NAMES = (
     "seed",
 )
 
+# Of a whole answer; each flag is a field of offload.wishes.ChatWishes.
+REPLY_OPTIONS = (
+    click.option(
+        "--stop-loops",
+        is_flag=True,
+        help="End an answer that goes in circles, in its thinking, too.",
+    ),
+    click.option(
+        "--thinking-budget",
+        type=CountRange(min=0, max=MOST),
+        metavar="N",
+        help="Tokens of thinking at most; then the model must answer.  [default, and -1: no limit]",
+    ),
+)
+REPLY_NAMES = ("stop_loops", "thinking_budget")
+
+
+def reply_options(command: F) -> F:
+    """Add the flags about whole answers to a command."""
+    for option in reversed(REPLY_OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_reply(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove these flags from a command's values; those that the user gave, by name."""
+    given = {name: values.pop(name) for name in REPLY_NAMES}
+    return {
+        name: value
+        for name, value in given.items()
+        if value is not None and value is not False and value != -1
+    }
+
 
 def sampling_options(command: F) -> F:
     """Add every sampling flag to a command."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cli._interrupt import StopOnCtrlC
@@ -23,7 +23,10 @@ EMBEDDED = "kimi-mini (embedded)"  # the name of the model where none was given
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the flags of `run` ask of every answer. thinking None: as the model does by itself."""
+    """What the flags of `run` ask of every answer. thinking None: as the model does by itself.
+
+    reply, sampling: the fields of ChatWishes and SamplingParams that were set.
+    """
 
     system: str | None = None
     thinking: bool | None = None
@@ -32,6 +35,7 @@ class Settings:
     json: bool = False
     show_stats: bool = False
     sampling: dict[str, Any]
+    reply: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +80,8 @@ def stream_completion(
     """Continue `prompt` as it stands, without a chat template."""
 
     def start(progress: Callable[[LoadProgress], None]) -> Iterator[Token]:
-        return engine.generate(prompt, progress=progress, **settings.sampling)
+        loops = {"stop_loops": True} if "stop_loops" in settings.reply else {}
+        return engine.generate(prompt, progress=progress, **loops, **settings.sampling)
 
     return _stream(engine, settings, start, in_chat)
 
@@ -88,7 +93,11 @@ def stream_chat(
 
     def start(progress: Callable[[LoadProgress], None]) -> Iterator[Token]:
         return engine.chat(
-            messages, thinking=settings.thinking, progress=progress, **settings.sampling
+            messages,
+            thinking=settings.thinking,
+            progress=progress,
+            **settings.reply,
+            **settings.sampling,
         )
 
     return _stream(engine, settings, start, in_chat)
@@ -129,13 +138,14 @@ def repetition_text(stats: RunStats, *, in_chat: bool) -> str:
     found = stats.repetition
     assert found is not None
     what = "thinking" if found.channel == "reasoning" else "answer"
+    said = f"the {what} repeats {found.n_tokens} tokens {found.times} times"
     if in_chat:
-        ways = "/set dry_multiplier 0.8 or /set repetition_penalty 1.1 avoids it"
+        cure, end = "/set dry_multiplier 0.8 and /set dry_allowed_length 1", "/set stop_loops on"
     else:
-        ways = "--dry-multiplier 0.8 or --repetition-penalty 1.1 avoids it"
-    return (
-        f"[the {what} repeats {found.n_tokens} tokens {found.times} times; Ctrl-C stops it, {ways}]"
-    )
+        cure, end = "--dry-multiplier 0.8 --dry-allowed-length 1", "--stop-loops"
+    if stats.finish_reason == "loop":
+        return f"[{said} and was stopped; {cure} avoids it]"
+    return f"[{said}; Ctrl-C stops it, {end} always does, {cure} avoids it]"
 
 
 def note_full_context(engine: Engine, settings: Settings) -> None:

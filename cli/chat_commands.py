@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cli import chat_settings
+from cli._options import REPLY_NAMES
 from cli._render import error_line, neutralise_line, say, stats_text
 from cli.conversation import Conversation
 from cli.saved_chat import SavedChat, load_chat, save_chat
@@ -116,15 +117,22 @@ def _experts(chat: Chat, _: str) -> None:
 
 
 def _set(chat: Chat, text: str) -> None:
-    sampling = chat.settings.sampling
+    settings = chat.settings
     if not text:
-        say(chat_settings.in_lines(sampling))
+        say(chat_settings.in_lines(settings.sampling | settings.reply))
         return
     name, value = chat_settings.split(text)
-    if value:
-        sampling = chat_settings.change(sampling, name, value)
-        chat.settings = dataclasses.replace(chat.settings, sampling=sampling)
-    say(chat_settings.in_lines(sampling, (name,)), dim=bool(value))
+    if value and name in REPLY_NAMES:
+        reply = chat_settings.change(settings.reply, name, value)
+        settings = dataclasses.replace(settings, reply=reply)
+    elif value:
+        sampling = chat_settings.change(settings.sampling, name, value)
+        settings = dataclasses.replace(settings, sampling=sampling)
+    chat.settings = settings
+    say(
+        chat_settings.in_lines(settings.sampling | settings.reply, (name,)),
+        dim=bool(value),
+    )
 
 
 def _think(chat: Chat, argument: str) -> None:

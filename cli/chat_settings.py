@@ -1,4 +1,4 @@
-"""/set: the sampling flags of `run`, changed during a chat, and read as the flags are."""
+"""/set: the flags of `run` about answers, changed during a chat, and read as the flags are."""
 
 from __future__ import annotations
 
@@ -10,13 +10,23 @@ from typing import Any
 
 import click
 
-from cli._options import SAMPLING_NAMES, sampling_options, take_sampling
+from cli._options import (
+    REPLY_NAMES,
+    SAMPLING_NAMES,
+    reply_options,
+    sampling_options,
+    take_reply,
+    take_sampling,
+)
+
+NAMES = (*SAMPLING_NAMES, *REPLY_NAMES)
 
 
 @cache
 def _command() -> click.Command:
     @click.command("set")
     @sampling_options
+    @reply_options
     def nothing(**_: Any) -> None: ...
 
     return nothing
@@ -26,13 +36,13 @@ def _parameter(name: str) -> click.Parameter:
     return next(p for p in _command().params if p.name == name)
 
 
-def change(sampling: Mapping[str, Any], name: str, value: str) -> dict[str, Any]:
-    """The sampling fields after `/set name value`; "default" resets one.
+def change(given: Mapping[str, Any], name: str, value: str) -> dict[str, Any]:
+    """The fields that were set after `/set name value`; "default" resets one.
 
     A list of several texts is written as JSON, and so is a text with escapes: "\\n". Raises
     RequestError for a value that is not allowed.
     """
-    changed = {key: old for key, old in sampling.items() if key != name}
+    changed = {key: old for key, old in given.items() if key != name}
     if value.lower() == "default":
         return changed
     return changed | _read(name, value)
@@ -51,9 +61,9 @@ def split(text: str) -> tuple[str, str]:
     name = left.strip().lower().lstrip("-").replace("-", "_")
     if name == "dry_sequence_breaker":
         name = "dry_sequence_breakers"
-    if name not in SAMPLING_NAMES:
-        near = difflib.get_close_matches(name, SAMPLING_NAMES, 1, 0.5)
-        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(SAMPLING_NAMES)}"
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, 1, 0.5)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
         raise RequestError(f"there is no setting {name!r}; {advice}")
     return name, right.strip()
 
@@ -67,9 +77,10 @@ def _read(name: str, value: str) -> dict[str, Any]:
     given: Any = _texts(value) if parameter.multiple else _text(value)
     context = click.Context(_command())
     try:
-        read = take_sampling(
-            dict.fromkeys(SAMPLING_NAMES) | {name: parameter.type_cast_value(context, given)}
-        )
+        value_read = parameter.type_cast_value(context, given)
+        if name in REPLY_NAMES:
+            return take_reply(dict.fromkeys(REPLY_NAMES) | {name: value_read})
+        read = take_sampling(dict.fromkeys(SAMPLING_NAMES) | {name: value_read})
         offload.SamplingParams.from_options(read)
     except click.ClickException as exc:
         raise RequestError(f"{name}: {exc.message}") from exc
@@ -101,12 +112,12 @@ def _json(value: str) -> Any:
         return None
 
 
-def in_lines(sampling: Mapping[str, Any], names: tuple[str, ...] = SAMPLING_NAMES) -> str:
+def in_lines(given: Mapping[str, Any], names: tuple[str, ...] = NAMES) -> str:
     """A line for each field: its value, or that it is the default."""
     width = max(map(len, names))
     lines = []
     for name in names:
-        value = sampling.get(name)
+        value = given.get(name)
         text = "default" if value is None else json.dumps(value, ensure_ascii=False)
         lines.append(f"{name:<{width}}  {text}")
     return "\n".join(lines)

@@ -12,7 +12,9 @@ from cli._options import (
     LAYOUT_NAMES,
     Text,
     load_options,
+    reply_options,
     sampling_options,
+    take_reply,
     take_sampling,
 )
 from cli._values import GivenPath
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     help="Record which experts are asked for, and write that to FILE at the end, however it ends;"
     " see replay.",
 )
+@reply_options
 @sampling_options
 @load_options
 @PLAN_FILE
@@ -101,6 +104,10 @@ def command(model: Path | None, **values: Any) -> None:
         raise click.UsageError(
             "--raw uses no chat template, so --system and --[no-]thinking have no meaning with it"
         )
+    if values["raw"] and values["thinking_budget"] is not None:
+        raise click.UsageError(
+            "--raw uses no chat template, so --thinking-budget has no meaning with it"
+        )
     if values["plan_file"] is not None:
         check_plan_alone()
     if values["raw"] and values["session"]:
@@ -113,6 +120,7 @@ def command(model: Path | None, **values: Any) -> None:
         json=values["json"],
         show_stats=values["stats"],
         sampling=take_sampling(values),
+        reply=take_reply(values),
     )
     prompt = read_prompt(values["prompt"], values["files"])
     if prompt is None and settings.json:

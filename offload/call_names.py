@@ -38,24 +38,34 @@ class CallNames:
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._tools = {tool.name: tool for tool in tools}
         self._longest_first = sorted(self._tools, key=len, reverse=True)
+        self._alike: dict[str, list[str]] = {}
+        for name in self._tools:
+            self._alike.setdefault(_alike(name), []).append(name)
 
     def find(self, call_id: str) -> str | None:
         """The tool that an id names: exactly, but for prefix and number, or as its longest end.
 
-        An id that is a bare counter names the only tool, if there is one.
+        Then one alone that differs by case, `-` and `_` only; and the only tool there is, if the id
+        is a bare counter.
         """
         given = call_id.strip()
         stems = list(dict.fromkeys((given, _NUMBER.sub("", given).strip())))
+        names: list[str] = []
         for stem in stems:
             prefix = _PREFIX.match(stem)
-            for name in (stem, stem[prefix.end() :].strip() if prefix else stem):
-                if name in self._tools:
-                    return name
+            names += (stem, stem[prefix.end() :].strip() if prefix else stem)
+        exact = next((name for name in names if name in self._tools), None)
+        if exact is not None:
+            return exact
         for name in self._longest_first:
             for stem in stems:
                 before = stem[: -len(name)]
                 if stem.endswith(name) and not before[-1:].isalnum():
                     return name
+        for name in names:
+            alike = self._alike.get(_alike(name), [])
+            if len(alike) == 1:
+                return alike[0]
         if len(self._tools) == 1 and self._is_bare(given):
             return next(iter(self._tools))
         return None
@@ -125,6 +135,10 @@ class CallNames:
         prefix = _PREFIX.match(call_id)
         rest = call_id[prefix.end() :] if prefix else call_id
         return not call_id or _BARE.fullmatch(rest) is not None
+
+
+def _alike(name: str) -> str:
+    return name.casefold().replace("-", "_")
 
 
 def _object(text: str) -> dict[str, Any] | None:

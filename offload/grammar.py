@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import threading
@@ -16,6 +17,8 @@ from offload.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+
+KEPT: Final = 256  # grammars
 
 # Between two tokens of JSON. Bounded, or a model may write white space for ever.
 _SPACE: Final = r"[ \t]{1,40}|\r?\n[ \t]{0,40}"
@@ -70,27 +73,49 @@ class JsonText:
             )
 
 
+Made = tuple[Grammar | None, list[str]]
+
+
 class Grammars:
-    """Makes them for one vocabulary. The library's view of it is built when it is first needed."""
+    """Makes them for one vocabulary, and keeps the latest.
+
+    The library's view of the vocabulary is built when it is first needed.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._vocabulary = tokenizer
         self._end_id = min(tokenizer.eog_ids, default=0)
         self._lock = threading.Lock()
         self._view: LLTokenizer | None = None
+        self._made: dict[bytes, Made] = {}
 
-    def make(self, schema: Mapping[str, Any], *, lenient: bool) -> tuple[Grammar | None, list[str]]:
+    def make(self, schema: Mapping[str, Any], *, lenient: bool) -> Made:
         """(the grammar, what of the schema it does not enforce), or (None, why there is none).
 
         lenient: keywords that the library does not know are ignored instead of refused.
         """
+        text = json.dumps(schema)
+        key = hashlib.blake2b(text.encode() + bytes([lenient])).digest()
+        with self._lock:
+            if self._view is None:
+                self._view = _view_of(self._vocabulary, self._end_id)
+            made = self._made.get(key)
+        if made is None:
+            made = self._compiled(text, self._view, lenient=lenient)
+            with self._lock:
+                if len(self._made) >= KEPT:
+                    self._made.pop(next(iter(self._made)))
+                self._made[key] = made
+        return made
+
+    def _compiled(self, schema: str, view: LLTokenizer, *, lenient: bool) -> Made:
         from llguidance import LLMatcher
 
         options: Any = {"lenient": lenient, "whitespace_pattern": _SPACE}
-        source = LLMatcher.grammar_from_json_schema(
-            json.dumps(schema, ensure_ascii=False), overrides=options
-        )
-        view = self._tokens()
+        try:
+            source = LLMatcher.grammar_from_json_schema(schema, overrides=options)
+        except ValueError as exc:  # half a character in a text, say
+            return None, [str(exc)]
         is_refused, said = LLMatcher.validate_grammar_with_warnings(source, view)
         if is_refused:
             return None, said
@@ -98,12 +123,6 @@ class Grammars:
         if start.is_error():
             return None, [start.get_error()]
         return Grammar(start, self._end_id), said
-
-    def _tokens(self) -> LLTokenizer:
-        with self._lock:
-            if self._view is None:
-                self._view = _view_of(self._vocabulary, self._end_id)
-            return self._view
 
 
 def is_installed() -> bool:

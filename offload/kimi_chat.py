@@ -94,7 +94,7 @@ KIMI_STYLES = {
             name="kimi-k2-thinking",
             default_system=KIMI_SYSTEM,
             thinking_mode="always",
-            declaration="json",
+            declaration="compact_json",
         ),
         KimiStyle(
             name="kimi-k2",
@@ -139,7 +139,7 @@ class _Parts:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.parts: list[Part] = []
-        self.text = ""
+        self.texts: list[str] = []
 
     def mark(self, text: str) -> None:
         token_id = self._tokenizer.special_id(text)
@@ -149,12 +149,12 @@ class _Parts:
                 "be written for it."
             )
         self.parts.append(token_id)
-        self.text += text
+        self.texts.append(text)
 
     def plain(self, text: str) -> None:
         if text:
             self.parts.append(TextPart(text))
-            self.text += text
+            self.texts.append(text)
 
     def open(self, role: str, name: str) -> None:
         self.mark(
@@ -242,7 +242,7 @@ def render_kimi(
     out.plain(content)
     return KimiText(
         parts=out.parts,
-        text=out.text,
+        text="".join(out.texts),
         in_thinking=opens and not closes,
         after_thinking=closes,
         after_content=bool(content),

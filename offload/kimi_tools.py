@@ -1,7 +1,8 @@
 """The text that declares tools to Moonshot's models.
 
-K2 reads the caller's JSON. K2.5 and later read a TypeScript namespace, one type per function; for
-a schema that has no TypeScript they read compact JSON, with all keys sorted.
+K2 reads the caller's JSON; K2 Thinking, too, without spaces. K2.5 and later read a TypeScript
+namespace, one type per function; for a schema that has no TypeScript they read compact JSON, with
+all keys sorted.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any, Final, Literal
 
 from offload.tools import Tool
 
-Declaration = Literal["json", "typescript"]
+Declaration = Literal["json", "compact_json", "typescript"]
 
+_COMPACT: Final = (",", ":")
+_SEPARATORS: Final = {"json": (", ", ": "), "compact_json": _COMPACT}
 _INDENT: Final = "  "
 _CONSTRAINTS: Final = {
     "string": ("maxLength", "minLength", "pattern"),
@@ -40,14 +43,15 @@ _ENUM_TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
 
 def declare(tools: Sequence[Tool], declaration: Declaration) -> str:
     """The body of the turn that declares `tools`."""
-    if declaration == "json":
-        return json.dumps([_plain(tool.given) for tool in tools], ensure_ascii=False)
+    if declaration != "typescript":
+        listed = [_plain(tool.given) for tool in tools]
+        return json.dumps(listed, ensure_ascii=False, separators=_SEPARATORS[declaration])
     given = [_sorted(tool.given) for tool in tools]
     try:
         functions = "\n".join(_Function(one["function"]).text() for one in given)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         # as the reference does: one schema without TypeScript, and all of them are JSON
-        return json.dumps(given, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(given, ensure_ascii=False, separators=_COMPACT)
     return f"# Tools\n\n## functions\nnamespace functions {{\n{functions}\n}}\n"
 
 

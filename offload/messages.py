@@ -20,6 +20,7 @@ _UNREAD = {
     "input_image": "[image: this version cannot see images]",
 }
 _TEXT_KEYS = ("text", "refusal")  # of a part
+_THOUGHTS = ("thinking", "reasoning", "redacted_thinking")  # types of parts that are no content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +108,22 @@ def _read(message: Mapping[str, Any]) -> Message:
 def _reasoning(message: Mapping[str, Any]) -> Any:
     """What is given of it, in the order of its names; details may be encrypted and say nothing."""
     given = [message.get(key) for key in ("reasoning_content", "reasoning")]
-    details = message.get("reasoning_details")
-    if isinstance(details, (list, tuple)):
-        said = [one for one in details if isinstance(one, Mapping)]
-        texts = [one.get("text") or one.get("summary") for one in said]
-        given.append("".join(text for text in texts if isinstance(text, str)) or None)
+    given.append(_thoughts(message.get("reasoning_details")))
+    content = message.get("content")
+    if isinstance(content, (list, tuple)):
+        given.append(_thoughts([one for one in content if _is_thought(one)]))
     return next((one for one in given if one is not None), None)
+
+
+def _thoughts(parts: object) -> str | None:
+    given = parts if isinstance(parts, (list, tuple)) else ()
+    said = [one for one in given if isinstance(one, Mapping)]
+    texts = [one.get("text") or one.get("thinking") or one.get("summary") for one in said]
+    return "".join(text for text in texts if isinstance(text, str)) or None
+
+
+def _is_thought(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in _THOUGHTS
 
 
 def _content(content: object) -> str:
@@ -122,6 +133,8 @@ def _content(content: object) -> str:
         raise RequestError(f"content must be a string or a list, not {type(content).__name__}.")
     text, is_note = "", False
     for part in content:
+        if _is_thought(part):
+            continue
         was_note, (said, is_note) = is_note, _part(part)
         text += ("\n" if text and (was_note or is_note) else "") + said
     return text

@@ -9,65 +9,22 @@ in the tokens in which the model's own prompts write it.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
 
+from offload.call_rules import CallRules
 from offload.grammar import Grammar
 from offload.guide import BITS, Allowed, all_but, with_ids
-from offload.tokenizer import TextPart, Tokenizer
-from offload.tools import ToolMarks
+from offload.tokenizer import Tokenizer
 
 # of a reply: reasoning, content, or either, if the model opens its reasoning itself
 Beginning = Literal["reasoning", "content", "either"]
 
 _CHARACTER = 4  # bytes at most, so tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallRules:
-    """Calls of tools in a reply.
-
-    arguments: by name of the tool. is_forced: there must be one. is_single: there may be no second.
-    written: calls in the prompt.
-    """
-
-    tokenizer: Tokenizer
-    marks: ToolMarks
-    arguments: Mapping[str, Grammar]
-    is_forced: bool
-    is_single: bool
-    written: int
-
-    @cached_property
-    def starts(self) -> dict[int, str]:
-        """The special tokens that open a call, and what of the marks stands before the call."""
-        known = set(self.tokenizer.specials.values())
-        firsts = {}
-        for before in dict.fromkeys(("", self.marks.section_begin)):
-            text = before + self.marks.call_begin
-            token_id = self.tokenizer.encode(text, special=True)[0]
-            if token_id in known:
-                firsts[token_id] = before
-        return firsts
-
-    def head(self, before: str, name: str, number: int) -> list[int]:
-        """The tokens of a call up to its arguments, and of what stands before it."""
-        marks = self.marks
-        return self.tokenizer.encode_parts(
-            [
-                TextPart(before + marks.call_begin + marks.id_prefix, special=True),
-                TextPart(name + (f":{number}" if marks.numbered else "")),
-                TextPart(marks.argument_begin, special=True),
-            ]
-        )
-
-    def tail(self, section_end: str) -> list[int]:
-        """The tokens after the last call's arguments."""
-        return self.tokenizer.encode(self.marks.call_end + section_end, special=True)
 
 
 @dataclass(frozen=True, kw_only=True)

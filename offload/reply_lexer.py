@@ -51,6 +51,7 @@ class Lexer:
             if token_id is not None
         }
         self._of_text = {text: marks[text] for text in in_text if ids.get(text) is None}
+        self._beginnings = {mark[0] for mark in self._of_text}
         self.held = ""  # the beginning of a possible mark
 
     def push(self, token_id: int) -> list[Event]:
@@ -75,7 +76,7 @@ class Lexer:
         return {i: text for text, i in self._tokenizer.specials.items() if i not in ends}
 
     def _scan(self, text: str) -> list[Event]:
-        if not self._of_text:
+        if not self.held and self._beginnings.isdisjoint(text):
             return [Event("text", text)]
         events: list[Event] = []
         seen, self.held = self.held + text, ""

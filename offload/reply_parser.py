@@ -105,7 +105,8 @@ class ReplyParser:
         return section or started
 
     def _take(self, event: Event) -> None:
-        if self._section.raw:
+        thinks = event.kind in ("think", "end_think")  # which ends a section, so is not in it
+        if self._section.raw and not (thinks and self._state == "section"):
             self._section.raw += event.text
         if self._state in ("id", "arguments") and self._call.head is None:
             self._call.raw += event.text

@@ -44,6 +44,11 @@ class ReplyReader:
         )
         self._plain: StreamDecoder | None = None  # after a fault of ours: all is content
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a fault of the parser made all that followed content."""
+        return self._plain is not None
+
     def push(self, token_id: int) -> list[Piece]:
         """What `token_id` adds; often nothing."""
         return self._read(token_id)

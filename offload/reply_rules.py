@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from offload.arguments import quoted
+from offload.call_rules import CallRules
 from offload.errors import RequestError
 from offload.grammar import Grammar, Grammars, check_installed, is_installed
 from offload.guide import MakeGuide
 from offload.json_schema import any_object, grammar_of
 from offload.prompt import ChatFormat, Prompt
-from offload.reply_guide import Beginning, CallRules, ReplyGuide, Rules
+from offload.reply_guide import Beginning, ReplyGuide, Rules
 from offload.reply_lexer import THINK_CLOSE, THINK_OPEN
 from offload.tokenizer import Tokenizer
 from offload.tools import Tool, ToolMarks

@@ -116,7 +116,10 @@ def _only(logits: F32, allowed: BITS | Sequence[int]) -> State:
         state = _without_removed(ids, logits[ids])
     elif len(words := np.flatnonzero(allowed)) > MANY // 32:
         kept = np.unpackbits(allowed.view(np.uint8), count=len(logits), bitorder="little")
-        masked = np.where(kept.view(np.bool_), logits, np.float32(-np.inf))
+        # the lesser of the logit and inf, or -inf: a third of the time of np.where
+        masked = np.subtract(kept, np.float32(0.5), dtype=np.float32)
+        masked *= np.float32(np.inf)
+        np.minimum(masked, logits, out=masked)
         state = (None, masked if masked.max() > -np.inf else masked[:0])
     else:
         bits = np.unpackbits(allowed[words].view(np.uint8), bitorder="little")

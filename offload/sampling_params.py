@@ -15,7 +15,7 @@ BREAKERS = ("\n", ":", '"', "*")
 ALL = 2**31 - 1  # a window that no context exceeds
 
 # field: lowest, highest value, whether the lowest itself is allowed
-_INTERVALS: Mapping[str, tuple[float, float, bool]] = MappingProxyType(
+INTERVALS: Mapping[str, tuple[float, float, bool]] = MappingProxyType(
     {
         "temperature": (0.0, 10.0, True),
         "top_p": (0.0, 1.0, False),
@@ -27,7 +27,7 @@ _INTERVALS: Mapping[str, tuple[float, float, bool]] = MappingProxyType(
         "dry_base": (1.0, 10.0, True),
     }
 )
-_COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
+COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "top_k": (0, ALL),
         "penalty_window": (0, ALL),
@@ -122,15 +122,15 @@ class SamplingParams:
 
 def _checked(name: str, value: Any) -> object:
     """The value in its own type; RequestError."""
-    if name in _INTERVALS:
+    if name in INTERVALS:
         return _in_interval(name, value)
-    if name in _COUNTS:
+    if name in COUNTS:
         return _count(name, value)
     return _sampler_names(value) if name == "samplers" else _texts(name, value)
 
 
 def _in_interval(name: str, value: Any) -> float:
-    low, high, closed = _INTERVALS[name]
+    low, high, closed = INTERVALS[name]
     fits = is_number(value) and low <= value <= high and (closed or value > low)
     if not fits:  # NaN fails every comparison
         interval = f"{'[' if closed else '('}{low:g}, {high:g}]"
@@ -139,7 +139,7 @@ def _in_interval(name: str, value: Any) -> float:
 
 
 def _count(name: str, value: Any) -> int | None:
-    lowest, highest = _COUNTS[name]
+    lowest, highest = COUNTS[name]
     number = whole(value)
     if number == -1 and name in _MINUS_ONE:
         return _MINUS_ONE[name]

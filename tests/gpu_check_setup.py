@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ from offload.devices import cuda
 from offload.errors import DeviceError
 from offload.gpu.base import Gpu
 from offload.gpu_check.bench import Bench, Setup
+from offload.gpu_check.real import open_gpu
 from offload.gpu_check.report import Row, at_least, fact
 from offload.loading import execute
 from quant.ggml import GGMLType
@@ -32,6 +34,8 @@ SMALL = Setup(
     prompts=(40,), check_rows=256, check_columns=512, check_tokens=9, transfer_bytes=1 << 16,
     layers=2, at_once=(1,), text_tokens=3, seconds=0.0, repeats=1,
 )  # fmt: skip
+
+BOUND = replace(SMALL, open=open_gpu)  # through cuda.bindings
 
 
 def no_gpu() -> Gpu:

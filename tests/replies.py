@@ -83,7 +83,9 @@ def read_ids(
     **how: Any,
 ) -> list[Piece]:
     reader = reader_of(may_call, vocab=vocab, **how)
-    return [piece for i in ids for piece in reader.push(i)] + reader.flush()
+    pieces = [piece for i in ids for piece in reader.push(i)] + reader.flush()
+    assert not reader.has_failed  # the last resort hides faults
+    return pieces
 
 
 def reader_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from offload.server.host import Host
 from offload.server.listening import Service, listen
 from offload.server.security import Rules
 
+END = b"\r\n0\r\n\r\n"  # of a stream
 HI = [{"role": "user", "content": "Hi"}]
 
 
@@ -62,6 +64,21 @@ def request(body: dict[str, Any] | bytes, path: str = "/v1/chat/completions") ->
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def read_answer(sock: socket.socket, *, is_stream: bool) -> bytes:
+    """A whole answer, or an error's, of a connection that stays open."""
+    got = b""
+    while True:
+        piece = sock.recv(65536)
+        assert piece, got[-300:]
+        got += piece
+        head, _, body = got.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        if length is not None and len(body) == int(length[1]):
+            return got
+        if is_stream and got.endswith(END):
+            return got
 
 
 @contextlib.contextmanager

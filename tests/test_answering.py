@@ -142,6 +142,14 @@ def test_a_loop_is_said_once(engine: FakeEngine) -> None:
     assert "--dry-multiplier 0.8" in result.stderr
 
 
+def test_a_loop_that_ends_an_answer_is_its_finish_reason(engine: FakeEngine) -> None:
+    engine.repeats_after = 0
+    engine.stats.finish_reason = "loop"
+    result = call("-p", "Hi", "--stop-loops", "--json")
+    assert json.loads(result.stdout)["finish_reason"] == "loop"
+    assert "6 times and was stopped" in result.stderr
+
+
 def test_a_loop_is_said_on_a_line_of_its_own_on_a_terminal() -> None:
     with Terminal("run", "-p", "Hi", env={"FAKE_WORDS": "6", "FAKE_REPEATS": "3"}) as terminal:
         assert terminal.exit_code() == 0

@@ -159,13 +159,13 @@ def test_late_system_messages_stay_where_they_are() -> None:
     assert messages(HI, late)[1] == {"role": "system", "content": "Hurry."}
 
 
-def test_tools_of_the_client_are_functions_and_others_are_left_out() -> None:
+def test_tools_of_the_client_are_functions() -> None:
     custom = {**TOOL, "type": "custom", "name": "sub", "cache_control": {}, "strict": True}
     bare = {"name": "now"}
     chat = chat_body({"messages": [HI], "tools": [TOOL, SEARCH, custom, bare]})
-    functions = [tool["function"] for tool in chat["tools"]]
-    assert [tool["type"] for tool in chat["tools"]] == ["function"] * 3
-    assert functions == [
+    kinds = [tool["type"] for tool in chat["tools"]]
+    assert kinds == ["function", SEARCH["type"], "function", "function"]
+    assert [tool["function"] for tool in chat["tools"] if "function" in tool] == [
         {"name": "add", "description": "Adds.", "parameters": {"type": "object"}},
         {"name": "sub", "description": "Adds.", "strict": True, "parameters": {"type": "object"}},
         {"name": "now", "parameters": {}},
@@ -198,7 +198,7 @@ def test_tool_choice(choice: Any, expected: dict[str, Any]) -> None:
 
 def test_choice_of_any_tool_is_left_out_where_all_were() -> None:
     chat = chat_body({"messages": [HI], "tools": [SEARCH], "tool_choice": {"type": "any"}})
-    assert chat["tools"] == []
+    assert chat["tools"] == [{"type": SEARCH["type"]}]
     assert "tool_choice" not in chat
 
 
@@ -252,11 +252,11 @@ def test_other_fields() -> None:
         ({"tools": [7]}, "tool"),
         ({"tools": [{"input_schema": {}}]}, "name"),
         ({"tool_choice": "auto"}, "tool_choice"),
-        ({"tool_choice": {"type": "some"}}, "'some'"),
-        ({"tool_choice": {"type": "tool", "name": "sub"}, "tools": [TOOL]}, "'sub'"),
-        ({"tool_choice": {"type": "any"}}, "'any'"),
+        ({"tool_choice": {"type": "some"}}, '"some"'),
+        ({"tool_choice": {"type": "tool", "name": "sub"}, "tools": [TOOL]}, '"sub"'),
+        ({"tool_choice": {"type": "any"}}, '"any"'),
         ({"thinking": "on"}, "thinking"),
-        ({"output_format": {"type": "xml"}}, "'xml'"),
+        ({"output_format": {"type": "xml"}}, '"xml"'),
     ],
 )
 def test_what_cannot_be_read_is_named(change: dict[str, Any], word: str) -> None:

@@ -183,10 +183,24 @@ def test_set_changes_one_setting_and_shows_them(engine: FakeEngine, capsys: Capt
     assert "top_k 20 top_p default" in " ".join(out.split())
 
 
+def test_set_changes_what_a_reply_is_held_to(engine: FakeEngine, capsys: Capture) -> None:
+    chat(
+        engine,
+        *("/set stop_loops on", "/set thinking_budget 0", "one"),
+        *("/set stop-loops default", "/set thinking_budget -1", "two"),
+    )
+    first, second = (wishes for _, wishes in engine.calls)
+    assert first == {"thinking": None, "stop_loops": True, "thinking_budget": 0}
+    assert second == {"thinking": None}
+    assert "stop_loops true thinking_budget" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "/set temperature warm",
+        "/set stop_loops perhaps",
+        "/set thinking_budget some",
         "/set temperature 11",
         "/set temperature nan",
         "/set top_p 0",

@@ -150,6 +150,16 @@ def test_sampling_flags_reach_the_engine(engine: FakeEngine) -> None:
     }
 
 
+@pytest.mark.parametrize("budget", ["0", "9", "-1"])
+def test_flags_about_the_reply_reach_the_engine(engine: FakeEngine, budget: str) -> None:
+    call("run", "-p", "Hi", "--stop-loops", "--thinking-budget", budget)
+    given = {} if budget == "-1" else {"thinking_budget": int(budget)}
+    assert engine.calls[0][1] == {"thinking": None, "stop_loops": True, **given}
+    call("run", "--raw", "-p", "Hi", "--stop-loops")
+    assert engine.calls[1][1] == {"stop_loops": True}
+    assert "--raw" in call("run", "--raw", "-p", "Hi", "--thinking-budget", "3").stderr
+
+
 def test_sampling_flags_are_the_fields_of_sampling_params() -> None:
     assert {field.name for field in fields(SamplingParams)} == set(_options.SAMPLING_NAMES)
     ranges = {}

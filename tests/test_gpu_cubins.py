@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,23 @@ def test_kernels_are_compiled_by_processes_and_kept(
     forget()
     monkeypatch.setattr(cubin_cache, "_compile", None)
     cubin(one, 90)
+
+
+def test_kernels_are_pickled_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba asserts that a device function has no id when two threads pickle it first."""
+    inside, most, real = 0, 0, cubin_cache.dumps
+
+    def watched(given: object) -> bytes:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.2)
+        inside -= 1
+        return real(given)
+
+    monkeypatch.setattr(cubin_cache, "dumps", watched)
+    cubins([plus_of(3), plus_of(4)], 90, processes=2)
+    assert most == 1
 
 
 def test_nothing_to_write_to_costs_only_the_keeping(

@@ -183,6 +183,7 @@ def test_plan_for_both_has_room_for_what_its_gpu_takes(
             if vram.ring_experts:
                 both.set_stream(vram.ring_experts, range(sizes.layers))
                 both.route = Streamed()  # type: ignore[assignment]
+            both.compile_steps()  # what they launch is written for that
             assert both.hot is not None
             both.hot.open()
             assert sum(pool.group.slots for pool in both.hot._pools) == plan.hot.slots

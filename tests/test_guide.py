@@ -95,17 +95,24 @@ def test_logprobs_are_the_models_own(engine: offload.Engine) -> None:
         engine.generate(ids, logprobs=99)
 
 
-def test_a_loop_ends_an_answer_where_that_is_asked_for(engine: offload.Engine) -> None:
-    line = engine.tokenizer.encode(" and again")
-    prompt = line * 60
-    answer = engine.generate(prompt, temperature=0, max_tokens=700, stop_loops=True)
-    list(answer)
-    free = engine.generate(prompt, temperature=0, max_tokens=700)
-    list(free)
-    if free.stats.repetition is None:
+def test_a_loop_ends_an_answer_where_that_is_asked_for_and_dry_avoids_it(
+    engine: offload.Engine,
+) -> None:
+    prompt = engine.tokenizer.encode(" and again") * 60
+    said: dict[str, offload.RunStats] = {}
+    for name, options in (
+        ("free", {}),
+        ("ended", {"stop_loops": True}),
+        ("dry", {"stop_loops": True, "dry_multiplier": 0.8, "dry_allowed_length": 1}),
+    ):
+        answer = engine.generate(prompt, temperature=0, max_tokens=300, **options)
+        list(answer)
+        said[name] = answer.stats
+    if said["free"].repetition is None:
         pytest.skip("this model does not go in circles here")
-    assert answer.stats.finish_reason == "loop"
-    assert len(answer.sequence.generated) < len(free.sequence.generated)
+    assert said["ended"].finish_reason == "loop"
+    assert said["ended"].decode_tokens < said["free"].decode_tokens
+    assert said["dry"].repetition is None
 
 
 def test_an_answer_becomes_a_message(engine: offload.Engine) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kimi_vocab
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from offload import grammar
 from offload.grammar import Grammar, Grammars
 from offload.json_schema import DEEPEST, LARGEST, any_object, grammar_of
 from offload.kimi_tokenizer import KimiTokenizer
@@ -147,6 +151,8 @@ def deep(levels: int) -> dict[str, Any]:
         deep(100_000),
         {"type": "object", "description": "x" * LARGEST},
         {"type": "string"},
+        {"type": "object", "properties": {"a": {"enum": ["\ud800"]}}},
+        {"type": "object", "description": "\ud800"},
         {"type": "object", "properties": {"a": {"pattern": "(?=x)"}}, "minProperties": -1},
     ],
 )
@@ -182,3 +188,49 @@ def test_answers_share_a_grammar_and_not_its_state() -> None:
         first.push(token_id)
     assert first.must_end
     assert not second.may_end
+
+
+def test_grammars_are_made_once_and_forgotten_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "KEPT", 2)
+    grammars = Grammars(VOCABULARY)
+    first = any_object(grammars)
+    assert any_object(grammars) is first
+    for name in ("a", "b"):
+        grammars.make({"required": [name]}, lenient=False)
+    assert any_object(grammars) is not first
+
+
+def test_a_grammar_made_in_one_thread_is_used_in_others() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = pool.submit(any_object, GRAMMARS).result()
+        texts = [json.dumps({"n": list(range(i))}) for i in range(40)]
+        assert all(pool.map(lambda text: takes(made, text), texts))
+        text = pool.submit(made.text).result()
+    for token_id in VOCABULARY.encode("{}"):
+        text.push(token_id)
+    assert text.must_end
+
+
+_WORDS = st.sampled_from(
+    ["a", "b", "object", "string", "integer", "#", "#/$defs/a", "^a+$", "date"]
+)
+_VALUES = st.none() | st.booleans() | st.integers(-3, 9) | st.floats(allow_nan=True) | _WORDS
+_KEYWORDS = st.sampled_from(
+    ["type", "properties", "required", "items", "anyOf", "oneOf", "allOf", "not", "$ref", "$defs"]
+    + ["enum", "const", "minimum", "maxLength", "minItems", "maxItems", "pattern", "format", "if"]
+    + ["then", "additionalProperties", "patternProperties", "prefixItems", "a", "b", "x-guidance"]
+)
+_ANYTHING = st.recursive(
+    _VALUES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYWORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(_ANYTHING, st.booleans())
+def test_no_schema_is_an_error(schema: Any, is_object: bool) -> None:
+    made, _ = read(schema, is_object=is_object)
+    text = made.text()
+    assert text.bits().any()
+    assert not is_object or not takes(made, "[1]")

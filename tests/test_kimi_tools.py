@@ -195,9 +195,13 @@ def test_declaration_stands_before_the_system_turn() -> None:
     check(own, f"{declared}<|im_system|>system<|im_middle|>S<|im_end|>{HI}<think>")
     code = format_of("Kimi K2.7 Code").build_prompt([user("Hi")], tools=[ADD])
     check(code, declared + HI + "<think>")
-    listed = f"<|im_system|>tool_declare<|im_middle|>{json.dumps([ADD])}<|im_end|>"
-    for name in ("Kimi K2 Thinking", "Kimi-K2-Instruct"):
-        check(format_of(name).build_prompt([user("Hi")], tools=[ADD]), listed + HEAD + HI)
+    for name, separators in (
+        ("Kimi K2 Thinking", (",", ":")),
+        ("Kimi-K2-Instruct", (", ", ": ")),
+    ):
+        listed = json.dumps([ADD], separators=separators)
+        declared = f"<|im_system|>tool_declare<|im_middle|>{listed}<|im_end|>"
+        check(format_of(name).build_prompt([user("Hi")], tools=[ADD]), declared + HEAD + HI)
 
 
 def test_no_tools_declare_nothing() -> None:

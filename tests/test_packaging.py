@@ -46,6 +46,8 @@ def test_wheel_holds_every_module_and_the_data(wheel: zipfile.ZipFile) -> None:
         assert f"{package}/py.typed" in names
     data = {str(path.relative_to(ROOT)) for path in (ROOT / "offload" / "data").glob("*.gguf")}
     assert data <= names
+    page = ROOT / "offload" / "server" / "page"
+    assert {str(path.relative_to(ROOT)) for path in page.rglob("*") if path.is_file()} <= names
 
 
 def test_wheel_has_the_console_script(wheel: zipfile.ZipFile) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
 import re
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -29,8 +31,8 @@ from offload.server.machine_look import Look, experts_of, look, routed_bytes
 from offload.server.machine_plan import (
     bytes_by_block,
     measured_bytes,
+    plan_facts,
     plan_rows,
-    predicted_bytes,
     what_is_off,
 )
 from offload.server.page import FOLDER, TYPES, files
@@ -206,6 +208,35 @@ def test_machine_refuses_what_is_no_number(address):
     assert "whole number" in answer.message
 
 
+def test_look_that_fails_or_is_given_up_leaves_the_desk_at_work(host):
+    async def looks() -> str:
+        with pytest.raises(ZeroDivisionError):
+            await host.desk.between_steps(lambda engine: 1 / 0)
+        given_up = asyncio.ensure_future(host.desk.between_steps(lambda engine: 1))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        return await host.desk.between_steps(lambda engine: engine.config.name)
+
+    assert asyncio.run(looks()) == "kimi-mini"
+
+
+def test_who_asks_while_a_long_step_runs_gets_the_look_before(host, monkeypatch):
+    monkeypatch.setattr("offload.server.machine.FRESH", 0.0)
+    monkeypatch.setattr("offload.server.machine.PATIENCE", 0.05)
+    let_go = threading.Event()
+    with serving(make_app(host, Rules())) as address:
+        machine(address)
+        before = machine(address)["experts"]["asked"]
+        host.desk._looks.append(lambda: let_go.wait(10) and None)
+        ticket = threading.Thread(target=ask, args=(address,))
+        ticket.start()
+        assert machine(address)["experts"]["asked"] == before
+        let_go.set()
+        ticket.join()
+        machine(address)
+        assert machine(address)["experts"]["asked"] > before
+
+
 def test_machine_needs_the_key_and_the_page_does_not(host):
     with serving(make_app(host, Rules(keys=("secret",)))) as address:
         assert get(address).status == 200
@@ -256,13 +287,14 @@ def test_bytes_of_slots_and_disk_count_for_themselves(host):
         placements={**plan.placements, "routed": replace(on_disk, tier="disk")},
         cache=slots,
     )
-    predicted = predicted_bytes(engine.config, census, disk)
+    facts = plan_facts(engine.config, census, disk)
+    predicted = facts.predicted
     routed = bytes_by_block(census)["routed"]
     assert predicted["slots"] == pytest.approx(routed / 2)
     assert predicted["disk"] == pytest.approx(routed / 2)
     assert sum(predicted.values()) == pytest.approx(sum(bytes_by_block(census).values()))
     seen = replace(looked(host), plan=disk, bytes_read=1000, routed={"slots": 500, "disk": 100})
-    read = measured_bytes(seen, engine.config, census, predicted)
+    read = measured_bytes(seen, facts)
     assert read == {"slots": 500, "mmap": 400, "disk": 100}
     assert "expert slots" in {row["name"] for row in plan_rows(disk)}
     assert "expert slots in RAM" not in {one["what"] for one in what_is_off(seen)}
@@ -277,8 +309,8 @@ def test_layers_on_a_gpu_are_a_row_of_their_own(host):
     assert rows["attention, layers 0"]["tier"] == "vram"
     both = rows["attention"]["bytes"] + rows["attention, layers 0"]["bytes"]
     assert both == base.n_bytes
-    predicted = predicted_bytes(host.engine.config, host.engine.census(), shared)
-    assert list(predicted) == ["vram", "mmap"]
+    facts = plan_facts(host.engine.config, host.engine.census(), shared)
+    assert list(facts.predicted) == ["vram", "mmap"]
 
 
 def test_experts_in_vram_and_in_slots_are_told_apart(host):

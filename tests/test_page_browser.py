@@ -1,7 +1,7 @@
 """The page in Chromium, against a server with scripted answers, and once against kimi-mini.
 
-`make page-test` installs what this needs and runs it, a minute; CHROMIUM names a browser that is not
-on the PATH.
+`make page-test` installs what this needs and runs it, a minute; CHROMIUM names a browser that is
+not on the PATH.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def test_queue_is_shown_text_grows_and_escape_stops_it(page, fake):
     expect(answer(page)).to_contain_text("queue, position 2")
     expect(answer(page).locator("summary")).to_contain_text(re.compile(r"Thinking · \d+ tokens"))
     expect(answer(page).locator("> .prose")).to_contain_text("word word")
+    expect(answer(page).locator(".figures")).to_have_text(re.compile(r"\d+ tokens · [\d.]+ t/s"))
     expect(page.locator("#send")).to_be_hidden()
     page.keyboard.press("Escape")
     expect(answer(page)).to_contain_text("Stopped.")
@@ -364,6 +365,36 @@ def test_two_tabs_show_and_change_the_same_conversations(opened, fake):
     two.get_by_label("Delete: Hello").click()
     expect(one.locator("#conversations .name")).to_have_text(["Second"])
     expect(one.locator(".message")).to_have_count(0)
+
+
+def test_conversation_deleted_elsewhere_ends_its_answer_and_stays_deleted(opened, fake):
+    one, two = opened(), opened()
+    fake.pause = 0.01
+    send(one, "long one", wait=False)
+    expect(answer(one).locator("> .prose")).to_contain_text("word word")
+    two.locator("#conversations li").hover()
+    two.get_by_label("Delete: long one").click()
+    expect(one.locator(".message")).to_have_count(0)
+    one.wait_for_timeout(1500)
+    assert fake.cut == 1
+    one.reload()
+    expect(one.locator("#conversations")).to_have_text("No conversations yet")
+
+
+def test_keys_reach_nothing_that_is_covered_on_a_phone(opened, fake):
+    page = opened(viewport=PHONE)
+    page.locator("#machine-toggle").click()
+    expect(page.locator("#close-machine")).to_be_focused()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        inside = "document.activeElement === document.body || !!document.activeElement.closest"
+        assert page.evaluate(f"{inside}('#machine, .skip')")
+    page.keyboard.press("Escape")
+    expect(page.locator("#machine")).to_be_hidden()
+    page.locator("#open-sidebar").click()
+    expect(page.locator("#new")).to_be_focused()
+    page.mouse.click(365, 400)
+    expect(page.locator("#sidebar")).not_to_be_in_viewport()
 
 
 # --- the machine ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ ASKED: list[Any] = [{"role": "user", "content": QUESTION}]
 SUM = "What is 2 plus 3?"
 SCHEMA = {
     "type": "object",
-    "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+    "properties": {"a": {"enum": [1, 2, 3]}, "b": {"enum": [1, 2, 3]}},
     "required": ["a", "b"],
     "additionalProperties": False,
 }
@@ -85,14 +85,17 @@ def test_messages_call_a_tool_and_read_its_result(claude: anthropic.Anthropic) -
         "model": NAME,
         "max_tokens": 300,
         "tools": [TOOL, {"type": "web_search_20250305", "name": "web_search"}],
+        "thinking": {"type": "enabled", "budget_tokens": 30},
     }
     question: list[Any] = [{"role": "user", "content": SUM}]
-    forced: Any = {"type": "tool", "name": "add"}
+    forced: Any = {"type": "tool", "name": "add", "disable_parallel_tool_use": True}
     with claude.messages.stream(messages=question, tool_choice=forced, **asked) as stream:
         kinds = [event.type for event in stream]
         streamed = stream.get_final_message()
     assert "input_json" in kinds
-    whole = claude.messages.create(messages=question, tool_choice={"type": "any"}, **asked)
+    whole = claude.messages.create(
+        messages=question, tool_choice={**forced, "type": "any"}, **asked
+    )
     for message in (streamed, whole):
         assert message.stop_reason == "tool_use"
         call = message.content[-1]
@@ -100,6 +103,8 @@ def test_messages_call_a_tool_and_read_its_result(claude: anthropic.Anthropic) -
         assert call.name == "add"
         assert call.id.startswith("toolu_")
         assert is_sum(call.input)
+    (warning,) = whole.model_extra["warnings"]
+    assert "web_search_20250305" in warning
     call_id = streamed.content[-1].id
     result = {"type": "tool_result", "tool_use_id": call_id, "content": "5"}
     turn = {"role": "assistant", "content": streamed.to_dict()["content"]}
@@ -161,6 +166,8 @@ def test_anthropics_errors_are_of_its_own_types(claude: anthropic.Anthropic, url
 
 # --- openai ---------------------------------------------------------------------------------------
 
+ONE_CALL: Any = {"parallel_tool_calls": False, "extra_body": {"thinking_budget": 30}}
+
 
 def test_chat_whole_and_streamed_are_the_same(gpt: openai.OpenAI) -> None:
     asked: Any = {"model": NAME, "messages": ASKED, "temperature": 0}
@@ -180,7 +187,7 @@ def test_chat_calls_a_tool_and_reads_its_result(gpt: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": FUNCTION}
     messages: list[Any] = [{"role": "user", "content": SUM}]
     forced: Any = {"type": "function", "function": {"name": "add"}}
-    asked: Any = {"model": NAME, "tools": [tool], "max_tokens": 300}
+    asked: Any = {"model": NAME, "tools": [tool], "max_tokens": 300, **ONE_CALL}
     with gpt.chat.completions.stream(messages=messages, tool_choice=forced, **asked) as stream:
         kinds = {event.type for event in stream}
         streamed = stream.get_final_completion().choices[0]
@@ -233,7 +240,7 @@ def test_responses_call_a_tool_and_read_its_result(gpt: openai.OpenAI) -> None:
         {"type": "custom", "name": "apply_patch", "format": {"type": "text"}},
     ]
     given: list[Any] = [{"role": "user", "content": SUM}]
-    asked: Any = {"model": NAME, "tools": tools, "max_output_tokens": 300}
+    asked: Any = {"model": NAME, "tools": tools, "max_output_tokens": 300, **ONE_CALL}
     forced: Any = {"type": "function", "name": "add"}
     with gpt.responses.stream(input=given, tool_choice=forced, **asked) as stream:
         kinds = {event.type for event in stream}
@@ -263,6 +270,13 @@ def test_responses_answer_a_probe_and_refuse_what_they_do_not_keep(gpt: openai.O
 # --- both -----------------------------------------------------------------------------------------
 
 
+def test_both_find_the_model(claude: anthropic.Anthropic, gpt: openai.OpenAI) -> None:
+    (model,) = claude.models.list()
+    assert (model.id, model.type, model.display_name) == (NAME, "model", NAME)
+    assert claude.models.retrieve(NAME).created_at == model.created_at
+    assert [model.id for model in gpt.models.list()] == [NAME]
+
+
 @pytest.mark.parametrize(
     ("path", "first", "patience", "field"),
     [
@@ -288,3 +302,13 @@ def test_clients_are_told_that_we_are_there_while_their_prompt_is_read(
     begun = next(i for i, kind in enumerate(kinds) if kind.endswith(("block_start", "item.added")))
     assert set(kinds[1:begun]) == {patience}
     assert begun > 3
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/chat/completions"])
+def test_half_a_character_is_no_error(path: str, server: Running) -> None:
+    field = "input" if path.endswith("responses") else "messages"
+    message = '[{"role": "user", "content": "cut: \\ud83d"}]'
+    body = f'{{"{field}": {message}, "max_tokens": 1, "user": "\\uDE00"}}'
+    headers = {"x-api-key": KEY, "content-type": "application/json"}
+    answer = server.client.post(path, content=body, headers=headers)
+    assert answer.status_code == 200, answer.text

@@ -277,6 +277,14 @@ def test_bare_counters_take_the_only_tool_or_the_one_whose_keys_fit(call_id: str
     assert read(unfit) == [content(unfit)]
 
 
+def test_names_that_are_nearly_right_are_found_if_one_alone_is_meant() -> None:
+    for call_id in ("functions.Read_File:0", "read_file", "READ-FILE:3"):
+        assert read(section(call(call_id)))[0][2] == "read-file"
+    two, _ = read_tools([tool("a-b"), tool("a_b")])
+    assert read(section(call("A_b")), two)[0][0] == "content"
+    assert read(section(call("a_b")), two)[0][2] == "a_b"
+
+
 def test_names_with_digits_are_exact_first() -> None:
     tools, _ = read_tools([tool("get"), tool("get_3"), tool("functions"), tool("functions_x")])
     for call_id, name in [
@@ -308,6 +316,13 @@ def test_what_is_no_call_is_given_back(text: str) -> None:
         reasoning("hm"),
         content("So " + text),
     ]
+
+
+def test_marks_of_thinking_end_a_section_and_are_not_given_back() -> None:
+    text = f"a{SECTION}</think>b{SECTION}<think>c"
+    assert read(text, in_thinking=True) == [
+        reasoning("a"), content(f"{SECTION}b{SECTION}"), reasoning("c"),
+    ]  # fmt: skip
 
 
 def test_a_wrong_call_beside_a_right_one_is_content() -> None:
@@ -416,7 +431,7 @@ def test_arguments_of_any_length_take_linear_time() -> None:
     long = json.dumps({"city": 'x"{' * 20_000 + CALL})
     mark = {text: kimi().special_id(text) for text in MARKS}
     ids = [mark[CALL], *bytes_of("add"), mark[ARGUMENTS], *bytes_of(long), mark[END_CALL]]
-    start = time.perf_counter()
+    start = time.process_time()
     pieces = read_ids(ids)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3  # 0.5 s; quadratic would be minutes
     assert "".join(piece.text for piece in pieces) == long

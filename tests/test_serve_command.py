@@ -68,7 +68,8 @@ def test_a_second_signal_ends_it_at_once() -> None:
         with httpx.stream(
             "POST", f"{address}/v1/completions", json=body, trust_env=False
         ) as answer:
-            next(answer.iter_bytes())
+            pieces = answer.iter_bytes()
+            next(pieces)
             program.send_signal(signal.SIGTERM)
             with pytest.raises(subprocess.TimeoutExpired):
                 program.wait(0.3)

@@ -138,6 +138,13 @@ def test_an_answer_that_fills_the_context_ends_by_its_length(server: Running) ->
     assert choice["usage"]["total_tokens"] <= 2049
 
 
+def test_half_a_surrogate_pair_is_no_error(server: Running) -> None:
+    body = b'{"prompt": "a\\ud83d", "max_tokens": 2, "echo": true}'
+    headers = {"content-type": "application/json"}
+    answer = server.client.post("/v1/completions", content=body, headers=headers)
+    assert answer.json()["choices"][0]["text"].startswith("a\ufffd")
+
+
 def test_completions_go_on_with_texts_and_ids(server: Running) -> None:
     post = server.client.post
     text = "In the beginning"
@@ -250,3 +257,14 @@ def test_wrong_values_are_refused_before_anything_is_sent(server: Running, wrong
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert error["message"]
+
+
+def test_everything_that_is_described_is_there_and_answers_as_described(server: Running) -> None:
+    described = server.client.get("/openapi.json").json()
+    assert described["openapi"] == "3.1.0"
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            answer = server.client.request(method, path, json={} if method == "post" else None)
+            assert str(answer.status_code) in operation["responses"], (method, path)
+            content = operation["responses"][str(answer.status_code)]["content"]
+            assert answer.headers["content-type"].partition(";")[0] in content

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from server_client import HI, Running, request, running
+from server_client import END, HI, Running, read_answer, request, running
 
 from offload.engine import Engine
 from offload.steps import Steps
 
-END = b"\r\n0\r\n\r\n"  # of a stream
 LONG = {"messages": HI, "stream": True, "max_tokens": 1500, "temperature": 2.0}
 
 
@@ -161,6 +160,18 @@ def test_an_answer_that_fails_leaves_the_others(
     assert server.chat(max_tokens=2).status_code == 200
 
 
+@pytest.mark.usefixtures("slow")
+def test_a_client_that_sends_more_and_leaves_is_noticed(server: Running) -> None:
+    with server.connect() as sock:
+        sock.sendall(request({"messages": HI, "max_tokens": 1500}) + b"GET /health HTTP/1.1\r\n")
+        wait_for(lambda: "answering" in states(server))
+    wait_for(lambda: not states(server), seconds=2)
+    with server.connect() as sock:  # one that is answered gets its second answer, too
+        sock.sendall(request({"messages": HI, "max_tokens": 2}) * 2)
+        assert read_answer(sock, is_stream=False).startswith(b"HTTP/1.1 200")
+        assert read_answer(sock, is_stream=False).startswith(b"HTTP/1.1 200")
+
+
 def test_a_reader_that_stalls_holds_up_nobody(server: Running) -> None:
     with server.connect() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -180,12 +191,7 @@ def test_requests_with_random_ends_lose_none(server: Running) -> None:
         is_stream, tokens = dice.random() < 0.5, dice.choice((1, 2, 5, 40))
         sock.sendall(request({"messages": HI, "max_tokens": tokens, "stream": is_stream}))
         if dice.random() < 0.6:
-            got = b""
-            while not got.endswith(END if is_stream else b"}}"):
-                piece = sock.recv(65536)
-                assert piece, got
-                got += piece
-            assert got.startswith(b"HTTP/1.1 200")
+            assert read_answer(sock, is_stream=is_stream).startswith(b"HTTP/1.1 200")
             served += 1
         else:
             if dice.random() < 0.7:

@@ -20,6 +20,7 @@ from offload.devices.cuda_blocks import Mlp3
 from offload.devices.cuda_expert_copy import ExpertCopy
 from offload.devices.cuda_experts import Routed, write_shared, write_sum
 from offload.devices.cuda_rooms import NOWHERE, Room
+from offload.devices.cuda_writer import FEW
 
 if TYPE_CHECKING:
     from offload.devices.cuda import CudaDevice
@@ -127,8 +128,12 @@ class GpuShare:
             self._shared.write(w, self.device.inputs(w, self.layer), w.x, add=True)
 
     def steps(self, w: CudaWriter) -> None:
-        """See CudaBlock."""
-        self.combine(w, self.write(w), NOBODY)
+        """See CudaBlock. Of many rows (hybrid_many.py), experts in slots have other launches."""
+        if w.rows > FEW:
+            self.add_shared(w)
+            self.write_sum(w, NOWHERE, 0)
+        else:
+            self.combine(w, self.write(w), NOBODY)
 
     def _write_shared(self, w: CudaWriter) -> Room:
         return write_shared(w, self._shared, self.device.inputs(w, self.layer))

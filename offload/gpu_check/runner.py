@@ -45,7 +45,7 @@ PARTS = (
     Part("compile", f"{_PACKAGE}.compiling:compiling", 120),
     Part("intrinsics", f"{_PACKAGE}.intrinsics:intrinsics", 45),
     Part("kernels", f"{_PACKAGE}.kernels:kernels", 100),
-    Part("text", f"{_PACKAGE}.text:text", 60),
+    Part("text", f"{_PACKAGE}.text:text", 120),
     Part("memory", f"{_PACKAGE}.rates:rates", 45),
     Part("attention", f"{_PACKAGE}.attention:attention", 30),
     Part("prompt", f"{_PACKAGE}.prompts:prompts", 30),

@@ -3,6 +3,7 @@
     listening.py  the socket, connections, the end        app.py       paths
     security.py   who may ask                             desk.py      queue and engine thread
     openai_*.py   one protocol each: body -> Ask, events -> bytes
+    page.py       the files of the page at /              machine.py   what it shows of the engine
 
 Nothing is imported here but names, so that what is missing can be told in one line.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ class Options:
     queue: int = 64
     alias: str | None = None
     names: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
+    keys: tuple[str, ...] = field(default=(), repr=False)
     origins: tuple[str, ...] = ()
     sessions: Path | None = None
     drain_seconds: float = 30.0

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from offload.arguments import check_type, quoted
 from offload.errors import RequestError
+from offload.server.json_kinds import as_json, check_kind
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
     chat = {key: value for key, value in body.items() if key not in _LEFT_OUT}
     chat["messages"] = _messages(body.get("system"), body.get("messages"))
     declared = _declared(body.get("tools"))
-    chat["tools"] = [_tool(tool) for tool in declared if _is_ours(tool)]
+    chat["tools"] = [_tool(tool) for tool in declared]
     chat |= _tool_choice(body.get("tool_choice"), declared)
     chat["stop"] = body.get("stop_sequences")
     chat |= _thinking(body.get("thinking"))
@@ -58,11 +58,11 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _messages(system: Any, messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list):
-        raise RequestError(f"messages must be a list, not {quoted(messages)}")
+        raise RequestError(f"messages must be a list, not {as_json(messages)}")
     result = _system(system)
     for number, message in enumerate(messages, 1):
         try:
-            result += _turns(check_type("it", message, dict))
+            result += _turns(check_kind("it", message, dict))
         except RequestError as exc:
             raise RequestError(f"message {number}: {exc}") from exc
     return result
@@ -75,21 +75,21 @@ def _system(system: Any) -> list[dict[str, Any]]:
     if isinstance(system, str):
         text = system
     else:
-        text = _joined([_text(block) for block in check_type("system", system, list)])
+        text = _joined([_text(block) for block in check_kind("system", system, list)])
     return [{"role": "system", "content": text}] if text else []
 
 
 def _turns(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     role, content = message.get("role"), message.get("content")
     if content is not None and not isinstance(content, str | list):
-        raise RequestError(f"content must be a string or a list of blocks, not {quoted(content)}")
+        raise RequestError(f"content must be a string or a list of blocks, not {as_json(content)}")
     if role == "system":
         return _system(content)
     if role not in ("user", "assistant"):
-        raise RequestError(f"role {quoted(role)} is none of user, assistant, system")
+        raise RequestError(f"role {as_json(role)} is none of user, assistant, system")
     if content is None or isinstance(content, str):
         return [{"role": role, "content": content or ""}]
-    blocks = [check_type("a block of the content", block, dict) for block in content]
+    blocks = [check_kind("a block of the content", block, dict) for block in content]
     return [_said(blocks)] if role == "assistant" else _asked(blocks)
 
 
@@ -108,8 +108,8 @@ def _result(block: Mapping[str, Any]) -> dict[str, Any]:
     if content is None or isinstance(content, str):
         parts = [{"type": "text", "text": content or ""}]
     else:
-        inner = check_type("the content of a tool_result", content, list)
-        parts = [part for each in inner if (part := _part(check_type("a block", each, dict)))]
+        inner = check_kind("the content of a tool_result", content, list)
+        parts = [part for each in inner if (part := _part(check_kind("a block", each, dict)))]
     if block.get("is_error") is True and not _begins_with_error(parts):
         parts = [{"type": "text", "text": "Error: "}, *parts]
     return {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": parts}
@@ -166,8 +166,8 @@ def _joined(texts: list[Any]) -> str:
 
 
 def _text(block: Any) -> str:
-    text = block.get("text", "") if isinstance(block, Mapping) else block
-    return check_type("the text of a block", text, str)
+    text = block.get("text") if isinstance(block, Mapping) else block
+    return "" if text is None else check_kind("the text of a block", text, str)
 
 
 def _said(blocks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -198,11 +198,7 @@ def _call(block: Mapping[str, Any]) -> dict[str, Any]:
 def _declared(tools: Any) -> list[dict[str, Any]]:
     if tools is None:
         return []
-    declared = [check_type("a tool", tool, dict) for tool in check_type("tools", tools, list)]
-    skipped = {str(tool.get("type")) for tool in declared if not _is_ours(tool)}
-    if skipped:
-        log.info("tools left out, which a server would have to know: %s", quoted(sorted(skipped)))
-    return declared
+    return [check_kind("a tool", tool, dict) for tool in check_kind("tools", tools, list)]
 
 
 def _is_ours(tool: Mapping[str, Any]) -> bool:
@@ -211,11 +207,13 @@ def _is_ours(tool: Mapping[str, Any]) -> bool:
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    if not _is_ours(tool):
+        return {"type": str(tool["type"])}  # is left out, and that is told
     if isinstance(tool.get("function"), Mapping):  # OpenAI's shape, sent by mistake
         return {"type": "function", "function": tool["function"]}
     given = {key: tool[key] for key in ("name", "description", "strict") if key in tool}
     if not isinstance(given.get("name"), str):
-        raise RequestError(f"a tool needs a name, and {quoted(tool)} has none")
+        raise RequestError(f"a tool needs a name, and {as_json(tool)} has none")
     return {"type": "function", "function": {**given, "parameters": tool.get("input_schema") or {}}}
 
 
@@ -223,16 +221,16 @@ def _tool_choice(choice: Any, declared: list[dict[str, Any]]) -> dict[str, Any]:
     """A choice of tools that were all left out is left out, too."""
     if choice is None:
         return {}
-    kind, name = check_type("tool_choice", choice, dict).get("type"), choice.get("name")
+    kind, name = check_kind("tool_choice", choice, dict).get("type"), choice.get("name")
     chosen = [tool for tool in declared if kind != "tool" or tool.get("name") == name]
     one_call = {"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") else {}
     if kind not in (*_CHOICES, "tool"):
         kinds = ", ".join((*_CHOICES, "tool"))
-        raise RequestError(f"tool_choice type {quoted(kind)} is none of {kinds}")
+        raise RequestError(f"tool_choice type {as_json(kind)} is none of {kinds}")
     if kind in ("tool", "any") and not chosen:
-        raise RequestError(f"tool_choice wants {quoted(name or kind)}, but tools has no such tool")
+        raise RequestError(f"tool_choice wants {as_json(name or kind)}, but tools has no such tool")
     if kind in ("tool", "any") and not any(map(_is_ours, chosen)):
-        log.info("tool_choice left out with its tools: %s", quoted(choice))
+        log.info("tool_choice left out with its tools: %s", as_json(choice))
         return one_call
     if kind == "tool":
         return {"tool_choice": {"type": "function", "function": {"name": name}}, **one_call}
@@ -241,7 +239,7 @@ def _tool_choice(choice: Any, declared: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _thinking(thinking: Any) -> dict[str, Any]:
     """As a chat body says it; "adaptive" is what the model does anyway."""
-    if thinking is None or check_type("thinking", thinking, dict).get("type") == "adaptive":
+    if thinking is None or check_kind("thinking", thinking, dict).get("type") == "adaptive":
         return {}
     return {"thinking": thinking}
 
@@ -252,7 +250,7 @@ def _format(body: Mapping[str, Any]) -> dict[str, Any] | None:
     form = config.get("format") if isinstance(config, Mapping) else body.get("output_format")
     if form is None:
         return None
-    if check_type("the output format", form, dict).get("type") != "json_schema":
-        raise RequestError(f"output format {quoted(form.get('type'))} is not json_schema")
+    if check_kind("the output format", form, dict).get("type") != "json_schema":
+        raise RequestError(f"output format {as_json(form.get('type'))} is not json_schema")
     schema = {"name": "answer", "schema": form.get("schema"), "strict": True}
     return {"type": "json_schema", "json_schema": schema}

@@ -11,7 +11,7 @@ from offload.server.errors import Failure
 from offload.server.events import Ended, Event
 from offload.server.runs import Run, Runs, shows
 from offload.server.sse import Said
-from offload.server.usage import timings
+from offload.server.usage import extras
 from offload.speech import Token
 from offload.stats import Channel
 
@@ -57,7 +57,7 @@ class MessageReply:
             "message_delta",
             delta={"stop_reason": reason, "stop_sequence": sequence},
             usage=_usage(event),
-            timings=timings(event),
+            **extras(event),
         )
 
     def end(self) -> bytes:
@@ -79,7 +79,7 @@ class MessageReply:
             "stop_reason": reason,
             "stop_sequence": sequence,
             "usage": _NO_USAGE | _usage(ended),
-            "timings": timings(ended),
+            **extras(ended),
         }
 
     def _token(self, token: Token) -> bytes:

@@ -32,7 +32,7 @@ Endpoint = Callable[[Request], Awaitable[Any]]
 
 def make_app(host: Host, rules: Rules) -> ASGIApp:
     """The whole application of one host."""
-    routes = _routes(host)
+    routes = _routes(host, has_keys=bool(rules.keys))
     inner: ASGIApp = Starlette(
         routes=routes, exception_handlers={HTTPException: _http_error, Exception: _error}
     )
@@ -60,8 +60,8 @@ def shape(path: str, failure: Failure) -> dict[str, Any]:
     return failure_body(failure) if is_anthropic else failure.openai()
 
 
-def _routes(host: Host) -> list[Route]:
-    models = Models(host)
+def _routes(host: Host, *, has_keys: bool) -> list[Route]:
+    models = Models(host, has_keys=has_keys)
 
     def chat(body: Body) -> Ask:
         return openai_chat.read(body, host.name, host.engine.tokenizer)
@@ -87,6 +87,7 @@ def _routes(host: Host) -> list[Route]:
         Route("/v1/props", models.props),
         Route("/slots", models.slots),
         Route("/metrics", models.metrics),
+        Route("/openapi.json", models.openapi),
         _post("/tokenize", models.tokenize),
         _post("/detokenize", models.detokenize),
         _post("/v1/chat/completions", asking(host, chat)),
@@ -96,6 +97,7 @@ def _routes(host: Host) -> list[Route]:
         _post(MESSAGES, asking(host, messages)),
         _post(f"{MESSAGES}/count_tokens", anthropic.counting(lambda: host.engine)),
         _post("/v1/responses", asking(host, response)),
+        _post("/responses", asking(host, response)),
     ]
 
 

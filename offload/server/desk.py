@@ -304,7 +304,13 @@ class Desk:
             self._observe(seat, failure)
         seat.ticket.put(
             seat.index,
-            Ended(stats=stats, n_tokens=n_tokens, n_reasoning=seat.n_reasoning, failure=failure),
+            Ended(
+                stats=stats,
+                n_tokens=n_tokens,
+                n_reasoning=seat.n_reasoning,
+                notes=() if answer is None else answer.notes,
+                failure=failure,
+            ),
         )
         seat.ticket.wake()
 

@@ -29,13 +29,14 @@ class Reading:
 class Ended:
     """Nothing comes after it.
 
-    n_tokens: generated, the end token among them; n_reasoning: of these, in reasoning. failure:
-    what ended it early, if anything did.
+    n_tokens: generated, the end token among them; n_reasoning: of these, in reasoning. notes: what
+    was wished for and cannot be held to. failure: what ended it early, if anything did.
     """
 
     stats: RunStats
     n_tokens: int
     n_reasoning: int
+    notes: tuple[str, ...] = ()
     failure: Failure | None = None
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 
 from offload.server.errors import refused
+from offload.tokenizer import clean_text
 
 BODY_BYTES = 32 << 20
 BODY_SECONDS = 60.0  # until all of it must have come
@@ -21,6 +23,8 @@ TOOLS = 1_000
 STOPS = 64
 STOP_CHARACTERS = 1_024
 CHOICES = 16  # answers of one request
+
+_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Body = dict[str, Any]
 
@@ -80,7 +84,18 @@ def _parse(data: bytes) -> Body:
     if not isinstance(body, dict):
         raise refused(f"the body is a JSON {_kind(body)}; an object is needed")
     _check_depth(body)
-    return body
+    return _whole(body) if _HALVES.search(data) else body
+
+
+def _whole(value: Any) -> Any:
+    """A JSON value with U+FFFD for each half of a character, as programs leave that cut texts."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    if isinstance(value, dict):
+        return {_whole(key): _whole(inner) for key, inner in value.items()}
+    return value
 
 
 def _kind(value: object) -> str:

@@ -27,6 +27,7 @@ HEAD_SECONDS = 20.0  # until the head of a request must have come
 STALL_SECONDS = 60.0  # that a client may take nothing while something waits for it
 KEEP_SECONDS = 75  # an idle connection stays open
 CONNECTIONS = 512
+AHEAD_BYTES = 64 << 10  # of further requests, before one is answered
 BACKLOG = 256
 AFTER_DRAIN = 5.0  # seconds for last words
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -59,11 +60,20 @@ class Connection(H11Protocol):
         except h11.LocalProtocolError:  # nonsense behind a request that is being answered
             self.transport.abort()
             return
+        if self.cycle is not None and not self.cycle.more_body:
+            self._watch_ahead()
         if self.conn.their_state is not h11.IDLE:
             self._stop(self._head)
             self._head = None
         elif self._head is None and not self.timeout_keep_alive_task:
             self._await_head()
+
+    def _watch_ahead(self) -> None:
+        """What comes before the answer has gone is kept, and it is read on: so a close is seen."""
+        if len(self.conn.trailing_data[0]) > AHEAD_BYTES:
+            self.transport.abort()
+        else:
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """In JSON, as all errors are."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import time
 from typing import Any, Final
 
@@ -19,19 +18,14 @@ from starlette.routing import Route
 
 from offload.arguments import quoted
 from offload.engine import Engine
+from offload.hardware import probe
 from offload.server.desk import Desk
 from offload.server.errors import refused
 from offload.server.host import Host
 from offload.server.machine_check import LATER, LEAST, UNKNOWN, KnownRates, check, find_rates
 from offload.server.machine_look import Look, look
-from offload.server.machine_plan import (
-    measured_bytes,
-    plan_rows,
-    predicted_bytes,
-    what_is_off,
-)
+from offload.server.machine_plan import PlanFacts, measured_bytes, plan_facts, what_is_off
 from offload.stats import RunStats
-from offload.tensor_census import Census
 from offload.version import __version__
 
 FRESH: Final = 0.4  # seconds that a look is shared by all who ask
@@ -49,6 +43,7 @@ class Machine:
         self._rates: KnownRates | None = None
         self._finding: asyncio.Task[None] | None = None
         self._compared = RunStats()  # the latest answer that was long enough
+        self._facts: PlanFacts | None = None
 
     def routes(self) -> list[Route]:
         """The one."""
@@ -62,7 +57,8 @@ class Machine:
             raise refused(f"seen must be a whole number, not {quoted(text)}", param="seen")
         seen = await self._look(desk)
         self._find_rates(desk)
-        told = self._told(desk, seen, int(text))
+        facts, worked_out = await asyncio.to_thread(self._work_out, desk.engine, seen)
+        told = self._told(desk, seen, facts, int(text)) | worked_out
         return JSONResponse(told, headers={"Cache-Control": "no-store"})
 
     async def _look(self, desk: Desk) -> Look:
@@ -92,13 +88,19 @@ class Machine:
     async def _find(self, threads: int) -> None:
         self._rates = await asyncio.to_thread(find_rates, threads)
 
-    def _told(self, desk: Desk, seen: Look, known_uses: int) -> dict[str, Any]:
-        engine, plan = desk.engine, seen.plan
-        config = engine.config
-        census = census_of(engine)
-        predicted = predicted_bytes(config, census, plan)
-        read = measured_bytes(seen, config, census, predicted)
-        per_token = sum(predicted.values())
+    def _work_out(self, engine: Engine, seen: Look) -> tuple[PlanFacts, dict[str, Any]]:
+        """What takes milliseconds, beside the event loop."""
+        config, facts = engine.config, self._facts
+        if facts is None or facts.plan is not seen.plan:
+            self._facts = facts = plan_facts(config, engine.census(), seen.plan)
+        why = UNKNOWN if self._finding is not None and self._finding.done() else LATER
+        checked = check(config, facts.census, seen.plan, self._rates, self._compared, unknown=why)
+        return facts, {"check": checked, "memory": _memory(seen)}
+
+    def _told(self, desk: Desk, seen: Look, facts: PlanFacts, known_uses: int) -> dict[str, Any]:
+        config, plan = desk.engine.config, seen.plan
+        predicted, per_token = facts.predicted, sum(facts.predicted.values())
+        read = measured_bytes(seen, facts)
         views = desk.snapshot()
         totals = desk.totals
         running = [view for view in views if view.number >= 0]
@@ -132,40 +134,25 @@ class Machine:
                 }
                 for tier, n_bytes in read.items()
             ],
-            "check": check(
-                config,
-                census,
-                plan,
-                self._rates,
-                self._compared,
-                unknown=UNKNOWN if self._finding is not None and self._finding.done() else LATER,
-            ),  # fmt: skip
             "experts": None
             if seen.experts is None
             else {"began": self._host.since} | seen.experts.json(known_uses),
             "parallel": desk.parallel,
             "slots": [dataclasses.asdict(view) for view in views],
-            "memory": _memory(seen),
-            "plan": {"rows": plan_rows(plan), "notes": [*plan.notes, *seen.lines]},
+            "plan": {"rows": facts.rows, "notes": [*plan.notes, *seen.lines]},
             "off": what_is_off(seen),
         }
 
 
-@functools.lru_cache(maxsize=1)
-def census_of(engine: Engine) -> Census:
-    """Counted once."""
-    return engine.census()
-
-
 def _memory(seen: Look) -> dict[str, Any]:
     """Bytes. process: resident, mapped weights among them; swapped: at the end of an answer."""
-    plan, machine = seen.plan, psutil.virtual_memory()
+    plan, cpu = seen.plan, probe().cpu
     vram = plan.vram
     return {
         "process": psutil.Process().memory_info().rss,
         "swapped": seen.latest.swapped_bytes,
-        "available": machine.available,
-        "total": machine.total,
+        "available": cpu.ram_free,
+        "total": cpu.ram_total,
         "kv": plan.kv.n_bytes,
         "gpu": None if vram is None else vram.gpu,
         "vram_taken": 0 if vram is None else vram.parts_but_kv + vram.kv,

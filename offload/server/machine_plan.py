@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from offload.config import ModelConfig
@@ -13,6 +14,41 @@ from offload.server.machine_look import Look
 from offload.tensor_census import BLOCKS, Census
 
 FASTEST = ("vram", "slots", "ram", "hugepages", "mmap", "disk")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFacts:
+    """What follows from a plan, as long as it holds. rows: of `plan_rows`.
+
+    predicted: bytes of weights that a decoded token reads, by tier, the fastest first; slots have
+    the share of experts that is expected of them. beside: the same without routed experts.
+    """
+
+    plan: Plan
+    census: Census
+    predicted: Mapping[str, float]
+    beside: Mapping[str, float]
+    rows: list[dict[str, Any]]
+
+
+def plan_facts(config: ModelConfig, census: Census, plan: Plan) -> PlanFacts:
+    """Some milliseconds for a large model."""
+    beside = dict.fromkeys(FASTEST, 0.0)
+    by_block = bytes_by_block(census)
+    routed = by_block.pop("routed", 0.0)
+    for block, n_bytes in by_block.items():
+        for tier, share in shares(census, plan, block).items():
+            beside[tier] += share * n_bytes
+    predicted = dict(beside)
+    for tier, n_bytes in _routed(config, census, plan, routed).items():
+        predicted[tier] += n_bytes
+    return PlanFacts(
+        plan=plan,
+        census=census,
+        predicted={tier: n for tier, n in predicted.items() if n},
+        beside={tier: n for tier, n in beside.items() if n},
+        rows=plan_rows(plan),
+    )
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
@@ -44,22 +80,6 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
 
 def _row(name: str, n_bytes: int, device: str, tier: str, why: str) -> dict[str, Any]:
     return {"name": name, "bytes": n_bytes, "device": device, "tier": tier, "why": why}
-
-
-def predicted_bytes(config: ModelConfig, census: Census, plan: Plan) -> dict[str, float]:
-    """Of weights that a decoded token reads, by tier, the fastest first.
-
-    Slots have the share of experts that is expected of them.
-    """
-    found = dict.fromkeys(FASTEST, 0.0)
-    for block, n_bytes in bytes_by_block(census).items():
-        if block == "routed":
-            for tier, n in _routed(config, census, plan, n_bytes).items():
-                found[tier] += n
-        else:
-            for tier, share in shares(census, plan, block).items():
-                found[tier] += share * n_bytes
-    return {tier: n for tier, n in found.items() if n}
 
 
 def bytes_by_block(census: Census) -> dict[BlockName, float]:
@@ -97,26 +117,18 @@ def _routed(config: ModelConfig, census: Census, plan: Plan, n_bytes: float) -> 
     return found
 
 
-def measured_bytes(
-    seen: Look, config: ModelConfig, census: Census, predicted: Mapping[str, float]
-) -> dict[str, float]:
+def measured_bytes(seen: Look, facts: PlanFacts) -> dict[str, float]:
     """Read by kernels so far, by tier.
 
     Slots and what lies below them count for themselves; all else is divided as it lies.
     """
-    found = dict.fromkeys(predicted, 0.0)
+    found = dict.fromkeys(facts.predicted, 0.0)
     for tier, n_bytes in seen.routed.items():
         found[tier] = found.get(tier, 0.0) + n_bytes
     rest = max(0.0, seen.bytes_read - sum(seen.routed.values()))
-    fixed = dict(predicted)
-    if seen.routed:
-        routed = bytes_by_block(census).get("routed", 0.0)
-        for tier, n in _routed(config, census, seen.plan, routed).items():
-            fixed[tier] = fixed.get(tier, 0.0) - n
-    total = sum(n for n in fixed.values() if n > 0)
-    for tier, n in fixed.items():
-        if n > 0:
-            found[tier] = found.get(tier, 0.0) + rest * n / total
+    shares = facts.beside if seen.routed else facts.predicted
+    for tier, n in shares.items():
+        found[tier] += rest * n / sum(shares.values())
     return found
 
 

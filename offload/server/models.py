@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from offload.arguments import quoted
+from offload.arguments import quoted, whole
 from offload.sampling_params import defaults_for
 from offload.server.errors import refused
 from offload.server.host import Host
 from offload.server.limits import Body, read_body
+from offload.server.openapi import description
 from offload.server.sampling import read_flag
 from offload.tokenizer import TextPart, checked_ids
 from offload.version import __version__
 
 
 class Models:
-    """The endpoints that look at a host."""
+    """The endpoints that look at a host. has_keys: whether they need a key."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, has_keys: bool) -> None:
         self._host = host
+        self._has_keys = has_keys
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200, or 503 with the progress of loading."""
@@ -41,8 +44,10 @@ class Models:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
+        model = self._model()
+        only = {"has_more": False, "first_id": model["id"], "last_id": model["id"]}  # Anthropic's
         return JSONResponse(
-            {"object": "list", "data": [self._model()], "models": [self._for_codex()]}
+            {"object": "list", "data": [model], "models": [self._for_codex()], **only}
         )
 
     async def model(self, request: Request) -> Response:
@@ -92,11 +97,16 @@ class Models:
         """GET /metrics, for Prometheus."""
         return Response(self._host.metrics.text(), media_type=CONTENT_TYPE)
 
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        n_vocab = self._host.engine.tokenizer.n_vocab
+        return JSONResponse(description(n_vocab, has_keys=self._has_keys))
+
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize {content, add_special, parse_special, with_pieces}."""
         body = await read_body(request)
         tokenizer = self._host.engine.tokenizer
-        content = body.get("content", "")
+        content = body.get("content")
         if not isinstance(content, str):
             raise refused(f"content must be a string, not {quoted(content)}", param="content")
         special = body.get("parse_special") is None or read_flag(body, "parse_special")
@@ -112,10 +122,11 @@ class Models:
         """POST /detokenize {tokens}."""
         body = await read_body(request)
         tokenizer = self._host.engine.tokenizer
-        tokens = body.get("tokens", [])
+        tokens = body.get("tokens")
         if not isinstance(tokens, list):
             raise refused(f"tokens must be a list of ids, not {quoted(tokens)}", param="tokens")
-        return JSONResponse({"content": tokenizer.decode(checked_ids(tokens, tokenizer.n_vocab))})
+        ids = [token if (number := whole(token)) is None else number for token in tokens]
+        return JSONResponse({"content": tokenizer.decode(checked_ids(ids, tokenizer.n_vocab))})
 
     def _model(self) -> Body:
         host, engine = self._host, self._host.engine
@@ -125,6 +136,9 @@ class Models:
             "object": "model",
             "created": int(host.since),
             "owned_by": "kimi-offload",
+            "type": "model",  # this and the next two are Anthropic's
+            "display_name": host.name,
+            "created_at": datetime.fromtimestamp(int(host.since), UTC).isoformat(),
             "max_model_len": context,
             "meta": {
                 "n_ctx": context,  # of each slot

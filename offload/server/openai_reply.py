@@ -15,7 +15,7 @@ from offload.server.events import Ended, Event, Reading
 from offload.server.limits import Body
 from offload.server.sampling import read_flag
 from offload.server.sse import Said, data_line
-from offload.server.usage import timings, usage
+from offload.server.usage import extras, usage
 from offload.speech import Token
 
 DONE = b"data: [DONE]\n\n"
@@ -102,7 +102,7 @@ class OpenAIReply(ABC):
         """The usage, where it was asked for in a chunk without a choice, and the end mark."""
         if not self._told.usage:
             return DONE
-        told = json.dumps({"usage": self._usage(), "timings": timings(self._ended[0])})
+        told = json.dumps({"usage": self._usage(), **extras(self._ended[0])})
         return f"{self._head}],{told[1:]}\n\n".encode() + DONE
 
     def failed(self, failure: Failure) -> bytes:
@@ -117,7 +117,7 @@ class OpenAIReply(ABC):
             "object": self._shape.whole,
             "choices": [self._choice(index, one) for index, one in enumerate(said)],
             "usage": self._usage(),
-            "timings": timings(self._ended[0]),
+            **extras(self._ended[0]),
         }
 
     def _finish(self, index: int, ended: Ended) -> bytes:
@@ -125,7 +125,7 @@ class OpenAIReply(ABC):
             **self._fixed,
             "object": self._shape.chunk,
             "choices": [self._last(index, ended)],
-            "timings": timings(ended),
+            **extras(ended),
         }
         if not self._told.usage and len(self._ended) == self._n:
             chunk["usage"] = self._usage()

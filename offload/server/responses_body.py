@@ -10,8 +10,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from offload.arguments import check_type, quoted
-from offload.errors import RequestError
+from offload.errors import RequestError, shown
+from offload.server.json_kinds import as_json, check_kind
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
     chat["messages"] = _messages(body.get("instructions"), body.get("input"))
     chat |= _tools(body.get("tools"), body.get("tool_choice"))
     chat["max_completion_tokens"] = body.get("max_output_tokens")
-    form = check_type("text", body.get("text") or {}, dict).get("format")
+    form = check_kind("text", body.get("text") or {}, dict).get("format")
     if form is not None:
-        chat["response_format"] = _format(check_type("text.format", form, dict))
+        chat["response_format"] = _format(check_kind("text.format", form, dict))
     return chat
 
 
@@ -68,15 +68,15 @@ def _format(form: dict[str, Any]) -> dict[str, Any]:
 
 def _messages(instructions: Any, given: Any) -> list[dict[str, Any]]:
     result: list[dict[str, Any]] = []
-    if instructions:
-        text = check_type("instructions", instructions, str)
-        result.append({"role": "system", "content": text})
+    if instructions is not None:
+        text = check_kind("instructions", instructions, str)
+        result += [{"role": "system", "content": text}] if text else []
     if isinstance(given, str):
         return [*result, {"role": "user", "content": given}]
     turns = _Turns(result)
-    for number, item in enumerate(check_type("input", given, list), 1):
+    for number, item in enumerate(check_kind("input", given, list), 1):
         try:
-            turns.add(check_type("it", item, dict))
+            turns.add(check_kind("it", item, dict))
         except RequestError as exc:
             raise RequestError(f"input item {number}: {exc}") from exc
     return result
@@ -106,10 +106,10 @@ class _Turns:
                 {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
             )
         elif isinstance(kind, str) and kind.endswith(("_call", "_call_output", "_call_response")):
-            log.info("input item left out, a tool of other servers: %s", quoted(kind))
+            log.info("input item left out, a tool of other servers: %s", as_json(kind))
         else:
             raise RequestError(
-                f"type {quoted(kind)} cannot be served; send messages, reasoning, function calls "
+                f"type {as_json(kind)} cannot be served; send messages, reasoning, function calls "
                 "and their outputs"
             )
 
@@ -147,18 +147,18 @@ def _content(content: Any) -> str | list[dict[str, Any]]:
     """A text, or parts of chat's shape."""
     if content is None or isinstance(content, str):
         return content or ""
-    parts = check_type("content", content, list)
-    return [_part(check_type("a part of the content", part, dict)) for part in parts]
+    parts = check_kind("content", content, list)
+    return [_part(check_kind("a part of the content", part, dict)) for part in parts]
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     kind = part.get("type", "text")
     if kind in _TEXTS:
         text = part.get("refusal" if kind == "refusal" else "text")
-        return {"type": "text", "text": check_type("the text of a part", text, str)}
+        return {"type": "text", "text": check_kind("the text of a part", text or "", str)}
     if kind == "input_image":
         return {"type": "image_url", "image_url": {"url": part.get("image_url") or ""}}
-    return {"type": "text", "text": f"[{quoted(kind)}: this server reads only plain text]"}
+    return {"type": "text", "text": f"[{shown(kind, 40)}: this server reads only plain text]"}
 
 
 def _text(content: Any) -> str:
@@ -172,28 +172,31 @@ def _text(content: Any) -> str:
 
 
 def _tools(tools: Any, choice: Any) -> dict[str, Any]:
-    """Functions, and which of them the model is to call."""
-    declared = [check_type("a tool", tool, dict) for tool in check_type("tools", tools or [], list)]
-    kept = [tool for tool in declared if tool.get("type", "function") == "function"]
-    skipped = {str(tool.get("type")) for tool in declared if tool not in kept}
-    if skipped:
-        log.info("tools left out, which this server does not know: %s", quoted(sorted(skipped)))
+    """Tools, and which of them the model is to call."""
+    declared = [check_kind("a tool", tool, dict) for tool in check_kind("tools", tools or [], list)]
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
-        listed = check_type("tool_choice.tools", choice.get("tools"), list)
+        listed = check_kind("tool_choice.tools", choice.get("tools"), list)
         names = [_name(tool) for tool in listed if isinstance(tool, Mapping)]
-        kept = [tool for tool in kept if _name(tool) in names]
+        declared = [tool for tool in declared if _name(tool) in names]
         choice = choice.get("mode", "auto")
-    result: dict[str, Any] = {"tools": [_tool(tool) for tool in kept]}
+    result: dict[str, Any] = {"tools": [_tool(tool) for tool in declared]}
+    is_moot = choice == "required" and declared and not any(map(_is_function, declared))
     if isinstance(choice, Mapping) and choice.get("type") == "function":
         result["tool_choice"] = {"type": "function", "function": {"name": _name(choice)}}
-    elif isinstance(choice, Mapping) or (choice == "required" and skipped and not kept):
-        log.info("tool_choice left out with its tools: %s", quoted(choice))
+    elif isinstance(choice, Mapping) or is_moot:
+        log.info("tool_choice left out with its tools: %s", as_json(choice))
     elif choice is not None:
         result["tool_choice"] = choice
     return result
 
 
+def _is_function(tool: Mapping[str, Any]) -> bool:
+    return tool.get("type") in (None, "function")
+
+
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    if not _is_function(tool):
+        return {"type": str(tool["type"])}  # is left out, and that is told
     function = tool.get("function")
     if not isinstance(function, Mapping):
         keys = ("name", "description", "parameters", "strict")

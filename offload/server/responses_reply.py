@@ -12,7 +12,7 @@ from offload.server.errors import Failure
 from offload.server.events import Ended, Event
 from offload.server.runs import Run, Runs, shows
 from offload.server.sse import Said
-from offload.server.usage import timings, usage
+from offload.server.usage import extras, usage
 from offload.speech import Token
 from offload.stats import Channel
 
@@ -211,11 +211,7 @@ class ResponseReply:
     def _response(self, status: Status, ended: Ended | None = None) -> dict[str, Any]:
         """What there is of it by now."""
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        cost = (
-            {"usage": None}
-            if ended is None
-            else {"usage": _usage(ended), "timings": timings(ended)}
-        )
+        cost = {"usage": None} if ended is None else {"usage": _usage(ended), **extras(ended)}
         state = {"status": status, "error": None, "incomplete_details": cut}
         return {**self._base, **state, "output": list(self._items), **cost}
 

@@ -86,6 +86,7 @@ def read_wishes(body: Body) -> dict[str, Any]:
         "thinking_budget": _budget(body),
         "tools": body.get("tools") or None,
         "tool_choice": _tool_choice(body.get("tool_choice")),
+        "parallel_tool_calls": body.get("parallel_tool_calls"),
         "response_format": body.get("response_format"),
         "stop_loops": body.get("stop_loops"),
     }

@@ -22,7 +22,13 @@ def usage(ended: Sequence[Ended], *, prompts: int | None = None) -> dict[str, An
     }
 
 
-def timings(ended: Ended) -> dict[str, Any]:
+def extras(ended: Ended) -> dict[str, Any]:
+    """Fields of ours beside a protocol's own: timings, and warnings if there are any."""
+    warnings = {"warnings": list(ended.notes)} if ended.notes else {}
+    return {"timings": _timings(ended), **warnings}
+
+
+def _timings(ended: Ended) -> dict[str, Any]:
     """Of one answer; ms: milliseconds. repetition: a loop that it went into."""
     stats = ended.stats
     read = stats.prompt_tokens - stats.reused_tokens

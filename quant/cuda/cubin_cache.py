@@ -83,6 +83,7 @@ def store(architecture: int) -> Store:
     return Store("cubins", f"sm_{architecture}-{folder}")
 
 
+_pickling = threading.Lock()  # Numba gives device functions their ids when they are first pickled
 _made: dict[tuple[Kernel, int], bytes] = {}  # of this process, for where nothing can be kept
 
 
@@ -159,7 +160,8 @@ def _feed(
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 )  # fmt: skip
                 running.append(process)
-            function = dumps((kernel.function, kernel.threads, kernel.together))
+            with _pickling:
+                function = dumps((kernel.function, kernel.threads, kernel.together))
             process.stdin.write(base64.b64encode(function) + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()

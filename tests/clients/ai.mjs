@@ -41,6 +41,11 @@ for (const [name, from] of Object.entries(models)) {
 
   const called = streamText({
     ...asked, prompt: sum, tools: { add }, toolChoice: { type: "tool", toolName: "add" },
+    providerOptions: {
+      kimi: { parallel_tool_calls: false },
+      openai: { parallelToolCalls: false },
+      anthropic: { disableParallelToolUse: true },
+    },
   });
   await called.consumeStream();
   assert.equal(await called.finishReason, "tool-calls", name);

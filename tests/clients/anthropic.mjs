@@ -27,7 +27,8 @@ const { input_tokens, cache_read_input_tokens } = streamed.usage;
 assert.equal(input_tokens + cache_read_input_tokens, count.input_tokens);
 
 const calling = client.messages.stream({
-  ...asked, tools, tool_choice: { type: "any" }, messages: [{ role: "user", content: sum }],
+  ...asked, tools, tool_choice: { type: "any", disable_parallel_tool_use: true },
+  thinking: { type: "enabled", budget_tokens: 30 }, messages: [{ role: "user", content: sum }],
 });
 const message = await calling.finalMessage();
 const call = message.content.at(-1);

@@ -4,7 +4,7 @@ export const question = "What is a routed expert?";
 export const sum = "What is 2 plus 3?";
 export const parameters = {
   type: "object",
-  properties: { a: { type: "integer" }, b: { type: "integer" } },
+  properties: { a: { enum: [1, 2, 3] }, b: { enum: [1, 2, 3] } },
   required: ["a", "b"],
   additionalProperties: false,
 };

@@ -6,6 +6,7 @@ import { key, model, parameters, question, sum, url } from "./asked.mjs";
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0 });
 const messages = [{ role: "user", content: question }];
 const tool = { type: "function", function: { name: "add", description: "Adds.", parameters } };
+const oneCall = { parallel_tool_calls: false, thinking_budget: 30, temperature: 0 };
 
 const whole = await client.chat.completions.create({ model, messages, temperature: 0 });
 assert.equal(whole.choices[0].finish_reason, "stop");
@@ -18,7 +19,7 @@ assert.equal(text, whole.choices[0].message.content);
 assert.equal((await stream.totalUsage()).completion_tokens, whole.usage.completion_tokens);
 
 const called = client.chat.completions.stream({
-  model, tools: [tool], tool_choice: "required", messages: [{ role: "user", content: sum }],
+  model, tools: [tool], tool_choice: "required", ...oneCall, messages: [{ role: "user", content: sum }],
 });
 const { message, finish_reason } = (await called.finalChatCompletion()).choices[0];
 assert.equal(finish_reason, "tool_calls");
@@ -45,7 +46,7 @@ assert.deepEqual(streamed.output.map((item) => item.type), ["reasoning", "messag
 assert.equal(streamed.usage.output_tokens, response.usage.output_tokens);
 
 const calling = client.responses.stream({
-  model, input: sum, tool_choice: { type: "function", name: "add" },
+  model, input: sum, ...oneCall, tool_choice: { type: "function", name: "add" },
   tools: [{ type: "function", strict: true, ...tool.function }, { type: "web_search" }],
 });
 const call = (await calling.finalResponse()).output.at(-1);

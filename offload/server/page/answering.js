@@ -16,7 +16,13 @@ export async function answerInto(message, body, signal, changed) {
       message.state = "done";
     } catch (error) {
       if (signal.aborted) message.state = "stopped";
-      else if (error instanceof Refusal && (error.is_passing || error.is_gone) && tries < PATIENCE && !message.content && !message.reasoning) {
+      else if (
+        error instanceof Refusal &&
+        (error.is_passing || error.is_gone) &&
+        tries < PATIENCE &&
+        !message.content &&
+        !message.reasoning
+      ) {
         if (await pause(message, error, signal, changed)) continue;
         message.state = "stopped";
       } else {
@@ -25,7 +31,7 @@ export async function answerInto(message, body, signal, changed) {
         message.needs = error.status === 401 ? "key" : error.is_gone ? "server" : null;
       }
     }
-    for (const name of ["waiting", "queued", "reading"]) delete message[name];
+    for (const name of ["waiting", "queued", "reading", "came", "began"]) delete message[name];
     changed();
     return;
   }
@@ -36,9 +42,18 @@ function take(message, event) {
   if (event.queued !== undefined) message.queued = event.queued;
   if (event.reading) message.reading = event.reading;
   const progress = event.prompt_progress;
-  if (progress) message.reading = { done: progress.processed, total: progress.total, reused: progress.cache ?? 0 };
+  if (progress)
+    message.reading = {
+      done: progress.processed,
+      total: progress.total,
+      reused: progress.cache ?? 0,
+    };
   const choice = event.choices?.[0];
   const delta = choice?.delta ?? {};
+  if (delta.content || delta.reasoning_content || delta.tool_calls) {
+    message.came = (message.came ?? 0) + 1;
+    message.began ??= performance.now();
+  }
   const thought = delta.reasoning_content ?? "";
   if (thought) {
     message.reasoning += thought;
@@ -51,10 +66,12 @@ function take(message, event) {
     call.name += piece.function?.name ?? "";
     call.arguments += piece.function?.arguments ?? "";
   }
-  if (choice?.finish_reason) message.finish = choice.stop_reason === "loop" ? "loop" : choice.finish_reason;
+  if (choice?.finish_reason)
+    message.finish = choice.stop_reason === "loop" ? "loop" : choice.finish_reason;
   if (event.usage) {
     message.usage = {
-      prompt: event.usage.prompt_tokens, completion: event.usage.completion_tokens,
+      prompt: event.usage.prompt_tokens,
+      completion: event.usage.completion_tokens,
       cached: event.usage.prompt_tokens_details?.cached_tokens ?? 0,
       reasoning: event.usage.completion_tokens_details?.reasoning_tokens,
     };
@@ -70,7 +87,14 @@ async function pause(message, error, signal, changed) {
     changed();
     await new Promise((done) => {
       const timer = setTimeout(done, 1000);
-      signal.addEventListener("abort", () => { clearTimeout(timer); done(); }, { once: true });
+      signal.addEventListener(
+        "abort",
+        () => {
+          clearTimeout(timer);
+          done();
+        },
+        { once: true },
+      );
     });
     if (signal.aborted) return false;
   }
@@ -81,6 +105,7 @@ async function pause(message, error, signal, changed) {
 function told(error) {
   if (!(error instanceof Refusal)) return `The page failed: ${error.message}`;
   if (error.status === 401) return "The server asks for an API key.";
-  if (error.type === "exceed_context_size_error") return `The conversation is too long. ${error.message}`;
+  if (error.type === "exceed_context_size_error")
+    return `The conversation is too long. ${error.message}`;
   return error.message;
 }

@@ -33,7 +33,10 @@ async function ask(address, options) {
 async function request(address, { headers = {}, ...options } = {}) {
   const key = settings.values.apiKey;
   try {
-    return await fetch(address, { ...options, headers: { ...headers, ...(key && { Authorization: `Bearer ${key}` }) } });
+    return await fetch(address, {
+      ...options,
+      headers: { ...headers, ...(key && { Authorization: `Bearer ${key}` }) },
+    });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal("The server does not answer.");
@@ -43,14 +46,22 @@ async function request(address, { headers = {}, ...options } = {}) {
 function refusal(response, body) {
   const told = body.error ?? {};
   const after = Number.parseInt(response.headers.get("retry-after") ?? "", 10);
-  const text = told.message ?? (typeof told === "string" ? told : `The server answered ${response.status}.`);
-  return new Refusal(text, { status: response.status, type: told.type ?? "", retryAfter: Number.isNaN(after) ? null : after });
+  const text =
+    told.message ?? (typeof told === "string" ? told : `The server answered ${response.status}.`);
+  return new Refusal(text, {
+    status: response.status,
+    type: told.type ?? "",
+    retryAfter: Number.isNaN(after) ? null : after,
+  });
 }
 
 // An answer as it comes: {queued}, {reading: {done, total, reused}}, or a chunk of the OpenAI form.
 export async function* answer(body, signal) {
   const response = await request("/v1/chat/completions", {
-    method: "POST", signal, body: JSON.stringify(body), headers: { "Content-Type": "application/json" },
+    method: "POST",
+    signal,
+    body: JSON.stringify(body),
+    headers: { "Content-Type": "application/json" },
   });
   if (!response.ok) throw refusal(response, await response.json().catch(() => ({})));
   const events = [];
@@ -69,7 +80,11 @@ export async function* answer(body, signal) {
       if (done) break;
       parser.feed(value);
       for (const event of events.splice(0)) {
-        if (event.error) throw new Refusal(event.error.message ?? "The answer failed.", { status: event.error.code ?? 500, type: event.error.type });
+        if (event.error)
+          throw new Refusal(event.error.message ?? "The answer failed.", {
+            status: event.error.code ?? 500,
+            type: event.error.type,
+          });
         yield event;
       }
     }
@@ -84,5 +99,15 @@ function told(text) {
   const queued = /^queued (\d+)/.exec(text);
   if (queued) return [{ queued: Number(queued[1]) }];
   const reading = /^reading (\d+)\/(\d+)(?: reused (\d+))?/.exec(text);
-  return reading ? [{ reading: { done: Number(reading[1]), total: Number(reading[2]), reused: Number(reading[3] ?? 0) } }] : [];
+  return reading
+    ? [
+        {
+          reading: {
+            done: Number(reading[1]),
+            total: Number(reading[2]),
+            reused: Number(reading[3] ?? 0),
+          },
+        },
+      ]
+    : [];
 }

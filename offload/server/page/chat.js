@@ -1,7 +1,17 @@
 // The conversation on show: sending, stopping, answering again, branches, saving.
 
 import { $, say, toast, toggle } from "./dom.js";
-import { addNode, asMessage, childrenOf, choose, merged, newConversation, path, requestMessages, touch } from "./conversation.js";
+import {
+  addNode,
+  asMessage,
+  childrenOf,
+  choose,
+  merged,
+  newConversation,
+  path,
+  requestMessages,
+  touch,
+} from "./conversation.js";
 import { answerInto } from "./answering.js";
 import { MessageView } from "./message.js";
 import { settings } from "./settings.js";
@@ -38,20 +48,34 @@ export class Chat {
   async findLost() {
     const { conversation } = this;
     for (const message of Object.values(conversation.nodes)) {
-      if (message.state !== "running" || this.answering?.message === message || (await isAnswering(message.id))) continue;
+      if (
+        message.state !== "running" ||
+        this.answering?.message === message ||
+        (await isAnswering(message.id))
+      )
+        continue;
       message.state = "stopped";
       touch(conversation, message);
     }
     if (conversation === this.conversation) this.render();
   }
 
+  // It was deleted: its answer ends, and nothing of it is kept.
+  drop(id) {
+    const found = this.running.get(id);
+    if (!found) return;
+    found.conversation.is_deleted = true;
+    found.controller.abort();
+  }
+
   // Another tab has changed it.
   async reload(id) {
-    if (id !== this.conversation.id) return;
     const stored = await this.store.load(id);
+    if (stored?.is_deleted) this.drop(id);
     if (!stored || id !== this.conversation.id) return;
     if (stored.is_deleted) return this.show(newConversation());
-    if (this.answering) Object.assign(this.conversation.nodes, merged(stored, this.conversation).nodes);
+    if (this.answering)
+      Object.assign(this.conversation.nodes, merged(stored, this.conversation).nodes);
     else this.conversation = stored;
     this.render();
     this.findLost();
@@ -92,8 +116,11 @@ export class Chat {
     const asked = conversation.nodes[conversation.leaf];
     const { system } = settings.values;
     const body = {
-      messages: requestMessages(conversation, asked, system), stream: true, stream_options: { include_usage: true },
-      return_progress: true, ...settings.body(),
+      messages: requestMessages(conversation, asked, system),
+      stream: true,
+      stream_options: { include_usage: true },
+      return_progress: true,
+      ...settings.body(),
     };
     const message = addNode(conversation, asked.id, { role: "assistant", state: "running" });
     const controller = new AbortController();
@@ -123,12 +150,17 @@ export class Chat {
 
   // The whole answer at its end, not every token of it.
   announce(message) {
-    const end = { done: "Answer", stopped: "Stopped", failed: `Failed: ${message.error}` }[message.state];
-    say($("announcer"), `${end}. ${message.state === "failed" ? "" : message.content.slice(0, 2000)}`);
+    const end = { done: "Answer", stopped: "Stopped", failed: `Failed: ${message.error}` }[
+      message.state
+    ];
+    say(
+      $("announcer"),
+      `${end}. ${message.state === "failed" ? "" : message.content.slice(0, 2000)}`,
+    );
   }
 
   async save(conversation) {
-    this.changed(conversation);
+    if (!conversation.is_deleted) this.changed(conversation);
     await this.store.save(conversation).catch((error) => toast(`Not kept: ${error.message}`));
   }
 
@@ -136,12 +168,16 @@ export class Chat {
   renderSoon(conversation) {
     if (conversation.id !== this.conversation.id || this.isDue) return;
     this.isDue = true;
-    setTimeout(() => requestAnimationFrame(() => {
-      this.isDue = false;
-      const began = performance.now();
-      this.render();
-      this.wait = 4 * (performance.now() - began);
-    }), this.wait > 16 ? this.wait : 0);
+    setTimeout(
+      () =>
+        requestAnimationFrame(() => {
+          this.isDue = false;
+          const began = performance.now();
+          this.render();
+          this.wait = 4 * (performance.now() - began);
+        }),
+      this.wait > 16 ? this.wait : 0,
+    );
   }
 
   render() {
@@ -158,13 +194,21 @@ export class Chat {
     messages.forEach((message, index) => {
       let view = views.get(message.id);
       if (!view) {
-        view = new MessageView(message, { edit: (id, text) => this.edit(id, text), again: (id) => this.again(id), turn: (id, step) => this.turn(id, step) });
+        view = new MessageView(message, {
+          edit: (id, text) => this.edit(id, text),
+          again: (id) => this.again(id),
+          turn: (id, step) => this.turn(id, step),
+        });
         views.set(message.id, view);
       }
       const place = $("messages").children[index];
       if (place !== view.root) $("messages").insertBefore(view.root, place ?? null);
       const all = childrenOf(conversation, message.parent);
-      view.update(message, { index: all.findIndex((one) => one.id === message.id), of: all.length }, is_busy);
+      view.update(
+        message,
+        { index: all.findIndex((one) => one.id === message.id), of: all.length },
+        is_busy,
+      );
     });
     toggle($("empty"), messages.length === 0);
     for (const id of ["export-md", "export-json"]) $(id).disabled = messages.length === 0;
@@ -190,8 +234,12 @@ export class Chat {
 
   markdown() {
     const parts = path(this.conversation).map((message) => {
-      const thought = message.reasoning ? `<details><summary>Thinking</summary>\n\n${message.reasoning.trim()}\n\n</details>\n\n` : "";
-      const calls = message.calls.map((call) => `\n\nTool call \`${call.name}\`:\n\n\`\`\`json\n${call.arguments}\n\`\`\``).join("");
+      const thought = message.reasoning
+        ? `<details><summary>Thinking</summary>\n\n${message.reasoning.trim()}\n\n</details>\n\n`
+        : "";
+      const calls = message.calls
+        .map((call) => `\n\nTool call \`${call.name}\`:\n\n\`\`\`json\n${call.arguments}\n\`\`\``)
+        .join("");
       return `## ${message.role === "user" ? "You" : "Answer"}\n\n${thought}${message.content}${calls}`;
     });
     return `# ${this.conversation.title}\n\n${parts.join("\n\n")}\n`;
@@ -201,6 +249,10 @@ export class Chat {
     const { system } = settings.values;
     const messages = path(this.conversation).map(asMessage);
     if (system.trim()) messages.unshift({ role: "system", content: system });
-    return JSON.stringify({ title: this.conversation.title, messages, conversation: this.conversation }, null, 2);
+    return JSON.stringify(
+      { title: this.conversation.title, messages, conversation: this.conversation },
+      null,
+      2,
+    );
   }
 }

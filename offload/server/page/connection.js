@@ -12,7 +12,9 @@ export class Connection {
   // ready(is_ready): whether messages can be sent.
   constructor(ready) {
     this.ready = ready;
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.look(); });
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) this.look();
+    });
   }
 
   begin() {
@@ -43,6 +45,7 @@ export class Connection {
 
   show(text, progress) {
     const banner = $("banner");
+    if (banner.hidden === Boolean(text)) say($("announcer"), text ?? "Ready");
     toggle(banner, Boolean(text));
     if (!text) return banner.replaceChildren();
     if (!this.line) this.line = node("span", {});
@@ -62,6 +65,8 @@ const shareOf = (progress) => (progress?.total ? progress.done / progress.total 
 function loadingText({ status, progress, message }) {
   if (!progress) return message ?? `The server is not ready: ${status}.`;
   const { phase, done, total } = progress;
-  const of = ["compile", "prompt", "measure"].includes(phase) ? `${done} of ${total}` : `${bytes(done)} of ${bytes(total)}`;
+  const of = ["compile", "prompt", "measure"].includes(phase)
+    ? `${done} of ${total}`
+    : `${bytes(done)} of ${bytes(total)}`;
   return `Loading the model: ${phase}, ${of}${total ? ` (${percent(done / total)})` : ""}`;
 }

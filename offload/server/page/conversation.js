@@ -11,15 +11,36 @@ export function uid() {
 
 export function newConversation() {
   const now = Date.now();
-  return { id: uid(), title: "New conversation", is_named: false, created: now, updated: now, leaf: null, nodes: {}, is_deleted: false };
+  return {
+    id: uid(),
+    title: "New conversation",
+    is_named: false,
+    created: now,
+    updated: now,
+    leaf: null,
+    nodes: {},
+    is_deleted: false,
+  };
 }
 
 export function addNode(conversation, parent, fields) {
-  const node = { id: uid(), parent, role: "user", content: "", reasoning: "", calls: [], born: Date.now(), version: 0, state: "done", ...fields };
+  const node = {
+    id: uid(),
+    parent,
+    role: "user",
+    content: "",
+    reasoning: "",
+    calls: [],
+    born: Date.now(),
+    version: 0,
+    state: "done",
+    ...fields,
+  };
   conversation.nodes[node.id] = node;
   conversation.leaf = node.id;
   touch(conversation, node);
-  if (node.role === "user" && parent === null && !conversation.is_named) conversation.title = titleOf(node.content);
+  if (node.role === "user" && parent === null && !conversation.is_named)
+    conversation.title = titleOf(node.content);
   return node;
 }
 
@@ -36,18 +57,30 @@ function titleOf(text) {
 // From the first message to the one shown last.
 export function path(conversation) {
   const found = [];
-  for (let node = conversation.nodes[conversation.leaf]; node; node = conversation.nodes[node.parent]) found.unshift(node);
+  for (
+    let node = conversation.nodes[conversation.leaf];
+    node;
+    node = conversation.nodes[node.parent]
+  )
+    found.unshift(node);
   return found;
 }
 
 export function childrenOf(conversation, parent) {
-  return Object.values(conversation.nodes).filter((node) => node.parent === parent).sort((a, b) => a.born - b.born || (a.id < b.id ? -1 : 1));
+  return Object.values(conversation.nodes)
+    .filter((node) => node.parent === parent)
+    .sort((a, b) => a.born - b.born || (a.id < b.id ? -1 : 1));
 }
 
 // Show the branch that goes through this message, at its newest end.
 export function choose(conversation, id) {
   let leaf = id;
-  for (let next = childrenOf(conversation, leaf); next.length; next = childrenOf(conversation, leaf)) leaf = next.at(-1).id;
+  for (
+    let next = childrenOf(conversation, leaf);
+    next.length;
+    next = childrenOf(conversation, leaf)
+  )
+    leaf = next.at(-1).id;
   conversation.leaf = leaf;
   touch(conversation);
 }
@@ -66,18 +99,36 @@ export function merged(stored, mine) {
 // What the server is sent for the answer after `last`.
 export function requestMessages(conversation, last, system) {
   const found = [];
-  for (let node = last; node; node = conversation.nodes[node.parent]) found.unshift(asMessage(node));
+  for (let node = last; node; node = conversation.nodes[node.parent])
+    found.unshift(asMessage(node));
   return system.trim() ? [{ role: "system", content: system }, ...found] : found;
 }
 
 export function asMessage(node) {
   if (node.role === "user") return { role: "user", content: node.content };
-  const calls = node.calls.map((call) => ({ id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } }));
-  return { role: "assistant", content: node.content, ...(node.reasoning && { reasoning_content: node.reasoning }), ...(calls.length && { tool_calls: calls }) };
+  const calls = node.calls.map((call) => ({
+    id: call.id,
+    type: "function",
+    function: { name: call.name, arguments: call.arguments },
+  }));
+  return {
+    role: "assistant",
+    content: node.content,
+    ...(node.reasoning && { reasoning_content: node.reasoning }),
+    ...(calls.length && { tool_calls: calls }),
+  };
 }
 
 export function matches(conversation, words) {
   if (!words) return true;
-  const text = [conversation.title, ...Object.values(conversation.nodes).map((node) => node.content)].join("\n").toLowerCase();
-  return words.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+  const text = [
+    conversation.title,
+    ...Object.values(conversation.nodes).map((node) => node.content),
+  ]
+    .join("\n")
+    .toLowerCase();
+  return words
+    .toLowerCase()
+    .split(/\s+/)
+    .every((word) => text.includes(word));
 }

@@ -28,7 +28,8 @@ export function icon(name) {
 }
 
 export function addIcons(root) {
-  for (const element of root.querySelectorAll("[data-icon]")) element.prepend(icon(element.dataset.icon));
+  for (const element of root.querySelectorAll("[data-icon]"))
+    element.prepend(icon(element.dataset.icon));
 }
 
 export function toggle(element, is_shown) {
@@ -43,7 +44,20 @@ export function say(element, text) {
 let toastTimer = 0;
 export function toast(text, action) {
   const place = $("toast");
-  const button = action && node("button", { type: "button", class: "quiet", onclick: () => { place.replaceChildren(); action.run(); } }, action.label);
+  const button =
+    action &&
+    node(
+      "button",
+      {
+        type: "button",
+        class: "quiet",
+        onclick: () => {
+          place.replaceChildren();
+          action.run();
+        },
+      },
+      action.label,
+    );
   place.replaceChildren(node("span", {}, text), ...(button ? [button] : []));
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => place.replaceChildren(), action ? 8000 : 3000);
@@ -52,7 +66,8 @@ export function toast(text, action) {
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // no clipboard outside of https and localhost
+  } catch {
+    // no clipboard outside of https and localhost
     const area = node("textarea", { class: "hidden" });
     area.value = text;
     document.body.append(area);

@@ -11,11 +11,15 @@ export function bytes(n) {
   return `${digits(n)} ${UNITS[unit]}`;
 }
 
-export const digits = (n) => (n >= 100 || n === 0 ? Math.round(n) : Number(n.toPrecision(n >= 10 ? 3 : 2))).toLocaleString("en");
+export const digits = (n) =>
+  (n >= 100 || n === 0 ? Math.round(n) : Number(n.toPrecision(n >= 10 ? 3 : 2))).toLocaleString(
+    "en",
+  );
 
 export const count = (n) => Math.round(n).toLocaleString("en");
 
-export const percent = (share) => `${share > 0 && share < 0.0095 ? "<1" : Math.round(100 * share)} %`;
+export const percent = (share) =>
+  `${share > 0 && share < 0.0095 ? "<1" : Math.round(100 * share)} %`;
 
 export const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 
@@ -32,8 +36,14 @@ export function duration(seconds) {
 
 export function day(time) {
   const then = new Date(time);
-  const days = Math.floor((new Date().setHours(0, 0, 0, 0) - new Date(time).setHours(0, 0, 0, 0)) / 864e5);
+  const days = Math.floor(
+    (new Date().setHours(0, 0, 0, 0) - new Date(time).setHours(0, 0, 0, 0)) / 864e5,
+  );
   if (days < 1) return then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
   if (days < 2) return "Yesterday";
-  return then.toLocaleDateString([], { day: "numeric", month: "short", year: days > 300 ? "numeric" : undefined });
+  return then.toLocaleDateString([], {
+    day: "numeric",
+    month: "short",
+    year: days > 300 ? "numeric" : undefined,
+  });
 }

@@ -19,7 +19,8 @@ export function readExperts(told, before) {
   const vram = told.vram && decoded(told.vram);
   const slots = told.slots && decoded(told.slots);
   const stride = Math.ceil(n / 8);
-  const has = (bits, row, expert) => bits && (bits[row * stride + (expert >> 3)] >> (7 - (expert & 7))) & 1;
+  const has = (bits, row, expert) =>
+    bits && (bits[row * stride + (expert >> 3)] >> (7 - (expert & 7))) & 1;
   const place = new Uint8Array(uses.length);
   const old = before && before.uses.length === uses.length ? before.uses : null;
   for (let row = 0; row < layers.length; row += 1) {
@@ -31,7 +32,14 @@ export function readExperts(told, before) {
     }
   }
   const total = uses.reduce((sum, one) => sum + one, 0);
-  return { ...told, uses, place, total, mean: total / Math.max(1, uses.length), has_slots: Boolean(vram || slots) };
+  return {
+    ...told,
+    uses,
+    place,
+    total,
+    mean: total / Math.max(1, uses.length),
+    has_slots: Boolean(vram || slots),
+  };
 }
 
 function decoded(text) {
@@ -108,7 +116,9 @@ export class HeatMap {
   colourOf(at) {
     const { uses, place, mean, has_slots } = this.experts;
     const heat = mean ? Math.log2(1 + uses[at] / mean) / Math.log2(1 + HOTTEST) : 0;
-    return this.colours[has_slots ? PLACES[place[at]] : "plain"][Math.min(STEPS - 1, Math.round(heat * (STEPS - 1)))];
+    return this.colours[has_slots ? PLACES[place[at]] : "plain"][
+      Math.min(STEPS - 1, Math.round(heat * (STEPS - 1)))
+    ];
   }
 
   drawEdges(pen, end) {
@@ -127,7 +137,12 @@ export class HeatMap {
       pen.fillStyle = this.colours.line;
       pen.fillRect(end + 6, row * height, RATES - 8, height - 1);
       pen.fillStyle = this.colours.text;
-      pen.fillRect(end + 6, row * height, asked ? ((RATES - 8) * hits[row]) / asked : 0, height - 1);
+      pen.fillRect(
+        end + 6,
+        row * height,
+        asked ? ((RATES - 8) * hits[row]) / asked : 0,
+        height - 1,
+      );
     });
   }
 
@@ -136,10 +151,14 @@ export class HeatMap {
     if (!experts) return;
     const bin = Math.floor((event.offsetX - LABELS) / cell);
     const row = Math.floor((event.offsetY - ABOVE) / height);
-    if (bin < 0 || bin >= bins || row < 0 || row >= experts.layers.length) return say(this.told, this.summary);
+    if (bin < 0 || bin >= bins || row < 0 || row >= experts.layers.length)
+      return say(this.told, this.summary);
     const at = this.hottest(row, bin);
     const times = experts.mean ? digits(experts.uses[at] / experts.mean) : 0;
-    say(this.told, `Layer ${experts.layers[row]}, expert ${at % experts.per_layer}: asked for ${count(experts.uses[at])} times, ${times} × the average; ${wordsOf(experts, at)}`);
+    say(
+      this.told,
+      `Layer ${experts.layers[row]}, expert ${at % experts.per_layer}: asked for ${count(experts.uses[at])} times, ${times} × the average; ${wordsOf(experts, at)}`,
+    );
   }
 
   showLegend() {
@@ -147,27 +166,48 @@ export class HeatMap {
     const key = `${experts.has_slots} ${Boolean(experts.vram)} ${Boolean(experts.slots)}`;
     if (key === this.legendKey) return;
     this.legendKey = key;
-    const entry = (place, text) => node("li", {}, node("span", { class: `swatch heat-${place}` }), text);
-    const entries = [entry(experts.has_slots ? "home" : "plain", experts.has_slots ? `on ${homeOf(experts)}` : `in ${homeOf(experts)}`)];
+    const entry = (place, text) =>
+      node("li", {}, node("span", { class: `swatch heat-${place}` }), text);
+    const entries = [
+      entry(
+        experts.has_slots ? "home" : "plain",
+        experts.has_slots ? `on ${homeOf(experts)}` : `in ${homeOf(experts)}`,
+      ),
+    ];
     if (experts.slots) entries.push(entry("slots", "in a RAM slot"));
     if (experts.vram) entries.push(entry("vram", "in VRAM"));
     if (experts.has_slots) entries.push(entry("missed", "missed just now"));
-    this.legend.replaceChildren(...entries, node("li", { class: "quiet-text" }, experts.has_slots ? "warmer: asked for more; bars: hits" : "warmer: asked for more"));
+    this.legend.replaceChildren(
+      ...entries,
+      node(
+        "li",
+        { class: "quiet-text" },
+        experts.has_slots ? "warmer: asked for more; bars: hits" : "warmer: asked for more",
+      ),
+    );
   }
 }
 
-const homeOf = ({ home }) => ({ disk: "disk", ram: "RAM", hugepages: "RAM", mmap: "RAM", vram: "VRAM" }[home] ?? home);
+const homeOf = ({ home }) =>
+  ({ disk: "disk", ram: "RAM", hugepages: "RAM", mmap: "RAM", vram: "VRAM" })[home] ?? home;
 
 function wordsOf(experts, at) {
   const home = homeOf(experts);
-  return [home === "disk" ? "on disk" : `in ${home}`, "in a RAM slot", "in VRAM", "missed just now"][experts.place[at]];
+  return [
+    home === "disk" ? "on disk" : `in ${home}`,
+    "in a RAM slot",
+    "in VRAM",
+    "missed just now",
+  ][experts.place[at]];
 }
 
 function summaryOf(experts) {
-  if (!experts.total) return `${experts.layers.length} layers of ${experts.per_layer} experts; none was asked for yet.`;
+  if (!experts.total)
+    return `${experts.layers.length} layers of ${experts.per_layer} experts; none was asked for yet.`;
   const hits = experts.hits.reduce((a, b) => a + b, 0);
   const asked = hits + experts.misses.reduce((a, b) => a + b, 0);
-  const rate = experts.has_slots && asked ? `; ${percent(hits / asked)} of those asked for lay in a slot` : "";
+  const rate =
+    experts.has_slots && asked ? `; ${percent(hits / asked)} of those asked for lay in a slot` : "";
   return `${experts.layers.length} layers of ${experts.per_layer} experts${rate}.`;
 }
 
@@ -175,15 +215,48 @@ function summaryOf(experts) {
 export function expertTable(experts) {
   const n = experts.per_layer;
   const rows = experts.layers.map((layer, row) => {
-    const own = Array.from(experts.uses.subarray(row * n, (row + 1) * n), (uses, expert) => ({ uses, expert }));
-    const hot = own.sort((a, b) => b.uses - a.uses).slice(0, 4).filter((one) => one.uses).map((one) => `${one.expert} (${count(one.uses)})`).join(", ");
+    const own = Array.from(experts.uses.subarray(row * n, (row + 1) * n), (uses, expert) => ({
+      uses,
+      expert,
+    }));
+    const hot = own
+      .sort((a, b) => b.uses - a.uses)
+      .slice(0, 4)
+      .filter((one) => one.uses)
+      .map((one) => `${one.expert} (${count(one.uses)})`)
+      .join(", ");
     const asked = experts.hits[row] + experts.misses[row];
-    const places = [2, 1].map((code) => experts.place.subarray(row * n, (row + 1) * n).reduce((sum, one) => sum + (one === code), 0));
-    const cells = [hot || "none", ...(experts.vram ? [count(places[0])] : []), ...(experts.slots ? [count(places[1])] : []), ...(experts.has_slots ? [asked ? percent(experts.hits[row] / asked) : "–", count(experts.misses[row])] : [])];
-    return node("tr", {}, node("th", { scope: "row" }, String(layer)), ...cells.map((text) => node("td", {}, text)));
+    const places = [2, 1].map((code) =>
+      experts.place.subarray(row * n, (row + 1) * n).reduce((sum, one) => sum + (one === code), 0),
+    );
+    const cells = [
+      hot || "none",
+      ...(experts.vram ? [count(places[0])] : []),
+      ...(experts.slots ? [count(places[1])] : []),
+      ...(experts.has_slots
+        ? [asked ? percent(experts.hits[row] / asked) : "–", count(experts.misses[row])]
+        : []),
+    ];
+    return node(
+      "tr",
+      {},
+      node("th", { scope: "row" }, String(layer)),
+      ...cells.map((text) => node("td", {}, text)),
+    );
   });
-  const heads = ["Layer", "Hottest experts (uses)", ...(experts.vram ? ["In VRAM"] : []), ...(experts.slots ? ["In RAM slots"] : []), ...(experts.has_slots ? ["Hits", "Misses"] : [])];
-  return node("table", { class: "figures-table" }, node("thead", {}, node("tr", {}, ...heads.map((text) => node("th", { scope: "col" }, text)))), node("tbody", {}, ...rows));
+  const heads = [
+    "Layer",
+    "Hottest experts (uses)",
+    ...(experts.vram ? ["In VRAM"] : []),
+    ...(experts.slots ? ["In RAM slots"] : []),
+    ...(experts.has_slots ? ["Hits", "Misses"] : []),
+  ];
+  return node(
+    "table",
+    { class: "figures-table" },
+    node("thead", {}, node("tr", {}, ...heads.map((text) => node("th", { scope: "col" }, text)))),
+    node("tbody", {}, ...rows),
+  );
 }
 
 function scales(root) {
@@ -192,12 +265,21 @@ function scales(root) {
   const cold = colour("--heat-cold");
   const scale = (name) => {
     const warm = colour(name);
-    return Array.from({ length: STEPS }, (_, i) => `rgb(${cold.map((c, k) => Math.round(c + (warm[k] - c) * (0.06 + (0.94 * i) / (STEPS - 1)))).join(" ")})`);
+    return Array.from(
+      { length: STEPS },
+      (_, i) =>
+        `rgb(${cold.map((c, k) => Math.round(c + (warm[k] - c) * (0.06 + (0.94 * i) / (STEPS - 1)))).join(" ")})`,
+    );
   };
   const missed = `rgb(${colour("--heat-missed").join(" ")})`;
   return {
-    plain: scale("--heat-plain"), home: scale("--heat-home"), slots: scale("--heat-slots"), vram: scale("--heat-vram"), missed: Array(STEPS).fill(missed),
-    text: `rgb(${colour("--heat-text").join(" ")})`, line: `rgb(${colour("--heat-line").join(" ")})`,
+    plain: scale("--heat-plain"),
+    home: scale("--heat-home"),
+    slots: scale("--heat-slots"),
+    vram: scale("--heat-vram"),
+    missed: Array(STEPS).fill(missed),
+    text: `rgb(${colour("--heat-text").join(" ")})`,
+    line: `rgb(${colour("--heat-line").join(" ")})`,
   };
 }
 
@@ -206,7 +288,10 @@ function rgb(text) {
   const probe = node("i", { hidden: true });
   probe.style.color = text;
   document.body.append(probe);
-  const found = getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
+  const found = getComputedStyle(probe)
+    .color.match(/[\d.]+/g)
+    .slice(0, 3)
+    .map(Number);
   probe.remove();
   return found;
 }

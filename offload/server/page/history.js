@@ -13,16 +13,28 @@ export class History {
   }
 
   add(told) {
-    const sample = { at: told.uptime, decoded: told.tokens.decoded, prompt: told.tokens.prompt, bytes: Object.fromEntries(told.tiers.map((tier) => [tier.tier, tier.bytes])) };
+    const sample = {
+      at: told.uptime,
+      decoded: told.tokens.decoded,
+      prompt: told.tokens.prompt,
+      bytes: Object.fromEntries(told.tiers.map((tier) => [tier.tier, tier.bytes])),
+    };
     const last = this.samples.at(-1);
     if (last && (sample.at <= last.at || sample.decoded < last.decoded)) this.samples = []; // another run of the server
     this.samples.push(sample);
     if (this.samples.length > KEPT) this.samples.shift();
     const first = this.first();
-    const [seconds, decoded, prompt] = [sample.at - first.at, sample.decoded - first.decoded, sample.prompt - first.prompt];
+    const [seconds, decoded, prompt] = [
+      sample.at - first.at,
+      sample.decoded - first.decoded,
+      sample.prompt - first.prompt,
+    ];
     if (!decoded || seconds <= 0) return;
-    const moved = Object.fromEntries(Object.entries(sample.bytes).map(([tier, n]) => [tier, n - (first.bytes[tier] ?? 0)]));
-    const over = (n) => Object.fromEntries(Object.entries(moved).map(([tier, bytes]) => [tier, bytes / n]));
+    const moved = Object.fromEntries(
+      Object.entries(sample.bytes).map(([tier, n]) => [tier, n - (first.bytes[tier] ?? 0)]),
+    );
+    const over = (n) =>
+      Object.fromEntries(Object.entries(moved).map(([tier, bytes]) => [tier, bytes / n]));
     this.perSecond = over(seconds);
     if (!prompt) this.perToken = over(decoded); // a prompt's tokens share what is read
   }

@@ -50,10 +50,16 @@ export class MachinePanel {
     if (this.experts) this.seen = told.experts.asked;
     const { model } = told;
     say($("model-name"), model.name);
-    say(this.status, `${model.layers} layers, ${model.experts ? `${model.experts_per_token} of ${model.experts} experts per token, ` : ""}context ${model.context.toLocaleString("en")}. Up for ${duration(told.uptime)}.`);
+    say(
+      this.status,
+      `${model.layers} layers, ${model.experts ? `${model.experts_per_token} of ${model.experts} experts per token, ` : ""}context ${model.context.toLocaleString("en")}. Up for ${duration(told.uptime)}.`,
+    );
     const state = { ...told, experts: this.experts, history: this.history };
     for (const part of this.parts) part.show(state);
     const { running, waiting, tps } = this.history.now(told);
-    say($("machine-label"), running ? `${tps} t/s${waiting ? `, ${waiting} waiting` : ""}` : "Machine");
+    say(
+      $("machine-label"),
+      running ? `${tps} t/s${waiting ? `, ${waiting} waiting` : ""}` : "Machine",
+    );
   }
 }

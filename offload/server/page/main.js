@@ -16,9 +16,20 @@ const store = new Store((id) => {
   chat.reload(id);
 });
 const sidebar = new Sidebar(store, {
-  open: (conversation) => { open(conversation); closeSidebar(); },
-  gone: (conversation) => { if (chat.conversation.id === conversation.id) { chat.stop(); start(); } },
-  renamed: (conversation) => { if (chat.conversation.id === conversation.id) { Object.assign(chat.conversation, { title: conversation.title, is_named: true }); chat.render(); } },
+  open: (conversation) => {
+    open(conversation);
+    closeSidebar();
+  },
+  gone: (conversation) => {
+    chat.drop(conversation.id);
+    if (chat.conversation.id === conversation.id) start();
+  },
+  renamed: (conversation) => {
+    if (chat.conversation.id === conversation.id) {
+      Object.assign(chat.conversation, { title: conversation.title, is_named: true });
+      chat.render();
+    }
+  },
 });
 const chat = new Chat(store, {
   changed: (conversation) => {
@@ -28,7 +39,9 @@ const chat = new Chat(store, {
   needsKey: () => openSettings("apiKey"),
 });
 const panel = new MachinePanel();
-const connection = new Connection((is_ready) => { $("send").disabled = !is_ready; });
+const connection = new Connection((is_ready) => {
+  $("send").disabled = !is_ready;
+});
 
 function open(conversation) {
   chat.show(conversation);
@@ -44,7 +57,8 @@ function start() {
 }
 
 function mark(conversation) {
-  if (location.hash !== `#${conversation.id}`) history.replaceState(null, "", `#${conversation.id}`);
+  if (location.hash !== `#${conversation.id}`)
+    history.replaceState(null, "", `#${conversation.id}`);
   sidebar.choose(conversation.id);
 }
 
@@ -69,8 +83,13 @@ $("composer").addEventListener("submit", (event) => {
   grow();
   chat.send(text);
 });
-$("stop").addEventListener("click", () => { chat.stop(); box.focus(); });
-$("thinking").addEventListener("click", () => settings.set({ thinking: !settings.values.thinking }));
+$("stop").addEventListener("click", () => {
+  chat.stop();
+  box.focus();
+});
+$("thinking").addEventListener("click", () =>
+  settings.set({ thinking: !settings.values.thinking }),
+);
 const showSettings = () => $("thinking").setAttribute("aria-pressed", settings.values.thinking);
 settings.addEventListener("change", showSettings);
 showSettings();
@@ -80,7 +99,12 @@ showSettings();
 const is_mac = /Mac|iPhone|iPad/.test(navigator.platform);
 say($("new-key"), is_mac ? "⌘K" : "Ctrl K");
 document.addEventListener("keydown", (event) => {
-  if ((is_mac ? event.metaKey : event.ctrlKey) && event.key.toLowerCase() === "k" && !event.shiftKey && !event.altKey) {
+  if (
+    (is_mac ? event.metaKey : event.ctrlKey) &&
+    event.key.toLowerCase() === "k" &&
+    !event.shiftKey &&
+    !event.altKey
+  ) {
     event.preventDefault();
     document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
     start();
@@ -93,35 +117,59 @@ document.addEventListener("keydown", (event) => {
 $("new").addEventListener("click", start);
 
 const isNarrow = () => matchMedia("(max-width: 1100px)").matches;
-const closeSidebar = () => {
+const phone = matchMedia("(max-width: 760px)");
+
+// What is covered by the list or the panel cannot be reached by keys either.
+function cover() {
+  const has_list = phone.matches && document.body.classList.contains("with-sidebar");
+  const has_panel = phone.matches && !$("machine").hidden;
+  for (const part of $("main").querySelectorAll(":scope > :not(h1)"))
+    part.inert = has_list || has_panel;
+  $("sidebar").inert = has_panel && !has_list;
+  $("machine").inert = has_list;
+}
+phone.addEventListener("change", cover);
+
+function closeSidebar() {
   if (!document.body.classList.contains("with-sidebar")) return;
   document.body.classList.remove("with-sidebar");
+  cover();
   $("open-sidebar").focus();
-};
-$("open-sidebar").addEventListener("click", () => {
+}
+$("open-sidebar").addEventListener("click", (event) => {
+  event.stopPropagation();
   document.body.classList.add("with-sidebar");
+  cover();
   $("new").focus();
 });
 $("close-sidebar").addEventListener("click", closeSidebar);
-$("main").addEventListener("click", (event) => { if (!event.target.closest("#open-sidebar")) closeSidebar(); });
+document.addEventListener("click", (event) => {
+  if (!event.target.closest("#sidebar, dialog, #toast")) closeSidebar();
+});
 
 function showMachine(is_shown) {
   toggle($("machine"), is_shown);
   $("machine-toggle").setAttribute("aria-expanded", is_shown);
   document.body.classList.toggle("with-machine", is_shown);
+  cover();
   panel.show(is_shown);
   if (isNarrow()) (is_shown ? $("close-machine") : $("machine-toggle")).focus();
   else sessionStorage.setItem("machine", is_shown ? "open" : "closed");
 }
 $("machine-toggle").addEventListener("click", () => showMachine($("machine").hidden));
-$("close-machine").addEventListener("click", () => { showMachine(false); $("machine-toggle").focus(); });
+$("close-machine").addEventListener("click", () => {
+  showMachine(false);
+  $("machine-toggle").focus();
+});
 if (!isNarrow() && sessionStorage.getItem("machine") !== "closed") showMachine(true);
 
 // --- settings, theme, export ----------------------------------------------------------------------
 
 $("open-settings").addEventListener("click", () => openSettings());
 for (const dialog of document.querySelectorAll("dialog")) {
-  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close();
+  });
 }
 
 const THEMES = ["", "light", "dark"];
@@ -133,14 +181,20 @@ const showTheme = () => {
   $("theme").setAttribute("aria-label", name);
   panel.repaint();
 };
-$("theme").addEventListener("click", () => settings.set({ theme: THEMES[(THEMES.indexOf(settings.values.theme) + 1) % 3] }));
+$("theme").addEventListener("click", () =>
+  settings.set({ theme: THEMES[(THEMES.indexOf(settings.values.theme) + 1) % 3] }),
+);
 settings.addEventListener("change", showTheme);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => panel.repaint());
 showTheme();
 
 function download(text, type, ending) {
   const address = URL.createObjectURL(new Blob([text], { type }));
-  const name = chat.conversation.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 50) || "conversation";
+  const name =
+    chat.conversation.title
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .replace(/^-|-$/g, "")
+      .slice(0, 50) || "conversation";
   node("a", { href: address, download: `${name}.${ending}` }).click();
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }
@@ -154,5 +208,8 @@ if (!store.is_kept) toast("This browser keeps no data: conversations end with th
 const wanted = sidebar.all.get(location.hash.slice(1));
 if (wanted) open(wanted);
 else start();
-addEventListener("hashchange", () => { const one = sidebar.all.get(location.hash.slice(1)); if (one) open(one); });
+addEventListener("hashchange", () => {
+  const one = sidebar.all.get(location.hash.slice(1));
+  if (one) open(one);
+});
 connection.begin();

@@ -15,7 +15,10 @@ const { escapeHtml } = md.utils;
 md.use(tex, {
   delimiters: "all",
   mathFence: true,
-  render: (text, is_display) => (is_display ? `<div class="tex display">${escapeHtml(text)}</div>\n` : `<span class="tex">${escapeHtml(text)}</span>`),
+  render: (text, is_display) =>
+    is_display
+      ? `<div class="tex display">${escapeHtml(text)}</div>\n`
+      : `<span class="tex">${escapeHtml(text)}</span>`,
 });
 
 // A picture would be loaded from anywhere: it becomes a link.
@@ -41,7 +44,38 @@ md.renderer.rules.fence = (tokens, index) => {
 };
 
 const ALLOWED = {
-  ALLOWED_TAGS: ["a", "blockquote", "br", "code", "del", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "s", "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul"],
+  ALLOWED_TAGS: [
+    "a",
+    "blockquote",
+    "br",
+    "code",
+    "del",
+    "div",
+    "em",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "hr",
+    "li",
+    "ol",
+    "p",
+    "pre",
+    "s",
+    "span",
+    "strong",
+    "sub",
+    "sup",
+    "table",
+    "tbody",
+    "td",
+    "th",
+    "thead",
+    "tr",
+    "ul",
+  ],
   ALLOWED_ATTR: ["class", "href", "start", "data-language"],
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:|#)/i,
   RETURN_DOM_FRAGMENT: true,
@@ -89,14 +123,28 @@ function element(block, environment) {
   for (const math of made.querySelectorAll(".tex")) {
     showFormula(math, math.textContent);
   }
-  for (const table of made.querySelectorAll("table")) table.replaceWith(node("div", { class: "table", tabindex: 0, role: "region", aria: { label: "Table" } }, table.cloneNode(true)));
+  for (const table of made.querySelectorAll("table"))
+    table.replaceWith(
+      node(
+        "div",
+        { class: "table", tabindex: 0, role: "region", aria: { label: "Table" } },
+        table.cloneNode(true),
+      ),
+    );
   for (const pre of made.querySelectorAll("pre")) pre.replaceWith(codeBlock(pre));
   return made;
 }
 
 function showFormula(place, text) {
   try {
-    katex.render(text, place, { displayMode: place.classList.contains("display"), throwOnError: true, trust: false, strict: "ignore", maxExpand: 200, maxSize: 20 });
+    katex.render(text, place, {
+      displayMode: place.classList.contains("display"),
+      throwOnError: true,
+      trust: false,
+      strict: "ignore",
+      maxExpand: 200,
+      maxSize: 20,
+    });
   } catch (error) {
     place.textContent = text;
     place.title = error.message;
@@ -108,10 +156,34 @@ function codeBlock(pre) {
   const code = pre.textContent;
   const language = pre.dataset.language ?? "";
   const body = node("code", {});
-  if (hljs.getLanguage(language) && code.length < 50_000) body.append(DOMPurify.sanitize(hljs.highlight(code, { language, ignoreIllegals: true }).value, ALLOWED));
+  if (hljs.getLanguage(language) && code.length < 50_000)
+    body.append(
+      DOMPurify.sanitize(hljs.highlight(code, { language, ignoreIllegals: true }).value, ALLOWED),
+    );
   else body.textContent = code;
-  return node("figure", { class: "code" },
-    node("figcaption", {}, node("span", {}, language || "text"),
-      node("button", { type: "button", class: "quiet small", icon: "copy", onclick: () => copy(code), aria: { label: "Copy the code" } }, "Copy")),
-    node("pre", { tabindex: 0, role: "region", aria: { label: language ? `Code, ${language}` : "Code" } }, body));
+  return node(
+    "figure",
+    { class: "code" },
+    node(
+      "figcaption",
+      {},
+      node("span", {}, language || "text"),
+      node(
+        "button",
+        {
+          type: "button",
+          class: "quiet small",
+          icon: "copy",
+          onclick: () => copy(code),
+          aria: { label: "Copy the code" },
+        },
+        "Copy",
+      ),
+    ),
+    node(
+      "pre",
+      { tabindex: 0, role: "region", aria: { label: language ? `Code, ${language}` : "Code" } },
+      body,
+    ),
+  );
 }

@@ -12,12 +12,21 @@ export class MessageView {
     this.is_mine = message.role === "user";
     this.body = node("div", { class: this.is_mine ? "said" : "prose" });
     this.foot = node("footer", { class: "message-foot" });
-    this.root = node("article", { class: `message ${message.role}`, aria: { label: this.is_mine ? "You" : "Answer" } });
+    this.live = node("span", { class: "figures" });
+    this.root = node("article", {
+      class: `message ${message.role}`,
+      aria: { label: this.is_mine ? "You" : "Answer" },
+    });
     if (this.is_mine) this.root.append(this.body, this.foot);
     else {
       this.thought = node("div", { class: "prose" });
       this.summary = node("summary", {});
-      this.thinking = node("details", { class: "thinking", ontoggle: () => this.last && this.showThinking(this.last) }, this.summary, this.thought);
+      this.thinking = node(
+        "details",
+        { class: "thinking", ontoggle: () => this.last && this.showThinking(this.last) },
+        this.summary,
+        this.thought,
+      );
       this.calls = node("div", { class: "calls" });
       this.note = node("div", { class: "progress" });
       this.root.append(this.thinking, this.body, this.calls, this.note, this.foot);
@@ -37,6 +46,7 @@ export class MessageView {
       this.showNote(message);
     }
     this.root.setAttribute("aria-busy", message.state === "running");
+    say(this.live, liveOf(message));
     const key = JSON.stringify([message.state, branch, is_busy, message.usage, message.finish]);
     if (key === this.footKey) return;
     this.footKey = key;
@@ -48,7 +58,10 @@ export class MessageView {
     if (!message.reasoning) return;
     const is_open = message.state === "running" && !message.content && !message.calls.length;
     const tokens = message.usage?.reasoning ?? message.reasoned;
-    say(this.summary, `${is_open ? "Thinking" : "Thought"}${tokens ? ` · ${plural(tokens, "token")}` : ""}`);
+    say(
+      this.summary,
+      `${is_open ? "Thinking" : "Thought"}${tokens ? ` · ${plural(tokens, "token")}` : ""}`,
+    );
     this.thinking.classList.toggle("live", is_open);
     if (this.thinking.open) showMarkdown(this.thought, message.reasoning);
   }
@@ -57,9 +70,20 @@ export class MessageView {
     const key = JSON.stringify(calls);
     if (key === this.callsKey) return;
     this.callsKey = key;
-    this.calls.replaceChildren(...calls.map((call) => node("figure", { class: "code call" },
-      node("figcaption", {}, node("span", {}, "Tool call ", node("strong", {}, call.name))),
-      node("pre", { tabindex: 0, role: "region", aria: { label: `Arguments of ${call.name}` } }, node("code", {}, pretty(call.arguments))))));
+    this.calls.replaceChildren(
+      ...calls.map((call) =>
+        node(
+          "figure",
+          { class: "code call" },
+          node("figcaption", {}, node("span", {}, "Tool call ", node("strong", {}, call.name))),
+          node(
+            "pre",
+            { tabindex: 0, role: "region", aria: { label: `Arguments of ${call.name}` } },
+            node("code", {}, pretty(call.arguments)),
+          ),
+        ),
+      ),
+    );
   }
 
   showNote(message) {
@@ -68,23 +92,48 @@ export class MessageView {
     this.note.classList.toggle("bad", message.state === "failed");
     if (!text) return;
     const { reading } = message;
-    const share = message.state === "running" && reading?.total ? reading.done / reading.total : null;
-    if (share !== null && !this.bar) this.bar = node("progress", { max: 1, aria: { label: "Prompt read" } });
+    const share =
+      message.state === "running" && reading?.total ? reading.done / reading.total : null;
+    if (share !== null && !this.bar)
+      this.bar = node("progress", { max: 1, aria: { label: "Prompt read" } });
     if (share !== null) this.bar.value = share;
     this.text ??= node("span", {});
     say(this.text, text);
     const parts = share === null ? [this.text] : [this.text, this.bar];
-    if (this.note.childNodes.length !== parts.length || this.note.firstChild !== parts[0]) this.note.replaceChildren(...parts);
+    if (this.note.childNodes.length !== parts.length || this.note.firstChild !== parts[0])
+      this.note.replaceChildren(...parts);
   }
 
   showFoot(message, branch, is_busy) {
-    const parts = [];
+    const parts = message.state === "running" ? [this.live] : [];
     if (branch.of > 1) {
-      const step = (by, name, icon) => node("button", { type: "button", class: "icon small", icon, disabled: is_busy || branch.index + by < 0 || branch.index + by >= branch.of, aria: { label: name }, title: name, onclick: () => this.acts.turn(this.id, by) });
-      parts.push(step(-1, "Earlier version", "left"), node("span", { class: "branch" }, `${branch.index + 1} / ${branch.of}`), step(1, "Later version", "right"));
+      const step = (by, name, icon) =>
+        node("button", {
+          type: "button",
+          class: "icon small",
+          icon,
+          disabled: is_busy || branch.index + by < 0 || branch.index + by >= branch.of,
+          aria: { label: name },
+          title: name,
+          onclick: () => this.acts.turn(this.id, by),
+        });
+      parts.push(
+        step(-1, "Earlier version", "left"),
+        node("span", { class: "branch" }, `${branch.index + 1} / ${branch.of}`),
+        step(1, "Later version", "right"),
+      );
     }
     if (message.state !== "running") {
-      const act = (name, icon, run) => node("button", { type: "button", class: "icon small", icon, disabled: is_busy && name !== "Copy", title: name, aria: { label: name }, onclick: run });
+      const act = (name, icon, run) =>
+        node("button", {
+          type: "button",
+          class: "icon small",
+          icon,
+          disabled: is_busy && name !== "Copy",
+          title: name,
+          aria: { label: name },
+          onclick: run,
+        });
       if (message.content) parts.push(act("Copy", "copy", () => copy(message.content)));
       if (this.is_mine) parts.push(act("Edit", "edit", () => this.edit()));
       else parts.push(act("Answer again", "redo", () => this.acts.again(this.id)));
@@ -96,7 +145,10 @@ export class MessageView {
 
   edit() {
     this.is_editing = true;
-    const area = node("textarea", { rows: Math.min(12, this.last.content.split("\n").length + 1), aria: { label: "Edit the message" } });
+    const area = node("textarea", {
+      rows: Math.min(12, this.last.content.split("\n").length + 1),
+      aria: { label: "Edit the message" },
+    });
     area.value = this.last.content;
     const end = (text) => {
       this.is_editing = false;
@@ -107,13 +159,29 @@ export class MessageView {
       else this.foot.querySelector("[aria-label=Edit]")?.focus();
     };
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); end(area.value); }
-      if (event.key === "Escape") { event.stopPropagation(); end(null); }
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        end(area.value);
+      }
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        end(null);
+      }
     });
     this.root.classList.add("editing");
-    this.body.replaceChildren(area, node("div", { class: "edit-foot" },
-      node("button", { type: "button", class: "quiet", onclick: () => end(null) }, "Cancel"),
-      node("button", { type: "button", class: "primary", onclick: () => end(area.value) }, "Send")));
+    this.body.replaceChildren(
+      area,
+      node(
+        "div",
+        { class: "edit-foot" },
+        node("button", { type: "button", class: "quiet", onclick: () => end(null) }, "Cancel"),
+        node(
+          "button",
+          { type: "button", class: "primary", onclick: () => end(area.value) },
+          "Send",
+        ),
+      ),
+    );
     area.focus();
   }
 }
@@ -121,14 +189,27 @@ export class MessageView {
 function noteOf(message) {
   if (message.state === "failed") return message.error;
   if (message.state === "stopped") return "Stopped.";
-  if (message.state !== "running") return message.finish === "length" ? "Ended at the limit of tokens." : message.finish === "loop" ? "Ended: it went in circles." : "";
+  if (message.state !== "running")
+    return message.finish === "length"
+      ? "Ended at the limit of tokens."
+      : message.finish === "loop"
+        ? "Ended: it went in circles."
+        : "";
   if (message.waiting) return message.waiting;
   if (message.content || message.reasoning || message.calls.length) return "";
   if (message.reading) {
     const { done, total, reused } = message.reading;
     return `Reading the prompt: ${count(done)} of ${plural(total, "token")}${reused ? `, ${count(reused)} known already` : ""}`;
   }
-  return message.queued ? `Waiting in the queue, position ${message.queued}` : "Waiting for the first token";
+  return message.queued
+    ? `Waiting in the queue, position ${message.queued}`
+    : "Waiting for the first token";
+}
+
+// While it grows: pieces that have come, nearly always a token each.
+function liveOf({ state, came, began }) {
+  if (state !== "running" || !came || came < 2) return "";
+  return `${plural(came, "token")} · ${rate((1000 * (came - 1)) / Math.max(1, performance.now() - began))} t/s`;
 }
 
 // "412 tokens · 10.9 t/s · prompt 1,204, 1,180 of it known, 0.3 s"

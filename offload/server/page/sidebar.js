@@ -38,22 +38,57 @@ export class Sidebar {
   render() {
     if (this.renaming) return;
     const words = $("search").value.trim();
-    const found = [...this.all.values()].filter((one) => matches(one, words)).sort((a, b) => b.updated - a.updated);
+    const found = [...this.all.values()]
+      .filter((one) => matches(one, words))
+      .sort((a, b) => b.updated - a.updated);
     const focused = document.activeElement?.dataset?.focus;
     $("conversations").replaceChildren(...found.map((one) => this.item(one)));
-    if (!found.length) $("conversations").append(node("li", { class: "none" }, words ? "Nothing found" : "No conversations yet"));
-    if (focused) $("conversations").querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
+    if (!found.length)
+      $("conversations").append(
+        node("li", { class: "none" }, words ? "Nothing found" : "No conversations yet"),
+      );
+    if (focused)
+      $("conversations")
+        .querySelector(`[data-focus="${CSS.escape(focused)}"]`)
+        ?.focus();
   }
 
   item(one) {
     const is_current = one.id === this.current;
-    const act = (name, icon, run) => node("button", { type: "button", class: "icon small", icon, title: name, "data-focus": `${name} ${one.id}`, aria: { label: `${name}: ${one.title}` }, onclick: run });
-    return node("li", { class: is_current ? "current" : "" },
-      node("a", { href: `#${one.id}`, "data-focus": `open ${one.id}`, aria: is_current ? { current: "page" } : {}, onclick: (event) => { event.preventDefault(); this.acts.open(one); } },
-        node("span", { class: "name" }, one.title), node("span", { class: "when" }, day(one.updated))),
-      node("span", { class: "acts" },
+    const act = (name, icon, run) =>
+      node("button", {
+        type: "button",
+        class: "icon small",
+        icon,
+        title: name,
+        "data-focus": `${name} ${one.id}`,
+        aria: { label: `${name}: ${one.title}` },
+        onclick: run,
+      });
+    return node(
+      "li",
+      { class: is_current ? "current" : "" },
+      node(
+        "a",
+        {
+          href: `#${one.id}`,
+          "data-focus": `open ${one.id}`,
+          aria: is_current ? { current: "page" } : {},
+          onclick: (event) => {
+            event.preventDefault();
+            this.acts.open(one);
+          },
+        },
+        node("span", { class: "name" }, one.title),
+        node("span", { class: "when" }, day(one.updated)),
+      ),
+      node(
+        "span",
+        { class: "acts" },
         act("Rename", "edit", (event) => this.rename(one, event.currentTarget.closest("li"))),
-        act("Delete", "trash", () => this.remove(one))));
+        act("Delete", "trash", () => this.remove(one)),
+      ),
+    );
   }
 
   rename(one, item) {
@@ -74,7 +109,10 @@ export class Sidebar {
     };
     box.addEventListener("keydown", (event) => {
       if (event.key === "Enter") end(box.value);
-      if (event.key === "Escape") { event.stopPropagation(); end(null); }
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        end(null);
+      }
     });
     box.addEventListener("blur", () => end(box.value));
     item.replaceChildren(box);
@@ -92,6 +130,13 @@ export class Sidebar {
     await restore(true);
     this.acts.gone(one);
     $("new").focus();
-    toast(`Deleted “${one.title}”`, { label: "Undo", run: async () => { await restore(false); this.put(one); this.acts.open(one); } });
+    toast(`Deleted “${one.title}”`, {
+      label: "Undo",
+      run: async () => {
+        await restore(false);
+        this.put(one);
+        this.acts.open(one);
+      },
+    });
   }
 }
