@@ -4,10 +4,10 @@
 
 One layer of the shape with random weights, read through the engine's own steps. The second turn:
 after a prompt of 8,192 tokens and an answer of 100, 100 new ones; its time against a pass of its
-new tokens alone, on a cache that holds all before them, and in an empty one. The same where the model's rule drops the
-answer's reasoning, so that its text comes anew. An agent: ten turns with tool results between.
-Forms: some tokens after many others, absorbed and expanded. Figures of turns are the least of
-several.
+new tokens alone, on a cache that holds all before them, and in an empty one. The same where the
+model's rule drops the answer's reasoning, so that its text comes anew. An agent: ten turns with
+tool results between. Forms: some tokens after many others, absorbed and expanded. Figures of turns
+are the least of several.
 """
 
 from __future__ import annotations
