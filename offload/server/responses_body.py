@@ -155,7 +155,8 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     kind = part.get("type", "text")
     if kind in _TEXTS:
         text = part.get("refusal" if kind == "refusal" else "text")
-        return {"type": "text", "text": check_kind("the text of a part", text or "", str)}
+        text = "" if text is None else check_kind("the text of a part", text, str)
+        return {"type": "text", "text": text}
     if kind == "input_image":
         return {"type": "image_url", "image_url": {"url": part.get("image_url") or ""}}
     return {"type": "text", "text": f"[{shown(kind, 40)}: this server reads only plain text]"}
