@@ -123,7 +123,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as exc:
-        why = os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else str(exc)
+        number = (exc.errno or 0) if isinstance(exc, OSError) else 0
+        why = os.strerror(number) if number > 0 else getattr(exc, "strerror", None) or str(exc)
         raise OffloadError(
             f"port {port} of {host} cannot be listened on: {why.lower()}; give another one with "
             "--port, or --port 0 for any that is free"

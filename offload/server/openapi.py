@@ -62,7 +62,7 @@ SYSTEM = _or_null(TEXT, _list({"anyOf": [TEXT, _object(text=TEXT)]}))
 STREAM = {"stream": FLAG}
 SAMPLING = {**_numbers(), **STREAM, "stop": _or_null(STOP, _list(STOP, maxItems=STOPS))}
 TURN = _object("role", role=_one_of("user", "assistant"), content=_or_null(TEXT))
-PART = _object("type text", type=_one_of("text"), text=TEXT)
+PART = _object(text=TEXT)
 TEXTS = _or_null(TEXT, _list(PART))
 TOOL = _object("function", function=_object("name", name={"type": "string", "pattern": "^\\w+$"}))
 SCHEMAS: dict[str, Schema] = {
