@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli._interrupt import ends_at_once, guard_crashes
+from cli._interrupt import ends_at_once, guard_crashes, restore_terminal
 from cli._options import Text, load_options
 from cli._values import FiniteRange, GivenPath
 from cli.model_argument import model_argument
@@ -150,9 +151,15 @@ def command(model: Path | None, **values: Any) -> None:
             progress=display.callback,
             tell=say,
             note=lambda line: say(line, err=True),
+            leave=_leave,
         )
     if not is_done:
         say("some answers were ended before they were complete", err=True)
+
+
+def _leave(code: int) -> None:
+    restore_terminal()
+    os._exit(code)
 
 
 def _keys_of(path: Path | None) -> list[str]:

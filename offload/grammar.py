@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 KEPT: Final = 256  # grammars
 
-# Between two tokens of JSON. Bounded, or a model may write white space for ever.
-_SPACE: Final = r"[ \t]{1,40}|\r?\n[ \t]{0,40}"
+# Between two tokens of JSON: a space, or a new line. Unbounded, a model may never stop with it.
+_SPACE: Final = r" |\r?\n[ \t]{0,40}"
 
 
 class Grammar:
@@ -122,6 +122,9 @@ class Grammars:
         start = LLMatcher(view, source, log_level=0)
         if start.is_error():
             return None, [start.get_error()]
+        first = start.deep_copy()
+        if not any(first.compute_bitmask()) or first.is_error():
+            return None, ["no text follows it"]
         return Grammar(start, self._end_id), said
 
 

@@ -55,11 +55,13 @@ def serve(
     progress: Progress,
     tell: Callable[[str], None],
     note: Callable[[str], None],
+    leave: Callable[[int], object],
 ) -> bool:
     """Load a model and serve it until SIGTERM or SIGINT; whether all answers came to their end.
 
     path: None is the embedded model. tell: given a line when requests are answered; note: lines
-    about sessions. The main thread only. OffloadError.
+    about sessions. leave: ends the process with an exit code, at a second signal. The main thread
+    only. OffloadError.
     """
     for name in NEEDED:
         try:
@@ -70,4 +72,4 @@ def serve(
             ) from exc
     from offload.server.serving import serve_model
 
-    return serve_model(path, wish, options, progress=progress, tell=tell, note=note)
+    return serve_model(path, wish, options, progress=progress, tell=tell, note=note, leave=leave)

@@ -19,7 +19,7 @@ from typing import TypeVar
 from offload.answer import Answer
 from offload.engine import Engine, Progress
 from offload.errors import OffloadError
-from offload.server.errors import Failure, busy, failure_of, unavailable
+from offload.server.errors import Failure, busy, failure_of, refused, unavailable
 from offload.server.events import Ended
 from offload.server.ticket import Seat, State, Ticket
 from offload.speech import Token
@@ -103,8 +103,10 @@ class Desk:
         """
         if self.is_draining:
             raise unavailable(ENDING, 5)
-        n = len(starts)
-        if self.n_open + n > self.parallel + self.queue:
+        n, most = len(starts), self.parallel + self.queue
+        if n > most:
+            raise refused(f"{n} answers were asked for; this server takes {most} at a time")
+        if self.n_open + n > most:
             self.totals.refused += 1
             raise busy(len(self._waiting), self._seconds_to_wait())
         self.totals.requests += 1

@@ -84,7 +84,7 @@ def read_wishes(body: Body) -> dict[str, Any]:
         "thinking": _thinking(body),
         "preserve_thinking": _preserve(body),
         "thinking_budget": _budget(body),
-        "tools": body.get("tools") or None,
+        "tools": None if body.get("tools") == [] else body.get("tools"),
         "tool_choice": _tool_choice(body.get("tool_choice")),
         "parallel_tool_calls": body.get("parallel_tool_calls"),
         "response_format": body.get("response_format"),

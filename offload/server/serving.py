@@ -28,6 +28,7 @@ def serve_model(
     progress: Progress,
     tell: Callable[[str], None],
     note: Callable[[str], None],
+    leave: Callable[[int], object],
 ) -> bool:
     """See `offload.server.serve`."""
     with listen(options.host, options.port) as sock:
@@ -57,4 +58,4 @@ def serve_model(
             make_app(host, rules), host, sock, drain_seconds=options.drain_seconds, tell=ready
         )
         host.open(load)
-        return service.run(signals=True)
+        return service.run(leave=leave)
