@@ -99,7 +99,9 @@ def test_custom_calls_of_a_history_are_calls() -> None:
         {"type": "reasoning", "summary": [], "content": None},
         {"type": "web_search_call", "id": "ws_1", "status": "completed"},
         {"type": "local_shell_call_output", "id": "x", "output": "x"},
-        {"type": "mcp_call", "id": "x"},
+        {"type": "mcp_approval_request", "id": "x"},
+        {"type": "tool_search_output", "tools": []},
+        {"type": "additional_tools", "tools": []},
     ],
     ids=lambda item: str(item["type"]),
 )
