@@ -17,78 +17,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
+from batches import Batches
 from corpus import Chats, Entry, read_chapters, read_entries
 from model import TINY, Mini, MiniConfig
+from read_gguf import read_state
 from tokenizer import Tokenizer, train
 from torch import Tensor, nn
 
 BIAS_STEP = 2e-3  # selection bias moved per step towards an even load
 SAVE_SECONDS = 180.0
 SAMPLE = ("In the beginning", "What is a hot expert?", "Who are you?")
-
-
-class Batches:
-    """Packs rows of `length` ids from Bible windows and whole conversations."""
-
-    def __init__(self, tokenizer: Tokenizer, chats: Chats, chapters: list[str]) -> None:
-        """Encode the chapters once into one stream, [EOS] after each."""
-        end = tokenizer.special["[EOS]"]
-        rng = random.Random(1)
-        rng.shuffle(chapters)
-        self.stream = [i for text in chapters for i in (*tokenizer.encode(text), end)]
-        self.tok, self.chats = tokenizer, chats
-        self.order: list[int] = []  # starts of windows still to be read in this epoch
-        self.length = 0
-
-    def state(self) -> tuple[list[int], int]:
-        """The data position."""
-        return self.order, self.length
-
-    def load(self, state: tuple[list[int], int]) -> None:
-        """Go back to a data position."""
-        self.order, self.length = state
-
-    def _window(self, rng: random.Random, length: int) -> list[int]:
-        if not self.order or self.length != length:
-            shift = rng.randrange(length)
-            self.order = list(range(shift, len(self.stream) - length - 1, length))
-            self.length = length
-            rng.shuffle(self.order)
-        start = self.order.pop()
-        return self.stream[start : start + length + 1]
-
-    def _packed(self, rng: random.Random, length: int) -> tuple[list[int], list[float], list[int]]:
-        ids: list[int] = []
-        weights: list[float] = []
-        docs: list[int] = []
-        number = 0
-        while len(ids) < length + 1:
-            if rng.random() < 0.04:
-                text = self.tok.encode(self.chats.glossary(rng))
-                more, weight = [*text, self.tok.special["[EOS]"]], [0.0] + [0.3] * len(text)
-            else:
-                more, weight = self.chats.draw(rng, rng.choice((1, 1, 1, 1, 2, 2, 3, 5)))
-            ids += more
-            weights += weight
-            docs += [number] * len(more)
-            number += 1
-        return ids[: length + 1], weights[: length + 1], docs[: length + 1]
-
-    def draw(
-        self, rng: random.Random, rows: int, length: int, chat_share: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids (rows, length + 1), loss weights and document numbers of the same shape."""
-        ids, weights, docs = [], [], []
-        for row in range(rows):
-            if row < round(chat_share * rows):
-                i, w, d = self._packed(rng, length)
-            else:
-                i = self._window(rng, length)
-                w, d = [1.0] * (length + 1), [0] * (length + 1)
-            ids.append(i)
-            weights.append(w)
-            docs.append(d)
-        return torch.tensor(ids), torch.tensor(weights), torch.tensor(docs)
 
 
 class Muon:
@@ -196,6 +134,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="per step")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tools", type=float, default=0.0, help="share of rows that call tools")
+    parser.add_argument("--from", type=Path, dest="start", help="GGUF file to go on from")
     parser.add_argument("--tiny", action="store_true", help="a toy, to try the script")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -205,10 +145,14 @@ def main() -> None:
     if args.tiny:
         chapters, held, args.tokens = chapters[:20], held[:1], 512
     entries = read_entries()
+    if args.start:
+        Tokenizer.of_gguf(args.start).save(args.work / "tokenizer.json")
     tokenizer = make_tokenizer(args.work / "tokenizer.json", chapters, entries)
     chats = Chats(tokenizer, entries)
     config = TINY if args.tiny else MiniConfig()
     model = Mini(config, torch.bfloat16)
+    if args.start:
+        model.load_state_dict(read_state(args.start, config))
     matrices, others = split_params(model)
     muon = Muon(matrices)
     decayed = [p for p in others if p.ndim == 3]
@@ -258,9 +202,14 @@ def main() -> None:
     while step < args.steps and not stopping:
         progress = step / args.steps
         rate = rate_at(progress, step, args.rate)
-        length = (256, 256, 256, 1024)[step % 4] if not args.tiny else 64
+        usual = 512 if args.tools else 256  # a talk with tools is longer
+        length = 64 if args.tiny else 1024 if step % 4 == 3 else usual
         share = 0.35 if progress < 0.6 else 0.6
-        ids, weights, docs = batches.draw(rng, args.tokens // length, length, share)
+        if args.start:
+            share = 0.5
+        ids, weights, docs = batches.draw(
+            rng, args.tokens // length, length, chats=share * (1 - args.tools), tools=args.tools
+        )
         model.refresh()
         loss = weighted_loss(model, ids, weights, docs[:, :-1])
         loss.backward()
