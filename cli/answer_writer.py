@@ -20,7 +20,7 @@ from cli._render import (
 from cli.wrapping import WordWrap
 
 HIDDEN = f"{DIM}thinking ...{PLAIN}"
-Channel = Literal["thinking", "content"]
+Channel = Literal["reasoning", "content", "tool_call"]
 
 
 class AnswerWriter:
@@ -47,7 +47,7 @@ class AnswerWriter:
         if channel != self._channel:
             self._leave()
             self._enter(channel)
-        if channel == "thinking":
+        if channel == "reasoning":
             self._write_thinking(text)
         else:
             self._write_content(text)
@@ -63,7 +63,7 @@ class AnswerWriter:
         if shares_terminal and self._line_is_open:
             write(self._stream, "\n")
             self._line_is_open = False
-        is_dimmed = shares_terminal and self._channel == "thinking" and self._styled
+        is_dimmed = shares_terminal and self._channel == "reasoning" and self._styled
         if is_dimmed and not self._show_thinking:
             write(self._aside, CLEAR_LINE)
         say(message, err=True, dim=True)
@@ -79,14 +79,14 @@ class AnswerWriter:
 
     @property
     def _stream(self) -> TextIO | None:
-        return self._aside if self._channel == "thinking" else sys.stdout
+        return self._aside if self._channel == "reasoning" else sys.stdout
 
     def _enter(self, channel: Channel) -> None:
         self._channel = channel
         self._line_is_open = False
         if is_terminal(self._stream):
             self._wrap = WordWrap(partial(columns, self._stream))
-        if channel != "thinking" or not (self._show_thinking or self._on_terminal):
+        if channel != "reasoning" or not (self._show_thinking or self._on_terminal):
             return
         if self._show_thinking:
             write(self._aside, DIM if self._styled else "[thinking]\n")
@@ -97,7 +97,7 @@ class AnswerWriter:
         if self._wrap is not None:
             write(self._stream, self._wrap.flush())
             self._wrap = None
-        if self._channel != "thinking":
+        if self._channel != "reasoning":
             return
         if self._show_thinking:
             write(self._aside, PLAIN if self._styled else "")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cli._interrupt import StopOnCtrlC
 from cli._render import say, stats_text
-from cli.answer_writer import AnswerWriter
+from cli.answer_writer import AnswerWriter, Channel
 from cli.expert_display import stats_lines
 from cli.progress import PromptDisplay
 
@@ -46,7 +46,7 @@ class Answer:
 class Writer(Protocol):
     """Where an answer goes while it is made."""
 
-    def write(self, text: str, channel: Literal["thinking", "content"]) -> None:
+    def write(self, text: str, channel: Channel) -> None:
         """The next piece."""
 
     def note(self, message: str) -> None:
@@ -59,7 +59,7 @@ class Writer(Protocol):
 class SilentWriter:
     """Shows nothing: the answer is written when it is complete."""
 
-    def write(self, text: str, channel: Literal["thinking", "content"]) -> None:
+    def write(self, text: str, channel: Channel) -> None:
         """Nothing."""
 
     def note(self, message: str) -> None:
@@ -103,7 +103,7 @@ def _stream(
     writer: Writer = (
         SilentWriter() if settings.json else AnswerWriter(show_thinking=settings.show_thinking)
     )
-    pieces: dict[str, list[str]] = {"thinking": [], "content": []}
+    pieces: dict[str, list[str]] = {"reasoning": [], "content": []}
     was_repetition_told = False
     with PromptDisplay() as display, StopOnCtrlC(engine.cancel) as interrupt:
         try:
@@ -119,7 +119,7 @@ def _stream(
             writer.finish()
     return Answer(
         text="".join(pieces["content"]),
-        thinking="".join(pieces["thinking"]),
+        thinking="".join(pieces["reasoning"]),
         was_stopped=interrupt.was_requested,
     )
 
@@ -128,7 +128,7 @@ def repetition_text(stats: RunStats, *, in_chat: bool) -> str:
     """What to say about an answer that goes in circles, and the ways out."""
     found = stats.repetition
     assert found is not None
-    what = "thinking" if found.channel == "thinking" else "answer"
+    what = "thinking" if found.channel == "reasoning" else "answer"
     if in_chat:
         ways = "/set dry_multiplier 0.8 or /set repetition_penalty 1.1 avoids it"
     else:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from offload.errors import OffloadError
+from offload.messages import Message, ToolCall
 from offload.sequence import Sequence
 from offload.speech import Request, Token
-from offload.stats import RunStats
+from offload.stats import Channel, RunStats
 from offload.steps import Steps
-from offload.stream import Channel
+from offload.stream import CallHead
 
 
 class Answer(Iterator[Token]):
@@ -55,6 +56,23 @@ class Answer(Iterator[Token]):
     def ready(self) -> list[Token] | None:
         """The tokens of the next id, if they are there; [] at the end."""
         return self._steps.ready(self.sequence)
+
+    def message(self) -> Message:
+        """The rest of it as one message of the assistant, to be put into the conversation."""
+        tokens = list(self)
+        calls: dict[int, tuple[CallHead, list[str]]] = {}
+        for token in tokens:
+            if token.call is not None:
+                calls.setdefault(token.call.index, (token.call, []))[1].append(token.text)
+        return Message(
+            role="assistant",
+            content=text_of(tokens, "content"),
+            reasoning_content=text_of(tokens, "reasoning") or None,
+            tool_calls=tuple(
+                ToolCall(name=head.name, arguments="".join(texts) or "{}", id=head.id)
+                for head, texts in calls.values()
+            ),
+        )
 
     def close(self) -> None:
         """End it; from any thread, twice is fine."""
@@ -125,15 +143,16 @@ def _completion(
     index: int, answer: Answer, tokens: list[Token], error: OffloadError | None
 ) -> Completion:
     answer.close()
-
-    def text(channel: Channel) -> str:
-        return "".join(token.text for token in tokens if token.channel == channel)
-
     return Completion(
         index=index,
-        text=text("content"),
-        thinking=text("thinking"),
+        text=text_of(tokens, "content"),
+        thinking=text_of(tokens, "reasoning"),
         ids=tuple(answer.sequence.generated),
         stats=answer.stats,
         error=error,
     )
+
+
+def text_of(tokens: Iterable[Token], channel: Channel) -> str:
+    """What was said in one channel."""
+    return "".join(token.text for token in tokens if token.channel == channel)

@@ -17,6 +17,7 @@ from offload.arguments import quoted
 from offload.chat_template import TemplateRenderer, has_switch
 from offload.errors import RequestError
 from offload.kimi_chat import (
+    KIMI_MARKS,
     KIMI_STYLES,
     PLAIN_SYSTEM,
     THINK_MARKS,
@@ -31,6 +32,7 @@ from offload.metadata import text as metadata_text
 from offload.prompt import ChatFormat, Prompt, completion_prompt, with_bos
 from offload.stream import THINK_CLOSE, THINK_OPEN
 from offload.tokenizer import Tokenizer, load_tokenizer
+from offload.tools import ToolMarks, read_tools
 
 __all__ = [
     "ChatFormat",
@@ -44,12 +46,8 @@ __all__ = [
 ]
 
 
-def _refuse_tools(tools: Sequence[Mapping[str, Any]] | None) -> None:
-    if tools:
-        raise RequestError(
-            f"{len(tools)} tools are declared, but this version cannot offer tools to a model; "
-            "leave `tools` out."
-        )
+def _untaught(count: int) -> str:
+    return f"{count} tools are left out: this model was not taught to call any"
 
 
 def _check_thinking(name: str, mode: ThinkingMode, thinking: bool | None) -> None:
@@ -81,25 +79,42 @@ class KimiFormat:
         """As the style says."""
         return self.style.thinking_mode
 
+    @property
+    def tool_marks(self) -> ToolMarks | None:
+        """Kimi's, where the model was taught to call tools."""
+        return None if self.style.declaration is None else KIMI_MARKS
+
     def build_prompt(
         self,
         messages: Iterable[Message | Mapping[str, Any]],
         *,
         thinking: bool | None = None,
+        preserve_thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Prompt:
         """See `ChatFormat.build_prompt`; only an explicit False switches thinking off."""
-        _refuse_tools(tools)
         mode = self.style.thinking_mode
         _check_thinking(f"{self.name} model", mode, thinking)
-        thinks = mode != "none" and thinking is not False
-        given = read_messages(messages)
-        parts, text = render_kimi(self.style, given, self.tokenizer, thinking=thinks)
+        offered, notes = read_tools(tools)
+        if offered and self.style.declaration is None:
+            offered, notes = (), (*notes, _untaught(len(offered)))
+        made = render_kimi(
+            self.style,
+            read_messages(messages),
+            self.tokenizer,
+            thinking=mode != "none" and thinking is not False,
+            keep_reasoning=self.style.keeps_reasoning or preserve_thinking is True,
+            tools=offered,
+        )
         return Prompt(
-            ids=with_bos(self.tokenizer, self.tokenizer.encode_parts(parts)),
-            text=text,
-            in_thinking=mode == "switch" and thinks,
-            after_thinking=mode == "switch" and not thinks,
+            ids=with_bos(self.tokenizer, self.tokenizer.encode_parts(made.parts)),
+            text=made.text,
+            in_thinking=made.in_thinking,
+            after_thinking=made.after_thinking,
+            after_content=made.after_content,
+            tools=offered,
+            calls=made.n_calls,
+            notes=notes,
         )
 
 
@@ -124,15 +139,23 @@ class TemplateFormat:
         """`switch` if the template reads `thinking` or `enable_thinking`."""
         return self._mode
 
+    @property
+    def tool_marks(self) -> ToolMarks | None:
+        """None so far."""
+        return None
+
     def build_prompt(
         self,
         messages: Iterable[Message | Mapping[str, Any]],
         *,
         thinking: bool | None = None,
+        preserve_thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Prompt:
         """See `ChatFormat.build_prompt`; the template decides what None means."""
-        _refuse_tools(tools)
+        offered, notes = read_tools(tools)
+        if offered:
+            notes = (*notes, _untaught(len(offered)))
         _check_thinking("model with this template", self._mode, thinking)
         switches = {} if thinking is None else {"thinking": thinking, "enable_thinking": thinking}
         parts, text = self._renderer.render(read_messages(messages), **switches)
@@ -142,6 +165,7 @@ class TemplateFormat:
             in_thinking=text.rstrip().endswith(THINK_OPEN),
             after_thinking=text.rstrip().endswith(THINK_CLOSE),
             text_markers=self._text_markers,
+            notes=notes,
         )
 
 
@@ -152,12 +176,14 @@ class NoFormat:
     why: str
     name: str = "none"
     thinking_mode: ThinkingMode = "none"
+    tool_marks: ToolMarks | None = None
 
     def build_prompt(
         self,
         messages: Iterable[Message | Mapping[str, Any]],
         *,
         thinking: bool | None = None,
+        preserve_thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Prompt:
         """Always RequestError: there is no format to write a conversation in."""
@@ -203,7 +229,8 @@ def choose_format(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatForm
 _TITLE: Final = 200  # characters of a name that count
 _NAMES = (  # the pattern is matched between dashes
     (r"k2-?7", "kimi-k2.7-code"),
-    (r"k2-?[56]", "kimi-k2.5"),
+    (r"k2-?5", "kimi-k2.5"),
+    (r"k2-?6", "kimi-k2.6"),
     (r"k2-thinking", "kimi-k2-thinking"),
     (r"moonlight|kimi-vl", "moonlight"),
     (r"k2(-\w+)*-instruct", "kimi-k2"),

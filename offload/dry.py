@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from offload.guide import MASK
 from offload.repeats import IDS, suffix_matches
 from offload.sampling_params import SamplingParams
 from offload.tokenizer import Tokenizer, clean_text
 
 F64 = npt.NDArray[np.float64]
-MASK = npt.NDArray[np.bool_]
 MOST = 1e30  # taken off a logit at most
 
 

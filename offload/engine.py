@@ -41,6 +41,7 @@ from offload.steps import Model, Steps
 from offload.tensor_census import census
 from offload.tiering import Home, TierOptions
 from offload.tokenizer import Tokenizer
+from offload.wishes import ChatWishes
 
 AT_ONCE = 8  # answers of a batch that run together
 
@@ -124,7 +125,13 @@ class Engine:
         return all_logits(self._steps, ids, kv_type)
 
     def generate(
-        self, prompt: str | Sequence[int], *, progress: Progress | None = None, **sampling: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        progress: Progress | None = None,
+        logprobs: int | None = None,
+        stop_loops: bool = False,
+        **sampling: Any,
     ) -> Answer:
         """Continue a text, or token ids. sampling: fields of SamplingParams.
 
@@ -135,23 +142,45 @@ class Engine:
         wait).
         """
         self._steps.holder.check_open()
-        return self._answer(self._requests.continuation(prompt, sampling, progress))
+        request = self._requests.continuation(
+            prompt, sampling, progress, logprobs=logprobs, stop_loops=stop_loops
+        )
+        return self._answer(request)
 
     def chat(
         self,
         messages: Iterable[Message | Mapping[str, Any]],
         *,
         thinking: bool | None = None,
+        preserve_thinking: bool | None = None,
+        thinking_budget: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        stop_loops: bool = False,
+        logprobs: int | None = None,
         progress: Progress | None = None,
         **sampling: Any,
     ) -> Answer:
-        """Answer a conversation. messages: role and content; thinking: None is the model's default.
+        """Answer a conversation. messages: role and content, of OpenAI's shape.
 
-        Tokens come with their channel. Text of a message never becomes a special token. progress,
-        sampling and errors: as for `generate`.
+        Tokens come with their channel: "reasoning", "content" or "tool_call", then with the call
+        that they belong to. `Answer.message` makes the whole turn of them. Text of a message never
+        becomes a special token. thinking .. logprobs: the fields of `offload.wishes.ChatWishes`.
+        progress, sampling and errors: as for `generate`.
         """
         self._steps.holder.check_open()
-        return self._answer(self._requests.reply(messages, thinking, sampling, progress))
+        wishes = ChatWishes(
+            thinking=thinking,
+            preserve_thinking=preserve_thinking,
+            thinking_budget=thinking_budget,
+            tools=tools,
+            tool_choice=tool_choice,
+            response_format=response_format,
+            stop_loops=stop_loops,
+            logprobs=logprobs,
+        )
+        return self._answer(self._requests.reply(messages, wishes, sampling, progress))
 
     def batch(
         self,
@@ -171,6 +200,7 @@ class Engine:
         """
         self._steps.holder.check_open()
         given = _listed("prompts", prompts)
+        wishes = ChatWishes(thinking=thinking)
         each = [{}] * len(given) if options is None else _listed("options", options)
         if len(each) != len(given):
             raise RequestError(f"{len(given)} prompts have {len(each)} options; one each is needed")
@@ -181,7 +211,7 @@ class Engine:
             try:
                 chosen = sampling | check_type("options", own, dict)
                 requests.append(
-                    self._requests.reply(prompt, thinking, chosen, None)
+                    self._requests.reply(prompt, wishes, chosen, None)
                     if is_conversation(prompt)
                     else self._requests.continuation(prompt, chosen, None)
                 )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from offload.arguments import quoted
-from offload.errors import RequestError
+from offload.errors import RequestError, shown
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 
-_KEYS = frozenset(
-    {"role", "content", "name", "reasoning_content", "reasoning", "tool_calls", "tool_call_id"}
-)
+# what stands for a part that this version cannot read, by the part's type
+_UNREAD = {
+    "image": "[image: this version cannot see images]",
+    "image_url": "[image: this version cannot see images]",
+    "input_image": "[image: this version cannot see images]",
+}
+_TEXT_KEYS = ("text", "refusal")  # of a part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +65,10 @@ class Message:
 def read_messages(messages: Iterable[Message | Mapping[str, Any]]) -> list[Message]:
     """Messages out of OpenAI-style dicts (or Messages as they are).
 
-    content may be a string, None, or a list of text parts, which are joined bare. The role
-    `developer` means system. Raises RequestError that names the message by its number from 1.
+    content may be a string, None, or a list of parts: texts are joined bare, for each image stands
+    a note. The role `developer` means system. `reasoning` and `reasoning_details` count where
+    reasoning_content is missing; other unknown keys are ignored. Raises RequestError that names
+    the message by its number from 1.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise RequestError(
@@ -85,48 +91,58 @@ def read_messages(messages: Iterable[Message | Mapping[str, Any]]) -> list[Messa
 
 
 def _read(message: Mapping[str, Any]) -> Message:
-    # what clients echo without meaning it (refusal: null, annotations: []) is empty
-    unknown = [key for key in message if key not in _KEYS and not _is_empty(message[key])]
-    if unknown:
-        first = quoted(min(unknown, key=quoted))
-        raise RequestError(f"unknown field {first}; the fields are {', '.join(sorted(_KEYS))}.")
     if "role" not in message:
         raise RequestError(f"the role is missing; it is one of {', '.join(ROLES)}.")
     role = message["role"]
-    reasoning = message.get("reasoning_content")
     return Message(
         role=cast(Role, "system" if isinstance(role, str) and role == "developer" else role),
         content=_content(message.get("content")),
         name=message.get("name"),
-        reasoning_content=message.get("reasoning") if reasoning is None else reasoning,
+        reasoning_content=_reasoning(message),
         tool_calls=_tool_calls(message.get("tool_calls")),
         tool_call_id=message.get("tool_call_id"),
     )
 
 
-def _is_empty(value: object) -> bool:
-    return value is None or value is False or (isinstance(value, Sized) and len(value) == 0)
+def _reasoning(message: Mapping[str, Any]) -> Any:
+    """What is given of it, in the order of its names; details may be encrypted and say nothing."""
+    given = [message.get(key) for key in ("reasoning_content", "reasoning")]
+    details = message.get("reasoning_details")
+    if isinstance(details, (list, tuple)):
+        said = [one for one in details if isinstance(one, Mapping)]
+        texts = [one.get("text") or one.get("summary") for one in said]
+        given.append("".join(text for text in texts if isinstance(text, str)) or None)
+    return next((one for one in given if one is not None), None)
 
 
 def _content(content: object) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
+    if content is None or isinstance(content, str):
+        return content or ""
     if not isinstance(content, (list, tuple)):
         raise RequestError(f"content must be a string or a list, not {type(content).__name__}.")
-    texts: list[str] = []
+    text, is_note = "", False
     for part in content:
-        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-        text = part if isinstance(part, str) else None
-        if isinstance(part, Mapping) and isinstance(kind, str) and kind == "text":
-            text = part.get("text")
-        if not isinstance(text, str):
-            raise RequestError(
-                f"content part {quoted(kind)} is not text; this version reads only text."
-            )
-        texts.append(text)
-    return "".join(texts)
+        was_note, (said, is_note) = is_note, _part(part)
+        text += ("\n" if text and (was_note or is_note) else "") + said
+    return text
+
+
+def _part(part: object) -> tuple[str, bool]:
+    """The text of one part of a content; whether it is a note on what cannot be read."""
+    if isinstance(part, str):
+        return part, False
+    if not isinstance(part, Mapping):
+        raise RequestError(f"a content part is a {type(part).__name__}, not a mapping.")
+    kind = part.get("type", "text")
+    given = next((part[key] for key in _TEXT_KEYS if key in part), None)
+    if isinstance(given, str):
+        return given, False
+    if kind in ("text", "input_text", "output_text", "refusal"):
+        if given is None:
+            return "", False
+        raise RequestError(f"the text of a content part must be a string, not {quoted(given)}.")
+    unread = _UNREAD.get(kind) if isinstance(kind, str) else None
+    return unread or f"[{shown(kind, 40)}: this version reads only text]", True
 
 
 def _tool_calls(calls: object) -> tuple[ToolCall, ...]:
@@ -146,9 +162,22 @@ def _tool_call(call: object) -> ToolCall:
         )
     assert isinstance(function, Mapping)
     arguments = function.get("arguments")
-    if not isinstance(arguments, str):
+    if isinstance(arguments, str):
+        arguments = unwrapped(arguments)
+    else:
         try:
             arguments = "{}" if arguments is None else json.dumps(arguments, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as exc:
             raise RequestError(f"a tool call's arguments cannot be written as JSON: {exc}") from exc
     return ToolCall(name=name, arguments=arguments or "{}", id=call.get("id"))
+
+
+def unwrapped(arguments: str) -> str:
+    """The JSON object inside a JSON string, where arguments are one; else `arguments`."""
+    if not arguments.lstrip().startswith('"'):
+        return arguments
+    try:
+        inner = json.loads(arguments)
+        return inner if isinstance(json.loads(inner), dict) else arguments
+    except (ValueError, TypeError, RecursionError):
+        return arguments

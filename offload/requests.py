@@ -10,13 +10,16 @@ import numpy as np
 from offload import sequence
 from offload.arguments import check_callable
 from offload.chat import ChatFormat, Message, Prompt, completion_prompt
-from offload.dry import MASK, breaker_mask
+from offload.dry import breaker_mask
 from offload.errors import RequestError
+from offload.guide import MASK, MakeGuide
 from offload.sampler import make_sampler
 from offload.sampling_params import SamplingParams, defaults_for
 from offload.speech import Reader, Report, Request
 from offload.stream import Piece, StreamDecoder
 from offload.tokenizer import Tokenizer
+from offload.tools import check_choice
+from offload.wishes import ChatWishes, check_logprobs
 
 
 class Requests:
@@ -32,9 +35,16 @@ class Requests:
         self._breakers: dict[tuple[str, ...], MASK] = {}
 
     def continuation(
-        self, prompt: object, sampling: Mapping[str, Any], progress: Report | None
+        self,
+        prompt: object,
+        sampling: Mapping[str, Any],
+        progress: Report | None,
+        *,
+        logprobs: int | None = None,
+        stop_loops: bool = False,
     ) -> Request:
         """Go on with a text, or with token ids."""
+        check_logprobs(logprobs)
         params = SamplingParams.from_options(sampling)
         if isinstance(prompt, str):
             ready = completion_prompt(self._tokenizer, prompt)
@@ -58,18 +68,26 @@ class Requests:
 
             return read
 
-        return self._request(ready, params, reader, progress)
+        return self._request(
+            ready, params, reader, progress, logprobs=logprobs, stop_loops=stop_loops
+        )
 
     def reply(
         self,
         messages: Any,
-        thinking: bool | None,
+        wishes: ChatWishes,
         sampling: Mapping[str, Any],
         progress: Report | None,
     ) -> Request:
         """Answer messages."""
         params = SamplingParams.from_options(sampling)
-        prompt = self._format.build_prompt(messages, thinking=thinking)
+        prompt = self._format.build_prompt(
+            messages,
+            thinking=wishes.thinking,
+            preserve_thinking=wishes.preserve_thinking,
+            tools=wishes.tools,
+        )
+        check_choice(wishes.tool_choice, prompt.tools)
         thinks = self._format.thinking_mode != "none" and not prompt.after_thinking
         params = params.with_defaults(defaults_for(self._format.name, thinks))
 
@@ -83,7 +101,15 @@ class Requests:
 
             return read
 
-        return self._request(prompt, params, reader, progress)
+        return self._request(
+            prompt,
+            params,
+            reader,
+            progress,
+            guide=None,
+            logprobs=wishes.logprobs,
+            stop_loops=wishes.stop_loops,
+        )
 
     def _request(
         self,
@@ -91,6 +117,10 @@ class Requests:
         params: SamplingParams,
         reader: Callable[[], Reader],
         progress: Report | None,
+        *,
+        guide: MakeGuide | None = None,
+        logprobs: int | None,
+        stop_loops: bool,
     ) -> Request:
         """Check what can be checked before anything is computed."""
         ids = self.check_ids(prompt.ids)
@@ -99,8 +129,11 @@ class Requests:
             ids=ids,
             sampler=make_sampler(params, self._breaker_mask(params)),
             reader=reader,
-            channel="thinking" if prompt.in_thinking else "content",
+            channel="reasoning" if prompt.in_thinking else "content",
             progress=progress,
+            guide=guide,
+            logprobs=logprobs,
+            stop_loops=stop_loops,
         )
 
     def _breaker_mask(self, params: SamplingParams) -> MASK | None:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from offload.dry import MASK, dry_penalties
+from offload.dry import dry_penalties
 from offload.errors import OffloadError
 from offload.filters import (
     F32,
@@ -29,10 +29,12 @@ from offload.filters import (
     apply_top_k,
     apply_top_p,
 )
+from offload.guide import MASK
 from offload.sampling_params import SamplingParams
 
 F64 = npt.NDArray[np.float64]
 Recent = Sequence[int] | IDS
+Allowed = MASK | Sequence[int] | None  # tokens that may come: (V,) bool, or their ids; None: all
 State = tuple[IDS | None, F32]  # the ids that may come (None: all), ascending, and their logits
 MANY = 4096  # logits that are worth a look before they are sorted
 
@@ -108,6 +110,16 @@ STEPS: Mapping[str, Step] = MappingProxyType(
 )
 
 
+def _only(logits: F32, allowed: MASK | Sequence[int]) -> State:
+    """Without those that may not come. OffloadError if none is left."""
+    given = np.asarray(allowed)
+    ids = np.flatnonzero(given) if given.dtype == np.bool_ else np.unique(given.astype(np.int64))
+    state = _without_removed(ids, logits[ids])
+    if not len(state[1]):
+        raise OffloadError("no token may come next: the model rules out all that were allowed")
+    return state
+
+
 def _without_removed(ids: IDS | None, logits: F32) -> State:
     kept = np.flatnonzero(logits > -np.inf)
     return kept if ids is None else ids[kept], logits[kept]
@@ -170,38 +182,41 @@ class Sampler:
         bits.advance(n_tokens)
         self._rng = np.random.Generator(bits)
 
-    def _candidates(self, logits: F32, recent: Recent) -> State:
+    def _candidates(self, logits: F32, recent: Recent, allowed: Allowed) -> State:
         """The ids that may come (None: all), ascending, and their logits."""
         if logits.ndim != 1 or len(logits) == 0:
             raise ValueError(f"logits must have the shape (V,), not {logits.shape}")
         _check_finite(logits)
-        state: State = None, logits
+        state: State = (None, logits) if allowed is None else _only(logits, allowed)
         for name in self._steps:
             state = STEPS[name](self.params, self._breakers, state, recent)
         return state
 
-    def _weights(self, logits: F32, recent: Recent) -> tuple[IDS | None, F32]:
+    def _weights(self, logits: F32, recent: Recent, allowed: Allowed) -> tuple[IDS | None, F32]:
         """The ids that may come, and exp(logit - largest logit) of each."""
-        ids, logits = self._candidates(logits, recent)
+        ids, logits = self._candidates(logits, recent, allowed)
         if len(logits) == 1:
             return ids, np.ones(1, np.float32)
         top = logits.max()
         with np.errstate(over="ignore"):  # -inf - top, and logits near the end of the range
             return ids, np.exp(logits - top if top else logits)
 
-    def distribution(self, logits: F32, recent: Recent = ()) -> tuple[IDS, F64]:
+    def distribution(
+        self, logits: F32, recent: Recent = (), allowed: Allowed = None
+    ) -> tuple[IDS, F64]:
         """The ids that may come, ascending, and their probabilities (float64, sum 1).
 
         logits: (V,) float32. recent: the ids so far, oldest first; only penalties and dry read it.
+        allowed: what a guide lets come.
         """
-        ids, weights = self._weights(logits, recent)
+        ids, weights = self._weights(logits, recent, allowed)
         probabilities = weights.astype(np.float64)
         probabilities /= probabilities.sum()
         return np.arange(len(weights)) if ids is None else ids, probabilities
 
-    def sample(self, logits: F32, recent: Recent = ()) -> int:
+    def sample(self, logits: F32, recent: Recent = (), allowed: Allowed = None) -> int:
         """The next token; arguments as for `distribution`. Greedy draws no random number."""
-        ids, weights = self._weights(logits, recent)
+        ids, weights = self._weights(logits, recent, allowed)
         if len(weights) == 1:
             place = 0
             if not self._is_greedy:

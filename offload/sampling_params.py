@@ -178,6 +178,8 @@ _DEFAULTS: Mapping[tuple[str, bool], tuple[float, float]] = MappingProxyType(
     {
         ("kimi-k2.5", True): (1.0, 0.95),
         ("kimi-k2.5", False): (0.6, 0.95),
+        ("kimi-k2.6", True): (1.0, 0.95),
+        ("kimi-k2.6", False): (0.6, 0.95),
         ("kimi-k2.7-code", True): (1.0, 0.95),
         ("kimi-k2.7-code", False): (0.6, 0.95),
         ("kimi-k2-thinking", True): (1.0, 1.0),

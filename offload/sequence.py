@@ -16,7 +16,7 @@ import numpy as np
 from offload.batch import expanded_end
 from offload.kv_slots import Slot
 from offload.memory import swapped_bytes
-from offload.speech import Request, Speech, Token
+from offload.speech import Logprobs, Request, Speech, Token
 from offload.stats import LoadProgress, RunStats
 from offload.tokenizer import Tokenizer
 
@@ -54,6 +54,8 @@ class Sequence:
         self._n_vocab = tokenizer.n_vocab
         self._sampler = request.sampler
         self._speech = Speech(request, tokenizer)
+        self._guide = request.guide() if request.guide is not None else None
+        self._logprobs: dict[int, Logprobs] = {}  # by place in ids
         self.is_torn = self._has_sat = False
 
     # --- what the scheduler looks at --------------------------------------------------------------
@@ -161,12 +163,18 @@ class Sequence:
         self.is_torn = True
         began = time.perf_counter()
         is_first = self.is_reading
-        token_id = self._sampler.sample(logits[: self._n_vocab], self.ids[: self.n])
+        logits = logits[: self._n_vocab]
+        allowed = None if self._guide is None else self._guide.allowed()
+        token_id = self._sampler.sample(logits, self.ids[: self.n], allowed)
+        if self._request.logprobs is not None:
+            self._logprobs[self.n] = Logprobs.of(logits, token_id, self._request.logprobs)
         if self.is_reading:
             self.stats.time_to_first_token = time.perf_counter() - self.began
         self.ids[self.n] = token_id
         self.n += 1
         self.slot.length = end
+        if self._guide is not None:
+            self._guide.push(token_id)
         self._say(self.n, check)
         if not is_first:
             self.stats.sampling_seconds += time.perf_counter() - began
@@ -180,6 +188,10 @@ class Sequence:
         for n in range(self.n_prompt + 1, said + 1):
             self._speech.say(int(self.ids[n - 1]), is_last=False)
         try:
+            if self._request.guide is not None:
+                self._guide = self._request.guide()
+                for token_id in self.generated:
+                    self._guide.push(token_id)
             for n in range(said + 1, self.n + 1):
                 self._say(n, check)
         except Exception as exc:
@@ -199,7 +211,9 @@ class Sequence:
     def _say(self, n: int, check: Callable[[], None]) -> None:
         """Tell the reader of token n - 1."""
         speech, stats = self._speech, self.stats
-        tokens = speech.say(int(self.ids[n - 1]), is_last=n == self.last)
+        tokens = speech.say(
+            int(self.ids[n - 1]), is_last=n == self.last, logprobs=self._logprobs.get(n - 1)
+        )
         stats.decode_tokens = n - self.n_prompt - 1
         stats.repetition = speech.repetition
         if speech.finish is not None:

@@ -8,10 +8,11 @@ from itertools import groupby
 
 import numpy as np
 
+from offload.guide import MakeGuide
 from offload.repetition import RepetitionWatch
 from offload.sampler import Sampler
-from offload.stats import FinishReason, LoadProgress, Repetition
-from offload.stream import Channel, Piece, StopMatcher
+from offload.stats import Channel, FinishReason, LoadProgress, Repetition
+from offload.stream import CallHead, Piece, StopMatcher
 from offload.tokenizer import Tokenizer
 
 Report = Callable[[LoadProgress], None]
@@ -19,17 +20,42 @@ Reader = Callable[[int | None], list[Piece]]
 
 
 @dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logarithms of the model's own probabilities, before sampling changes them.
+
+    own: of the token that came; top: (id, logarithm) of the likeliest ones, in that order.
+    """
+
+    own: float
+    top: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def of(cls, logits: np.ndarray, token_id: int, count: int) -> Logprobs:
+        """Of logits (V,) float32; count: likeliest ones that are told."""
+        exact = logits.astype(np.float64)
+        exact -= exact.max()
+        exact -= np.log(np.exp(exact).sum())
+        best = np.argpartition(-exact, count)[:count] if count else np.empty(0, np.int64)
+        order = sorted(best.tolist(), key=lambda i: (-exact[i], i))
+        return cls(float(exact[token_id]), tuple((i, float(exact[i])) for i in order))
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One generated token.
 
     text: what can be printed now, possibly "" (half a character, a held stop string, a special
-    token). channel: "thinking" or "content". An id comes twice only if its text belongs to both;
-    the end token comes only if text was held back until then.
+    token). channel: "reasoning", "content" or "tool_call": then `call` says which one, and text is
+    a piece of its arguments. An id comes twice only if its text belongs to both; the end token
+    comes only if text was held back until then. logprobs: of this token and the likeliest others,
+    where they were asked for.
     """
 
     id: int
     text: str
     channel: Channel = "content"
+    call: CallHead | None = None
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +63,9 @@ class Request:
     """A checked request. ids: the prompt, (n,) int64.
 
     reader: makes what gives the pieces of a token id, or at the end, of None, what is left.
-    channel: of the first token. progress: told while the prompt is read.
+    channel: of the first token. progress: told while the prompt is read. guide: makes what says
+    which tokens may come. logprobs: how many likeliest tokens are told beside each; None: nothing
+    is. stop_loops: whether an answer that goes in circles ends.
     """
 
     ids: np.ndarray
@@ -45,6 +73,9 @@ class Request:
     reader: Callable[[], Reader]
     channel: Channel
     progress: Report | None
+    guide: MakeGuide | None = None
+    logprobs: int | None = None
+    stop_loops: bool = False
 
 
 class Speech:
@@ -62,27 +93,33 @@ class Speech:
         self._stops = StopMatcher(request.sampler.params.stop)
         self._watch = RepetitionWatch(tokenizer.decode)
         self._channel = request.channel  # of the latest text
+        self._stop_loops = request.stop_loops
 
-    def say(self, token_id: int, *, is_last: bool) -> list[Token]:
+    def say(self, token_id: int, *, is_last: bool, logprobs: Logprobs | None = None) -> list[Token]:
         """What can be shown after the next token; none after an end token that held nothing."""
         is_end = token_id in self._ends
         pieces = [] if is_end else self._read(token_id)
-        if is_end or is_last:
-            self.finish = "stop" if is_end else "length"
-            pieces = pieces + self._read(None)
-        said = self._before_stop(pieces)
         loop = None if is_end else self._watch.push(token_id)
         if loop is not None:
             where = pieces[-1].channel if pieces else self._channel
             self.repetition = Repetition(n_tokens=loop[0], times=loop[1], channel=where)
+        is_loop = loop is not None and self._stop_loops
+        if is_end or is_last or is_loop:
+            self.finish = "stop" if is_end else "loop" if is_loop else "length"
+            pieces = pieces + self._read(None)
+        said = self._before_stop(pieces)
         if not said:
-            return [] if is_end else [Token(token_id, "", self._channel)]
+            return [] if is_end else [Token(token_id, "", self._channel, None, logprobs)]
         self._channel = said[-1].channel
         if len(said) == 1:
-            return [Token(token_id, said[0].text, self._channel)]
+            return [Token(token_id, said[0].text, self._channel, said[0].call, logprobs)]
+        runs = [
+            (channel, call, "".join(piece.text for piece in run))
+            for (channel, call), run in groupby(said, lambda piece: (piece.channel, piece.call))
+        ]
         return [
-            Token(token_id, "".join(piece.text for piece in run), channel)
-            for channel, run in groupby(said, lambda piece: piece.channel)
+            Token(token_id, text, channel, call, None if index else logprobs)
+            for index, (channel, call, text) in enumerate(runs)
         ]
 
     def _before_stop(self, pieces: list[Piece]) -> list[Piece]:
@@ -97,4 +134,4 @@ class Speech:
                 self.finish = "stop"
             elif self.finish is not None:
                 pieces.append(Piece("content", stops.flush()))
-        return [piece for piece in pieces if piece.text]
+        return [piece for piece in pieces if piece.text or piece.call is not None]

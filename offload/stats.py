@@ -8,7 +8,8 @@ from typing import Literal
 
 from offload.devices.block_times import KINDS
 
-FinishReason = Literal["stop", "length", "cancelled"]
+Channel = Literal["reasoning", "content", "tool_call"]
+FinishReason = Literal["stop", "length", "cancelled", "loop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class Repetition:
 
     n_tokens: int
     times: int
-    channel: Literal["thinking", "content"]
+    channel: Channel
 
 
 @dataclass(slots=True, kw_only=True)

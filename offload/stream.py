@@ -1,7 +1,7 @@
 """From token ids to text that can be shown at once.
 
     ids -> StreamDecoder -> whole characters
-    ids -> ThinkingSplitter -> pieces of "thinking" and "content"
+    ids -> ThinkingSplitter -> pieces of "reasoning" and "content"
     text -> StopMatcher -> text before a stop string
 
 Each holds back only what the next token could still change; `flush` gives the rest.
@@ -12,12 +12,10 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from offload.errors import RequestError
+from offload.stats import Channel
 from offload.tokenizer import Tokenizer
-
-Channel = Literal["thinking", "content"]
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 TOOL_MARKERS = ("<|tool_calls_section_begin|>", "<|tool_call_begin|>")
@@ -98,11 +96,25 @@ def _overlap(text: str, stop: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class CallHead:
+    """The tool call of an answer that a piece belongs to. index: in this answer, from 0."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of an answer, never empty."""
+    """A piece of an answer. text: never empty, but in the first piece of a tool call.
+
+    In the channel "tool_call" it is a piece of the call's arguments, which are JSON as the model
+    writes it.
+    """
 
     channel: Channel
     text: str
+    call: CallHead | None = None
 
 
 class ThinkingSplitter:
@@ -135,7 +147,7 @@ class ThinkingSplitter:
         tools = [tokenizer.special_id(text) for text in TOOL_MARKERS]
         self._close = {i for i in (close, *tools) if i is not None}
         self._text_markers = text_markers and (self._open is None or close is None)
-        self._channel: Channel = "thinking" if in_thinking else "content"
+        self._channel: Channel = "reasoning" if in_thinking else "content"
         self._strip_next = strip_content and not in_thinking  # white space before content
         self._spaces = ""  # white space at the end of reasoning so far
         self._held = ""  # the beginning of a possible text marker
@@ -143,12 +155,12 @@ class ThinkingSplitter:
     @property
     def in_thinking(self) -> bool:
         """Whether the next ordinary token is reasoning."""
-        return self._channel == "thinking"
+        return self._channel == "reasoning"
 
     def push(self, token_id: int) -> list[Piece]:
         """What `token_id` adds; often nothing, rarely more than one piece."""
         if token_id == self._open:
-            return self._switch("thinking")
+            return self._switch("reasoning")
         if token_id in self._close:
             return self._switch("content")
         return self._text(self._decoder.push(token_id))
@@ -182,14 +194,14 @@ class ThinkingSplitter:
                 break
             start, mark = found
             pieces += self._emit(seen[:start])
-            self._enter("thinking" if mark == THINK_OPEN else "content")
+            self._enter("reasoning" if mark == THINK_OPEN else "content")
             seen = seen[start + len(mark) :]
         keep = max(_overlap(seen, THINK_OPEN), _overlap(seen, THINK_CLOSE))
         self._held = seen[len(seen) - keep :]
         return pieces + self._emit(seen[: len(seen) - keep])
 
     def _emit(self, text: str) -> list[Piece]:
-        if self._channel == "thinking":
+        if self._channel == "reasoning":
             text = self._spaces + text
             body = text.rstrip()
             self._spaces = text[len(body) :]

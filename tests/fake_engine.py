@@ -77,7 +77,7 @@ class FakeEngine:
     """
 
     def __init__(self, script: list[tuple[str, str]] | None = None, delay: float = 0.0) -> None:
-        self.script = script or [("thinking", "Hm."), ("content", "Hello"), ("content", " you")]
+        self.script = script or [("reasoning", "Hm."), ("content", "Hello"), ("content", " you")]
         self.delay = delay
         self.calls: list[tuple[Any, dict[str, Any]]] = []
         self.load_arguments: dict[str, Any] = {}
@@ -136,7 +136,7 @@ class FakeEngine:
         **sampling: Any,
     ) -> Iterator[FakeToken]:
         self.calls.append(([dict(m) for m in messages], {"thinking": thinking, **sampling}))
-        wanted = "content" if thinking is False else "thinking content"
+        wanted = "content" if thinking is False else "reasoning content"
         script = [pair for pair in self.script if pair[0] in wanted]
         return self._say(script, progress, self.prompt_tokens(messages))
 
@@ -213,7 +213,7 @@ def main() -> None:
         cmd_run.guard_crashes = lambda: None
 
     said = os.environ.get("FAKE_WORDS", "200")
-    words = [("thinking", "let me see")]
+    words = [("reasoning", "let me see")]
     if said.isdigit():
         words += [("content", f"word{i} ") for i in range(int(said))]
     else:

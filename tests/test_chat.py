@@ -62,7 +62,7 @@ def check(prompt: Prompt, text: str) -> None:
     ("general_name", "template", "without", "expected"),
     [
         ("Kimi K2.5", None, (), "kimi-k2.5"),
-        ("Kimi-K2.6", None, (), "kimi-k2.5"),
+        ("Kimi-K2.6", None, (), "kimi-k2.6"),
         ("moonshotai_Kimi-K2-5", "edited by a quantiser", (), "kimi-k2.5"),
         ("Kimi K2.7 Code", None, (), "kimi-k2.7-code"),
         ("Kimi K2 Thinking", None, (), "kimi-k2-thinking"),
@@ -180,8 +180,6 @@ def test_calls_are_numbered_over_the_conversation() -> None:
     assert "functions.mul:2<|tool_call_argument_begin|>{}<|tool_call_end|>" in text
     assert "tool<|im_middle|>## Return of functions.mul:2\nC<|im_end|>" in text
     assert "tool<|im_middle|>## Return of functions.mul:1\nB<|im_end|>" in text
-    with pytest.raises(RequestError, match="message 1: the tool result answers"):
-        format_of("Kimi K2.5").build_prompt([{"role": "tool", "content": "x"}])
 
 
 def test_moonlight_and_first_k2_have_the_plain_system_text() -> None:
@@ -238,8 +236,9 @@ def test_kimi_text_never_becomes_special(field: str) -> None:
         ([{"content": "x"}], "message 1: the role is missing"),
         ([user("x"), {"role": "robot", "content": "x"}], "message 2: role 'robot'"),
         ([user(3)], "content must be a string"),
-        ([user([{"type": "image_url", "image_url": {}}])], "only text"),
-        ([user("x", color="red")], "unknown field 'color'"),
+        ([user([{"type": "text", "text": 3}])], "must be a string"),
+        ([user([3])], "content part is a int"),
+        ([user({"text": "x"})], "must be a string or a list"),
         ([user("x", tool_calls=[{"function": {"name": "f"}}])], "only the assistant"),
         ([assistant("x", tool_calls=[{"id": "a"}])], "must look like"),
         ([user("x", name=3)], "name must be a string"),
@@ -257,14 +256,12 @@ def test_good_messages_are_read() -> None:
     assert read_messages([{"role": "developer", "content": "x"}])[0].role == "system"
 
 
-def test_impossible_thinking_and_tools_are_refused() -> None:
+def test_impossible_thinking_is_refused() -> None:
     with pytest.raises(RequestError, match="no thinking mode"):
         format_of("Kimi-K2-Instruct").build_prompt([user("x")], thinking=True)
     format_of("Kimi-K2-Instruct").build_prompt([user("x")], thinking=False)
     with pytest.raises(RequestError, match="always thinks"):
         format_of("Kimi-K2-Thinking").build_prompt([user("x")], thinking=False)
-    with pytest.raises(RequestError, match="1 tools"):
-        format_of("Kimi-K2.5").build_prompt([user("x")], tools=[{}])
 
 
 def test_missing_tool_tokens_are_named() -> None:

@@ -231,14 +231,14 @@ def test_chat_tells_thinking_from_content(engine: Engine, monkeypatch: pytest.Mo
     got = list(engine.chat(QUESTION, thinking=True))
     assert [token.id for token in got] == script[:-1]
     said = {channel: text(t for t in got if t.channel == channel) for channel in CHANNELS}
-    assert said == {"thinking": "hé", "content": "yes"}
-    assert [token.channel for token in got[1:3]] == ["thinking"] * 2  # the two bytes of é
+    assert said == {"reasoning": "hé", "content": "yes"}
+    assert [token.channel for token in got[1:3]] == ["reasoning"] * 2  # the two bytes of é
 
     coming = iter([*encode("yes"), SPECIAL["<|im_end|>"]])
     assert {token.channel for token in engine.chat(QUESTION, thinking=False)} == {"content"}
 
 
-CHANNELS = ("thinking", "content")
+CHANNELS = ("reasoning", "content")
 
 
 @pytest.mark.parametrize(
@@ -629,7 +629,7 @@ def test_prompt_tokens_are_those_of_the_answer(engine: Engine) -> None:
         engine.prompt_tokens(5)
 
 
-@pytest.mark.parametrize("channel", ["thinking", "content"])
+@pytest.mark.parametrize("channel", ["reasoning", "content"])
 def test_a_loop_is_told_while_the_answer_runs(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, channel: str
 ) -> None:
@@ -637,7 +637,7 @@ def test_a_loop_is_told_while_the_answer_runs(
     script = iter([*unit * 30, min(engine.tokenizer.eog_ids)])
     monkeypatch.setattr("offload.sampler.Sampler.sample", lambda *_: next(script))
     seen = []
-    for _ in engine.chat(QUESTION, thinking=channel == "thinking"):
+    for _ in engine.chat(QUESTION, thinking=channel == "reasoning"):
         seen.append(engine.stats.repetition)
     assert seen[100] is None
     assert seen[200] is not None

@@ -19,7 +19,7 @@ def engine() -> Iterator[Engine]:
 
 
 def answer(engine: Engine, thinking: bool, **options: object) -> dict[str, str]:
-    said = {"thinking": "", "content": ""}
+    said = {"reasoning": "", "content": ""}
     for token in engine.chat(QUESTION, thinking=thinking, **options):
         said[token.channel] += token.text
     return said
@@ -40,7 +40,7 @@ def test_question_is_answered(engine: Engine, thinking: bool) -> None:
     assert "router" in content
     assert "often" in content
     assert "memory" in content
-    assert bool(said["thinking"]) is thinking
+    assert bool(said["reasoning"]) is thinking
     assert engine.stats.finish_reason == "stop"
     # sampled as people use it, with the model's own defaults
     assert "expert" in answer(engine, thinking, seed=1, max_tokens=300)["content"].lower()

@@ -162,7 +162,7 @@ def split(ids: Iterable[int], tokenizer: Tokenizer | None = None, **options: boo
 
 
 def thinking(text: str) -> Piece:
-    return Piece("thinking", text)
+    return Piece("reasoning", text)
 
 
 def content(text: str) -> Piece:
