@@ -1,13 +1,18 @@
-"""Rows of training text: the Bible, questions and answers, and talks that call tools."""
+"""Rows of training text: the Bible, questions and answers, talks with tools, repetitions."""
 
 import random
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
+from copying import drill
 from corpus import Chats
 from tokenizer import Tokenizer
 from tool_talk import Talks
 from tool_text import write
 from torch import Tensor
+
+Kind = Literal["drills", "tools", "chats"]
 
 
 class Batches:
@@ -42,14 +47,16 @@ class Batches:
         return self.stream[start : start + length + 1]
 
     def _packed(
-        self, rng: random.Random, length: int, *, tools: bool
+        self, rng: random.Random, length: int, kind: Kind
     ) -> tuple[list[int], list[float], list[int]]:
         ids: list[int] = []
         weights: list[float] = []
         docs: list[int] = []
         number = 0
         while len(ids) < length + 1:
-            if tools:
+            if kind == "drills":
+                more, weight = drill(self.tok, rng)
+            elif kind == "tools":
                 more, weight = write(self.talks.draw(rng), self.chats)
             elif rng.random() < 0.04:
                 text = self.tok.encode(self.chats.glossary(rng))
@@ -63,16 +70,18 @@ class Batches:
         return ids[: length + 1], weights[: length + 1], docs[: length + 1]
 
     def draw(
-        self, rng: random.Random, rows: int, length: int, *, chats: float, tools: float
+        self, rng: random.Random, rows: int, length: int, shares: Mapping[Kind, float]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Ids (rows, length + 1), loss weights and document numbers of the same shape.
 
-        tools: the share of rows in which tools are called; chats: of rows with questions.
+        shares: of the rows; what is left is Bible.
         """
         ids, weights, docs = [], [], []
+        kinds = [(sum(list(shares.values())[: n + 1]), kind) for n, kind in enumerate(shares)]
         for row in range(rows):
-            if row < round((tools + chats) * rows):
-                i, w, d = self._packed(rng, length, tools=row < round(tools * rows))
+            kind = next((kind for upto, kind in kinds if row < round(upto * rows)), None)
+            if kind:
+                i, w, d = self._packed(rng, length, kind)
             else:
                 i = self._window(rng, length)
                 w, d = [1.0] * (length + 1), [0] * (length + 1)

@@ -115,6 +115,9 @@ class Tokenizer:
         self.special = {name: first + i for i, name in enumerate(SPECIALS)}
         if first + len(SPECIALS) > vocab:
             raise ValueError(f"{first} tokens and {len(SPECIALS)} specials exceed {vocab}")
+        self.words = [  # ids of a space and at least three letters
+            i for i, t in enumerate(self.tokens) if t[:1] == b" " and len(t) > 3 and t[1:].isalpha()
+        ]
         self._names = {i: name for name, i in self.special.items()}
         self._seen: dict[str, list[int]] = {}
 

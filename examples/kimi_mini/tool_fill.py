@@ -26,9 +26,8 @@ class Filler:
         self.entries = entries
         self.held_out = held_out
         secret = {w for t in lists.HELD_OUT_TERMS for w in t.split()}
-        texts = (t.decode(errors="replace") for t in tokenizer.tokens[256:])
-        self.words = [t[1:] for t in texts if t[0] == " " and t[1:].isalpha() and len(t) > 3]
-        self.words = [w for w in self.words if w not in secret]
+        words = (tokenizer.decode([i])[1:] for i in tokenizer.words)
+        self.words = [w for w in words if w not in secret]
 
     def values(self, rng: random.Random, kind: Kind) -> list[str]:
         """What fills the slots, as it stands in the question."""

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
-from batches import Batches
+from batches import Batches, Kind
+from copying import looking_loss, watch
 from corpus import Chats, Entry, read_chapters, read_entries
 from model import TINY, Mini, MiniConfig
 from read_gguf import read_state
@@ -35,15 +36,16 @@ class Muon:
     The update is scaled to a root mean square of 0.2, so that it shares AdamW's rate.
     """
 
-    def __init__(self, params: list[nn.Parameter]) -> None:
-        """Momentum buffers start at zero."""
+    def __init__(self, params: list[nn.Parameter], factors: list[float]) -> None:
+        """Momentum buffers start at zero; factors multiply the rate of each parameter."""
         self.params = params
+        self.factors = factors
         self.momentum = [torch.zeros_like(p) for p in params]
 
     @torch.no_grad()
     def step(self, rate: float, decay: float) -> None:
         """One update from the gradients."""
-        for p, m in zip(self.params, self.momentum, strict=True):
+        for p, m, factor in zip(self.params, self.momentum, self.factors, strict=True):
             assert p.grad is not None
             m.lerp_(p.grad, 0.05)
             g = p.grad.lerp(m, 0.95)
@@ -54,22 +56,24 @@ class Muon:
                 a = x @ x.t()
                 x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
             update = (x.t() if tall else x).float() * 0.2 * max(g.shape) ** 0.5
-            p.mul_(1 - rate * decay).add_(update, alpha=-rate)
+            p.mul_(1 - rate * decay).add_(update, alpha=-rate * factor)
 
 
 def split_params(model: Mini) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Plain matrices for Muon; experts, embeddings, router and norms for AdamW."""
     matrices, others = [], []
     for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         plain = p.ndim == 2 and not name.endswith(("embed", "head", "router"))
         (matrices if plain else others).append(p)
     return matrices, others
 
 
-def rate_at(progress: float, step: int, peak: float) -> float:
-    """Warm-up of 40 steps, plateau, linear fall from 60 % of the run to a twentieth."""
+def rate_at(progress: float, step: int, peak: float, warm_up: int) -> float:
+    """Warm-up, plateau, linear fall from 60 % of the run to a twentieth."""
     fall = 1.0 if progress < 0.6 else 1 - 0.95 * (progress - 0.6) / 0.4
-    return peak * min(1.0, (step + 1) / 40) * fall
+    return peak * min(1.0, (step + 1) / warm_up) * fall
 
 
 def weighted_loss(model: Mini, ids: Tensor, weights: Tensor, docs: Tensor | None) -> Tensor:
@@ -134,8 +138,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="per step")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--from", type=Path, dest="start", help="a GGUF or last.pt to go on from")
     parser.add_argument("--tools", type=float, default=0.0, help="share of rows that call tools")
-    parser.add_argument("--from", type=Path, dest="start", help="GGUF file to go on from")
+    parser.add_argument("--drills", type=float, default=0.0, help="share of rows that repeat")
+    parser.add_argument("--guide", type=float, default=0.0, help="weight of copying.looking_loss")
+    parser.add_argument("--attention", type=float, default=1.0, help="times the rate, attention's")
+    parser.add_argument("--still", action="store_true", help="routed experts stay as they are")
     parser.add_argument("--tiny", action="store_true", help="a toy, to try the script")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -145,7 +153,7 @@ def main() -> None:
     if args.tiny:
         chapters, held, args.tokens = chapters[:20], held[:1], 512
     entries = read_entries()
-    if args.start:
+    if args.start and args.start.suffix == ".gguf":
         Tokenizer.of_gguf(args.start).save(args.work / "tokenizer.json")
     tokenizer = make_tokenizer(args.work / "tokenizer.json", chapters, entries)
     chats = Chats(tokenizer, entries)
@@ -153,8 +161,15 @@ def main() -> None:
     model = Mini(config, torch.bfloat16)
     if args.start:
         model.load_state_dict(read_state(args.start, config))
+    if args.guide:
+        watch(model)
+    if args.still:
+        for moe in model.moe_layers():
+            moe.gate_up.requires_grad_(False)
+            moe.down.requires_grad_(False)
     matrices, others = split_params(model)
-    muon = Muon(matrices)
+    attention = {p for block in model.blocks for p in block.attn.parameters()}
+    muon = Muon(matrices, [args.attention if p in attention else 1.0 for p in matrices])
     decayed = [p for p in others if p.ndim == 3]
     plain = [p for p in others if p.ndim != 3]
     adam = torch.optim.AdamW(
@@ -201,18 +216,22 @@ def main() -> None:
     mean = math.nan
     while step < args.steps and not stopping:
         progress = step / args.steps
-        rate = rate_at(progress, step, args.rate)
-        usual = 512 if args.tools else 256  # a talk with tools is longer
-        length = 64 if args.tiny else 1024 if step % 4 == 3 else usual
-        share = 0.35 if progress < 0.6 else 0.6
-        if args.start:
-            share = 0.5
-        ids, weights, docs = batches.draw(
-            rng, args.tokens // length, length, chats=share * (1 - args.tools), tools=args.tools
-        )
+        rate = rate_at(progress, step, args.rate, 5 if args.start else 40)
+        length = 256
+        if not args.guide and (args.tools or step % 4 == 3):
+            length = 1024 if step % 4 == 3 else 512  # a talk with tools is longer
+        if args.tiny:
+            length = 64
+        share = 0.5 if args.start else 0.35 if progress < 0.6 else 0.6
+        shares: dict[Kind, float] = {"drills": args.drills, "tools": args.tools}
+        shares["chats"] = share * (1 - sum(shares.values()))
+        ids, weights, docs = batches.draw(rng, args.tokens // length, length, shares)
         model.refresh()
         loss = weighted_loss(model, ids, weights, docs[:, :-1])
-        loss.backward()
+        looking = torch.zeros(())
+        if args.guide:
+            looking = args.guide * looking_loss(model, ids, weights, docs)
+        (loss + looking).backward()
         for moe in model.moe_layers():
             moe.collect()
             moe.bias += BIAS_STEP * (moe.load.mean() - moe.load).sign()
@@ -229,7 +248,8 @@ def main() -> None:
         if step % 10 == 0 or step <= 3 or step == args.steps:
             spent = time.monotonic() - started
             print(
-                f"step {step} loss {loss.item():.3f} mean {mean:.3f} rate {rate:.2e} "
+                f"step {step} loss {loss.item():.3f} mean {mean:.3f} looking {looking.item():.3f} "
+                f"rate {rate:.2e} "
                 f"tokens {tokens / 1e6:.2f} M, {spent:.0f} s",
                 flush=True,
             )
