@@ -68,17 +68,13 @@ class _ExpertFFN(torch.autograd.Function):
     def forward(ctx, x, gate_up, down, ends):  # type: ignore[no-untyped-def]
         """x (R, H), rows by expert; gate_up (E, 2F, H); down (E, H, F); ends: of each expert."""
         gu = x.new_empty(x.shape[0], gate_up.shape[1])
-        y = torch.empty_like(x)
+        act, y = torch.empty_like(x), torch.empty_like(x)
         start = 0
-        for e, end in enumerate(ends):
+        for e, end in enumerate(ends):  # one expert's rows stay in the cache of a core
             if end > start:
                 torch.mm(x[start:end], gate_up[e].t(), out=gu[start:end])
-            start = end
-        gate, up = gu.chunk(2, -1)
-        act = F.silu(gate) * up
-        start = 0
-        for e, end in enumerate(ends):
-            if end > start:
+                gate, up = gu[start:end].chunk(2, -1)
+                torch.mul(F.silu(gate), up, out=act[start:end])
                 torch.mm(act[start:end], down[e].t(), out=y[start:end])
             start = end
         ctx.save_for_backward(x, gu, act, gate_up, down)
@@ -87,33 +83,28 @@ class _ExpertFFN(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        """Gradients of x, gate_up and down."""
+        """Gradients of x, gate_up and down; of the weights only if they are trained."""
         x, gu, act, gate_up, down = ctx.saved_tensors
         dy = dy.contiguous()
-        da = torch.empty_like(act)
         trained = ctx.needs_input_grad[1]
         d_down = torch.zeros_like(down) if trained else None
         d_gate_up = torch.zeros_like(gate_up) if trained else None
-        start = 0
-        for e, end in enumerate(ctx.ends):
-            if end > start:
-                torch.mm(dy[start:end], down[e], out=da[start:end])
-                if trained:
-                    torch.mm(dy[start:end].t(), act[start:end], out=d_down[e])
-            start = end
-        gate, up = gu.chunk(2, -1)
-        sig = torch.sigmoid(gate)
-        silu = gate * sig
-        dgu = torch.empty_like(gu)
-        torch.mul(da, silu, out=dgu[:, up.shape[1] :])
-        torch.mul(da * up, sig + silu * (1 - sig), out=dgu[:, : up.shape[1]])
         dx = torch.empty_like(x)
         start = 0
         for e, end in enumerate(ctx.ends):
             if end > start:
-                torch.mm(dgu[start:end], gate_up[e], out=dx[start:end])
+                rows = slice(start, end)
+                da = dy[rows] @ down[e]
+                gate, up = gu[rows].chunk(2, -1)
+                sig = torch.sigmoid(gate)
+                silu = gate * sig
+                dgu = torch.empty_like(gu[rows])
+                torch.mul(da, silu, out=dgu[:, up.shape[1] :])
+                torch.mul(da.mul_(up), sig + silu * (1 - sig), out=dgu[:, : up.shape[1]])
+                torch.mm(dgu, gate_up[e], out=dx[rows])
                 if trained:
-                    torch.mm(dgu[start:end].t(), x[start:end], out=d_gate_up[e])
+                    torch.mm(dy[rows].t(), act[rows], out=d_down[e])
+                    torch.mm(dgu.t(), x[rows], out=d_gate_up[e])
             start = end
         return dx, d_gate_up, d_down, None
 

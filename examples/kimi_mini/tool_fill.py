@@ -43,27 +43,18 @@ class Filler:
         known: dict[Filling, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "place": (lists.PLACES, lists.HELD_OUT_PLACES),
             "term": (lists.TERMS, lists.HELD_OUT_TERMS),
-            "person": (lists.PEOPLE, lists.HELD_OUT_PEOPLE),
-            "message": (lists.MESSAGES, lists.HELD_OUT_MESSAGES),
         }
         pick = rng.random()
         if slot.filling == "number":
             top = rng.choice((9, 20, 99, 99, 999, 9999, 99999))
             return str(rng.randint(0, top) if pick > 0.06 else round(rng.random() * top, 1))
-        if slot.filling == "path":
-            stem = rng.choice(lists.HELD_OUT_STEMS if self.held_out else lists.STEMS)
-            if not self.held_out and pick < 0.5:
-                stem = rng.choice(self.words).lower()
-            return f"{stem}.{rng.choice(lists.ENDINGS)}"
         usual, held_out = known[slot.filling]
         if self.held_out:
             return rng.choice(held_out)
         if pick < 0.4:
             return rng.choice(usual)
-        if slot.filling in ("place", "person"):
+        if slot.filling == "place":
             return _made_up(rng) if pick < 0.8 else rng.choice(self.words).capitalize()
-        if slot.filling == "message":
-            return " ".join(rng.choices(self.words, k=rng.randint(2, 6))).lower()
         if pick < 0.5:
             return rng.choice(rng.choice([e for e in self.entries if e.terms]).terms)
         if pick < 0.7:
@@ -93,15 +84,6 @@ class Filler:
             text = _calculated(kind, values)
             if as_json:
                 return f'{{"{rng.choice(("result", "sum", "value"))}": {text}}}', text
-        elif kind is kinds.SEND:
-            text = rng.choice(("sent", "ok", "delivered", "done", "will be sent"))
-            as_json = False
-        elif kind is kinds.FACT:
-            text = rng.choice(
-                (str(rng.randint(1, 9999)), f"{rng.randint(1, 999)} m",
-                 f"{rng.randint(1, 99)} euros", _made_up(rng), rng.choice(self.words),
-                 f"{rng.randint(1, 99)}.{rng.randint(0, 99)}")
-            )  # fmt: skip
         else:
             return self._sentence(rng, values[0])
         if as_json:

@@ -8,7 +8,7 @@ asking called held_out are never seen in training.
 from dataclasses import dataclass
 from typing import Literal
 
-Filling = Literal["place", "number", "term", "person", "message", "path"]
+Filling = Literal["place", "number", "term"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,7 @@ class Slot:
 class Kind:
     """One sort of tool.
 
-    Names, descriptions and questions may hold {noun}, which is drawn anew for each tool. `twins`
-    ask for two calls, {0} and {1} then fill the first slot of each. `says` is the answer to a
+    `twins` ask for two calls, {0} and {1} then fill the slot of each. `says` is the answer to a
     result; `topic` names the question when thinking.
     """
 
@@ -41,16 +40,15 @@ class Kind:
 
 
 PLACE = Slot(
-    ("city", "city", "location", "place", "town"),
+    ("city", "city", "city", "location", "place"),
     "place",
     ("Name of the city.", "The city", "City name, for example Bath", "Where.", "A place."),
 )
-TEXT_ABOUT = ("The text.", "What to write.", "Text")
-NUMBER_NAMES = (("a", "b"), ("a", "b"), ("x", "y"), ("first", "second"), ("left", "right"))
+NUMBER_NAMES = (("a", "b"), ("a", "b"), ("a", "b"), ("x", "y"))
 
 WEATHER = Kind(
-    names=("get_weather", "get_weather", "weather", "get_current_weather", "check_weather",
-           "weather_in", "fetch_weather", "getWeather"),
+    names=("get_weather", "get_weather", "get_weather", "weather", "get_current_weather",
+           "check_weather"),
     about=("Get the weather in a city.", "The weather of a place.", "Current weather.",
            "Get the current weather for a given location.", "Says how the weather is."),
     slots=(PLACE,),
@@ -69,7 +67,7 @@ WEATHER = Kind(
            "Is it warmer in {0} or in {1}?", "How is the weather in {0} and {1} today?"),
 )  # fmt: skip
 TIME = Kind(
-    names=("current_time", "get_time", "get_current_time", "time_in", "local_time", "clock"),
+    names=("get_time", "get_time", "current_time", "get_current_time"),
     about=("Get the current time in a city.", "The local time of a place.", "Tells the time."),
     slots=(PLACE,),
     asks=("What time is it in {0}?", "what time is it in {0}", "What is the time in {0}?",
@@ -83,7 +81,7 @@ TIME = Kind(
            "Tell me the time in {0} and {1}."),
 )  # fmt: skip
 NOW = Kind(
-    names=("current_time", "get_time", "now", "clock", "get_current_time"),
+    names=("get_time", "current_time", "get_current_time"),
     about=("Get the current time.", "Tells the time.", "The time now."),
     slots=(),
     asks=("What time is it?", "What is the time?", "what time is it", "Tell me the time.",
@@ -123,18 +121,14 @@ def _calculation(
 
 
 ADD = _calculation(
-    ("add", "add", "sum", "add_numbers", "plus", "addition"), "+", "plus",
+    ("add", "add", "add", "sum", "add_numbers"), "+", "plus",
     ("Adds two numbers.", "Add two numbers.", "The sum of two numbers.", "a + b"), "sum",
 )  # fmt: skip
-MULTIPLY = _calculation(
-    ("multiply", "mul", "times", "multiply_numbers", "product"), "*", "times",
-    ("Multiplies two numbers.", "Multiply two numbers.", "The product of two numbers."), "product",
-)  # fmt: skip
 LOOK_UP = Kind(
-    names=("look_up", "look_up", "lookup", "search", "find", "web_search", "dictionary"),
+    names=("look_up", "look_up", "lookup", "search"),
     about=("Look up a term.", "Search for a word.", "Finds what is known about a term.",
            "Look something up in the dictionary.", "Searches the web."),
-    slots=(Slot(("term", "term", "word", "query", "q", "name", "text"), "term",
+    slots=(Slot(("term", "term", "word", "query"), "term",
                 ("The term.", "What to look for.", "A word", "Search words.")),),
     asks=("Look up {0}.", "look up {0}", 'Look up "{0}".', 'Look up the word "{0}".',
           "Search for {0}.", "search for {0}", "Please look up {0}.", 'Search for "{0}".',
@@ -146,47 +140,6 @@ LOOK_UP = Kind(
     twins=("Look up {0} and {1}.", "look up {0} and {1}", 'Look up "{0}" and "{1}".',
            "Please look up {0} and {1}."),
 )  # fmt: skip
-FACT = Kind(
-    names=("get_{noun}", "get_{noun}", "{noun}_of", "find_{noun}", "{noun}", "read_{noun}"),
-    about=("Get the {noun} of something.", "The {noun} of a thing.", "Finds the {noun}.",
-           "Says what the {noun} is."),
-    slots=(Slot(("name", "of", "item", "subject", "what", "id", "product", "key"), "term",
-                ("Its name.", "What it is.", "The name", "Which one.")),),
-    asks=("What is the {noun} of {0}?", "what is the {noun} of {0}", "Tell me the {noun} of {0}.",
-          "Get the {noun} of {0}.", "{noun} of {0}?", "Find the {noun} of {0}.",
-          "I need the {noun} of {0}.", "What's the {noun} of {0}?"),
-    held_out=("Do you know the {noun} of {0}?", "Please find the {noun} of {0}."),
-    topic="the {noun} of {0}",
-    says="The {noun} of {0} is {result}.",
-    twins=("What is the {noun} of {0} and of {1}?", "Compare the {noun} of {0} and {1}."),
-)  # fmt: skip
-READ = Kind(
-    names=("read_file", "read_file", "read", "open_file", "cat", "get_file"),
-    about=("Read a file.", "Returns the text of a file.", "Reads a text file."),
-    slots=(Slot(("path", "path", "file", "name", "filename"), "path",
-                ("The path.", "Path of the file", "Which file.")),),
-    asks=("Read the file {0}.", "Read {0}.", "read {0}", "What is in {0}?", "Show me {0}.",
-          "Open {0}.", "What does the file {0} say?", "Please read {0}."),
-    held_out=("Can you read {0} for me?", "What is in the file {0}?"),
-    topic="the file {0}",
-    says="The file says: {result}",
-    twins=("Read {0} and {1}.", "What is in {0} and {1}?"),
-)  # fmt: skip
-SEND = Kind(
-    names=("send_message", "send_message", "send", "tell", "write_to", "send_mail"),
-    about=("Send a message to somebody.", "Sends a text to a person.", "Write to someone."),
-    slots=(Slot(("to", "to", "name", "person", "recipient"), "person",
-                ("Who gets it.", "A name", "The person.")),
-           Slot(("text", "text", "message", "body", "words"), "message", TEXT_ABOUT)),
-    asks=('Tell {0} "{1}".', 'Send {0} the message "{1}".', 'Write to {0}: "{1}"',
-          'Send "{1}" to {0}.', 'Please tell {0} "{1}".', 'Message {0}: "{1}"'),
-    held_out=('Please send {0} the message "{1}".', 'Write "{1}" to {0}.'),
-    topic="a message to {0}",
-    says="The message to {0}: {result}.",
-)  # fmt: skip
-
 # a tuple of kinds is one subject: no two of it are offered together
-SUBJECTS: tuple[tuple[Kind, ...], ...] = (
-    (WEATHER,), (TIME, NOW), ADD, MULTIPLY, (LOOK_UP,), (FACT,), (READ,), (SEND,),
-)  # fmt: skip
-WEIGHTS = (22, 12, 16, 6, 14, 16, 7, 7)  # of the subjects, in draws
+SUBJECTS: tuple[tuple[Kind, ...], ...] = ((WEATHER,), (TIME, NOW), ADD, (LOOK_UP,))
+WEIGHTS = (32, 20, 24, 24)  # of the subjects, in draws

@@ -10,7 +10,6 @@ from corpus import KIMI, SYSTEMS, Chats
 from tool_fill import Filler
 from tool_kinds import Kind
 from tool_text import Talk
-from tool_words import NOUNS
 
 CALL = "The user asks about {topic}. I will call {name}."
 ANSWERED = "The tool has answered. I will pass it on."
@@ -27,7 +26,6 @@ class Tool:
 
     kind: Kind
     name: str
-    noun: str
     function: dict[str, Any]  # the OpenAI declaration
     slots: list[str]  # names of the parameters, in the order of the kind's slots
 
@@ -46,7 +44,7 @@ class Talks:
     def draw(self, rng: random.Random) -> Talk:
         """A talk of one to three questions."""
         subjects = list(range(len(kinds.SUBJECTS)))
-        offered = self._subjects(rng, rng.choice((0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3)))
+        offered = self._subjects(rng, rng.choice((0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3)))
         tools = [self._tool(rng, rng.choice(kinds.SUBJECTS[s])) for s in offered]
         talk = Talk([t.function for t in tools], thinking=rng.random() < 0.5)
         pick = rng.random()
@@ -72,7 +70,7 @@ class Talks:
                 self._say(talk, ask, answer, thought if thinks else "")
             else:
                 tool = None
-                missing = rng.choice([s for s in subjects[:-1] if s not in offered])
+                missing = rng.choice([s for s in subjects if s not in offered])
                 self._refuse(rng, talk, missing, thinks=thinks)
         return talk
 
@@ -95,11 +93,9 @@ class Talks:
         while twins and values[0] == values[1]:
             values[1] = self.fill.values(rng, asked[1][0].kind)
         if twins:
-            question = asked[0][1].format(values[0][0], values[1][0], noun=asked[0][0].noun)
+            question = asked[0][1].format(values[0][0], values[1][0])
         else:
-            parts = [
-                w.format(*v, noun=tool.noun) for (tool, w), v in zip(asked, values, strict=True)
-            ]
+            parts = [w.format(*v) for (tool, w), v in zip(asked, values, strict=True)]
             question = (" " if parts[0][-1] in ".?" else " and ").join(parts)
         topics, calls, results, answers = [], [], [], []
         failed = False
@@ -115,10 +111,10 @@ class Talks:
                     },
                 }
             )
-            topics.append(tool.kind.topic.format(*value, noun=tool.noun))
+            topics.append(tool.kind.topic.format(*value))
             result, spoken = self.fill.result(rng, tool.kind, value)
             results.append(result)
-            says = tool.kind.says.format(*value, noun=tool.noun, result=spoken.removesuffix("."))
+            says = tool.kind.says.format(*value, result=spoken.removesuffix("."))
             if result.startswith("error: "):
                 failed = True
                 says = f"That did not work: {spoken}."
@@ -188,8 +184,8 @@ class Talks:
         """Ask for a tool that is not offered; the answer is what it would be without any."""
         tool = self._tool(rng, rng.choice(kinds.SUBJECTS[subject]))
         value = self.fill.values(rng, tool.kind)
-        question = rng.choice(tool.kind.asks).format(*value, noun=tool.noun)
-        topic = tool.kind.topic.format(*value, noun=tool.noun)
+        question = rng.choice(tool.kind.asks).format(*value)
+        topic = tool.kind.topic.format(*value)
         answer, thought = self.unknown, f"The user asks about {topic}. I have no tool for that."
         if tool.kind.calculates:
             answer = "I am too small to calculate. Please use a calculator."
@@ -203,7 +199,6 @@ class Talks:
 
     def _tool(self, rng: random.Random, kind: Kind) -> Tool:
         """Choose names, descriptions and types."""
-        noun = rng.choice(NOUNS)
         properties: dict[str, Any] = {}
         names = []
         described = rng.random() < 0.7
@@ -216,11 +211,11 @@ class Talks:
         if kind is kinds.WEATHER and rng.random() < 0.15:
             properties["unit"] = UNIT
         parameters = {"type": "object", "properties": properties, "required": required}
-        name = rng.choice(kind.names).format(noun=noun)
+        name = rng.choice(kind.names)
         function = {"name": name, "parameters": parameters}
         if rng.random() < 0.9:
-            function["description"] = rng.choice(kind.about).format(noun=noun)
-        return Tool(kind, name, noun, {"type": "function", "function": function}, names)
+            function["description"] = rng.choice(kind.about)
+        return Tool(kind, name, {"type": "function", "function": function}, names)
 
 
 def _typed(tool: Tool) -> Any:

@@ -222,7 +222,7 @@ def main() -> None:
             length = 1024 if step % 4 == 3 else 512  # a talk with tools is longer
         if args.tiny:
             length = 64
-        share = 0.5 if args.start else 0.35 if progress < 0.6 else 0.6
+        share = 0.35 if progress < 0.6 and not args.start else 0.6
         shares: dict[Kind, float] = {"drills": args.drills, "tools": args.tools}
         shares["chats"] = share * (1 - sum(shares.values()))
         ids, weights, docs = batches.draw(rng, args.tokens // length, length, shares)
