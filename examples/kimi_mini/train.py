@@ -6,6 +6,8 @@ command resumes. The learning
 rate warms up, stays and then falls linearly over the last 40 % of the steps, so --steps may
 be changed on resuming as long as the fall has not begun. The share of questions and answers
 rises from one third to 60 % when it falls. `--tiny --steps 3` is a smoke test.
+
+`--from` goes on from finished weights with a fresh optimiser (README.md: the tools).
 """
 
 import argparse
