@@ -21,7 +21,7 @@ import numpy as np
 Array = np.ndarray
 FEW_ROWS = 16  # batches of at most so many tokens need no arrangement for many
 EXACT_CONTEXT = 4096  # positions before it are always in the absorbed form
-EXPANDED_TOKENS = 512  # prompts beyond it are expanded in whole pieces of this many
+EXPANDED_TOKENS = 256  # prompts beyond it are expanded in whole pieces of this many
 Runs = tuple[tuple[int, int], ...]  # positions first .. end - 1 each; ascending, none touch
 
 

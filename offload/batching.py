@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offload.batch import EXPANDED_TOKENS, Batch, Runs, Span
+from offload.batch import Batch, Runs, Span
 from offload.errors import DeviceError
 from offload.kv_slots import KVSlots, common
 from offload.sequence import Sequence
 
 GROWTH = 64  # rows promised ahead to an answer of unknown length
+SHARING = 512  # tokens that share an expansion of all rows before them, at best
 WORTH = 16  # shared rows that a prompt waits for while another one reads them
 
 
@@ -72,7 +73,7 @@ class Scheduler:
             assert sequence.slot is not None
             first = sequence.slot.length
             if count:
-                end = whole_pieces(first, first + count, sequence.expanded)
+                end = well_cut(first, first + count, sequence.expanded)
                 parts.append(Part(sequence, first, end, end == sequence.n))
         return parts
 
@@ -143,11 +144,11 @@ def shares(unread: List[int], chunk: int) -> list[int]:
     return counts
 
 
-def whole_pieces(first: int, end: int, runs: Runs) -> int:
-    """`end`, or before it the end of a whole expanded piece, whose tokens share the expansion."""
+def well_cut(first: int, end: int, runs: Runs) -> int:
+    """Where to end a step that could take first .. end - 1: expanded ones in whole SHARING."""
     for start, stop in runs:
         if start < end < stop:
-            cut = end - (end - start) % EXPANDED_TOKENS
+            cut = end - (end - start) % SHARING
             return cut if cut > first else end
     return end
 

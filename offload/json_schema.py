@@ -87,7 +87,10 @@ def _by_parts(grammars: Grammars, schema: Schema, note: Callable[[str], None]) -
             continue
         odd = []
         for name, part in properties.items():
-            for kept in (part, {key: part[key] for key in ("type",) if key in part}):
+            of_its_type = (
+                {"type": part["type"]} if isinstance(part, dict) and "type" in part else {}
+            )
+            for kept in (part, of_its_type):
                 candidate = frame | {"properties": frame["properties"] | {name: kept}}
                 if (better := made(candidate)) is not None:
                     grammar, frame = better, candidate
@@ -151,7 +154,8 @@ def _without_faults(schema: Schema, dropped: list[str]) -> Schema:
             kept = value if isinstance(value, dict) else None
             kept = kept and {name: _part(one, dropped) for name, one in kept.items()}
         elif key in _LISTS:
-            kept = [_part(one, dropped) for one in value] if isinstance(value, list) else None
+            is_list = isinstance(value, list) and bool(value)
+            kept = [_part(one, dropped) for one in value] if is_list else None
         elif key in _SINGLE:
             kept = _part(value, dropped) if isinstance(value, dict | bool) else None
         elif key == "required":

@@ -98,7 +98,7 @@ def running(
         service = Service(app, host, sock, drain_seconds=drain_seconds, tell=ready.set)
         port = sock.getsockname()[1]
         outcome: list[object] = []
-        thread = threading.Thread(target=lambda: outcome.append(service.run(signals=False)))
+        thread = threading.Thread(target=lambda: outcome.append(service.run()))
         host.open(load)
         thread.start()
         try:

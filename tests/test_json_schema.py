@@ -8,7 +8,7 @@ from typing import Any
 
 import kimi_vocab
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offload import grammar
@@ -177,7 +177,8 @@ def test_other_values_than_objects_where_they_are_allowed() -> None:
 def test_white_space_is_bounded() -> None:
     grammar = any_object(GRAMMARS)
     assert takes(grammar, '{\n\t\t"a" : 1 }')
-    assert not takes(grammar, "{" + " " * 41 + "}")
+    assert not takes(grammar, "{  }")
+    assert not takes(grammar, "{\n" + " " * 41 + "}")
     assert not takes(grammar, "{\n\n\n}")
 
 
@@ -228,6 +229,8 @@ _ANYTHING = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
+@example({"$ref": "#"}, False)
+@example({"anyOf": [], "properties": {"type": False}}, False)
 @given(_ANYTHING, st.booleans())
 def test_no_schema_is_an_error(schema: Any, is_object: bool) -> None:
     made, _ = read(schema, is_object=is_object)

@@ -21,12 +21,15 @@ from page_server import Fake, serving
 
 import offload
 from offload.expert_stats import ExpertStats, LayerTiers
+from offload.hardware import probe
 from offload.layer_set import Layers
 from offload.plan import ExpertSlots, Placement
+from offload.rate_profiles import shipped
+from offload.self_check import Conditions
 from offload.server.app import make_app
 from offload.server.desk import Desk
 from offload.server.host import Host
-from offload.server.machine_check import check
+from offload.server.machine_check import KnownRates, check
 from offload.server.machine_look import Look, experts_of, look, routed_bytes
 from offload.server.machine_plan import (
     bytes_by_block,
@@ -208,6 +211,24 @@ def test_machine_refuses_what_is_no_number(address):
     assert "whole number" in answer.message
 
 
+@pytest.mark.parametrize(
+    ("conditions", "why"),
+    [
+        (Conditions(ram=0.0), None),
+        (Conditions(ram=0.0, others=0.05), None),
+        (Conditions(ram=0.0, others=0.9), "other programs use 90% of the cores"),
+        (Conditions(ram=0.0, swapped=1 << 20), "parts of this process are swapped out"),
+    ],
+)
+def test_prediction_that_is_off_is_explained_by_what_is_known(host, conditions, why):
+    engine = host.engine
+    slow = RunStats(decode_tokens=100, decode_seconds=1.0, block_seconds=[0, 0.2, 0.1, 0, 0.6, 0])
+    known = KnownRates(rates=shipped("avx2"), source="shipped", hardware=probe())
+    told = check(engine.config, engine.census(), engine.plan, known, slow, conditions=conditions)
+    found = told["why"]
+    assert found is None if why is None else found.endswith(why)
+
+
 def test_look_that_fails_or_is_given_up_leaves_the_desk_at_work(host):
     async def looks() -> str:
         with pytest.raises(ZeroDivisionError):
@@ -330,7 +351,10 @@ def test_experts_in_vram_and_in_slots_are_told_apart(host):
 
 def test_check_says_why_it_has_no_figures(host):
     engine = host.engine
-    told = check(engine.config, engine.census(), engine.plan, None, RunStats())
+    told = check(
+        engine.config, engine.census(), engine.plan, None, RunStats(),
+        conditions=Conditions(ram=0.0),
+    )  # fmt: skip
     assert told["parts"] == []
     assert "doctor --measure" in told["missing"]
 

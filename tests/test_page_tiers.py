@@ -68,6 +68,9 @@ def check_told(engine: Engine, tiers: set[str]) -> None:
     assert (experts.slots is not None) == bool(stats.slots)
     assert experts.home == ("disk" if "disk" in tiers else "mmap")
     known = find_rates(engine.plan.threads)
-    told = check(engine.config, facts.census, seen.plan, known, seen.latest)
+    told = check(
+        engine.config, facts.census, seen.plan, known, seen.latest,
+        conditions=seen.conditions(None),
+    )  # fmt: skip
     text = json.dumps([told, experts.json(-1), what_is_off(seen), facts.rows, seen.lines])
     assert "NaN" not in text

@@ -105,7 +105,9 @@ def test_reasoning_that_comes_back_as_its_summary_is_reasoning() -> None:
         {"type": "reasoning", "summary": [], "content": None},
         {"type": "web_search_call", "id": "ws_1", "status": "completed"},
         {"type": "local_shell_call_output", "id": "x", "output": "x"},
-        {"type": "mcp_call", "id": "x"},
+        {"type": "mcp_approval_request", "id": "x"},
+        {"type": "tool_search_output", "tools": []},
+        {"type": "additional_tools", "tools": []},
     ],
     ids=lambda item: str(item["type"]),
 )

@@ -84,6 +84,7 @@ def test_a_full_queue_refuses_and_tells_when_to_come_again(server: Running) -> N
         read_until(socks[5], b": queued 2\n")
     wait_for(lambda: not states(server))
     assert server.chat(max_tokens=2).status_code == 200
+    assert server.chat(max_tokens=2, n=7).status_code == 400
 
 
 @pytest.mark.usefixtures("slow")
@@ -204,6 +205,31 @@ def test_requests_with_random_ends_lose_none(server: Running) -> None:
     wait_for(lambda: not states(server))
     assert server.host.desk.n_open == 0
     assert server.chat(max_tokens=2).status_code == 200
+
+
+def test_a_crowd_that_lies_and_stalls_does_no_harm(server: Running) -> None:
+    dice = random.Random(11)
+    whole = request({"messages": HI, "max_tokens": 30, "stream": True})
+    lies = (
+        b"",
+        whole[:40],
+        whole[:-20],
+        whole,
+        whole + whole,
+        whole.replace(b"Content-Length: ", b"Content-Length: 1"),
+        b"\x00\xff" * 100,
+        whole.replace(b'"max_tokens": 30', b'"max_tokens":-1'),
+    )
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(server.connect()) for _ in range(200)]
+        for sock in crowd:
+            with contextlib.suppress(OSError):
+                sock.sendall(dice.choice(lies))
+                if dice.random() < 0.3:
+                    sock.close()
+        assert server.client.get("/health").status_code == 200
+    wait_for(lambda: server.chat(max_tokens=2).status_code == 200)
+    wait_for(lambda: not server.host.desk.n_open)
 
 
 @pytest.mark.usefixtures("slow")

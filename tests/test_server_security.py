@@ -58,6 +58,7 @@ def test_cors_is_off_unless_asked_for() -> None:
     assert preflight.headers["access-control-allow-origin"] == "http://localhost:3000"
     answer = allowed.post(path, json={}, headers={"origin": "http://localhost:3000"})
     assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert answer.status_code == 503  # which the page can read, too
     assert "access-control-allow-origin" not in client().get("/health").headers
 
 

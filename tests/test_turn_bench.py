@@ -24,14 +24,14 @@ def test_new_tokens_are_read_and_no_others(
     monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
     small = {
         "FIRST": 64, "ANSWER": 8, "NEW": 30, "REASONING": 9, "TOOLS": (5, 40), "CALL": 3,
-        "DEPTHS": (32,), "PIECE": 20, "CONTEXT": 200, "TIMES": 1,
+        "DEPTHS": (32,), "PIECES": (18, 20), "CONTEXT": 200, "TIMES": 1,
     }  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(turn_bench, name, value)
     for module in (batch, turn_bench):
         monkeypatch.setattr(module, "EXACT_CONTEXT", 16)
-    for module in (batch, batching):
-        monkeypatch.setattr(module, "EXPANDED_TOKENS", 8)
+    monkeypatch.setattr(batch, "EXPANDED_TOKENS", 8)
+    monkeypatch.setattr(batching, "SHARING", 8)
     assert turn_bench.main("tiny", "TQ1_0") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("second turn: 34 tokens read of 105, ")
@@ -41,4 +41,4 @@ def test_new_tokens_are_read_and_no_others(
     # beside the new ones, the last token of each answer
     assert lines[3].startswith("agent: 2 turns to 121 tokens: 53 read of 51 new ones, 1.039 times")
     assert "of the 105 beyond 16, 17 are absorbed" in lines[3]
-    assert re.match(r"20 tokens after 32: absorbed \d+ ms a layer, expanded \d+: ", lines[4])
+    assert re.match(r"18 tokens after 32: absorbed \d+ ms a layer, expanded \d+: ", lines[4])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import offload
 from offload import batch, batching
 from offload.batch import Runs, Span, differ_at, expanded_runs
-from offload.batching import whole_pieces
+from offload.batching import well_cut
 from offload.chat import choose_format
 from offload.engine import Engine
 from offload.tokenizer import load_tokenizer
@@ -28,8 +28,8 @@ OPEN, END = list(TURNS.opening), 47
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Expanded in pieces of 4 from position 8 on."""
     monkeypatch.setattr(batch, "EXACT_CONTEXT", 8)
-    for module in (batch, batching):
-        monkeypatch.setattr(module, "EXPANDED_TOKENS", 4)
+    monkeypatch.setattr(batch, "EXPANDED_TOKENS", 4)
+    monkeypatch.setattr(batching, "SHARING", 4)
 
 
 # --- where answers stand ----------------------------------------------------------------------
@@ -135,11 +135,11 @@ def test_a_span_is_cut_into_forms(first: int, count: int, edges: list[int]) -> N
 
 @pytest.mark.usefixtures("short")
 def test_steps_end_where_pieces_do() -> None:
-    assert whole_pieces(0, 10, ((9, 17),)) == 9
-    assert whole_pieces(9, 16, ((9, 17),)) == 13
-    assert whole_pieces(9, 12, ((9, 17),)) == 12  # less than a piece is there
-    assert whole_pieces(9, 17, ((9, 17),)) == 17
-    assert whole_pieces(0, 30, ((9, 17),)) == 30
+    assert well_cut(0, 10, ((9, 17),)) == 9
+    assert well_cut(9, 16, ((9, 17),)) == 13
+    assert well_cut(9, 12, ((9, 17),)) == 12  # less than a piece is there
+    assert well_cut(9, 17, ((9, 17),)) == 17
+    assert well_cut(0, 30, ((9, 17),)) == 30
 
 
 @pytest.mark.usefixtures("short")

@@ -4,9 +4,10 @@
 
 One layer of the shape with random weights, read through the engine's own steps. The second turn:
 after a prompt of 8,192 tokens and an answer of 100, 100 new ones; its time against a pass of its
-new tokens alone, on a cache that holds all before them. The same where the model's rule drops the
-answer's reasoning, so that its text comes anew. An agent: ten turns with tool results between.
-Forms: 512 tokens after many, absorbed and expanded. Figures of turns are the least of several.
+new tokens alone, on a cache that holds all before them, and in an empty one. The same where the
+model's rule drops the answer's reasoning, so that its text comes anew. An agent: ten turns with
+tool results between. Forms: some tokens after many others, absorbed and expanded. Figures of turns
+are the least of several.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ FIRST, ANSWER, NEW = 8192, 100, 100  # tokens
 REASONING = 300  # of the answer whose reasoning is dropped
 TOOLS = (120, 700, 60, 250, 1500, 40, 90, 600, 30, 200)  # tokens of an agent's tool results
 CALL = 12  # tokens of an agent's answers
-DEPTHS, PIECE = (8192, 32_768), 512
-CONTEXT = DEPTHS[-1] + PIECE
+DEPTHS, PIECES = (8192, 32_768), (256, 512)
+CONTEXT = DEPTHS[-1] + PIECES[-1]
 TIMES = 3
 TURNS = Turns(opening=(1, 2), ends=frozenset({3}))
 OPEN, END, OTHERS = [1, 2], [3], 10  # ids; from OTHERS on are words
@@ -54,7 +55,7 @@ class Talk:
     def __init__(self, model: LayerModel) -> None:
         self.layers = model
         self._kv = model.model.kv
-        self.steps = Steps(model.model, KVSlots(self._kv, CONTEXT), chunk=PIECE, wait=False)
+        self.steps = Steps(model.model, KVSlots(self._kv, CONTEXT), chunk=PIECES[-1], wait=False)
         self._words: Any = SimpleNamespace(
             n_vocab=model.config.vocab_size, eog_ids=frozenset(), decode=lambda ids: ""
         )
@@ -116,17 +117,20 @@ def second_turn(talk: Talk, reasoning: int) -> str:
     answer = talk.words(ANSWER)
     said = talk.words(reasoning) + answer
     prompt = start + answer + END + talk.words(NEW) + OPEN
-    whole, alone, found = [], [], 0
+    first = len(start) + (0 if reasoning else ANSWER - 1)
+    whole, alone, empty, found = [], [], [], 0
     for _ in range(TIMES):
         talk.hold(start + said[:-1], runs_of(start))
-        alone.append(talk.alone(prompt, len(start) + (0 if reasoning else ANSWER - 1)))
+        alone.append(talk.alone(prompt, first))
+        empty.append(talk.alone(prompt[first:], 0))
         talk.hold(start + said[:-1], runs_of(start))
         seconds, found = talk.read(prompt)
         whole.append(seconds)
     read = len(prompt) - found
     return (
         f"{read} tokens read of {len(prompt):,}, {1e3 * min(whole):.0f} ms; alone "
-        f"{1e3 * min(alone):.0f} ms: {min(whole) / min(alone):.2f} times"
+        f"{1e3 * min(alone):.0f} ms: {min(whole) / min(alone):.2f} times; in an empty cache "
+        f"{1e3 * min(empty):.0f} ms"
     )
 
 
@@ -156,13 +160,13 @@ def agent(talk: Talk) -> str:
     )
 
 
-def forms(talk: Talk, depth: int) -> str:
-    """PIECE tokens after `depth` others, in both forms."""
-    ids = talk.words(PIECE)
+def forms(talk: Talk, depth: int, n: int) -> str:
+    """n tokens after `depth` others, in both forms."""
+    ids = talk.words(n)
     talk.hold(talk.words(depth), ())
     (slot,) = talk.steps.slots.idle()
     seconds = []
-    for runs in ((), ((depth, depth + PIECE),)):
+    for runs in ((), ((depth, depth + n),)):
         batch = Batch.of(ids, slot.number, depth, expanded=cast("Runs", runs))
         seconds.append(talk.layers.first_layer(batch))
     absorbed, expanded = seconds
@@ -196,7 +200,8 @@ def main(shape: str = "kimi-k2.5", experts: str = "TQ1_0") -> int:
         say(f"second turn, {REASONING} tokens of reasoning dropped: {second_turn(talk, REASONING)}")
         say(f"agent: {agent(talk)}")
         for depth in DEPTHS:
-            say(f"{PIECE} tokens after {depth:,}: {forms(talk, depth)}")
+            for n in PIECES:
+                say(f"{n} tokens after {depth:,}: {forms(talk, depth, n)}")
     finally:
         device.close()
     return 0

@@ -7,9 +7,9 @@ cheaper once many tokens share the expansion.
 
 The two differ in float32 summation order, and a difference of 1e-7 grows to the size of the int8
 rounding within a few quantised layers. So what form a position takes is a matter of its sequence
-alone (batch.expanded_end): prompts up to EXACT_CONTEXT tokens are absorbed, like decoding, and come
-out bit for bit as token by token; beyond it, where absorbed attention would cost more than the rest
-of a layer, whole pieces of a prompt are expanded. Within a form no sum depends on which other
+alone (batch.expanded_runs): prompts up to EXACT_CONTEXT tokens are absorbed, like decoding, and
+come out bit for bit as token by token; beyond it, where absorbed attention would cost more than the
+rest of a layer, whole pieces of a prompt are expanded. Within a form no sum depends on which other
 tokens are computed. Neither keeps an array of scores, and long prompts go through in pieces.
 """
 

@@ -57,8 +57,8 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _messages(system: Any, messages: Any) -> list[dict[str, Any]]:
-    if not isinstance(messages, list):
-        raise RequestError(f"messages must be a list, not {as_json(messages)}")
+    if not isinstance(messages, list) or not messages:
+        raise RequestError(f"messages must be an array of some, not {as_json(messages)}")
     result = _system(system)
     for number, message in enumerate(messages, 1):
         try:
@@ -75,7 +75,8 @@ def _system(system: Any) -> list[dict[str, Any]]:
     if isinstance(system, str):
         text = system
     else:
-        text = _joined([_text(block) for block in check_kind("system", system, list)])
+        blocks = check_kind("system", system, list)
+        text = _joined([_text(check_kind("a block of system", block, dict)) for block in blocks])
     return [{"role": "system", "content": text}] if text else []
 
 
@@ -165,8 +166,8 @@ def _joined(texts: list[Any]) -> str:
     return "\n".join(text for text in texts if isinstance(text, str) and text)
 
 
-def _text(block: Any) -> str:
-    text = block.get("text") if isinstance(block, Mapping) else block
+def _text(block: Mapping[str, Any]) -> str:
+    text = block.get("text")
     return "" if text is None else check_kind("the text of a block", text, str)
 
 

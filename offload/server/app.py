@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Match, Route
-from starlette.types import ASGIApp
+from starlette.routing import Match, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from offload.server import anthropic, openai_chat, openai_text, responses
 from offload.server.anthropic_reply import failure_body
 from offload.server.ask import Ask
-from offload.server.errors import Failure, failure_of
+from offload.server.errors import Failure
 from offload.server.host import Host
 from offload.server.limits import Body, read_body
 from offload.server.machine import Machine
 from offload.server.models import Models
 from offload.server.page import page_routes
+from offload.server.sampling import with_defaults
 from offload.server.security import Guarded, Rules
 from offload.server.sse import Answering
 
@@ -33,16 +32,6 @@ Endpoint = Callable[[Request], Awaitable[Any]]
 def make_app(host: Host, rules: Rules) -> ASGIApp:
     """The whole application of one host."""
     routes = _routes(host, has_keys=bool(rules.keys))
-    inner: ASGIApp = Starlette(
-        routes=routes, exception_handlers={HTTPException: _http_error, Exception: _error}
-    )
-    if rules.origins:
-        inner = CORSMiddleware(
-            inner,
-            allow_origins=list(rules.origins),
-            allow_methods=["GET", "POST", "OPTIONS", "DELETE"],
-            allow_headers=["*"],
-        )
 
     def methods(path: str) -> str:
         scope = {"type": "http", "path": path, "method": "", "root_path": ""}
@@ -51,7 +40,20 @@ def make_app(host: Host, rules: Rules) -> ASGIApp:
         }
         return ", ".join(sorted({*found, "OPTIONS"})) if found else ""
 
-    return Guarded(inner, rules, shape=shape, methods=methods)
+    router = Router(routes, redirect_slashes=False, default=_nowhere)
+    app = Guarded(router, rules, shape=shape, methods=methods)
+    if not rules.origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=list(rules.origins),
+        allow_methods=["GET", "POST", "OPTIONS", "DELETE"],
+        allow_headers=["*"],
+    )
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    raise HTTPException(404)
 
 
 def shape(path: str, failure: Failure) -> dict[str, Any]:
@@ -109,29 +111,10 @@ def asking(host: Host, read: Callable[[Body], Ask]) -> Endpoint:
     """The endpoint of a protocol: a body is read, asked at the desk, and answered."""
 
     async def endpoint(request: Request) -> Answering:
-        body = await read_body(request)
+        body = with_defaults(await read_body(request), host.defaults)
         desk = host.desk
         ask = read(body)
         ticket = await desk.ask(ask.starts, name=ask.name)
         return Answering(ticket, ask.reply, stream=ask.is_stream, n_running=desk.n_running)
 
     return endpoint
-
-
-def _error(request: Request, exc: Exception) -> Response:
-    failure = failure_of(exc)
-    return JSONResponse(shape(request.url.path, failure), failure.status, dict(failure.headers))
-
-
-def _http_error(request: Request, exc: Exception) -> Response:
-    """No such path, or not with this method."""
-    assert isinstance(exc, HTTPException)
-    path, method = request.url.path[:80], request.method
-    message = {404: f"there is no {path}", 405: f"{path} does not answer {method}"}
-    failure = Failure(
-        status=exc.status_code,
-        kind="not_found_error" if exc.status_code == 404 else "invalid_request_error",
-        message=message.get(exc.status_code, exc.detail),
-        headers=dict(exc.headers or {}),
-    )
-    return JSONResponse(shape(path, failure), failure.status, dict(failure.headers))

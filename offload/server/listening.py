@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import h11
 import uvicorn
@@ -122,7 +123,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as exc:
-        why = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
+        number = (exc.errno or 0) if isinstance(exc, OSError) else 0
+        why = os.strerror(number) if number > 0 else getattr(exc, "strerror", None) or str(exc)
         raise OffloadError(
             f"port {port} of {host} cannot be listened on: {why.lower()}; give another one with "
             "--port, or --port 0 for any that is free"
@@ -149,6 +151,7 @@ class Service:
         self._drain_seconds = drain_seconds
         self._tell = tell
         self._stop: asyncio.Event | None = None
+        self._is_stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server = _Server(
             uvicorn.Config(
@@ -167,28 +170,37 @@ class Service:
             )
         )
 
-    def run(self, *, signals: bool) -> bool:
+    def run(self, *, leave: Callable[[int], object] | None = None) -> bool:
         """Serve; whether all answers came to their end. Raises why there is no model.
 
-        signals: SIGTERM and SIGINT stop it, and a second one ends the process at once.
+        leave: SIGTERM and SIGINT stop it, and a second one calls this with the exit code; the main
+        thread only.
         """
-        before = {number: signal.getsignal(number) for number in SIGNALS} if signals else {}
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self._is_stopping and leave is not None:
+                leave(128 + number)
+            self.stop()
+
+        before = {number: signal.getsignal(number) for number in SIGNALS if leave is not None}
+        for number in before:
+            signal.signal(number, on_signal)
         try:
-            return asyncio.run(self._serve(signals))
+            return asyncio.run(self._serve())
         finally:
-            for number, handler in before.items():  # the event loop leaves the system's
+            for number, handler in before.items():
                 signal.signal(number, handler)
 
     def stop(self) -> None:
         """From any thread: no new requests, what is under way has its time to end."""
+        self._is_stopping = True
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
 
-    async def _serve(self, signals: bool) -> bool:
+    async def _serve(self) -> bool:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        if signals:
-            for number in SIGNALS:
-                self._loop.add_signal_handler(number, self._signalled, number)
+        if self._is_stopping:
+            self._stop.set()
         serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         stopping = asyncio.create_task(self._stop.wait())
         loading = asyncio.create_task(self._host.ready())
@@ -206,9 +218,3 @@ class Service:
             stopping.cancel()
             self._server.should_exit = True
             await serving
-
-    def _signalled(self, number: int) -> None:
-        assert self._stop is not None
-        if self._stop.is_set():
-            os._exit(128 + number)
-        self._stop.set()

@@ -26,6 +26,7 @@ from offload.server.machine_check import LATER, LEAST, UNKNOWN, KnownRates, chec
 from offload.server.machine_look import Look, look
 from offload.server.machine_plan import PlanFacts, measured_bytes, plan_facts, what_is_off
 from offload.stats import RunStats
+from offload.topology import OtherWork
 from offload.version import __version__
 
 FRESH: Final = 0.4  # seconds that a look is shared by all who ask
@@ -44,6 +45,9 @@ class Machine:
         self._finding: asyncio.Task[None] | None = None
         self._compared = RunStats()  # the latest answer that was long enough
         self._facts: PlanFacts | None = None
+        self._work = OtherWork()
+        self._others: float | None = None  # what it said while that answer ran
+        self._told_tokens = 0  # of it
 
     def routes(self) -> list[Route]:
         """The one."""
@@ -93,9 +97,29 @@ class Machine:
         config, facts = engine.config, self._facts
         if facts is None or facts.plan is not seen.plan:
             self._facts = facts = plan_facts(config, engine.census(), seen.plan)
-        why = UNKNOWN if self._finding is not None and self._finding.done() else LATER
-        checked = check(config, facts.census, seen.plan, self._rates, self._compared, unknown=why)
+        self._note_others()
+        unknown = UNKNOWN if self._finding is not None and self._finding.done() else LATER
+        checked = check(
+            config,
+            facts.census,
+            seen.plan,
+            self._rates,
+            self._compared,
+            conditions=seen.conditions(self._others),
+            unknown=unknown,
+        )
         return facts, {"check": checked, "memory": _memory(seen)}
+
+    def _note_others(self) -> None:
+        """How busy other programs are, as long as the answer that is compared goes on."""
+        cores = psutil.cpu_count(logical=False) or 1
+        share = self._work.share(cores)
+        if share is None:
+            return
+        self._work = OtherWork()
+        if self._compared.decode_tokens != self._told_tokens:
+            self._told_tokens = self._compared.decode_tokens
+            self._others = share
 
     def _told(self, desk: Desk, seen: Look, facts: PlanFacts, known_uses: int) -> dict[str, Any]:
         config, plan = desk.engine.config, seen.plan

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from offload.config import ModelConfig
 from offload.forecast.planned import SIDES, planned
-from offload.hardware import HardwareProfile, probe
+from offload.hardware import BUSY, HardwareProfile, probe
 from offload.known_rates import rates_here
 from offload.plan import Plan
+from offload.prediction import Parts
 from offload.rates import Rates
-from offload.self_check import CONTEXT, expected
+from offload.self_check import (
+    CONTEXT,
+    OFF,
+    Conditions,
+    expected,
+    expected_hits,
+    explanation,
+    off_by,
+)
 from offload.stats import RunStats
 from offload.tensor_census import Census
 
@@ -44,19 +53,20 @@ def check(
     known: KnownRates | None,
     stats: RunStats,
     *,
+    conditions: Conditions,
     unknown: str = UNKNOWN,
 ) -> dict[str, Any]:
     """Seconds of a decoded token by part, both ways; stats: of the answer that is compared.
 
-    unknown: why rates are not known, if they are not. missing: why something is not told; null:
-    nothing is missing.
+    conditions: while it ran. unknown: why rates are not known, if they are not. Told: why, what
+    made it slower, if that is known; missing, why something is not told.
     """
     is_measured = stats.decode_tokens >= LEAST
     context = stats.prompt_tokens + stats.decode_tokens // 2 if is_measured else CONTEXT
     measured = dict(stats.parts) if is_measured else {}
     measured.pop("sampling", None)
     predicted: Mapping[str, float] | None = None
-    total = None
+    total = why = None
     if known is not None and plan.vram is not None:
         found = planned(config, census, plan, known.rates, known.hardware, context)
         total = None if found is None else found.total
@@ -65,6 +75,7 @@ def check(
     elif known is not None:
         parts = expected(config, census, plan, known.rates, context)
         predicted, total = {str(part): s for part, s in parts.seconds.items()}, parts.total
+        why = _why(parts, measured, known.rates, conditions, expected_hits(plan, config))
     names = [name for name in predicted or measured if _counts(name, predicted, measured)]
     return {
         "source": f"rates: {known.source}" if known is not None else None,
@@ -79,6 +90,7 @@ def check(
             }
             for name in names
         ],
+        "why": why,
         "missing": _missing(plan, known, total, is_measured, unknown),
     }
 
@@ -98,6 +110,17 @@ def _by_side(parts: Mapping[str, float]) -> dict[str, float]:
         return {}
     own = {SIDES[0]: parts["experts"], SIDES[1]: parts["attention"] + parts["router"]}
     return own | {SIDES[2]: sum(parts.values()) - sum(own.values())}
+
+
+def _why(
+    predicted: Parts, measured: Mapping[str, float], rates: Rates, now: Conditions, hits: float
+) -> str | None:
+    """The likely reason, if it can be told without measuring the machine beside answers."""
+    has_cause = bool(now.swapped or now.spills or now.disk or (now.others or 0.0) > BUSY)
+    is_slower = sum(measured.values()) > predicted.total
+    if not has_cause or not is_slower or off_by(predicted, measured) <= OFF:
+        return None
+    return explanation(predicted, measured, rates, replace(now, ram=rates.ram), hits)
 
 
 def _missing(

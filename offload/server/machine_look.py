@@ -12,6 +12,7 @@ import numpy as np
 from offload.engine import Engine
 from offload.expert_stats import ExpertStats
 from offload.plan import Plan
+from offload.self_check import Conditions
 from offload.stats import RunStats
 
 Array = np.ndarray
@@ -61,17 +62,33 @@ class Experts:
 class Look:
     """One look. bytes_read: of weights, by kernels; routed: of experts, by tier, where told.
 
-    copied, hits: of slots in VRAM. latest: the stats of the answer begun last, as they are now.
-    lines: what tiers decided.
+    hits, disk: of experts that come from the disk, the share that lay in slots, and bytes/s.
+    latest: the stats of the answer begun last, as they are now. lines: what tiers decided.
     """
 
     plan: Plan
     bytes_read: int
     routed: Mapping[str, int]
     experts: Experts | None
+    hits: float | None
+    disk: float | None
     latest: RunStats
     off_because: str
     lines: tuple[str, ...]
+
+    def conditions(self, others: float | None) -> Conditions:
+        """What may have slowed the latest answer; of memory's rate nothing is known (0).
+
+        others: share of the cores that other programs used.
+        """
+        return Conditions(
+            ram=0.0,
+            others=others,
+            swapped=self.latest.swapped_bytes,
+            spills=self.plan.place("attention").tier == "mmap" and not self.plan.reads_ahead,
+            hits=self.hits,
+            disk=self.disk,
+        )
 
 
 def look(engine: Engine) -> Look:
@@ -79,11 +96,14 @@ def look(engine: Engine) -> Look:
     stats, plan = engine.expert_stats, engine.plan
     hot = stats.hot
     tiers = [stats] if hot is None else [stats, hot]
+    has_read = stats.home == "disk" and stats.read_seconds > 0
     return Look(
         plan=plan,
         bytes_read=engine.bytes_read,
         routed=routed_bytes(stats),
         experts=experts_of(stats, plan),
+        hits=stats.hit_rate if has_read else None,
+        disk=stats.bytes["disk"] / stats.read_seconds if has_read else None,
         latest=engine.stats,
         off_because="; ".join(tier.off_because for tier in tiers if tier.off_because),
         lines=tuple(line for tier in tiers for line in (tier.decision, tier.guesses) if line),

@@ -58,11 +58,12 @@ def _numbers() -> dict[str, Schema]:
 
 
 STOP = {"type": "string", "maxLength": STOP_CHARACTERS}
+PART = _object(text=_or_null(TEXT))
+SYSTEM = _or_null(TEXT, _list(PART))
 STREAM = {"stream": FLAG}
 SAMPLING = {**_numbers(), **STREAM, "stop": _or_null(STOP, _list(STOP, maxItems=STOPS))}
 TURN = _object("role", role=_one_of("user", "assistant"), content=_or_null(TEXT))
-PART = _object("type text", type=_one_of("text"), text=TEXT)
-TEXTS = _or_null(TEXT, _list(PART))
+TEXTS = _or_null(TEXT, _list({"anyOf": [TEXT, PART]}))
 TOOL = _object("function", function=_object("name", name={"type": "string", "pattern": "^\\w+$"}))
 SCHEMAS: dict[str, Schema] = {
     "Error": _object(
@@ -100,12 +101,12 @@ SCHEMAS: dict[str, Schema] = {
     "MessagesRequest": _object(
         "messages",
         messages=_list(TURN, minItems=1),
-        system=_or_null(TEXT),
+        system=SYSTEM,
         max_tokens=_count(*COUNTS["max_tokens"]),
         stop_sequences=_or_null(STOP, _list(STOP, maxItems=STOPS)),
         **STREAM,
     ),
-    "CountRequest": _object("messages", messages=_list(TURN, minItems=1), system=_or_null(TEXT)),
+    "CountRequest": _object("messages", messages=_list(TURN, minItems=1), system=SYSTEM),
     "ResponsesRequest": _object(
         "input",
         input={"anyOf": [TEXT, _list(TURN, minItems=1)]},

@@ -32,6 +32,7 @@ _LEFT_OUT = frozenset(
     }
 )
 _KEPT_ELSEWHERE = ("previous_response_id", "conversation", "prompt")
+_OF_OTHERS = ("_call", "_output", "_response", "_tools")  # ends of items' types
 _TEXTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
 
 
@@ -105,7 +106,7 @@ class _Turns:
             self._messages.append(
                 {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
             )
-        elif isinstance(kind, str) and kind.endswith(("_call", "_call_output", "_call_response")):
+        elif isinstance(kind, str) and (kind.startswith("mcp_") or kind.endswith(_OF_OTHERS)):
             log.info("input item left out, a tool of other servers: %s", as_json(kind))
         else:
             raise RequestError(
@@ -155,7 +156,8 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     kind = part.get("type", "text")
     if kind in _TEXTS:
         text = part.get("refusal" if kind == "refusal" else "text")
-        return {"type": "text", "text": check_kind("the text of a part", text or "", str)}
+        text = "" if text is None else check_kind("the text of a part", text, str)
+        return {"type": "text", "text": text}
     if kind == "input_image":
         return {"type": "image_url", "image_url": {"url": part.get("image_url") or ""}}
     return {"type": "text", "text": f"[{shown(kind, 40)}: this server reads only plain text]"}

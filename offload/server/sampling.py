@@ -5,6 +5,7 @@ Fields are looked up by name; all others are left alone, whatever they hold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from offload.arguments import quoted, whole
@@ -52,6 +53,18 @@ def read_sampling(body: Body) -> dict[str, Any]:
     return given
 
 
+def with_defaults(body: Body, defaults: Mapping[str, Any]) -> Body:
+    """A body with fields that it does not give, by the names of SamplingParams and ChatWishes."""
+    missing = {
+        field: value
+        for field, value in defaults.items()
+        if first(body, *_NAMES.get(field, (field,))) is None
+    }
+    if "thinking_budget" in missing and _budget(body) is not None:
+        del missing["thinking_budget"]
+    return {**body, **missing} if missing else body
+
+
 def seeded(sampling: dict[str, Any], index: int) -> dict[str, Any]:
     """The same for another choice: with a seed of its own, where one is given."""
     seed = whole(sampling.get("seed"))
@@ -84,7 +97,7 @@ def read_wishes(body: Body) -> dict[str, Any]:
         "thinking": _thinking(body),
         "preserve_thinking": _preserve(body),
         "thinking_budget": _budget(body),
-        "tools": body.get("tools") or None,
+        "tools": None if body.get("tools") == [] else body.get("tools"),
         "tool_choice": _tool_choice(body.get("tool_choice")),
         "parallel_tool_calls": body.get("parallel_tool_calls"),
         "response_format": body.get("response_format"),

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -148,6 +149,7 @@ class Guarded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["app"] = self  # the router then raises what it has to say
         has_started = False
 
         async def watched(message: Message) -> None:
@@ -159,7 +161,7 @@ class Guarded:
             response = self._check(scope)
             await (response or self._app)(scope, receive, watched)
         except Exception as exc:
-            failure = failure_of(exc)
+            failure = _of_http(exc, scope) if isinstance(exc, HTTPException) else failure_of(exc)
             if has_started:  # nothing can be said any more; the server closes the connection
                 return
             await self._failed(failure, scope)(scope, receive, send)
@@ -183,3 +185,15 @@ class Guarded:
         return JSONResponse(
             self._shape(scope["path"], failure), failure.status, dict(failure.headers)
         )
+
+
+def _of_http(exc: HTTPException, scope: Scope) -> Failure:
+    """No such path, or not with this method."""
+    path, method = scope["path"][:80], scope["method"]
+    message = {404: f"there is no {path}", 405: f"{path} does not answer {method}"}
+    return Failure(
+        status=exc.status_code,
+        kind="not_found_error" if exc.status_code == 404 else "invalid_request_error",
+        message=message.get(exc.status_code, exc.detail),
+        headers=dict(exc.headers or {}),
+    )

@@ -28,12 +28,20 @@ def serve_model(
     progress: Progress,
     tell: Callable[[str], None],
     note: Callable[[str], None],
+    leave: Callable[[int], object],
 ) -> bool:
     """See `offload.server.serve`."""
     with listen(options.host, options.port) as sock:
         name = options.alias or (EMBEDDED if path is None else PurePath(path).stem)
         files = None if options.sessions is None else SlotFiles(options.sessions)
-        host = Host(name, parallel=options.parallel, queue=options.queue, files=files, note=note)
+        host = Host(
+            name,
+            parallel=options.parallel,
+            queue=options.queue,
+            defaults=options.defaults,
+            files=files,
+            note=note,
+        )
         rules = Rules(
             host=options.host, names=options.names, keys=options.keys, origins=options.origins
         )
@@ -57,4 +65,4 @@ def serve_model(
             make_app(host, rules), host, sock, drain_seconds=options.drain_seconds, tell=ready
         )
         host.open(load)
-        return service.run(signals=True)
+        return service.run(leave=leave)

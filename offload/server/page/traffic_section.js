@@ -141,8 +141,9 @@ export function check() {
   const body = node("tbody", {});
   const totals = node("p", { class: "claim" });
   const note = node("p", { class: "quiet-text" });
+  const reason = node("p", { class: "reason" });
   const figures = table(head("ms per token", "Predicted", "Measured", "As bars"), body);
-  const root = section("Predicted against measured", totals, figures, note);
+  const root = section("Predicted against measured", totals, figures, reason, note);
   return {
     root,
     show({ check: told }) {
@@ -173,6 +174,8 @@ export function check() {
       );
       const compared =
         told.compared_tokens && `measured of an answer of ${count(told.compared_tokens)} tokens`;
+      say(reason, told.why ?? "");
+      toggle(reason, told.why);
       say(note, [told.missing, compared, told.source].filter(Boolean).join("; "));
     },
   };
