@@ -22,7 +22,7 @@ model_argument = click.argument(
 )
 
 # Each flag is a field of offload.SamplingParams; flags that are not given are not passed on.
-SAMPLING_OPTIONS = (
+CHOOSING_OPTIONS = (
     click.option(
         "--temperature",
         type=FiniteRange(min=0, max=10),
@@ -106,6 +106,24 @@ SAMPLING_OPTIONS = (
         metavar="N",
         help="How many of the latest tokens are searched for repeats; -1: all.",
     ),
+)
+CHOOSING_NAMES = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "penalty_window",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_sequence_breakers",
+    "dry_window",
+)
+SAMPLING_OPTIONS = (
+    *CHOOSING_OPTIONS,
     click.option(
         "--samplers",
         type=Samplers(),
@@ -132,25 +150,7 @@ SAMPLING_OPTIONS = (
         help="The same seed and prompt give the same text; -1: another one each time.",
     ),
 )
-SAMPLING_NAMES = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "penalty_window",
-    "dry_multiplier",
-    "dry_base",
-    "dry_allowed_length",
-    "dry_sequence_breakers",
-    "dry_window",
-    "samplers",
-    "max_tokens",
-    "stop",
-    "seed",
-)
+SAMPLING_NAMES = (*CHOOSING_NAMES, "samplers", "max_tokens", "stop", "seed")
 
 # Of a whole answer; each flag is a field of offload.wishes.ChatWishes.
 REPLY_OPTIONS = (
@@ -193,9 +193,18 @@ def sampling_options(command: F) -> F:
     return command
 
 
-def take_sampling(values: dict[str, Any]) -> dict[str, Any]:
+def default_options(command: F) -> F:
+    """Add the flags that decide how answers are made where a request does not say."""
+    for option in reversed((*CHOOSING_OPTIONS, *REPLY_OPTIONS)):
+        command = option(command)
+    return command
+
+
+def take_sampling(
+    values: dict[str, Any], names: tuple[str, ...] = SAMPLING_NAMES
+) -> dict[str, Any]:
     """Remove the sampling flags from a command's values; those that the user gave, by name."""
-    given = {name: values.pop(name) for name in SAMPLING_NAMES}
+    given = {name: values.pop(name) for name in names}
     given = {name: value for name, value in given.items() if value not in (None, ())}
     if given.get("dry_sequence_breakers") == ("none",):
         given["dry_sequence_breakers"] = ()

@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from cli._interrupt import ends_at_once, guard_crashes, restore_terminal
-from cli._options import Text, load_options
+from cli._options import (
+    CHOOSING_NAMES,
+    Text,
+    default_options,
+    load_options,
+    take_reply,
+    take_sampling,
+)
 from cli._values import FiniteRange, GivenPath
 from cli.model_argument import model_argument
 from cli.plan_options import PLAN_FILE, check_plan_alone, plan_wish
@@ -104,6 +111,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     metavar="S",
     help="How long answers may go on after SIGTERM or Ctrl-C; a second one ends all at once.",
 )
+@default_options
 @load_options
 @PLAN_FILE
 def command(model: Path | None, **values: Any) -> None:
@@ -112,8 +120,10 @@ def command(model: Path | None, **values: Any) -> None:
     MODEL is a GGUF file, any one of its shards, or hf:OWNER/REPO[:QUANT] (see pull); without it,
     the embedded kimi-mini.
 
-    GET /health tells how far loading is.
+    GET /health tells how far loading is. The flags from --temperature to --thinking-budget are for
+    requests that do not say it themselves.
     """
+    defaults = take_sampling(values, CHOOSING_NAMES) | take_reply(values)
     if values["plan_file"] is not None:
         check_plan_alone()
     keys = (*values["keys"], *_keys_of(values["api_key_file"]))
@@ -141,6 +151,7 @@ def command(model: Path | None, **values: Any) -> None:
         keys=keys,
         origins=values["origins"],
         sessions=values["sessions"],
+        defaults=defaults,
         drain_seconds=values["drain_seconds"],
     )
     with LoadDisplay() as display:

@@ -41,6 +41,11 @@ class Arguments:
         return self._in_string
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing but white space so far."""
+        return self._form == "empty"
+
+    @property
     def is_valid(self) -> bool:
         """Whether they are JSON as they stand."""
         try:

@@ -15,15 +15,15 @@ _PREFIX: Final = re.compile(r"functions?[._:]?")
 _NUMBER: Final = re.compile(r"(\s*:\s*|_|)[0-9]+$")
 # an id that names no function: a counter, or what OpenAI's and Anthropic's servers give out
 _BARE: Final = re.compile(r"[:_]?[0-9]+|(call|toolu?|fc|chatcmpl-tool)[_-]?[\w-]*", re.ASCII)
-_FENCED: Final = re.compile(
-    r"(?P<name>[^\s{`]+)\s*```(?:json)?\s*(?P<arguments>.*?)\s*(```)?", re.S
-)
+_FENCED: Final = re.compile(r"(?P<name>[^\s{`]+)\s*```(?:json)?(?P<arguments>.*?)(```)?", re.S)
 _XML_NAME: Final = re.compile(r"<function=(?P<name>[^>\s]+)>(?P<rest>.*)", re.S)
 _XML_PAIR: Final = re.compile(
-    r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>"
-    r"|<parameter=(?P<name>[^>]+)>\n?(?P<text>.*?)\n?</parameter>",
+    r"<arg_key>(?P<key>[^<]*)</arg_key>\s*<arg_value>(?P<value>.*)"
+    r"|<parameter=(?P<name>[^<>]+)>\n?(?P<text>.*)",
     re.S,
 )
+_XML_END: Final = re.compile("</arg_value>|\n?</parameter>")
+_LONGEST: Final = 1_000  # characters of an id: more would take a pattern seconds
 
 
 def own_number(call_id: str, name: str) -> int | None:
@@ -48,7 +48,7 @@ class CallNames:
         Then one alone that differs by case, `-` and `_` only; and the only tool there is, if the id
         is a bare counter.
         """
-        given = call_id.strip()
+        given = call_id.strip()[-_LONGEST:]
         stems = list(dict.fromkeys((given, _NUMBER.sub("", given).strip())))
         names: list[str] = []
         for stem in stems:
@@ -86,15 +86,18 @@ class CallNames:
         fitting = [name for name, tool in self._tools.items() if _fits(tool.parameters, keys)]
         return (fitting[0], plain) if len(fitting) == 1 else None
 
-    def read(self, body: str) -> tuple[str, str] | None:
-        """Name and arguments of a call that is written without a mark between them."""
+    def read(self, body: str, *, is_whole: bool) -> tuple[str, str] | None:
+        """Name and arguments of a call that is written without a mark between them.
+
+        is_whole: it was closed, so that what is there is all; JSON says so itself.
+        """
         body = body.strip()
-        named = self.named(body) or self._tagged(body)
+        named = self.named(body) or (self._tagged(body) if is_whole else None)
         if named is not None:
             return named
         head, brace, rest = body.partition("{")
         name = self.find(head) if head.strip() else None
-        if name is None or (brace and _object(brace + rest) is None):
+        if name is None or (_object(brace + rest) is None if brace else not is_whole):
             return None
         return name, brace + rest or "{}"
 
@@ -102,7 +105,7 @@ class CallNames:
         """Of {"name": ..., "arguments": ...}, or of a name before arguments in a fence."""
         fenced = _FENCED.fullmatch(text.strip())
         if fenced and (name := self.find(fenced["name"])):
-            return name, fenced["arguments"] or "{}"
+            return name, fenced["arguments"].strip() or "{}"
         given = _object(text)
         said = given.get("name") if given else None
         name = self.find(said) if isinstance(said, str) and said else None
@@ -124,7 +127,8 @@ class CallNames:
             return None
         properties = self._tools[name].parameters.get("properties")
         arguments: dict[str, Any] = {}
-        for pair in _XML_PAIR.finditer(function["rest"] if function else body):
+        *written, _ = _XML_END.split(function["rest"] if function else body)
+        for pair in filter(None, map(_XML_PAIR.search, written)):
             key, text = (pair["key"] or pair["name"] or "").strip(), pair["value"] or pair["text"]
             schema = properties.get(key) if isinstance(properties, Mapping) else None
             arguments[key] = _value(text or "", schema)

@@ -273,6 +273,10 @@ class Engine:
         self._steps.holder.check_open()
         return self.sessions.load(path_argument("the path of the session", path))
 
+    def get_ready(self) -> None:
+        """Do now what the first answer by a schema, or with tools, would wait for."""
+        self._requests.rules.get_ready()
+
     def step(self) -> None:
         """One step for all answers that have begun: schedule, run, sample, deliver (steps.py).
 

@@ -89,6 +89,13 @@ class Grammars:
         self._view: LLTokenizer | None = None
         self._made: dict[bytes, Made] = {}
 
+    def view(self) -> LLTokenizer:
+        """The library's; takes most of a second for 160,000 tokens, once."""
+        with self._lock:
+            if self._view is None:
+                self._view = _view_of(self._vocabulary, self._end_id)
+            return self._view
+
     def make(self, schema: Mapping[str, Any], *, lenient: bool) -> Made:
         """(the grammar, what of the schema it does not enforce), or (None, why there is none).
 
@@ -96,12 +103,11 @@ class Grammars:
         """
         text = json.dumps(schema)
         key = hashlib.blake2b(text.encode() + bytes([lenient])).digest()
+        view = self.view()
         with self._lock:
-            if self._view is None:
-                self._view = _view_of(self._vocabulary, self._end_id)
             made = self._made.get(key)
         if made is None:
-            made = self._compiled(text, self._view, lenient=lenient)
+            made = self._compiled(text, view, lenient=lenient)
             with self._lock:
                 if len(self._made) >= KEPT:
                     self._made.pop(next(iter(self._made)))

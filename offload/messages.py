@@ -112,7 +112,7 @@ def _reasoning(message: Mapping[str, Any]) -> Any:
     content = message.get("content")
     if isinstance(content, (list, tuple)):
         given.append(_thoughts([one for one in content if _is_thought(one)]))
-    return next((one for one in given if one is not None), None)
+    return next((one for one in given if one not in (None, "")), None)
 
 
 def _thoughts(parts: object) -> str | None:

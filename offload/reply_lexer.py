@@ -15,9 +15,9 @@ from typing import Final, Literal
 from offload.stream import StreamDecoder, overlap
 from offload.tokenizer import Tokenizer
 
-# text: ordinary; special: some other special token, which is no text
+# text: ordinary; special: some other special token, which is no text; end: of the generation
 Kind = Literal[
-    "text", "special", "think", "end_think", "section", "end_section", "call", "arguments",
+    "text", "special", "end", "think", "end_think", "section", "end_section", "call", "arguments",
     "end_call",
 ]  # fmt: skip
 
@@ -55,10 +55,12 @@ class Lexer:
         self.held = ""  # the beginning of a possible mark
 
     def push(self, token_id: int) -> list[Event]:
-        """What `token_id` adds; ends of generation are nothing."""
+        """What `token_id` adds; an end of generation has no text."""
         mark = self._of_id.get(token_id)
         if mark is not None:
             return [*self.flush(), mark]
+        if token_id in self._tokenizer.eog_ids:
+            return [*self.flush(), Event("end", "")]
         text = self._decoder.push(token_id)
         if text:
             return self._scan(text)
@@ -72,8 +74,7 @@ class Lexer:
 
     @cached_property
     def _specials(self) -> dict[int, str]:
-        ends = self._tokenizer.eog_ids
-        return {i: text for text, i in self._tokenizer.specials.items() if i not in ends}
+        return {i: text for text, i in self._tokenizer.specials.items()}
 
     def _scan(self, text: str) -> list[Event]:
         if not self.held and self._beginnings.isdisjoint(text):

@@ -4,8 +4,10 @@
                  content and reasoning may begin a section, or a call without one
 
 Every mark is taken wherever it comes: a call ends reasoning that was not closed; the next call, the
-end of the section or of the answer closes a call; text in a section and after it is dropped. What
-turns out to be no call is given back as content, as the model wrote it.
+end of the section or of the answer closes a call; a mark before arguments makes a call of a tool's
+name alone. Other text in a section and after it is dropped. What turns out to be no call is given
+back as content, as the model wrote it; marks with nothing between them only if there is no answer
+otherwise.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from typing import Literal
 from offload.call_arguments import Arguments
 from offload.call_names import CallNames, own_number
 from offload.reply_lexer import Event
+from offload.reply_text import ReplyText
 from offload.stream import CallHead, Piece
 from offload.tools import Tool
 
 State = Literal["reasoning", "content", "section", "id", "arguments", "after"]
 _TOOL_MARKS = ("section", "end_section", "call", "arguments", "end_call")
+_THINK_MARKS = ("think", "end_think")
+_STRAY = 1_000  # characters before a mark that can name a tool
 
 
 @dataclass(slots=True)
@@ -68,13 +73,14 @@ class ReplyParser:
         self._names = CallNames(tools)
         self._calls_tools = bool(tools)
         self._state = state
-        self._strips = strips
-        self._has_content = has_content
-        self._spaces = ""  # at the end of reasoning, or before content
+        self._text = ReplyText(strips=strips, has_content=has_content)
         self._next_number = next_number
         self._n_calls = 0
         self._section = _Section(is_marked=False)
         self._call = _Call(raw="")
+        self._marks: set[str] = set()  # of tools, as written in this answer
+        self._husk = ""  # marks with nothing between them
+        self._stray = ""  # text since the last mark, in a section and after it
         self._out: list[Piece] = []
 
     def feed(self, event: Event) -> list[Piece]:
@@ -88,12 +94,12 @@ class ReplyParser:
         while self._call.doubted:
             self._reject()
         if self._state in ("id", "arguments"):
-            self._close_call(is_marked=False)
+            self._close_call(None)
         if self._state == "section":
             self._close_section()
-        if self._state == "content" and not self._strips and not self._has_content:
-            self._show("content", self._spaces)
-            self._spaces = ""
+        if self._state == "content":
+            self._show("content", self._text.rest())
+        self._show("content", self._left_husk)
         out, self._out = self._out, []
         return out
 
@@ -102,12 +108,20 @@ class ReplyParser:
         """What was read of a section and is not shown yet, as the model wrote it."""
         section, call = self._section.raw, self._call
         started = call.raw if self._state in ("id", "arguments") and call.head is None else ""
-        return section or started
+        return self._left_husk + (section or started)
+
+    @property
+    def _left_husk(self) -> str:
+        """Marks with nothing between them, where nothing else is said."""
+        return "" if self._text.is_said or self._n_calls else self._husk
 
     def _take(self, event: Event) -> None:
-        thinks = event.kind in ("think", "end_think")  # which ends a section, so is not in it
+        thinks = event.kind in _THINK_MARKS  # which end a section, so are not in it
         if self._section.raw and not (thinks and self._state == "section"):
             self._section.raw += event.text
+        if event.kind in _TOOL_MARKS:
+            self._marks.add(event.text)
+        stray, self._stray = self._stray, ""
         if self._state in ("id", "arguments") and self._call.head is None:
             self._call.raw += event.text
         if self._state == "arguments":
@@ -121,28 +135,19 @@ class ReplyParser:
         elif event.kind == "end_think":
             self._leave("content")
         elif event.kind == "text":
-            self._text(event.text)
-        elif event.kind == "end_section" and self._state == "section":
+            self._say_text(event.text)
+            if self._state in ("section", "after"):
+                self._stray = (stray + event.text)[-_STRAY:]
+        elif self._state == "section" and event.kind == "end_section":
             self._close_section()
+        elif self._state in ("section", "after") and event.kind == "arguments":
+            self._open_late(stray, event)
 
-    def _text(self, text: str) -> None:
+    def _say_text(self, text: str) -> None:
         if self._state == "reasoning":
-            text = self._spaces + text
-            body = text.rstrip()
-            self._spaces = text[len(body) :]
-            self._show("reasoning", body)
+            self._show("reasoning", self._text.reasoning(text))
         elif self._state == "content" or (self._state == "section" and not self._calls_tools):
-            self._content(text)
-
-    def _content(self, text: str) -> None:
-        """White space before any content is held: before a section it is not shown."""
-        if not self._has_content:
-            text = self._spaces + text
-            body = text.lstrip()
-            self._has_content = bool(body)
-            self._spaces = "" if body else text
-            text = body if self._strips or not body else text
-        self._show("content", text)
+            self._show("content", self._text.content(text))
 
     def _show(self, channel: Literal["reasoning", "content"], text: str) -> None:
         if text:
@@ -153,29 +158,46 @@ class ReplyParser:
         if self._state == "section":
             self._close_section()
         if self._state != state:
-            self._state, self._spaces = state, ""
-            self._strips, self._has_content = True, False
+            self._state = state
+            self._text.turn()
 
     # --- sections
 
     def _open(self, event: Event) -> None:
         if self._state != "section":
-            self._spaces = ""
+            self._text.pause()
             self._state = "section"
             self._section = _Section(is_marked=event.kind == "section", raw=event.text)
         if event.kind == "call":
             self._state = "id"
             self._call = _Call(raw=event.text)
 
+    def _open_late(self, stray: str, mark: Event) -> None:
+        """The mark of arguments without one of a call: what stands before it may name a tool."""
+        if not self._calls_tools or not stray.strip() or self._names.find(stray) is None:
+            return
+        self._state = "id"
+        self._call = _Call(raw="", id=stray)
+        self._in_id(mark)
+
     def _close_section(self) -> None:
         section, self._section = self._section, _Section(is_marked=False)
-        self._state = "after" if section.n_calls else "content"
-        if self._calls_tools and not section.n_calls:
+        is_over = self._n_calls and self._is_husk(section.raw)
+        self._state = "after" if is_over else "content"
+        if self._calls_tools:
             self._give_back(section.raw)
 
     def _give_back(self, raw: str) -> None:
-        self._has_content = True
-        self._show("content", raw)
+        if self._is_husk(raw):
+            self._husk += raw
+        else:
+            self._show("content", self._text.verbatim(raw))
+
+    def _is_husk(self, raw: str) -> bool:
+        """Whether it is nothing but marks and white space."""
+        for mark in self._marks:
+            raw = raw.replace(mark, "")
+        return not raw.strip()
 
     # --- calls
 
@@ -188,7 +210,7 @@ class ReplyParser:
             name = self._names.find(self._call.id)
             if name is not None:
                 self._start(name)
-        elif event.kind in _TOOL_MARKS:
+        elif event.kind not in _THINK_MARKS or self._names.find(self._call.id) is None:
             self._end_by(event)
 
     def _in_arguments(self, event: Event) -> None:
@@ -202,15 +224,33 @@ class ReplyParser:
             if event.kind in _TOOL_MARKS:
                 call.doubted, call.tried = [event], call.arguments.fork()
                 call.tried.push(event.text)
+            elif event.kind == "end":
+                self._end_by(event)
             else:
                 self._say(call.arguments.push(event.text))
-        elif event.kind in _TOOL_MARKS and event.kind != "arguments":
+        elif event.kind == "arguments":
+            if call.head is None and self._names.find(call.arguments.text) is not None:
+                call.id = call.arguments.text  # the mark was there twice, before the name and after
+                self._in_id(event)
+        elif not self._is_noise(event, call.arguments):
             self._end_by(event)
+
+    @staticmethod
+    def _is_noise(event: Event, arguments: Arguments) -> bool:
+        """Whether an event that stands outside of strings does not end the arguments."""
+        if event.kind == "section":
+            return arguments.is_empty
+        return event.kind == "special" or (event.kind in _THINK_MARKS and not arguments.is_done)
 
     def _in_doubt(self, event: Event) -> None:
         """A mark stands in a string that is open: text, if the whole is JSON in the end."""
         call = self._call
         assert call.tried is not None
+        if event.kind == "end":
+            while self._call.doubted:
+                self._reject()
+            self._take(event)
+            return
         call.doubted.append(event)
         if event.kind == "text" or call.tried.in_string:
             call.tried.push(event.text)
@@ -243,12 +283,15 @@ class ReplyParser:
 
     def _end_by(self, mark: Event) -> None:
         """`mark` closes the call, and does what it does beside."""
-        call, section = self._call, self._section
+        call, section, thinks = self._call, self._section, mark.kind in _THINK_MARKS
         if mark.kind != "end_call":
             call.raw = call.raw.removesuffix(mark.text)
-        if not section.is_marked and mark.kind in ("section", "call"):
+        if thinks or (not section.is_marked and mark.kind in ("section", "call")):
             section.raw = section.raw.removesuffix(mark.text)
-        self._close_call(is_marked=mark.kind in ("end_call", "end_section"))
+        self._close_call(mark)
+        if thinks:
+            self._take(mark)
+            return
         if self._state != "section":  # a call without a section; it ended with it
             if mark.kind in ("section", "call"):
                 self._open(mark)
@@ -279,19 +322,19 @@ class ReplyParser:
         if text and self._call.head is not None:
             self._out.append(Piece("tool_call", text, self._call.head))
 
-    def _close_call(self, *, is_marked: bool) -> None:
-        """is_marked: by its own mark or that of the section, so it is whole."""
+    def _close_call(self, mark: Event | None) -> None:
+        """mark: what closes it; None if the answer was cut short."""
         call = self._call
         self._state = "section"
         if call.arguments is not None:
             given = call.arguments.close()
             if call.head is not None:
-                self._say(given if call.arguments.text or not is_marked else "{}")
+                self._say(given if call.arguments.text or mark is None else "{}")
             else:
                 self._guess(self._names.guess(call.id, call.arguments.text))
         else:
-            read = self._names.read if is_marked else self._names.named
-            self._guess(read(call.id))
+            is_whole = mark is not None and mark.kind in ("end_call", "end_section", "end")
+            self._guess(self._names.read(call.id, is_whole=is_whole))
         if not self._section.is_marked:
             self._close_section()
 
@@ -302,7 +345,7 @@ class ReplyParser:
             self._say(found[1])
         elif not self._calls_tools:
             if self._call.arguments is None:
-                self._content(self._call.id)
+                self._show("content", self._text.content(self._call.id))
         elif self._section.n_calls:
             self._give_back(self._call.raw)
         else:

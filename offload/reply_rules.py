@@ -27,6 +27,11 @@ class ReplyRules:
         self._format = chat_format
         self._grammars = Grammars(tokenizer)
 
+    def get_ready(self) -> None:
+        """Do now what the first reply of a form would wait for."""
+        if is_installed():
+            self._grammars.view()
+
     def guide(self, prompt: Prompt, wishes: ChatWishes) -> tuple[MakeGuide | None, tuple[str, ...]]:
         """(what makes the guide of this reply, a note on each wish that is not met in full).
 

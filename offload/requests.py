@@ -36,7 +36,7 @@ class Requests:
         self._format = chat_format
         self._vocab_size = vocab_size
         self._context = context
-        self._rules = ReplyRules(tokenizer, chat_format)
+        self.rules = ReplyRules(tokenizer, chat_format)
         self._breakers: dict[tuple[str, ...], MASK] = {}
 
     def continuation(
@@ -96,7 +96,7 @@ class Requests:
         callable_tools = () if wishes.tool_choice == "none" else prompt.tools
         thinks = self._format.thinking_mode != "none" and not prompt.after_thinking
         params = params.with_defaults(defaults_for(self._format.name, thinks))
-        guide, notes = self._rules.guide(prompt, wishes)
+        guide, notes = self.rules.guide(prompt, wishes)
 
         tokenizer = self._tokenizer
 

@@ -103,7 +103,7 @@ class Speech:
     def say(self, token_id: int, *, is_last: bool, logprobs: Logprobs | None = None) -> list[Token]:
         """What can be shown after the next token; none after an end token that held nothing."""
         is_end = token_id in self._ends
-        pieces = [] if is_end else self._read(token_id)
+        pieces = self._read(token_id)
         loop = None if is_end else self._watch.push(token_id)
         if loop is not None:
             where = pieces[-1].channel if pieces else self._channel

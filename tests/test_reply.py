@@ -169,17 +169,60 @@ def test_numbers_go_on_from_the_conversation() -> None:
         section(call("functions.get_weather:0", WEATHER) + END_CALL) + END_SECTION,
         SECTION + section(call("functions.get_weather:0", WEATHER)),
         section(f"{CALL}functions.get_weather:0{WEATHER}{END_CALL}"),
-        section(f"{CALL}<|im_user|>{call('functions.get_weather:0', WEATHER)}").replace(
-            f"{CALL}<|im_user|>", ""
-        ),
         section(call("functions.get_weather:0", json.dumps(WEATHER))),
-        section(call("functions.get_weather:0", WEATHER)) + SECTION + END_SECTION[:0],
+        section(call("functions.get_weather:0", WEATHER)) + SECTION,
+        section(call("functions.get_weather:0", WEATHER)) + section("\n") + " stray",
+        section() + call("functions.get_weather:0", WEATHER),
+        section(f"{CALL}{call('functions.get_weather:0', WEATHER)}{CALL}"),
+        section(f"{CALL} {END_CALL}{call('functions.get_weather:0', WEATHER)}"),
+        section(f"{CALL}{SECTION}functions.get_weather:0{ARGUMENTS}{WEATHER}{END_CALL}"),
+        section(f"functions.get_weather:0{ARGUMENTS}{WEATHER}{END_CALL}"),
+        section(f"I call functions.get_weather:0{ARGUMENTS}{WEATHER}{END_CALL}"),
+        section(f"{CALL}{ARGUMENTS}functions.get_weather:0{ARGUMENTS}{WEATHER}{END_CALL}"),
+        section(f"{CALL}functions.get_weather:0</think>{ARGUMENTS}{WEATHER}{END_CALL}"),
+        section(f"{CALL}functions.get_weather:0{ARGUMENTS}<think>{SECTION}{WEATHER}{END_CALL}"),
+        f"{SECTION}{CALL}functions.get_weather:0{WEATHER}",
     ],
 )
 def test_one_call_is_read(text: str) -> None:
-    assert read(text)[:1] == [BEIJING]
-    assert [one for one in read(text) if one[0] != "call"] in ([], [content(SECTION)])
-    assert read(f"hm {text}", in_thinking=True)[:2] == [reasoning("hm"), BEIJING]
+    assert [one[2:] for one in read(text)] == [("get_weather", WEATHER)]
+    got = read(f"hm {text}", in_thinking=True)
+    assert [got[0], *(one[2:] for one in got[1:])] == [reasoning("hm"), ("get_weather", WEATHER)]
+
+
+def test_a_name_before_arguments_is_a_call_after_a_call() -> None:
+    first, second = (
+        call("functions.get_weather:0", WEATHER),
+        f'functions.add:1{ARGUMENTS}{{"a": 1}}',
+    )
+    for text in (section(first + second), first + second, section(first) + second):
+        assert read(text) == [BEIJING, ADD]
+    assert read(section(first) + f"nobody{ARGUMENTS}{{}}") == [BEIJING]
+
+
+@pytest.mark.parametrize("marks", [section(), SECTION, CALL, section(" "), f"{SECTION}\n{CALL}"])
+def test_marks_alone_are_given_back_where_nothing_else_is_said(marks: str) -> None:
+    assert read(marks) == [content(marks)]
+    assert read(f"hm {marks}", in_thinking=True) == [reasoning("hm"), content(marks)]
+    assert read(f"So{marks}") == [content("So")]
+    assert read(f"{marks}</think>So") == [content("So")]
+
+
+def test_thinking_that_ends_within_a_call_ends_the_call() -> None:
+    begun = f"a{SECTION}{CALL}functions.get_weather:0{ARGUMENTS}{WEATHER}</think>b"
+    assert read(begun, in_thinking=True) == [reasoning("a"), BEIJING, content("b")]
+    dropped = f"a{CALL}</think>b" + section(call("functions.get_weather:0", WEATHER))
+    assert read(dropped, in_thinking=True) == [
+        reasoning("a"), content("b"), BEIJING,
+    ]  # fmt: skip
+
+
+def test_the_end_of_the_turn_closes_a_call() -> None:
+    for begun in ("functions.add:0", f"functions.add:0{ARGUMENTS}", f"functions.add:0{ARGUMENTS} "):
+        closed = read(f"{SECTION}{CALL}{begun}<|im_end|>")
+        assert closed == [("call", "functions.add:0", "add", "{}")]
+    swallowed = f'{SECTION}{CALL}add{ARGUMENTS}{{"a": "{CALL}add{ARGUMENTS}<|im_end|>'
+    assert [one[3] for one in read(swallowed)] == ['{"a": "', "{}"]
 
 
 def test_calls_inside_reasoning_and_content_after_it() -> None:
@@ -300,8 +343,6 @@ def test_names_with_digits_are_exact_first() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        section(),
-        SECTION,
         section(" nothing "),
         section(call("functions.delete_all:0", "{}")),
         section(f"{CALL}functions.get"),
@@ -319,9 +360,9 @@ def test_what_is_no_call_is_given_back(text: str) -> None:
 
 
 def test_marks_of_thinking_end_a_section_and_are_not_given_back() -> None:
-    text = f"a{SECTION}</think>b{SECTION}<think>c"
+    text = f"a{SECTION}x</think>b{SECTION}y<think>c"
     assert read(text, in_thinking=True) == [
-        reasoning("a"), content(f"{SECTION}b{SECTION}"), reasoning("c"),
+        reasoning("a"), content(f"{SECTION}xb{SECTION}y"), reasoning("c"),
     ]  # fmt: skip
 
 
@@ -332,6 +373,8 @@ def test_a_wrong_call_beside_a_right_one_is_content() -> None:
     assert read(section(right, wrong)) == [BEIJING, content(wrong)]
     assert read(wrong + right) == [content(wrong), BEIJING]
     assert read(wrong + "and so on") == [content(wrong + "and so on")]
+    closed_by_next = f"{SECTION}{CALL}functions.get_weather:0{WEATHER}{call('functions.add:1')}"
+    assert [one[2:] for one in read(closed_by_next)] == [("get_weather", WEATHER), ("add", "{}")]
 
 
 def test_without_tools_there_are_neither_calls_nor_marks() -> None:
@@ -425,6 +468,20 @@ def test_a_fault_of_the_parser_ends_no_answer(monkeypatch: pytest.MonkeyPatch) -
     assert joined([*shown, *rest, *reader.flush()]) == [
         content(f"So {SECTION}{CALL}functions.nobody:0{{}} end")
     ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "1" * 30_000 + "x", "a" + " " * 30_000 + "b", "add```json\n{" + " " * 30_000 + "}",
+        "<function=add>" + "<parameter=a>" * 3_000, "add" + "<arg_key>" * 3_000,
+    ],
+)  # fmt: skip
+def test_ids_of_any_length_take_linear_time(body: str) -> None:
+    ids = [*kimi().encode(SECTION + CALL), *bytes_of(body), *kimi().encode(END_CALL + END_SECTION)]
+    start = time.process_time()
+    read_ids(ids)
+    assert time.process_time() - start < 2  # 0.2 s; quadratic took 10 s and more
 
 
 def test_arguments_of_any_length_take_linear_time() -> None:

@@ -91,10 +91,16 @@ def test_custom_calls_of_a_history_are_calls() -> None:
     }
 
 
+def test_reasoning_that_comes_back_as_its_summary_is_reasoning() -> None:
+    summary = [{"type": "summary_text", "text": "I add."}]
+    for content, expected in ((None, "I add."), (thought("In full.")["content"], "In full.")):
+        (turn,) = messages([{"type": "reasoning", "summary": summary, "content": content}])
+        assert turn["reasoning_content"] == expected
+
+
 @pytest.mark.parametrize(
     "item",
     [
-        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "x"}]},
         {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "AAAA"},
         {"type": "reasoning", "summary": [], "content": None},
         {"type": "web_search_call", "id": "ws_1", "status": "completed"},

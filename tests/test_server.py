@@ -152,6 +152,22 @@ def test_an_answer_that_fills_the_context_ends_by_its_length(server: Running) ->
     assert choice["usage"]["total_tokens"] <= 2049
 
 
+def test_the_servers_own_defaults_are_for_what_a_request_does_not_say(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.host, "defaults", {"temperature": 0.0, "thinking_budget": 3})
+    body = {"messages": QUESTION, "max_tokens": 40}
+
+    def told(**more: object) -> tuple[str, int]:
+        reply = server.client.post("/v1/chat/completions", json=body | more).json()
+        usage = reply["usage"]["completion_tokens_details"]
+        return reply["choices"][0]["message"]["content"], usage["reasoning_tokens"]
+
+    assert told()[1] == 3 + 1  # the mark that closes it
+    assert told(seed=1) == told(seed=2, temperature=None)  # greedy
+    assert told(thinking={"type": "enabled", "budget_tokens": 1})[1] == 1 + 1
+
+
 def test_half_a_surrogate_pair_is_no_error(server: Running) -> None:
     body = b'{"prompt": "a\\ud83d", "max_tokens": 2, "echo": true}'
     headers = {"content-type": "application/json"}

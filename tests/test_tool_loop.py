@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from replies import CALL, SECTION, call, kimi, section
+from replies import ARGUMENTS, CALL, SECTION, call, kimi, section
 from test_chat import HEAD, LOOP, assistant, format_of, user
 from test_kimi_tools import ADD, ADD_TEXT
 
@@ -75,6 +75,13 @@ def test_tokens_of_a_call_carry_it() -> None:
     assert {token.channel for token in said if token.text} == {"reasoning", "content", "tool_call"}
     assert "".join(t.text for t in said if t.call is not None) == '{"a": 1}'
     assert {t.call.name for t in said if t.call is not None} == {"add"}
+
+
+def test_the_end_token_closes_a_call() -> None:
+    begun = f"a</think>{SECTION}{CALL}add:0{ARGUMENTS}"
+    for end, arguments in (("<|im_end|>", "{}"), ("", "")):
+        tokens, _ = answer([user("x")], begun + end, tools=[ADD])
+        assert "".join(token.text for token in tokens if token.call is not None) == arguments
 
 
 def test_choices_of_tools() -> None:
@@ -231,6 +238,7 @@ def test_parts_of_contents(content: Any, written: str, role: str) -> None:
         {"reasoning_content": "hm"},
         {"reasoning": "hm"},
         {"reasoning_content": None, "reasoning": "hm"},
+        {"reasoning_content": "", "reasoning": "", "reasoning_details": [{"text": "hm"}]},
         {"reasoning_details": [{"type": "reasoning.text", "text": "h"}, {"summary": "m"}, 3]},
         {"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}], "reasoning": "hm"},
         {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "redacted_thinking"}]},

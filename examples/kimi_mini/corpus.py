@@ -133,8 +133,9 @@ class Chats:
         self.tok = tokenizer
         self.entries = entries
 
-    def _turn(self, rng: random.Random, *, first: bool) -> tuple[str, str, str]:
-        if rng.random() < 0.06:
+    def turn(self, rng: random.Random, *, first: bool, sums: bool = True) -> tuple[str, str, str]:
+        """A question, what to think about it, and its answer."""
+        if sums and rng.random() < 0.06:
             return _sum(rng)
         entry = rng.choice(self.entries)
         own = len(entry.questions)
@@ -155,7 +156,7 @@ class Chats:
         ids, weights = self.prompt([], system=system), []
         weights = [0.0] * len(ids)
         for turn in range(turns):
-            ask, thought, answer = self._turn(rng, first=turn == 0)
+            ask, thought, answer = self.turn(rng, first=turn == 0)
             part = self.user(ask)
             thinks = turn == turns - 1 and rng.random() < 0.5
             open_, close = self.tok.special["<think>"], self.tok.special["</think>"]

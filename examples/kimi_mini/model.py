@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
 from torch import Tensor, nn
 
+ROWS = 64  # an expert's rows come in multiples, so that few shapes of product are compiled
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiniConfig:
@@ -64,19 +66,15 @@ class _ExpertFFN(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, gate_up, down, ends):  # type: ignore[no-untyped-def]
-        """Rows x (R, H) sorted; gate_up (E, 2F, H); down (E, H, F); ends: row ends per expert."""
+        """x (R, H), rows by expert; gate_up (E, 2F, H); down (E, H, F); ends: of each expert."""
         gu = x.new_empty(x.shape[0], gate_up.shape[1])
-        y = torch.empty_like(x)
+        act, y = torch.empty_like(x), torch.empty_like(x)
         start = 0
-        for e, end in enumerate(ends):
+        for e, end in enumerate(ends):  # one expert's rows stay in the cache of a core
             if end > start:
                 torch.mm(x[start:end], gate_up[e].t(), out=gu[start:end])
-            start = end
-        gate, up = gu.chunk(2, -1)
-        act = F.silu(gate) * up
-        start = 0
-        for e, end in enumerate(ends):
-            if end > start:
+                gate, up = gu[start:end].chunk(2, -1)
+                torch.mul(F.silu(gate), up, out=act[start:end])
                 torch.mm(act[start:end], down[e].t(), out=y[start:end])
             start = end
         ctx.save_for_backward(x, gu, act, gate_up, down)
@@ -85,30 +83,28 @@ class _ExpertFFN(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        """Gradients of x, gate_up and down."""
+        """Gradients of x, gate_up and down; of the weights only if they are trained."""
         x, gu, act, gate_up, down = ctx.saved_tensors
         dy = dy.contiguous()
-        da = torch.empty_like(act)
-        d_down = torch.zeros_like(down)
-        d_gate_up = torch.zeros_like(gate_up)
-        start = 0
-        for e, end in enumerate(ctx.ends):
-            if end > start:
-                torch.mm(dy[start:end], down[e], out=da[start:end])
-                torch.mm(dy[start:end].t(), act[start:end], out=d_down[e])
-            start = end
-        gate, up = gu.chunk(2, -1)
-        sig = torch.sigmoid(gate)
-        silu = gate * sig
-        dgu = torch.empty_like(gu)
-        torch.mul(da, silu, out=dgu[:, up.shape[1] :])
-        torch.mul(da * up, sig + silu * (1 - sig), out=dgu[:, : up.shape[1]])
+        trained = ctx.needs_input_grad[1]
+        d_down = torch.zeros_like(down) if trained else None
+        d_gate_up = torch.zeros_like(gate_up) if trained else None
         dx = torch.empty_like(x)
         start = 0
         for e, end in enumerate(ctx.ends):
             if end > start:
-                torch.mm(dgu[start:end], gate_up[e], out=dx[start:end])
-                torch.mm(dgu[start:end].t(), x[start:end], out=d_gate_up[e])
+                rows = slice(start, end)
+                da = dy[rows] @ down[e]
+                gate, up = gu[rows].chunk(2, -1)
+                sig = torch.sigmoid(gate)
+                silu = gate * sig
+                dgu = torch.empty_like(gu[rows])
+                torch.mul(da, silu, out=dgu[:, up.shape[1] :])
+                torch.mul(da.mul_(up), sig + silu * (1 - sig), out=dgu[:, : up.shape[1]])
+                torch.mm(dgu, gate_up[e], out=dx[rows])
+                if trained:
+                    torch.mm(dy[rows].t(), act[rows], out=d_down[e])
+                    torch.mm(dgu.t(), x[rows], out=d_gate_up[e])
             start = end
         return dx, d_gate_up, d_down, None
 
@@ -142,6 +138,8 @@ class Attention(nn.Module):
         self.k_b = _matrix(c.heads * c.nope, c.kv_lora)
         self.v_b = _matrix(c.heads * c.v_dim, c.kv_lora)
         self.out = _matrix(c.hidden, c.heads * c.v_dim, gain=0.5)
+        self.watched: list[int] = []  # heads whose scores are kept
+        self.scores: dict[int, Tensor] = {}  # (B, S, S) float32, not masked
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         """Map x (B, S, H) -> (B, S, H); mask (B, 1, S, S) bool, None means causal."""
@@ -156,6 +154,9 @@ class Attention(nn.Module):
         v = linear(latent, self.v_b).view(b, s, c.heads, c.v_dim).transpose(1, 2)
         q = torch.cat((q_nope, rotate(q_rope, cos, sin)), -1)
         k = torch.cat((k_nope, k_rope), -1)
+        scale = (c.nope + c.rope) ** -0.5
+        for i in self.watched:
+            self.scores[i] = q[:, i].float() @ k[:, i].float().transpose(-1, -2) * scale
         pad = c.nope + c.rope - c.v_dim  # equal widths select the fused attention kernel
         o = F.scaled_dot_product_attention(
             q, k, F.pad(v, (0, pad)), attn_mask=mask, is_causal=mask is None
@@ -203,10 +204,12 @@ class MoE(nn.Module):
     @torch.no_grad()
     def refresh(self, dtype: torch.dtype) -> None:
         """Quantise all experts of this layer to ternary copies of `dtype`."""
+        if self.quantised is not None and not self.gate_up.requires_grad:
+            return
         copies = []
         for w in (self.gate_up, self.down):
             signs, scale = ternary_rows(w)
-            copies.append((signs * scale).to(dtype).requires_grad_())
+            copies.append((signs * scale).to(dtype).requires_grad_(w.requires_grad))
         self.quantised = (copies[0], copies[1])
 
     def collect(self) -> None:
@@ -228,45 +231,48 @@ class MoE(nn.Module):
         counts = torch.bincount(flat, minlength=c.experts)
         self.load += counts
         assert self.quantised is not None
-        rows = _Gather.apply(h, order, c.top_k)
-        y = _ExpertFFN.apply(rows, *self.quantised, counts.cumsum(0).tolist())
-        back = torch.empty_like(order)
-        back[order] = torch.arange(order.numel())
-        y = _Permute.apply(y, back, order).view(t, c.top_k, -1)
+        padded = (counts + ROWS - 1) // ROWS * ROWS
+        ends = padded.cumsum(0)
+        first = torch.repeat_interleave(ends - padded - counts.cumsum(0) + counts, counts)
+        place = torch.empty_like(order)
+        place[order] = first + torch.arange(order.numel())  # the row of each (token, choice)
+        n_rows = int(ends[-1])
+        rows = _Spread.apply(h, place, n_rows)
+        y = _ExpertFFN.apply(rows, *self.quantised, ends.tolist())
+        y = _Pick.apply(y, place).view(t, c.top_k, -1)
         routed = torch.bmm(weight.to(y.dtype).unsqueeze(1), y).squeeze(1)
         return routed + self.shared(h)
 
 
-class _Gather(torch.autograd.Function):
-    """Copy each token's row once per chosen expert, sorted by expert."""
+class _Spread(torch.autograd.Function):
+    """Copy each token's row once per chosen expert; rows that no token takes are zero."""
 
     @staticmethod
-    def forward(ctx, h, order, k):  # type: ignore[no-untyped-def]
-        """Map h (T, H), order (T * K) -> (T * K, H)."""
-        ctx.order, ctx.k = order, k
-        return h.index_select(0, order // k)
+    def forward(ctx, h, place, n_rows):  # type: ignore[no-untyped-def]
+        """Map h (T, H), place (T * K) -> (n_rows, H)."""
+        ctx.place, ctx.tokens = place, h.shape[0]
+        copies = h.repeat_interleave(place.numel() // h.shape[0], 0)
+        return h.new_zeros(n_rows, h.shape[1]).index_copy_(0, place, copies)
 
     @staticmethod
     def backward(ctx, d):  # type: ignore[no-untyped-def]
         """Sum the K rows of each token."""
-        back = torch.empty_like(ctx.order)
-        back[ctx.order] = torch.arange(ctx.order.numel())
-        return d.index_select(0, back).view(-1, ctx.k, d.shape[-1]).sum(1), None, None
+        return d.index_select(0, ctx.place).view(ctx.tokens, -1, d.shape[-1]).sum(1), None, None
 
 
-class _Permute(torch.autograd.Function):
-    """index_select whose backward is another index_select."""
+class _Pick(torch.autograd.Function):
+    """index_select of different rows; its backward writes them back."""
 
     @staticmethod
-    def forward(ctx, y, back, order):  # type: ignore[no-untyped-def]
-        """Map y (R, H) -> y[back]."""
-        ctx.order = order
-        return y.index_select(0, back)
+    def forward(ctx, y, place):  # type: ignore[no-untyped-def]
+        """Map y (R, H) -> y[place]."""
+        ctx.place, ctx.n_rows = place, y.shape[0]
+        return y.index_select(0, place)
 
     @staticmethod
     def backward(ctx, d):  # type: ignore[no-untyped-def]
-        """The inverse permutation."""
-        return d.index_select(0, ctx.order), None, None
+        """Zero where no row was taken."""
+        return d.new_zeros(ctx.n_rows, d.shape[1]).index_copy_(0, ctx.place, d), None
 
 
 class Block(nn.Module):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import regex
+from gguf import GGUFReader
 
 SPECIALS = (
     "[BOS]", "[EOS]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|start_header_id|>",
@@ -114,6 +115,9 @@ class Tokenizer:
         self.special = {name: first + i for i, name in enumerate(SPECIALS)}
         if first + len(SPECIALS) > vocab:
             raise ValueError(f"{first} tokens and {len(SPECIALS)} specials exceed {vocab}")
+        self.words = [  # ids of a space and at least three letters
+            i for i, t in enumerate(self.tokens) if t[:1] == b" " and len(t) > 3 and t[1:].isalpha()
+        ]
         self._names = {i: name for name, i in self.special.items()}
         self._seen: dict[str, list[int]] = {}
 
@@ -154,6 +158,15 @@ class Tokenizer:
         """Read what `save` wrote."""
         data = json.loads(path.read_text())
         return cls({bytes.fromhex(t): i for i, t in enumerate(data["tokens"])}, data["vocab"])
+
+    @classmethod
+    def of_gguf(cls, path: Path) -> "Tokenizer":
+        """The tokenizer of a file that export.py wrote."""
+        names = GGUFReader(path).fields["tokenizer.ggml.tokens"].contents()
+        value = {char: byte for byte, char in byte_alphabet().items()}
+        ordinary = names[: names.index(SPECIALS[0])]
+        tokens = [bytes(value[char] for char in name) for name in ordinary]
+        return cls({token: i for i, token in enumerate(tokens)}, len(names))
 
 
 def train(texts: Iterable[tuple[str, int]], vocab: int) -> Tokenizer:

@@ -6,6 +6,8 @@ command resumes. The learning
 rate warms up, stays and then falls linearly over the last 40 % of the steps, so --steps may
 be changed on resuming as long as the fall has not begun. The share of questions and answers
 rises from one third to 60 % when it falls. `--tiny --steps 3` is a smoke test.
+
+`--from` goes on from finished weights with a fresh optimiser (README.md: the tools).
 """
 
 import argparse
@@ -17,8 +19,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
+from batches import Batches, Kind
+from copying import looking_loss, watch
 from corpus import Chats, Entry, read_chapters, read_entries
 from model import TINY, Mini, MiniConfig
+from read_gguf import read_state
 from tokenizer import Tokenizer, train
 from torch import Tensor, nn
 
@@ -27,85 +32,22 @@ SAVE_SECONDS = 180.0
 SAMPLE = ("In the beginning", "What is a hot expert?", "Who are you?")
 
 
-class Batches:
-    """Packs rows of `length` ids from Bible windows and whole conversations."""
-
-    def __init__(self, tokenizer: Tokenizer, chats: Chats, chapters: list[str]) -> None:
-        """Encode the chapters once into one stream, [EOS] after each."""
-        end = tokenizer.special["[EOS]"]
-        rng = random.Random(1)
-        rng.shuffle(chapters)
-        self.stream = [i for text in chapters for i in (*tokenizer.encode(text), end)]
-        self.tok, self.chats = tokenizer, chats
-        self.order: list[int] = []  # starts of windows still to be read in this epoch
-        self.length = 0
-
-    def state(self) -> tuple[list[int], int]:
-        """The data position."""
-        return self.order, self.length
-
-    def load(self, state: tuple[list[int], int]) -> None:
-        """Go back to a data position."""
-        self.order, self.length = state
-
-    def _window(self, rng: random.Random, length: int) -> list[int]:
-        if not self.order or self.length != length:
-            shift = rng.randrange(length)
-            self.order = list(range(shift, len(self.stream) - length - 1, length))
-            self.length = length
-            rng.shuffle(self.order)
-        start = self.order.pop()
-        return self.stream[start : start + length + 1]
-
-    def _packed(self, rng: random.Random, length: int) -> tuple[list[int], list[float], list[int]]:
-        ids: list[int] = []
-        weights: list[float] = []
-        docs: list[int] = []
-        number = 0
-        while len(ids) < length + 1:
-            if rng.random() < 0.04:
-                text = self.tok.encode(self.chats.glossary(rng))
-                more, weight = [*text, self.tok.special["[EOS]"]], [0.0] + [0.3] * len(text)
-            else:
-                more, weight = self.chats.draw(rng, rng.choice((1, 1, 1, 1, 2, 2, 3, 5)))
-            ids += more
-            weights += weight
-            docs += [number] * len(more)
-            number += 1
-        return ids[: length + 1], weights[: length + 1], docs[: length + 1]
-
-    def draw(
-        self, rng: random.Random, rows: int, length: int, chat_share: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids (rows, length + 1), loss weights and document numbers of the same shape."""
-        ids, weights, docs = [], [], []
-        for row in range(rows):
-            if row < round(chat_share * rows):
-                i, w, d = self._packed(rng, length)
-            else:
-                i = self._window(rng, length)
-                w, d = [1.0] * (length + 1), [0] * (length + 1)
-            ids.append(i)
-            weights.append(w)
-            docs.append(d)
-        return torch.tensor(ids), torch.tensor(weights), torch.tensor(docs)
-
-
 class Muon:
     """Momentum with orthogonalised updates for matrices (Jordan et al., 2024).
 
     The update is scaled to a root mean square of 0.2, so that it shares AdamW's rate.
     """
 
-    def __init__(self, params: list[nn.Parameter]) -> None:
-        """Momentum buffers start at zero."""
+    def __init__(self, params: list[nn.Parameter], factors: list[float]) -> None:
+        """Momentum buffers start at zero; factors multiply the rate of each parameter."""
         self.params = params
+        self.factors = factors
         self.momentum = [torch.zeros_like(p) for p in params]
 
     @torch.no_grad()
     def step(self, rate: float, decay: float) -> None:
         """One update from the gradients."""
-        for p, m in zip(self.params, self.momentum, strict=True):
+        for p, m, factor in zip(self.params, self.momentum, self.factors, strict=True):
             assert p.grad is not None
             m.lerp_(p.grad, 0.05)
             g = p.grad.lerp(m, 0.95)
@@ -116,22 +58,24 @@ class Muon:
                 a = x @ x.t()
                 x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
             update = (x.t() if tall else x).float() * 0.2 * max(g.shape) ** 0.5
-            p.mul_(1 - rate * decay).add_(update, alpha=-rate)
+            p.mul_(1 - rate * decay).add_(update, alpha=-rate * factor)
 
 
 def split_params(model: Mini) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Plain matrices for Muon; experts, embeddings, router and norms for AdamW."""
     matrices, others = [], []
     for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         plain = p.ndim == 2 and not name.endswith(("embed", "head", "router"))
         (matrices if plain else others).append(p)
     return matrices, others
 
 
-def rate_at(progress: float, step: int, peak: float) -> float:
-    """Warm-up of 40 steps, plateau, linear fall from 60 % of the run to a twentieth."""
+def rate_at(progress: float, step: int, peak: float, warm_up: int) -> float:
+    """Warm-up, plateau, linear fall from 60 % of the run to a twentieth."""
     fall = 1.0 if progress < 0.6 else 1 - 0.95 * (progress - 0.6) / 0.4
-    return peak * min(1.0, (step + 1) / 40) * fall
+    return peak * min(1.0, (step + 1) / warm_up) * fall
 
 
 def weighted_loss(model: Mini, ids: Tensor, weights: Tensor, docs: Tensor | None) -> Tensor:
@@ -196,6 +140,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="per step")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--from", type=Path, dest="start", help="a GGUF or last.pt to go on from")
+    parser.add_argument("--tools", type=float, default=0.0, help="share of rows that call tools")
+    parser.add_argument("--drills", type=float, default=0.0, help="share of rows that repeat")
+    parser.add_argument("--guide", type=float, default=0.0, help="weight of copying.looking_loss")
+    parser.add_argument("--attention", type=float, default=1.0, help="times the rate, attention's")
+    parser.add_argument("--still", action="store_true", help="routed experts stay as they are")
     parser.add_argument("--tiny", action="store_true", help="a toy, to try the script")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -205,12 +155,23 @@ def main() -> None:
     if args.tiny:
         chapters, held, args.tokens = chapters[:20], held[:1], 512
     entries = read_entries()
+    if args.start and args.start.suffix == ".gguf":
+        Tokenizer.of_gguf(args.start).save(args.work / "tokenizer.json")
     tokenizer = make_tokenizer(args.work / "tokenizer.json", chapters, entries)
     chats = Chats(tokenizer, entries)
     config = TINY if args.tiny else MiniConfig()
     model = Mini(config, torch.bfloat16)
+    if args.start:
+        model.load_state_dict(read_state(args.start, config))
+    if args.guide:
+        watch(model)
+    if args.still:
+        for moe in model.moe_layers():
+            moe.gate_up.requires_grad_(False)
+            moe.down.requires_grad_(False)
     matrices, others = split_params(model)
-    muon = Muon(matrices)
+    attention = {p for block in model.blocks for p in block.attn.parameters()}
+    muon = Muon(matrices, [args.attention if p in attention else 1.0 for p in matrices])
     decayed = [p for p in others if p.ndim == 3]
     plain = [p for p in others if p.ndim != 3]
     adam = torch.optim.AdamW(
@@ -257,13 +218,22 @@ def main() -> None:
     mean = math.nan
     while step < args.steps and not stopping:
         progress = step / args.steps
-        rate = rate_at(progress, step, args.rate)
-        length = (256, 256, 256, 1024)[step % 4] if not args.tiny else 64
-        share = 0.35 if progress < 0.6 else 0.6
-        ids, weights, docs = batches.draw(rng, args.tokens // length, length, share)
+        rate = rate_at(progress, step, args.rate, 5 if args.start else 40)
+        length = 256
+        if not args.guide and (args.tools or step % 4 == 3):
+            length = 1024 if step % 4 == 3 else 512  # a talk with tools is longer
+        if args.tiny:
+            length = 64
+        share = 0.35 if progress < 0.6 and not args.start else 0.6
+        shares: dict[Kind, float] = {"drills": args.drills, "tools": args.tools}
+        shares["chats"] = share * (1 - sum(shares.values()))
+        ids, weights, docs = batches.draw(rng, args.tokens // length, length, shares)
         model.refresh()
         loss = weighted_loss(model, ids, weights, docs[:, :-1])
-        loss.backward()
+        looking = torch.zeros(())
+        if args.guide:
+            looking = args.guide * looking_loss(model, ids, weights, docs)
+        (loss + looking).backward()
         for moe in model.moe_layers():
             moe.collect()
             moe.bias += BIAS_STEP * (moe.load.mean() - moe.load).sign()
@@ -280,7 +250,8 @@ def main() -> None:
         if step % 10 == 0 or step <= 3 or step == args.steps:
             spent = time.monotonic() - started
             print(
-                f"step {step} loss {loss.item():.3f} mean {mean:.3f} rate {rate:.2e} "
+                f"step {step} loss {loss.item():.3f} mean {mean:.3f} looking {looking.item():.3f} "
+                f"rate {rate:.2e} "
                 f"tokens {tokens / 1e6:.2f} M, {spent:.0f} s",
                 flush=True,
             )

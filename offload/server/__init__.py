@@ -11,11 +11,11 @@ Nothing is imported here but names, so that what is missing can be told in one l
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from offload.errors import UnsupportedError
 
@@ -32,7 +32,8 @@ class Options:
 
     names: further hosts that requests may be meant for. keys: of which a client needs one; none:
     it needs none. origins: of pages elsewhere that may ask. sessions: a folder that keeps
-    conversations over a restart.
+    conversations over a restart. defaults: fields of SamplingParams and ChatWishes for requests
+    that do not say it.
     """
 
     host: str = "127.0.0.1"
@@ -44,6 +45,7 @@ class Options:
     keys: tuple[str, ...] = field(default=(), repr=False)
     origins: tuple[str, ...] = ()
     sessions: Path | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     drain_seconds: float = 30.0
 
 

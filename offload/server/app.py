@@ -20,6 +20,7 @@ from offload.server.limits import Body, read_body
 from offload.server.machine import Machine
 from offload.server.models import Models
 from offload.server.page import page_routes
+from offload.server.sampling import with_defaults
 from offload.server.security import Guarded, Rules
 from offload.server.sse import Answering
 
@@ -110,7 +111,7 @@ def asking(host: Host, read: Callable[[Body], Ask]) -> Endpoint:
     """The endpoint of a protocol: a body is read, asked at the desk, and answered."""
 
     async def endpoint(request: Request) -> Answering:
-        body = await read_body(request)
+        body = with_defaults(await read_body(request), host.defaults)
         desk = host.desk
         ask = read(body)
         ticket = await desk.ask(ask.starts, name=ask.name)

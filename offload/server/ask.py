@@ -8,6 +8,7 @@ from typing import Any
 
 from offload.answer import Answer
 from offload.engine import Engine, Progress
+from offload.kimi_chat import ThinkingMode
 from offload.server.billing_header import without_billing_headers
 from offload.server.desk import Start
 from offload.server.sampling import seeded
@@ -27,13 +28,26 @@ class Ask:
 def chat_start(
     messages: Sequence[Any], wishes: Mapping[str, Any], sampling: Mapping[str, Any]
 ) -> Start:
-    """The answer to a conversation; wishes: fields of ChatWishes."""
+    """The answer to a conversation; wishes: fields of ChatWishes.
+
+    Agents switch thinking on or off whatever the model: what it cannot do is left out, and noted.
+    """
     spoken = without_billing_headers(messages)
 
     def start(engine: Engine, progress: Progress) -> Answer:
-        return engine.chat(spoken, **wishes, progress=progress, **sampling)
+        note = _CANNOT.get((engine.format.thinking_mode, wishes.get("thinking")))
+        wished = wishes if note is None else {**wishes, "thinking": None}
+        answer = engine.chat(spoken, **wished, progress=progress, **sampling)
+        answer.notes += () if note is None else (note,)
+        return answer
 
     return start
+
+
+_CANNOT: Mapping[tuple[ThinkingMode, bool | None], str] = {
+    ("none", True): "thinking is not switched on: this model has none",
+    ("always", False): "thinking is not switched off: this model always thinks",
+}
 
 
 def chat_starts(

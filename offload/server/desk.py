@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 from offload.answer import Answer
@@ -21,7 +20,8 @@ from offload.engine import Engine, Progress
 from offload.errors import OffloadError
 from offload.server.errors import Failure, busy, failure_of, refused, unavailable
 from offload.server.events import Ended
-from offload.server.ticket import Seat, State, Ticket
+from offload.server.ticket import Seat, Ticket
+from offload.server.views import SlotView, Totals, view_of
 from offload.speech import Token
 from offload.stats import RunStats
 
@@ -31,39 +31,6 @@ ENDING = "the server is shutting down; ask again when it is back"
 
 Start = Callable[[Engine, Progress], Answer]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlotView:
-    """An answer at the desk, at a glance. number: of its slot; -1: it waits, as `position`."""
-
-    number: int
-    position: int
-    state: State
-    name: str
-    prompt_tokens: int
-    read: int
-    reused: int
-    tokens: int
-    tps: float
-    seconds: float
-
-
-@dataclass(slots=True)
-class Totals:
-    """Of all answers that have ended. refused: for a full queue; left: by their clients."""
-
-    requests: int = 0
-    answers: int = 0
-    failed: int = 0
-    left: int = 0
-    refused: int = 0
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    tokens: int = 0
-    decode_tokens: int = 0  # all but each first one
-    prompt_seconds: float = 0.0
-    decode_seconds: float = 0.0
 
 
 class Desk:
@@ -132,13 +99,14 @@ class Desk:
     @property
     def n_open(self) -> int:
         """Answers that run, wait, or are being made."""
-        return len(self._running) + len(self._waiting) + self._making
+        with self._changed:  # one may be on its way from here to there
+            return len(self._running) + len(self._waiting) + self._making
 
     def snapshot(self) -> list[SlotView]:
         """Those that run, by slot, and then those that wait."""
         with self._changed:
             seats = [*sorted(self._running, key=lambda seat: seat.number), *self._waiting]
-            return [_view(seat) for seat in seats]
+            return [view_of(seat) for seat in seats]
 
     async def between_steps(self, look: Callable[[Engine], T]) -> T:
         """What `look` finds while nothing is computed; it must be quick. OffloadError if closed."""
@@ -302,7 +270,7 @@ class Desk:
             seat.state = "over"
             if seat in self._running:
                 self._running.remove(seat)
-            self._count(stats, n_tokens, failure)
+            self.totals.count(stats, n_tokens, failure)
             self._observe(seat, failure)
         seat.ticket.put(
             seat.index,
@@ -322,17 +290,6 @@ class Desk:
             self._end(seat, failure)
         self._waiting.clear()
 
-    def _count(self, stats: RunStats, n_tokens: int, failure: Failure | None) -> None:
-        totals = self.totals
-        totals.answers += 1
-        totals.failed += failure is not None
-        totals.prompt_tokens += stats.prompt_tokens
-        totals.reused_tokens += stats.reused_tokens
-        totals.tokens += n_tokens
-        totals.decode_tokens += stats.decode_tokens
-        totals.prompt_seconds += stats.prompt_seconds
-        totals.decode_seconds += stats.decode_seconds
-
 
 def _fill(found: Future[T], look: Callable[[Engine], T], engine: Engine) -> None:
     if not found.set_running_or_notify_cancel():
@@ -341,20 +298,3 @@ def _fill(found: Future[T], look: Callable[[Engine], T], engine: Engine) -> None
         found.set_result(look(engine))
     except Exception as exc:
         found.set_exception(exc)
-
-
-def _view(seat: Seat) -> SlotView:
-    stats = RunStats() if seat.answer is None else seat.answer.stats
-    since = seat.began if seat.number >= 0 else seat.ticket.asked
-    return SlotView(
-        number=seat.number,
-        position=seat.position,
-        state=seat.state,
-        name=seat.ticket.name,
-        prompt_tokens=stats.prompt_tokens,
-        read=seat.read,
-        reused=stats.reused_tokens,
-        tokens=seat.n_tokens,
-        tps=stats.decode_tps,
-        seconds=time.monotonic() - since,
-    )

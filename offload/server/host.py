@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from offload.engine import Engine, Progress
 from offload.server.desk import Desk
@@ -36,11 +37,13 @@ class Host:
         *,
         parallel: int,
         queue: int,
+        defaults: Mapping[str, Any] | None = None,
         files: SlotFiles | None = None,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.name = name
         self.parallel, self.queue = parallel, queue
+        self.defaults: Mapping[str, Any] = defaults or {}
         self.since = time.time()
         self.metrics = Metrics()
         self.loading: LoadProgress | None = None  # the latest news

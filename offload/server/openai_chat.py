@@ -104,7 +104,7 @@ class ChatReply(OpenAIReply):
             {
                 "id": head.id,
                 "type": "function",
-                "function": {"name": head.name, "arguments": arguments or "{}"},
+                "function": {"name": head.name, "arguments": arguments},
             }
             for head, arguments in said.calls
         ]

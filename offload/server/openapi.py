@@ -58,12 +58,12 @@ def _numbers() -> dict[str, Schema]:
 
 
 STOP = {"type": "string", "maxLength": STOP_CHARACTERS}
-SYSTEM = _or_null(TEXT, _list({"anyOf": [TEXT, _object(text=TEXT)]}))
+PART = _object(text=_or_null(TEXT))
+SYSTEM = _or_null(TEXT, _list(PART))
 STREAM = {"stream": FLAG}
 SAMPLING = {**_numbers(), **STREAM, "stop": _or_null(STOP, _list(STOP, maxItems=STOPS))}
 TURN = _object("role", role=_one_of("user", "assistant"), content=_or_null(TEXT))
-PART = _object(text=TEXT)
-TEXTS = _or_null(TEXT, _list(PART))
+TEXTS = _or_null(TEXT, _list({"anyOf": [TEXT, PART]}))
 TOOL = _object("function", function=_object("name", name={"type": "string", "pattern": "^\\w+$"}))
 SCHEMAS: dict[str, Schema] = {
     "Error": _object(

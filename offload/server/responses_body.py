@@ -94,8 +94,8 @@ class _Turns:
         if kind == "message":
             self._message(item)
         elif kind == "reasoning":
-            text = _text(item.get("content"))
-            if text:  # what is only summed up or encrypted says nothing to this model
+            text = _text(item.get("content")) or _text(item.get("summary"))
+            if text:  # what is only encrypted says nothing to this model
                 self._fresh("reasoning_content", "content", "tool_calls")["reasoning_content"] = (
                     text
                 )

@@ -5,6 +5,7 @@ Fields are looked up by name; all others are left alone, whatever they hold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from offload.arguments import quoted, whole
@@ -50,6 +51,18 @@ def read_sampling(body: Body) -> dict[str, Any]:
     if isinstance(given.get("stop"), list):
         given["stop"] = [text for text in given["stop"] if text != ""]
     return given
+
+
+def with_defaults(body: Body, defaults: Mapping[str, Any]) -> Body:
+    """A body with fields that it does not give, by the names of SamplingParams and ChatWishes."""
+    missing = {
+        field: value
+        for field, value in defaults.items()
+        if first(body, *_NAMES.get(field, (field,))) is None
+    }
+    if "thinking_budget" in missing and _budget(body) is not None:
+        del missing["thinking_budget"]
+    return {**body, **missing} if missing else body
 
 
 def seeded(sampling: dict[str, Any], index: int) -> dict[str, Any]:

@@ -34,7 +34,14 @@ def serve_model(
     with listen(options.host, options.port) as sock:
         name = options.alias or (EMBEDDED if path is None else PurePath(path).stem)
         files = None if options.sessions is None else SlotFiles(options.sessions)
-        host = Host(name, parallel=options.parallel, queue=options.queue, files=files, note=note)
+        host = Host(
+            name,
+            parallel=options.parallel,
+            queue=options.queue,
+            defaults=options.defaults,
+            files=files,
+            note=note,
+        )
         rules = Rules(
             host=options.host, names=options.names, keys=options.keys, origins=options.origins
         )

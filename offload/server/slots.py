@@ -25,6 +25,7 @@ def load_slots(
     if isinstance(wish, PlanOptions) and parallel > 1:
         wish = _with_slots(path, wish, parallel, progress)
     engine = load_as(path, wish, progress)
+    engine.get_ready()
     kv = engine.plan.kv
     if kv.tokens < parallel * kv.context:
         log.warning(

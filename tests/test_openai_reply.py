@@ -1,0 +1,56 @@
+"""Chunks and whole objects of chat completions, of answers that nobody computed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import said
+from replies import kimi
+
+from offload.server.openai_chat import ChatReply
+from offload.server.openai_reply import Told
+from offload.server.sse import Said
+from offload.speech import Token
+from offload.stats import FinishReason
+
+
+def reply() -> ChatReply:
+    return ChatReply("m", kimi(), 1, Told(), has_logprobs=False)
+
+
+def streamed(tokens: list[Token], finish: FinishReason) -> list[Any]:
+    made = reply()
+    frames = [made.begin([20]), *(made.frame(0, e) for e in [*tokens, said.ended(finish)])]
+    lines = b"".join(frames).decode().split("\n\n")
+    return [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines if line]
+
+
+CUT = [said.called(said.ADD), said.called(said.ADD, '{"a')]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "finish", "reason"),
+    [
+        ([said.said("Yes.")], "stop", "stop"),
+        (said.CALLS, "stop", "tool_calls"),
+        (CUT, "length", "length"),
+        ([said.called(said.ADD)], "length", "length"),
+        ([said.said("Y")], "length", "length"),
+    ],
+)
+def test_a_call_that_was_cut_is_sent_as_it_is_and_ends_by_its_length(
+    tokens: list[Token], finish: FinishReason, reason: str
+) -> None:
+    choices = streamed(tokens, finish)
+    assert choices[-1]["finish_reason"] == reason
+    whole = reply().whole([Said(tokens, said.ended(finish))])["choices"][0]
+    assert whole["finish_reason"] == reason
+    deltas = [one for choice in choices for one in choice["delta"].get("tool_calls", ())]
+    arguments: dict[int, str] = {}
+    for one in deltas:
+        index = one["index"]
+        arguments[index] = arguments.get(index, "") + one["function"]["arguments"]
+    calls = whole["message"].get("tool_calls", [])
+    assert [call["function"]["arguments"] for call in calls] == list(arguments.values())
