@@ -29,6 +29,7 @@ class Arguments:
         self._in_string = False
         self._escaped = False
         self._done = False
+        self.rest = ""  # what followed a complete object
 
     @property
     def text(self) -> str:
@@ -96,6 +97,7 @@ class Arguments:
         """`text` up to where the value is complete."""
         for place, char in enumerate(text):
             if self._done:
+                self.rest += text[place:]
                 return text[:place]
             if self._escaped:
                 self._escaped = False

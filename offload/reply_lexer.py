@@ -29,10 +29,14 @@ THINK_KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing in an answer. text: as the model wrote it, marks and special tokens literally."""
+    """One thing in an answer. text: as the model wrote it, marks and special tokens literally.
+
+    is_token: a mark that is one token, so nobody speaks of it in words.
+    """
 
     kind: Kind
     text: str
+    is_token: bool = False
 
 
 class Lexer:
@@ -46,7 +50,7 @@ class Lexer:
         self._decoder = StreamDecoder(tokenizer)
         ids = {text: tokenizer.special_id(text) for text in marks}
         self._of_id = {
-            token_id: Event(marks[text], text)
+            token_id: Event(marks[text], text, is_token=True)
             for text, token_id in ids.items()
             if token_id is not None
         }

@@ -13,42 +13,18 @@ otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 from offload.call_arguments import Arguments
 from offload.call_names import CallNames, own_number
+from offload.reply_call import THINK_MARKS, TOOL_MARKS, Call, Section, is_noise
 from offload.reply_lexer import Event
 from offload.reply_text import ReplyText
 from offload.stream import CallHead, Piece
 from offload.tools import Tool
 
 State = Literal["reasoning", "content", "section", "id", "arguments", "after"]
-_TOOL_MARKS = ("section", "end_section", "call", "arguments", "end_call")
-_THINK_MARKS = ("think", "end_think")
-_STRAY = 1_000  # characters before a mark that can name a tool
-
-
-@dataclass(slots=True)
-class _Section:
-    """Of calls. raw: as written, until one is found to be right; broken: the calls that are not."""
-
-    is_marked: bool
-    raw: str = ""
-    broken: str = ""
-    n_calls: int = 0
-
-
-@dataclass(slots=True)
-class _Call:
-    """The one that is being read. head: None until it is known which tool it calls."""
-
-    raw: str
-    id: str = ""
-    arguments: Arguments | None = None
-    head: CallHead | None = None
-    doubted: list[Event] = field(default_factory=list)  # since a mark in an open string
-    tried: Arguments | None = None  # with these as text
+_STRAY = 200  # characters before a mark that can name a tool
 
 
 class ReplyParser:
@@ -76,11 +52,11 @@ class ReplyParser:
         self._text = ReplyText(strips=strips, has_content=has_content)
         self._next_number = next_number
         self._n_calls = 0
-        self._section = _Section(is_marked=False)
-        self._call = _Call(raw="")
-        self._marks: set[str] = set()  # of tools, as written in this answer
+        self._section = Section(is_marked=False)
+        self._call = Call(raw="")
+        self._marks: set[str] = set()  # of tools, that are tokens and came
         self._husk = ""  # marks with nothing between them
-        self._stray = ""  # text since the last mark, in a section and after it
+        self._stray = ""  # text since the last mark, outside of calls
         self._out: list[Piece] = []
 
     def feed(self, event: Event) -> list[Piece]:
@@ -116,10 +92,10 @@ class ReplyParser:
         return "" if self._text.is_said or self._n_calls else self._husk
 
     def _take(self, event: Event) -> None:
-        thinks = event.kind in _THINK_MARKS  # which end a section, so are not in it
+        thinks = event.kind in THINK_MARKS  # which end a section, so are not in it
         if self._section.raw and not (thinks and self._state == "section"):
             self._section.raw += event.text
-        if event.kind in _TOOL_MARKS:
+        if event.is_token and event.kind in TOOL_MARKS:
             self._marks.add(event.text)
         stray, self._stray = self._stray, ""
         if self._state in ("id", "arguments") and self._call.head is None:
@@ -136,11 +112,10 @@ class ReplyParser:
             self._leave("content")
         elif event.kind == "text":
             self._say_text(event.text)
-            if self._state in ("section", "after"):
-                self._stray = (stray + event.text)[-_STRAY:]
+            self._stray = (stray + event.text)[-_STRAY:]
         elif self._state == "section" and event.kind == "end_section":
             self._close_section()
-        elif self._state in ("section", "after") and event.kind == "arguments":
+        elif event.kind == "arguments":
             self._open_late(stray, event)
 
     def _say_text(self, text: str) -> None:
@@ -167,21 +142,23 @@ class ReplyParser:
         if self._state != "section":
             self._text.pause()
             self._state = "section"
-            self._section = _Section(is_marked=event.kind == "section", raw=event.text)
+            self._section = Section(is_marked=event.kind == "section", raw=event.text)
         if event.kind == "call":
             self._state = "id"
-            self._call = _Call(raw=event.text)
+            self._call = Call(raw=event.text)
 
     def _open_late(self, stray: str, mark: Event) -> None:
         """The mark of arguments without one of a call: what stands before it may name a tool."""
         if not self._calls_tools or not stray.strip() or self._names.find(stray) is None:
             return
+        if self._state != "section":
+            self._text.pause()
         self._state = "id"
-        self._call = _Call(raw="", id=stray)
+        self._call = Call(raw="", id=stray)
         self._in_id(mark)
 
     def _close_section(self) -> None:
-        section, self._section = self._section, _Section(is_marked=False)
+        section, self._section = self._section, Section(is_marked=False)
         is_over = self._n_calls and self._is_husk(section.raw)
         self._state = "after" if is_over else "content"
         if self._calls_tools:
@@ -210,7 +187,7 @@ class ReplyParser:
             name = self._names.find(self._call.id)
             if name is not None:
                 self._start(name)
-        elif event.kind not in _THINK_MARKS or self._names.find(self._call.id) is None:
+        elif event.kind not in THINK_MARKS or self._names.find(self._call.id) is None:
             self._end_by(event)
 
     def _in_arguments(self, event: Event) -> None:
@@ -221,7 +198,7 @@ class ReplyParser:
         elif event.kind == "text":
             self._say(call.arguments.push(event.text))
         elif call.arguments.in_string:
-            if event.kind in _TOOL_MARKS:
+            if event.kind in TOOL_MARKS:
                 call.doubted, call.tried = [event], call.arguments.fork()
                 call.tried.push(event.text)
             elif event.kind == "end":
@@ -232,15 +209,11 @@ class ReplyParser:
             if call.head is None and self._names.find(call.arguments.text) is not None:
                 call.id = call.arguments.text  # the mark was there twice, before the name and after
                 self._in_id(event)
-        elif not self._is_noise(event, call.arguments):
+            elif call.arguments.rest:  # the name of another call, perhaps
+                self._close_call(event)
+                self._open_late(call.arguments.rest, event)
+        elif not is_noise(event, call.arguments):
             self._end_by(event)
-
-    @staticmethod
-    def _is_noise(event: Event, arguments: Arguments) -> bool:
-        """Whether an event that stands outside of strings does not end the arguments."""
-        if event.kind == "section":
-            return arguments.is_empty
-        return event.kind == "special" or (event.kind in _THINK_MARKS and not arguments.is_done)
 
     def _in_doubt(self, event: Event) -> None:
         """A mark stands in a string that is open: text, if the whole is JSON in the end."""
@@ -257,7 +230,7 @@ class ReplyParser:
             if not call.tried.is_done:
                 return
             event = Event("text", "")
-        elif event.kind not in _TOOL_MARKS:
+        elif event.kind not in TOOL_MARKS:
             return
         if not call.tried.is_valid:
             self._reject()
@@ -283,7 +256,7 @@ class ReplyParser:
 
     def _end_by(self, mark: Event) -> None:
         """`mark` closes the call, and does what it does beside."""
-        call, section, thinks = self._call, self._section, mark.kind in _THINK_MARKS
+        call, section, thinks = self._call, self._section, mark.kind in THINK_MARKS
         if mark.kind != "end_call":
             call.raw = call.raw.removesuffix(mark.text)
         if thinks or (not section.is_marked and mark.kind in ("section", "call")):
@@ -298,7 +271,7 @@ class ReplyParser:
             return
         if mark.kind == "call":
             self._state = "id"
-            self._call = _Call(raw=mark.text)
+            self._call = Call(raw=mark.text)
         elif mark.kind == "end_section":
             self._close_section()
 

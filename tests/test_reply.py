@@ -195,8 +195,14 @@ def test_a_name_before_arguments_is_a_call_after_a_call() -> None:
         call("functions.get_weather:0", WEATHER),
         f'functions.add:1{ARGUMENTS}{{"a": 1}}',
     )
-    for text in (section(first + second), first + second, section(first) + second):
+    unclosed = first.removesuffix(END_CALL)
+    for text in (
+        section(first + second), first + second, section(first) + second,
+        section(unclosed + second), unclosed + second,
+    ):  # fmt: skip
         assert read(text) == [BEIJING, ADD]
+    said = f"Well, functions.get_weather:0{ARGUMENTS}{WEATHER}{END_CALL}{END_SECTION}"
+    assert read(said) == [content("Well, functions.get_weather:0"), BEIJING]
     assert read(section(first) + f"nobody{ARGUMENTS}{{}}") == [BEIJING]
 
 

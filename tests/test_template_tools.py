@@ -175,7 +175,10 @@ def test_calls_of_hermes_and_qwen() -> None:
         ("content", "So.\n"), CITY, ("call", "functions.get_weather:1", *CITY[2:]),
     ]  # fmt: skip
     assert read(chat, one) == [("content", one)]  # nothing was offered
-    for broken in ('<tool_call>\n{"name": "x"}\n</tool_call>', "<tool_call>{", "<tool_c"):
+    for broken in (
+        '<tool_call>\n{"name": "x"}\n</tool_call>', "<tool_call>{", "<tool_c",
+        "The mark is <tool_call>", "Write <tool_call></tool_call>.",
+    ):  # fmt: skip
         assert read(chat, broken, WEATHER) == [("content", broken)]
     coder = (
         "<tool_call>\n<function=get_weather>\n<parameter=city>\nRome\n</parameter>\n"

@@ -149,9 +149,11 @@ def _budget(body: Body) -> Any:
 
 
 def _tool_choice(choice: Any) -> Any:
-    """The word, or the name of the function."""
+    """The word, alone or as a type, or the name of the function."""
     if not isinstance(choice, dict):
         return choice
+    if choice.get("type") in ("auto", "none", "required"):
+        return choice["type"]
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else choice.get("name")
     if not isinstance(name, str) or not name:
