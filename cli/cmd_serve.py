@@ -176,7 +176,12 @@ def _leave(code: int) -> None:
 def _keys_of(path: Path | None) -> list[str]:
     if path is None:
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as exc:
+        raise click.UsageError(
+            f"--api-key-file {path}: byte {exc.start:,} is no UTF-8 text; keys are text, one a line"
+        ) from exc
     keys = [line.strip() for line in lines if line.strip()]
     if not keys:
         raise click.UsageError(f"--api-key-file {path}: there is no key in it")

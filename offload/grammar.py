@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from offload.errors import OffloadError, RequestError
+from offload.errors import RequestError
 from offload.guide import BITS
 from offload.tokenizer import Tokenizer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 KEPT: Final = 256  # grammars
+TRIED: Final = 64  # tokens of a text that is written to see whether the library gets on
 
 # Between two tokens of JSON: a space, or a new line. Unbounded, a model may never stop with it.
 _SPACE: Final = r" |\r?\n[ \t]{0,40}"
@@ -37,7 +38,7 @@ class Grammar:
 
 
 class JsonText:
-    """One text in the making, told every token of it. OffloadError if it is beyond the library."""
+    """One text in the making, told every token of it. RequestError if it is beyond the library."""
 
     def __init__(self, matcher: LLMatcher, end_id: int) -> None:
         self._matcher = matcher
@@ -68,7 +69,7 @@ class JsonText:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().partition("\n")[0]
-            raise OffloadError(
+            raise RequestError(
                 f"the answer cannot be held to its schema any further: {reason}; use a simpler one"
             )
 
@@ -85,6 +86,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._vocabulary = tokenizer
         self._end_id = min(tokenizer.eog_ids, default=0)
+        self._quote = tokenizer.encode('"', special=False)[-1]
         self._lock = threading.Lock()
         self._view: LLTokenizer | None = None
         self._made: dict[bytes, Made] = {}
@@ -128,10 +130,29 @@ class Grammars:
         start = LLMatcher(view, source, log_level=0)
         if start.is_error():
             return None, [start.get_error()]
-        first = start.deep_copy()
-        if not any(first.compute_bitmask()) or first.is_error():
-            return None, ["no text follows it"]
-        return Grammar(start, self._end_id), said
+        grammar = Grammar(start, self._end_id)
+        try:
+            self._write(grammar.text())
+        except RequestError as exc:
+            return None, [str(exc)]
+        return grammar, said
+
+    def _write(self, text: JsonText) -> None:
+        """Some tokens of a text, with short strings; RequestError if the library cannot go on.
+
+        A grammar that it takes may still grow out of all bounds as it is followed.
+        """
+        for number in range(TRIED):
+            bits = text.bits()
+            (words,) = bits.nonzero()
+            if not len(words):
+                if number == 0:
+                    raise RequestError("no text follows it")
+                return
+            low = int(bits[words[0]])
+            first = int(words[0]) * 32 + (low & -low).bit_length() - 1
+            quote = self._quote
+            text.push(quote if bits[quote >> 5] >> (quote & 31) & 1 else first)
 
 
 def is_installed() -> bool:

@@ -237,3 +237,21 @@ def test_no_schema_is_an_error(schema: Any, is_object: bool) -> None:
     text = made.text()
     assert text.bits().any()
     assert not is_object or not takes(made, "[1]")
+
+
+@pytest.mark.parametrize("before", [{}, AB], ids=["alone", "behind others"])
+def test_what_the_library_gives_up_on_later_is_loosened_at_once(before: dict[str, Any]) -> None:
+    hard = {"type": "string", "pattern": "^(a?){500}a{500}$"}
+    given = {**before, "hard": hard}
+    grammar, notes = read({"type": "object", "properties": given, "required": [*given]})
+    assert "anything of the right type may be hard" in notes
+    assert takes(grammar, {**({"a": "x", "b": 3} if before else {}), "hard": "b" * 600})
+    assert not takes(grammar, {**({"a": 3, "b": 3} if before else {}), "hard": 3})
+
+
+def test_more_properties_than_the_library_can_follow_are_any_object() -> None:
+    many = {f"p{i}": {"type": "string"} for i in range(1000)}
+    grammar, notes = read({"type": "object", "properties": many})
+    assert "Current row" in notes
+    assert "nothing is enforced but its type" in notes
+    assert takes(grammar, {"p999": "x", "other": 3})

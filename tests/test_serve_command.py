@@ -96,6 +96,12 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path) -> None:
         done = CliRunner().invoke(kimi_offload, ["serve", *options])
         assert done.exit_code == 2
         assert "--api-key" in done.output
+    keys = tmp_path / "keys"
+    for data, words in ((b"\xff\xfe", "byte 0 is no UTF-8 text"), (b"\n \n", "no key in it")):
+        keys.write_bytes(data)
+        done = CliRunner().invoke(kimi_offload, ["serve", "--api-key-file", str(keys)])
+        assert done.exit_code == 2
+        assert words in done.output
     code, text = error("--port", "0", str(tmp_path / "nothing.gguf"))
     assert code in (1, 2)
     assert "nothing.gguf" in text

@@ -90,6 +90,20 @@ def test_stop_strings_end_the_answer_before_them(server: Running) -> None:
     assert choice["finish_reason"] == "stop"
 
 
+def test_a_call_that_is_cut_short_ends_by_its_length(server: Running) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "minLength": 500}}}
+    function = {"name": "f", "parameters": schema | {"required": ["a"]}}
+    asked = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    asked |= {"thinking": {"type": "disabled"}, "max_tokens": 30}
+    (choice,) = server.chat(**asked).json()["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == "length"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(call["function"]["arguments"])
+    last = server.stream(**asked)[-1]
+    assert last["choices"][0]["finish_reason"] == "length"
+
+
 def test_thinking_is_switched_in_every_way_that_clients_know(server: Running) -> None:
     for switch in (
         {"chat_template_kwargs": {"thinking": False}},

@@ -80,6 +80,16 @@ def test_a_key_opens() -> None:
     assert locked.get("/health").status_code == 503  # it is loading
 
 
+def test_a_key_beyond_ascii_opens_in_either_coding() -> None:
+    on = client(Rules(keys=("clé",)))
+    for coding in ("utf-8", "latin-1"):
+        key = "Bearer clé".encode(coding)
+        assert on.get("/v1/models", headers={b"authorization": key}).status_code == 503
+    for wrong in ("Bearer cl?", "Bearer clê"):
+        key = wrong.encode("latin-1")
+        assert on.get("/v1/models", headers={b"authorization": key}).status_code == 401
+
+
 def test_bodies_are_json_by_their_type() -> None:
     on = client()
     for kind in ("text/plain", "application/x-www-form-urlencoded", "", "application/jsonx"):

@@ -146,7 +146,7 @@ class OpenAIReply(ABC):
 
 
 def finish_reason(ended: Ended, *, has_calls: bool = False) -> dict[str, str]:
-    """In OpenAI's words; an answer that went in circles has a reason beside it."""
+    """In OpenAI's words; a call that was cut short is none. A loop is told beside it."""
     said = ended.stats.finish_reason
     reason = "length" if said == "length" else "tool_calls" if has_calls else "stop"
     loop = {"stop_reason": "loop"} if said == "loop" else {}
