@@ -12,6 +12,7 @@ from pathlib import Path
 import libggml
 import numpy as np
 import pytest
+from cpu_types import SOME
 
 from quant.compiler import isa
 from quant.ggml import BLOCK, GGMLType, QuantError, row_bytes
@@ -226,10 +227,6 @@ def test_matmul_of_whole_numbers_is_exact(t: GGMLType) -> None:
     assert np.array_equal(matmul(t, data, x), exact)
 
 
-SOME = [
-    GGMLType[name]
-    for name in ("F16", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "IQ1_S", "IQ4_XS", "TQ2_0", "NVFP4")
-]
 some_types = pytest.mark.parametrize("t", SOME, ids=lambda t: t.name)
 
 
