@@ -2,7 +2,7 @@
 
 A type has nine kernels of 1 to 2 s each, and the first run on a machine compiles them. SOME has
 types that people run and every way in which the templates are bound. Of all types every run has
-`dequantize`, `matvec` and `matmul` (test_quant.py); .ci/run has all kernels of all types.
+`dequantize` and `matvec` (test_quant.py); .ci/run has all kernels of all types.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_few_tokens_have_the_bits_of_one(t: GGMLType, base: OneToken) -> None:
         assert_few_is_one_by_one(quant, base, moderate_rows(t, rows, n_cols), (rows, n_cols))
 
 
-@pytest.mark.parametrize("t", PACKED_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("t", [t for t in PACKED_TYPES if t in SOME], ids=lambda t: t.name)
 def test_few_tokens_of_packed_rows_have_the_bits_of_one(t: GGMLType) -> None:
     packed, (rows, n_cols) = PACKED_TYPES[t], (71, 512)
     data = np.tile(moderate_rows(t, 36, n_cols), (2, 1))[:rows]
