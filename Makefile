@@ -46,7 +46,8 @@ run: venv
 	fi
 
 test: venv-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	  $(ARGS)
 
 gpu-kernels: venv-dev
 	$(BIN)/python -m quant.cuda.report $(ARGS)
