@@ -98,6 +98,8 @@ class State:
         }
         self.shared_bytes = -(-shared // 16) * 16
         self.shared = np.full(len(blocks) * self.shared_bytes, 0xCD, np.uint8)
+        self.beside = [ptx_ops.Part.of(one) for one in machine.beside]
+        self.tables = [ptx_ops.Part.of(one) for one in parsed.tables.values()]
         self.races = ptx_ops.Races(self) if machine.look_for_races and threads > 32 else None
         self.copies = ptx_ops.Copies(self)
         self.mask: Array | None = None  # of threads that take the step; None: all

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ptx_text import Instruction, Program
@@ -23,6 +23,7 @@ TYPES = {
     "s16": np.int16, "f16": np.float16, "b32": np.uint32, "u32": np.uint32, "s32": np.int32,
     "f32": np.float32, "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "pred": np.bool_,
 }  # fmt: skip
+LANES = {n: np.arange(n) for n in (1, 2, 4, 8)}
 TINY = 2.0**-126  # the least normal float32
 WIDER = {"u16": np.uint32, "s16": np.int32, "u32": np.uint64, "s32": np.int64}
 
@@ -348,14 +349,17 @@ def _bfi(o: Operands, one: Instruction) -> Step:
 def _lop3(o: Operands, one: Instruction) -> Step:
     a, b, c, put = o.read(1, np.uint32), o.read(2, np.uint32), o.read(3, np.uint32), o.write(0)
     table = int(one.operands[4], 0)
+    terms = [k for k in range(8) if table >> k & 1]
+    inverted = len(terms) > 4
+    if inverted:
+        terms = [k for k in range(8) if k not in terms]
 
     def do(state: State) -> None:
-        x, y, z = a(state), b(state), c(state)
+        sides = [(~x, x) for x in (a(state), b(state), c(state))]
         found = np.uint32(0)
-        for k in range(8):
-            if table >> k & 1:
-                found = found | ((x if k & 4 else ~x) & (y if k & 2 else ~y) & (z if k & 1 else ~z))
-        put(state, found)
+        for k in terms:
+            found = found | (sides[0][k >> 2] & sides[1][k >> 1 & 1] & sides[2][k & 1])
+        put(state, ~found if inverted else found)
 
     return do
 
@@ -537,13 +541,26 @@ def spots(state: State, address: Any, size: int, lanes: int, where: Array, base:
     at = np.asarray(address) - base
     if state.mask is not None:
         at = np.where(state.mask, at, 0)
-    if at.size and (int(at.min()) < 0 or int(at.max()) + size * lanes > where.nbytes):
-        bad = int(at.max() if int(at.min()) >= 0 else at.min())
-        raise fault(f"byte {bad} of {where.nbytes}")
-    if (at & (size * lanes - 1)).any():
+    least, most = _ends(at)
+    if least < 0 or most + size * lanes > where.nbytes:
+        raise fault(f"byte {most if least >= 0 else least} of {where.nbytes}")
+    if size * lanes > 1 and int(np.bitwise_or.reduce(at, axis=None)) & (size * lanes - 1):
         raise fault(f"an address that is no multiple of {size * lanes}")
-    first = at // size
-    return first[..., None] + np.arange(lanes)
+    first = at >> (size.bit_length() - 1)
+    return first[..., None] if lanes == 1 else first[..., None] + LANES[lanes]
+
+
+def _ends(at: Any) -> tuple[int, int]:
+    """The least and the greatest address."""
+    if np.ndim(at) == 0:
+        return int(at), int(at)
+    return int(np.minimum.reduce(at)), int(np.maximum.reduce(at))
+
+
+def _wide(state: State, x: Any) -> Array:
+    """A number for each thread."""
+    x = np.asarray(x)
+    return x if x.ndim else np.broadcast_to(x, (state.n,))
 
 
 def _place(
@@ -552,12 +569,10 @@ def _place(
     """(memory as bytes, element indices)."""
     if "shared" in one.parts:
         base = state.block * state.shared_bytes
-        at = np.broadcast_to(np.asarray(address), (state.n,))
-        inside = at if state.mask is None else at[state.mask]
-        if inside.size and (
-            int(inside.min()) < 0 or int(inside.max()) + size * lanes > state.shared_bytes
-        ):
-            raise fault(f"shared byte {int(inside.max())} of {state.shared_bytes}")
+        at = _wide(state, address)
+        least, most = _ends(at if state.mask is None else at[state.mask])
+        if least < 0 or most + size * lanes > state.shared_bytes:
+            raise fault(f"shared byte {most} of {state.shared_bytes}")
         at = at + base
         found = spots(state, at, size, lanes, state.shared, 0)
         if state.races is not None:
@@ -565,31 +580,51 @@ def _place(
         return state.shared, found
     if "global" not in one.parts:
         raise fault("generic addresses")
-    tables = () if writes else state.program.tables.values()
-    if tables or state.machine.beside:
-        taking = address if state.mask is None else np.broadcast_to(address, state.n)[state.mask]
+    parts = state.beside if writes else [*state.tables, *state.beside]
+    if parts:
+        taking = address if state.mask is None else _wide(state, address)[state.mask]
         first = int(np.asarray(taking).flat[0])
-        for other in (*tables, *state.machine.beside):
-            if 0 <= first - other.ctypes.data < other.nbytes:
-                return other, spots(state, address, size, lanes, other, other.ctypes.data)
+        for part in parts:
+            if part.start <= first < part.end:
+                return part.bytes, spots(state, address, size, lanes, part.bytes, part.start)
     return state.machine.memory, spots(
         state, address, size, lanes, state.machine.memory, state.machine.base
     )
 
 
+class Part(NamedTuple):
+    """Memory beside the slab, or a table."""
+
+    start: int
+    end: int
+    bytes: Array
+
+    @classmethod
+    def of(cls, array: Array) -> Part:
+        """All of it."""
+        start = array.ctypes.data
+        return cls(start, start + array.nbytes, array)
+
+
 def _by_memory(one: Instruction, address: Read, access: Callable[[State, Any], None]) -> Step:
     """A step for the threads of each part of the memory on its own: `access(state, address)`."""
+    if "global" not in one.parts:
+        return lambda state: access(state, address(state))
 
     def do(state: State) -> None:
         at, whole = address(state), state.mask
-        beside = state.machine.beside if "global" in one.parts else []
-        where = np.zeros(np.shape(at), np.int64)
-        for i, other in enumerate(beside):
-            start = other.ctypes.data
-            where = np.where((at >= start) & (at < start + other.nbytes), i + 1, where)
-        if where.ndim == 0 or (where == where[0]).all():
+        if at.ndim == 0 or not state.beside:
             access(state, at)
             return
+        least, most = _ends(at if whole is None else at[whole])
+        if any(part.start <= least and most < part.end for part in state.beside) or all(
+            most < part.start or least >= part.end for part in state.beside
+        ):
+            access(state, at)
+            return
+        where = np.zeros(at.shape, np.int64)
+        for i, part in enumerate(state.beside):
+            where[(at >= part.start) & (at < part.end)] = i + 1
         for i in np.unique(where if whole is None else where[whole]):
             state.mask = where == i if whole is None else (where == i) & whole
             access(state, at)
@@ -623,16 +658,12 @@ def _st(o: Operands, one: Instruction) -> Step:
 
     def store(state: State, address: Any) -> None:
         memory, at = _place(state, one, address, size, lanes, True)
-        at = np.broadcast_to(at, (state.n, lanes)) if at.ndim > 1 else at
-        view = memory.view(kind)
+        view, mask = memory.view(kind), state.mask
+        if mask is not None:
+            at = at[mask]
         for i, read in enumerate(reads):
-            value = np.broadcast_to(read(state), at.shape[:-1])
-            if state.mask is not None:
-                view[np.broadcast_to(at, (state.n, lanes))[state.mask, i]] = np.broadcast_to(
-                    value, state.n
-                )[state.mask]
-            else:
-                view[at[..., i]] = value
+            value = read(state)
+            view[at[..., i]] = value if mask is None or not np.ndim(value) else value[mask]
 
     return _by_memory(one, o.address(0), store)
 
@@ -907,12 +938,11 @@ class Races:
 
     def touch(self, at: Array, size: int, writes: bool) -> None:
         """Elements (N, lanes) are read or written by the threads that take the step."""
-        state = self.state
-        words = np.broadcast_to(at, (state.n, at.shape[-1])) * size // 4
-        warp = np.broadcast_to(self.warp[:, None], words.shape)
+        state, lanes = self.state, at.shape[-1]
+        words, warp = (at if size == 4 else at * size >> 2), self.warp
         if state.mask is not None:
             words, warp = words[state.mask], warp[state.mask]
-        words, warp = words.reshape(-1), warp.reshape(-1)
+        words, warp = words.reshape(-1), warp if lanes == 1 else np.repeat(warp, lanes)
         before = self.writer[words]
         if ((before >= 0) & (before != warp)).any():
             raise fault("a race: another warp has written there since the last barrier")
