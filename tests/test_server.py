@@ -288,6 +288,8 @@ def test_errors_are_json(server: Running) -> None:
         {"messages": HI, "max_tokens": 1.5},
         {"messages": HI, "stop": [7]},
         {"messages": HI, "stop": ["x"] * 65},
+        {"messages": HI, "dry_sequence_breakers": ["x"] * 65},
+        {"messages": HI, "dry_sequence_breakers": ["x" * 1025]},
         {"messages": HI, "seed": 2**65},
         {"messages": HI * 10_001},
         {"messages": HI, "tool_choice": {"type": "function"}},
