@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from offload.tools import check_choice
 from offload.turns import Turns, learn_turns
 from offload.wishes import ChatWishes, check_logprobs
 
+BREAKERS_KEPT = 16  # choices of them, a byte a token of the vocabulary each
+
 
 class Requests:
     """Makes them for one model. context: the most tokens of a sequence."""
@@ -37,7 +39,7 @@ class Requests:
         self._vocab_size = vocab_size
         self._context = context
         self.rules = ReplyRules(tokenizer, chat_format)
-        self._breakers: dict[tuple[str, ...], MASK] = {}
+        self._breakers = lru_cache(BREAKERS_KEPT)(partial(breaker_mask, tokenizer))
 
     def continuation(
         self,
@@ -162,11 +164,8 @@ class Requests:
         )
 
     def _breaker_mask(self, params: SamplingParams) -> MASK | None:
-        """What cuts repeats for DRY; made once for each choice of breakers."""
-        breakers = params.dry_sequence_breakers
-        if params.dry_multiplier > 0 and breakers not in self._breakers:
-            self._breakers[breakers] = breaker_mask(self._tokenizer, breakers)
-        return self._breakers.get(breakers)
+        """What cuts repeats for DRY; the latest choices of breakers are kept."""
+        return self._breakers(params.dry_sequence_breakers) if params.dry_multiplier > 0 else None
 
     def check_ids(self, token_ids: Sequence[int]) -> np.ndarray:
         """Token ids of a prompt that this model can read, (n,) int64; RequestError."""

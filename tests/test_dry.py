@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replies import kimi
+from test_chat import format_of
 
 from offload.dry import MOST, breaker_mask, dry_penalties
 from offload.repeats import suffix_matches
+from offload.requests import BREAKERS_KEPT, Requests
 from offload.sampler import make_sampler
 from offload.sampling_params import SamplingParams
 
@@ -114,6 +118,23 @@ def test_breakers_are_the_tokens_that_contain_them(
 ) -> None:
     mask = breaker_mask(Words(), breakers)  # type: ignore[arg-type]
     assert np.flatnonzero(mask).tolist() == expected
+
+
+def test_choices_of_breakers_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def mask(*_: object) -> np.ndarray:
+        array = np.zeros(1, np.bool_)
+        made.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr("offload.requests.breaker_mask", mask)
+    requests = Requests(kimi(), format_of("Kimi K2.5"), kimi().n_vocab, 4096)
+    for i in [*range(100), 99]:
+        sampling = {"dry_multiplier": 1.0, "dry_sequence_breakers": [str(i)]}
+        requests.continuation("x", sampling, None)
+    assert len(made) == 100, "the latest is there"
+    assert sum(ref() is not None for ref in made) <= BREAKERS_KEPT
 
 
 @pytest.mark.parametrize("base", [1.0001, 1.75])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from server_client import HI, Running, running
+from server_client import HI, Running, read_answer, request, running
 
 QUESTION = [{"role": "user", "content": "What is a routed expert?"}]
 
@@ -88,20 +91,6 @@ def test_stop_strings_end_the_answer_before_them(server: Running) -> None:
     choice = whole["choices"][0]
     assert choice["message"]["content"].endswith("small ")
     assert choice["finish_reason"] == "stop"
-
-
-def test_a_call_that_is_cut_short_ends_by_its_length(server: Running) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "string", "minLength": 500}}}
-    function = {"name": "f", "parameters": schema | {"required": ["a"]}}
-    asked = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
-    asked |= {"thinking": {"type": "disabled"}, "max_tokens": 30}
-    (choice,) = server.chat(**asked).json()["choices"]
-    (call,) = choice["message"]["tool_calls"]
-    assert choice["finish_reason"] == "length"
-    with pytest.raises(json.JSONDecodeError):
-        json.loads(call["function"]["arguments"])
-    last = server.stream(**asked)[-1]
-    assert last["choices"][0]["finish_reason"] == "length"
 
 
 def test_thinking_is_switched_in_every_way_that_clients_know(server: Running) -> None:
@@ -208,6 +197,30 @@ def test_tokens_there_and_back(server: Running) -> None:
     assert post("/detokenize", json={"tokens": "x"}).status_code == 400
 
 
+def test_a_long_text_that_is_cut_into_tokens_holds_up_nobody(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    def waits(*_: object) -> Any:
+        assert answered.wait(10), "other requests are answered meanwhile"
+        return []
+
+    tokenizer = server.host.engine.tokenizer
+    for name, path, body in (
+        ("encode_parts", "/tokenize", {"content": "x"}),
+        ("decode", "/detokenize", {"tokens": [1]}),
+    ):
+        answered.clear()
+        monkeypatch.setattr(type(tokenizer), name, waits)
+        with server.connect() as sock:
+            sock.sendall(request(body, path))
+            time.sleep(0.1)
+            assert server.client.get("/health").status_code == 200
+            answered.set()
+            assert b" 200 " in read_answer(sock, is_stream=False)[:20]
+
+
 def test_the_model_and_its_context_are_told(server: Running) -> None:
     get = server.client.get
     models = get("/v1/models").json()
@@ -275,6 +288,8 @@ def test_errors_are_json(server: Running) -> None:
         {"messages": HI, "max_tokens": 1.5},
         {"messages": HI, "stop": [7]},
         {"messages": HI, "stop": ["x"] * 65},
+        {"messages": HI, "dry_sequence_breakers": ["x"] * 65},
+        {"messages": HI, "dry_sequence_breakers": ["x" * 1025]},
         {"messages": HI, "seed": 2**65},
         {"messages": HI * 10_001},
         {"messages": HI, "tool_choice": {"type": "function"}},

@@ -20,7 +20,7 @@ INLINE_BYTES = 64 << 10  # a body up to this is parsed in the event loop
 DEPTH = 100  # of JSON in JSON
 MESSAGES = 10_000
 TOOLS = 1_000
-STOPS = 64
+STOPS = 64  # strings that end an answer, or that no repeat reaches across
 STOP_CHARACTERS = 1_024
 CHOICES = 16  # answers of one request
 
@@ -147,15 +147,16 @@ def check_counts(body: Body) -> None:
         value = body.get(name)
         if isinstance(value, list) and len(value) > most:
             raise refused(f"{len(value):,} {name}; at most {most:,} are read", param=name)
-    for name in ("stop", "stop_sequences"):
-        stops = body.get(name)
-        if not isinstance(stops, list):
-            stops = [stops]
-        if len(stops) > STOPS:
-            raise refused(f"{len(stops):,} stop strings; at most {STOPS} are read", param=name)
-        longest = max((len(s) for s in stops if isinstance(s, str)), default=0)
+    for name in ("stop", "stop_sequences", "dry_sequence_breakers"):
+        texts = body.get(name)
+        if not isinstance(texts, list):
+            texts = [texts]
+        if len(texts) > STOPS:
+            raise refused(f"{len(texts):,} strings in {name}; at most {STOPS} are read", param=name)
+        longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
         if longest > STOP_CHARACTERS:
             raise refused(
-                f"a stop string of {longest:,} characters; at most {STOP_CHARACTERS:,} are read",
+                f"{name} has a string of {longest:,} characters; at most {STOP_CHARACTERS:,} are "
+                "read",
                 param=name,
             )

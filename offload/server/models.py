@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,7 @@ from offload.server.host import Host
 from offload.server.limits import Body, read_body
 from offload.server.openapi import description
 from offload.server.sampling import read_flag
-from offload.tokenizer import TextPart, checked_ids
+from offload.tokenizer import TextPart, Tokenizer, checked_ids
 from offload.version import __version__
 
 
@@ -105,28 +106,12 @@ class Models:
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize {content, add_special, parse_special, with_pieces}."""
         body = await read_body(request)
-        tokenizer = self._host.engine.tokenizer
-        content = body.get("content")
-        if not isinstance(content, str):
-            raise refused(f"content must be a string, not {quoted(content)}", param="content")
-        special = body.get("parse_special") is None or read_flag(body, "parse_special")
-        ids = tokenizer.encode_parts([TextPart(content, special)])
-        if read_flag(body, "add_special") and tokenizer.bos_id is not None and tokenizer.add_bos:
-            ids = [tokenizer.bos_id, *ids]
-        tokens: list[Any] = ids
-        if read_flag(body, "with_pieces"):
-            tokens = [{"id": i, "piece": _piece(tokenizer.token_bytes(i))} for i in ids]
-        return JSONResponse({"tokens": tokens})
+        return await asyncio.to_thread(_tokens, self._host.engine.tokenizer, body)
 
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize {tokens}."""
         body = await read_body(request)
-        tokenizer = self._host.engine.tokenizer
-        tokens = body.get("tokens")
-        if not isinstance(tokens, list):
-            raise refused(f"tokens must be a list of ids, not {quoted(tokens)}", param="tokens")
-        ids = [token if (number := whole(token)) is None else number for token in tokens]
-        return JSONResponse({"content": tokenizer.decode(checked_ids(ids, tokenizer.n_vocab))})
+        return await asyncio.to_thread(_text, self._host.engine.tokenizer, body)
 
     def _model(self) -> Body:
         host, engine = self._host, self._host.engine
@@ -160,6 +145,28 @@ class Models:
             "context_window": context,
             "max_context_window": context,
         }
+
+
+def _tokens(tokenizer: Tokenizer, body: Body) -> Response:
+    content = body.get("content")
+    if not isinstance(content, str):
+        raise refused(f"content must be a string, not {quoted(content)}", param="content")
+    special = body.get("parse_special") is None or read_flag(body, "parse_special")
+    ids = tokenizer.encode_parts([TextPart(content, special)])
+    if read_flag(body, "add_special") and tokenizer.bos_id is not None and tokenizer.add_bos:
+        ids = [tokenizer.bos_id, *ids]
+    tokens: list[Any] = ids
+    if read_flag(body, "with_pieces"):
+        tokens = [{"id": i, "piece": _piece(tokenizer.token_bytes(i))} for i in ids]
+    return JSONResponse({"tokens": tokens})
+
+
+def _text(tokenizer: Tokenizer, body: Body) -> Response:
+    tokens = body.get("tokens")
+    if not isinstance(tokens, list):
+        raise refused(f"tokens must be a list of ids, not {quoted(tokens)}", param="tokens")
+    ids = [token if (number := whole(token)) is None else number for token in tokens]
+    return JSONResponse({"content": tokenizer.decode(checked_ids(ids, tokenizer.n_vocab))})
 
 
 def _piece(data: bytes) -> str | list[int]:
