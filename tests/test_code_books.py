@@ -10,6 +10,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from cpu_types import EVERY_TYPE
 from test_quant import moderate_blocks, normal
 
 from quant.compiler import isa
@@ -23,7 +24,9 @@ from quant.types import books, grids
 
 TESTS = Path(__file__).parent
 TYPES = [t for t, q in QUANT_TYPES.items() if q.book is not None] + [GGMLType.IQ4_XS]
-every_type = pytest.mark.parametrize("t", TYPES, ids=lambda t: t.name)
+# those whose `matmul` other tests compile as well
+PROVEN = TYPES if EVERY_TYPE else [GGMLType.IQ1_S, GGMLType.IQ2_XXS]
+proven_types = pytest.mark.parametrize("t", PROVEN, ids=lambda t: t.name)
 
 
 def rows_of(t: GGMLType, rows: int, n_cols: int) -> np.ndarray:
@@ -98,7 +101,7 @@ def test_look_ups_at_once_and_by_halves_find_the_same() -> None:
 # --- products -------------------------------------------------------------------------------------
 
 
-@every_type
+@proven_types
 @pytest.mark.parametrize("planes", [1, 2])
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_matvec_has_the_bits_of_matmul(t: GGMLType, planes: int, rows: int) -> None:
@@ -109,7 +112,7 @@ def test_matvec_has_the_bits_of_matmul(t: GGMLType, planes: int, rows: int) -> N
         assert_same_bits(matvec(t, data, x[token], planes=planes), many[token])
 
 
-@every_type
+@proven_types
 @pytest.mark.parametrize("planes", [1, 2])
 def test_matvec_of_extreme_activations_has_the_bits_of_matmul(t: GGMLType, planes: int) -> None:
     """Largest magnitudes of either sign, zeros, and values that only the second plane holds."""
