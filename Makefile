@@ -1,5 +1,6 @@
 # make run [PROMPT="..."] [ARGS="..."]   set up once, then run the embedded model
-# make test [ARGS="..."]                 set up once, then run the tests
+# make test [ARGS="..."]                 set up once, then run the tests; EVERY_TYPE=1: with all kernels
+#                                        of all quant types, as .ci/run does
 # make gpu-kernels [ARGS="..."]          what every GPU kernel costs, without a GPU; fails if one spills
 # make results [RUNS="TQ1_0-packed"]     measure this machine beside llama.cpp, write PAGE
 # make gpu-check [OUT=folder]            prove a GPU against the CPU, and measure it
@@ -46,7 +47,8 @@ run: venv
 	fi
 
 test: venv-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	  $(ARGS)
 
 gpu-kernels: venv-dev
 	$(BIN)/python -m quant.cuda.report $(ARGS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from cpu_types import EVERY_TYPE
 from gpu_types import LEFT_OUT
 
 from offload.gpu import probe
@@ -41,6 +42,13 @@ def compiles_too_much(item: pytest.Item) -> bool:
     if spec is None:
         return False
     kind, name = spec.params.get("kind"), spec.params.get("name")
+    if item.name.startswith("test_attention_of_several") and name == "cuda, emulated":
+        return attends_as_others(spec.params["shape"], spec.params["kv"])
     of_type = any(kind is one or name == one.name for one in LEFT_OUT)
     product = item.name.startswith(("test_dense", "test_chosen", "test_experts_have_the_bits"))
     return of_type and (product or spec.params.get("device") == "cuda, emulated")
+
+
+def attends_as_others(shape: str, kv: str) -> bool:
+    """All kinds of rows are attended to in two shapes, in the others only float16."""
+    return not EVERY_TYPE and kv != "f16" and shape not in ("default", "odd sizes")

@@ -7,14 +7,13 @@ all kernels of all types by .ci/run, which has compiled them for its report by t
 
 from __future__ import annotations
 
-import os
 from itertools import combinations
+
+from cpu_types import EVERY_TYPE
 
 from quant.cuda.kernels import TYPES, plane_type
 from quant.cuda.plane_type import PlaneType
 from quant.ggml import GGMLType as G
-
-EVERY_TYPE = os.environ.get("EVERY_TYPE", "") not in ("", "0")
 
 
 def of_a_kind() -> set[G]:

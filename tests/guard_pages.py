@@ -10,6 +10,7 @@ import mmap
 import sys
 
 import numpy as np
+from cpu_types import SOME
 
 from quant.ggml import BLOCK, GGMLType, row_bytes
 from quant.kernels import Job
@@ -70,7 +71,7 @@ def run(pool: Pool, t: GGMLType, kind: Kind, n_cols: int, *, at_end: bool) -> No
 def main() -> None:
     kinds: tuple[Kind, ...] = ("dequantize", "matvec", "few", "matmul")
     pool = Pool(1)
-    for t in QUANT_TYPES:
+    for t in SOME:
         # whole blocks, and where blocks are small an odd number of 32 columns
         for n_cols in {max(32, BLOCK[t].size), *((96, 512) if BLOCK[t].size <= 32 else (256,))}:
             for kind in kinds:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import reference
 import tiny_gguf
+from cpu_types import SOME
 from simulated_gpu import SimulatedGpu
 from small_models import ODD, SMALL, Files
 from tiny_gguf import TinyModel
@@ -177,7 +178,7 @@ def test_embedding_is_the_dequantised_rows(device: Device, kind: G) -> None:
 
 
 @on_every_device
-@pytest.mark.parametrize("kind", QUANT_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("kind", SOME, ids=lambda t: t.name)
 def test_mlp(device: Device, rng: np.random.Generator, kind: G) -> None:
     """Two int8 planes of activations; their rounding is 1/256 of int8's."""
     mlp, values = gated([kind] * 3, 1, 10)
@@ -196,7 +197,7 @@ def test_mlp(device: Device, rng: np.random.Generator, kind: G) -> None:
     assert device.traffic.calls["mlp"] == len(rows_of(device))
 
 
-ROLES = {kind.name: ((kind,) * 3, None) for kind in QUANT_TYPES} | {
+ROLES = {kind.name: ((kind,) * 3, None) for kind in SOME} | {
     "shared of the same type": ((G.Q4_K,) * 3, (G.Q4_K,) * 3),
     "gate float": ((G.F32, G.Q4_K, G.Q4_K), (G.Q8_0, G.F32, G.Q8_0)),
     "up float": ((G.TQ1_0, G.F32, G.Q8_0), (G.F32, G.Q4_K, G.F32)),

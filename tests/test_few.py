@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cpu_types import EVERY_TYPE, SOME
 from test_quant import moderate_rows, normal
 
 from quant import kernels
@@ -19,13 +20,13 @@ from quant.kernels import Job
 from quant.packed.packed_type import PackedType
 from quant.packed.registry import PACKED_TYPES, run_pack
 from quant.quant_type import FEW_OF, Kind, OneToken, QuantType
-from quant.registry import QUANT_TYPES, quant_type
+from quant.registry import quant_type
 from quant.run import activations, driver
 from quant.run.pool import Pool
 
 TESTS = Path(__file__).parent
 TOKENS = 9
-every_type = pytest.mark.parametrize("t", QUANT_TYPES, ids=lambda t: t.name)
+some_types = pytest.mark.parametrize("t", SOME, ids=lambda t: t.name)
 every_base = pytest.mark.parametrize("base", FEW_OF)
 
 
@@ -81,7 +82,7 @@ def assert_few_is_one_by_one(
 
 
 @every_base
-@every_type
+@some_types
 def test_few_tokens_have_the_bits_of_one(t: GGMLType, base: OneToken) -> None:
     quant = quant_type(t)
     if quant.is_float and base != "matvec_f32":
@@ -93,7 +94,7 @@ def test_few_tokens_have_the_bits_of_one(t: GGMLType, base: OneToken) -> None:
         assert_few_is_one_by_one(quant, base, moderate_rows(t, rows, n_cols), (rows, n_cols))
 
 
-@pytest.mark.parametrize("t", PACKED_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("t", [t for t in PACKED_TYPES if t in SOME], ids=lambda t: t.name)
 def test_few_tokens_of_packed_rows_have_the_bits_of_one(t: GGMLType) -> None:
     packed, (rows, n_cols) = PACKED_TYPES[t], (71, 512)
     data = np.tile(moderate_rows(t, 36, n_cols), (2, 1))[:rows]
@@ -127,7 +128,8 @@ def test_other_instruction_sets_have_them_too(name: str) -> None:
         isa.choose(name)
     except ValueError as unable:
         pytest.skip(str(unable))
-    some = "Q4_K or Q4_0 or Q6_K or IQ1_M or TQ1_0 or F16"
+    of_every_template = "Q4_0 or TQ1_0 or F16"
+    some = f"{of_every_template} or Q4_K or Q6_K or IQ1_M" if EVERY_TYPE else of_every_template
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
         + ["-k", some, str(TESTS / "test_few.py")],

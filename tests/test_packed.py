@@ -14,6 +14,7 @@ from typing import Any
 import libggml
 import numpy as np
 import pytest
+from cpu_types import EVERY_TYPE, SOME
 from test_quant import moderate_blocks, normal
 
 from quant.compiler import isa
@@ -63,7 +64,9 @@ HALVES = {  # where a block has its d and dmin
     GGMLType.TQ2_0: range(64, 66),
 }
 ROWS, N_COLS = 131, 2304  # neither a multiple of a row group nor of the columns of a tile
-every_packed_type = pytest.mark.parametrize("t", list(PACKED_TYPES), ids=lambda t: t.name)
+some_packed_types = pytest.mark.parametrize(
+    "t", [t for t in PACKED_TYPES if t in SOME], ids=lambda t: t.name
+)
 
 
 def job(kernel: int, w: np.ndarray, row_bytes: int, n_rows: int, n_cols: int, **more: int) -> Any:
@@ -146,7 +149,7 @@ def matrix(t: GGMLType) -> tuple[np.ndarray, np.ndarray]:
 # --- the layout -----------------------------------------------------------------------------------
 
 
-@every_packed_type
+@some_packed_types
 @pytest.mark.parametrize("rows", [1, 50, 131])
 def test_packed_bytes_hold_the_same_weights_for_any_bytes(t: GGMLType, rows: int) -> None:
     rng = np.random.default_rng([int(t), rows])
@@ -158,7 +161,7 @@ def test_packed_bytes_hold_the_same_weights_for_any_bytes(t: GGMLType, rows: int
     assert np.array_equal(got[~nan], want[~nan])
 
 
-@every_packed_type
+@some_packed_types
 def test_packed_bytes_hold_the_same_weights_for_every_byte(t: GGMLType) -> None:
     """Every byte in every place of a block but the scales', which are those of a sane block."""
     block = moderate_blocks(t, 1)[0]
@@ -169,7 +172,7 @@ def test_packed_bytes_hold_the_same_weights_for_every_byte(t: GGMLType) -> None:
     assert np.array_equal(got, libggml.dequantize(t, data, 256))
 
 
-@every_packed_type
+@some_packed_types
 def test_sizes_are_those_of_the_layout(t: GGMLType) -> None:
     p = PACKED_TYPES[t]
     assert packed_type(t) is p
@@ -187,7 +190,7 @@ def test_types_without_a_packed_layout_have_none() -> None:
 # --- products -------------------------------------------------------------------------------------
 
 
-@every_packed_type
+@some_packed_types
 @pytest.mark.parametrize("rows", [1, 17, 48, 64, 131])
 def test_packed_matvec_equals_native_bit_for_bit(t: GGMLType, rows: int) -> None:
     (data, packed), p = matrix(t), PACKED_TYPES[t]
@@ -197,7 +200,7 @@ def test_packed_matvec_equals_native_bit_for_bit(t: GGMLType, rows: int) -> None
     assert_same_bits(got, want)
 
 
-@every_packed_type
+@some_packed_types
 @pytest.mark.parametrize("tokens", [1, 2, 7, 40])
 def test_packed_matmul_equals_matvec_bit_for_bit(t: GGMLType, tokens: int) -> None:
     (_, packed), p = matrix(t), PACKED_TYPES[t]
@@ -208,7 +211,7 @@ def test_packed_matmul_equals_matvec_bit_for_bit(t: GGMLType, tokens: int) -> No
         assert_same_bits(got, want)
 
 
-@every_packed_type
+@some_packed_types
 def test_packed_products_of_the_largest_activations_are_exact(t: GGMLType) -> None:
     """127 everywhere: sums of 16 bits, where there are any, are filled to their brim."""
     (data, packed), p = matrix(t), PACKED_TYPES[t]
@@ -221,7 +224,7 @@ def test_packed_products_of_the_largest_activations_are_exact(t: GGMLType) -> No
         assert np.all(np.abs(got[0] - weights @ x) <= 1e-5 * np.abs(weights).sum(axis=1))
 
 
-@every_packed_type
+@some_packed_types
 @pytest.mark.parametrize("byte", [0x00, 0x55, 0xAA, 0xFF])
 def test_packed_products_of_the_same_byte_everywhere_are_exact(t: GGMLType, byte: int) -> None:
     """Among them the largest weights: sums of 16 bits may overflow on the way, not at the end."""
@@ -239,7 +242,7 @@ def test_packed_products_of_the_same_byte_everywhere_are_exact(t: GGMLType, byte
         assert np.all(np.abs(got[0] - weights @ x) <= 1e-5 * np.abs(weights).sum(axis=1))
 
 
-@every_packed_type
+@some_packed_types
 def test_packed_products_do_not_depend_on_where_they_start(t: GGMLType) -> None:
     (_, packed), p = matrix(t), PACKED_TYPES[t]
     records = activations.quantize(normal(3, N_COLS))
@@ -253,8 +256,9 @@ def test_packed_products_do_not_depend_on_where_they_start(t: GGMLType) -> None:
 
 # --- in processes of their own --------------------------------------------------------------------
 
-# between them the two types use nearly all of simd_packed.py; compiling for more takes long
-SOME = {"avx512": "TQ1_0", "avxvnni": "TQ1_0 Q3_K", "avx2": "TQ1_0 Q3_K", "generic": "TQ1_0"}
+# between them the two types use nearly all of simd_packed.py; compiling takes long
+BOTH = "TQ1_0 Q3_K" if EVERY_TYPE else "TQ1_0"
+PROVEN = {"avx512": "TQ1_0", "avxvnni": BOTH, "avx2": BOTH, "generic": "TQ1_0"}
 
 
 def digest(names: str) -> str:
@@ -270,14 +274,14 @@ def digest(names: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in SOME if n != isa.ISA])
+@pytest.mark.parametrize("name", [n for n in PROVEN if n != isa.ISA])
 def test_other_instruction_sets_pack_and_multiply_the_same(name: str) -> None:
     try:
         isa.choose(name)
     except ValueError as unable:
         pytest.skip(str(unable))
     done = subprocess.run(
-        [sys.executable, "-c", f"import test_packed; print(test_packed.digest({SOME[name]!r}))"],
+        [sys.executable, "-c", f"import test_packed; print(test_packed.digest({PROVEN[name]!r}))"],
         capture_output=True,
         text=True,
         env={
@@ -287,4 +291,4 @@ def test_other_instruction_sets_pack_and_multiply_the_same(name: str) -> None:
         },
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [digest(SOME[name])]
+    assert done.stdout.split() == [digest(PROVEN[name])]
