@@ -24,6 +24,18 @@ from cli.plan_options import PLAN_FILE, check_plan_alone, plan_wish
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
+class _Key(Text):
+    """A key, which may have spaces in it; those around it are not sent."""
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """One, where click would make each word a key."""
+        return [rv]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As clients send it."""
+        return super().convert(value, param, ctx).strip()
+
+
 @click.command("serve")
 @model_argument
 @click.option(
@@ -60,7 +72,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--api-key",
     "keys",
-    type=Text(what="the key"),
+    type=_Key(what="the key"),
     multiple=True,
     metavar="KEY",
     envvar="KIMI_OFFLOAD_API_KEY",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 KEPT: Final = 256  # grammars
+KEPT_CHARACTERS: Final = 4 << 20  # of their schemas; a grammar takes some 60 bytes for each
 TRIED: Final = 64  # tokens of a text that is written to see whether the library gets on
 
 # Between two tokens of JSON: a space, or a new line. Unbounded, a model may never stop with it.
@@ -89,7 +90,7 @@ class Grammars:
         self._quote = tokenizer.encode('"', special=False)[-1]
         self._lock = threading.Lock()
         self._view: LLTokenizer | None = None
-        self._made: dict[bytes, Made] = {}
+        self._made: dict[bytes, tuple[Made, int]] = {}  # and the length of the schema
 
     def view(self) -> LLTokenizer:
         """The library's; takes most of a second for 160,000 tokens, once."""
@@ -107,14 +108,18 @@ class Grammars:
         key = hashlib.blake2b(text.encode() + bytes([lenient])).digest()
         view = self.view()
         with self._lock:
-            made = self._made.get(key)
-        if made is None:
-            made = self._compiled(text, view, lenient=lenient)
-            with self._lock:
-                if len(self._made) >= KEPT:
-                    self._made.pop(next(iter(self._made)))
-                self._made[key] = made
+            kept = self._made.get(key)
+        if kept is not None:
+            return kept[0]
+        made = self._compiled(text, view, lenient=lenient)
+        with self._lock:
+            self._made[key] = made, len(text)
+            while len(self._made) > KEPT or self._kept_characters() > KEPT_CHARACTERS:
+                del self._made[next(iter(self._made))]
         return made
+
+    def _kept_characters(self) -> int:
+        return sum(length for _, length in self._made.values())
 
     def _compiled(self, schema: str, view: LLTokenizer, *, lenient: bool) -> Made:
         from llguidance import LLMatcher

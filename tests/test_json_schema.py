@@ -191,14 +191,22 @@ def test_answers_share_a_grammar_and_not_its_state() -> None:
     assert not second.may_end
 
 
-def test_grammars_are_made_once_and_forgotten_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar, "KEPT", 2)
+@pytest.mark.parametrize("limit", ["KEPT", "KEPT_CHARACTERS"])
+def test_grammars_are_made_once_and_forgotten_in_turn(
+    monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    schemas = [{"required": [name]} for name in "abc"]
+    monkeypatch.setattr(grammar, limit, 2 if limit == "KEPT" else 2 * len(json.dumps(schemas[0])))
     grammars = Grammars(VOCABULARY)
-    first = any_object(grammars)
-    assert any_object(grammars) is first
-    for name in ("a", "b"):
-        grammars.make({"required": [name]}, lenient=False)
-    assert any_object(grammars) is not first
+
+    def made(number: int) -> Grammar | None:
+        return grammars.make(schemas[number], lenient=False)[0]
+
+    first, second = made(0), made(1)
+    assert made(0) is first
+    assert made(2) is made(2)
+    assert made(1) is second
+    assert made(0) is not first
 
 
 def test_a_grammar_made_in_one_thread_is_used_in_others() -> None:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from server_client import HI
 
 from cli.kimi_offload import kimi_offload
+from offload import server
 
 PROGRAM = (sys.executable, "-m", "cli.kimi_offload", "serve")
 
@@ -105,3 +106,17 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path) -> None:
     code, text = error("--port", "0", str(tmp_path / "nothing.gguf"))
     assert code in (1, 2)
     assert "nothing.gguf" in text
+
+
+def test_a_key_of_the_environment_is_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[server.Options] = []
+
+    def served(path: object, wish: object, options: server.Options, **_: object) -> bool:
+        given.append(options)
+        return True
+
+    monkeypatch.setattr(server, "serve", served)
+    for value in ("three words here", " three words here\n"):
+        done = CliRunner().invoke(kimi_offload, ["serve"], env={"KIMI_OFFLOAD_API_KEY": value})
+        assert done.exit_code == 0
+    assert [options.keys for options in given] == [("three words here",)] * 2

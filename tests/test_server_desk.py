@@ -162,6 +162,23 @@ def test_an_answer_that_fails_leaves_the_others(
 
 
 @pytest.mark.usefixtures("slow")
+def test_a_bug_at_the_desk_ends_answers_and_not_the_desk(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Steps, sequence: object) -> bool:
+        monkeypatch.undo()
+        raise ZeroDivisionError
+
+    with asked(server) as sock:
+        wait_for(lambda: "answering" in states(server))
+        monkeypatch.setattr(Steps, "has_room", broken)
+        assert server.chat(max_tokens=2).status_code == 500
+        assert b"ZeroDivisionError" in read_until(sock, END)
+    assert server.chat(max_tokens=2).status_code == 200
+    assert not states(server)
+
+
+@pytest.mark.usefixtures("slow")
 def test_a_client_that_sends_more_and_leaves_is_noticed(server: Running) -> None:
     with server.connect() as sock:
         sock.sendall(request({"messages": HI, "max_tokens": 1500}) + b"GET /health HTTP/1.1\r\n")

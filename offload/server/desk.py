@@ -178,25 +178,31 @@ class Desk:
     # --- in the desk's thread ---------------------------------------------------------------------
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(self._has_work)
-                if self._is_closed:
-                    self._end_all()
-                    for look in self._looks:
-                        look()
-                    return
-                self._seat_waiting()
-                looks, self._looks = self._looks, []
-                running = list(self._running)
-            for look in looks:
-                look()
+        while not self._is_closed:
             try:
-                self._round(running)
-            except Exception as exc:  # of the engine itself, not of one answer
-                failure = failure_of(exc)
-                for seat in running:
-                    self._end(seat, failure)
+                self._turn()
+            except Exception as exc:  # ours: nobody may wait for ever
+                self._end_all(failure_of(exc))
+        self._end_all(unavailable(ENDING, 5).failure)
+        for look in self._looks:
+            look()
+
+    def _turn(self) -> None:
+        with self._changed:
+            self._changed.wait_for(self._has_work)
+            if self._is_closed:
+                return
+            self._seat_waiting()
+            looks, self._looks = self._looks, []
+            running = list(self._running)
+        for look in looks:
+            look()
+        try:
+            self._round(running)
+        except Exception as exc:  # of the engine itself, not of one answer
+            failure = failure_of(exc)
+            for seat in running:
+                self._end(seat, failure)
 
     def _has_work(self) -> bool:
         if self._is_closed or self._looks or self._has_next():
@@ -284,11 +290,11 @@ class Desk:
         )
         seat.ticket.wake()
 
-    def _end_all(self) -> None:
-        failure = unavailable(ENDING, 5).failure
-        for seat in [*self._running, *self._waiting]:
-            self._end(seat, failure)
-        self._waiting.clear()
+    def _end_all(self, failure: Failure) -> None:
+        with self._changed:
+            for seat in [*self._running, *self._waiting]:
+                self._end(seat, failure)
+            self._waiting.clear()
 
 
 def _fill(found: Future[T], look: Callable[[Engine], T], engine: Engine) -> None:
