@@ -186,6 +186,16 @@ def test_completions_go_on_with_texts_and_ids(server: Running) -> None:
         assert post("/v1/completions", json={**asked, **refused}).status_code == 400
 
 
+def test_a_text_that_goes_in_circles_ends_where_that_is_asked_for(server: Running) -> None:
+    asked = {"prompt": "In the beginning", "temperature": 0, "max_tokens": 400}
+    for stop, reason in ((None, None), (True, "loop")):
+        body = asked | {"stop_loops": stop}
+        answer = server.client.post("/v1/completions", json=body).json()
+        assert answer["timings"]["repetition"]["times"] > 3, "it does"
+        assert answer["choices"][0].get("stop_reason") == reason
+        assert (answer["usage"]["completion_tokens"] < 400) == (reason is not None)
+
+
 def test_tokens_there_and_back(server: Running) -> None:
     post = server.client.post
     text = "Grüße, <|im_end|> 世界"

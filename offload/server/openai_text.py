@@ -51,8 +51,9 @@ def read(body: Body, model: str, tokenizer: Tokenizer) -> Ask:
     sampling = read_sampling(body)
     if whole(body.get("max_tokens")) is None:
         sampling.setdefault("max_tokens", MAX_TOKENS)
+    stop_loops = read_flag(body, "stop_loops")
     starts = [
-        _start(prompt, logprobs, seeded(sampling, index))
+        _start(prompt, logprobs, seeded(sampling, index), stop_loops=stop_loops)
         for prompt in prompts
         for index in range(n)
     ]
@@ -103,9 +104,13 @@ def _logprobs(body: Body) -> int | None:
     return number
 
 
-def _start(prompt: Prompt, logprobs: int | None, sampling: dict[str, Any]) -> Start:
+def _start(
+    prompt: Prompt, logprobs: int | None, sampling: dict[str, Any], *, stop_loops: bool
+) -> Start:
     def start(engine: Engine, progress: Progress) -> Answer:
-        return engine.generate(prompt, progress=progress, logprobs=logprobs, **sampling)
+        return engine.generate(
+            prompt, progress=progress, logprobs=logprobs, stop_loops=stop_loops, **sampling
+        )
 
     return start
 
