@@ -135,10 +135,15 @@ def test_a_prompt_that_is_too_long_is_refused_in_the_words_agents_know(server: R
 
 
 def test_an_answer_that_fills_the_context_ends_by_its_length(server: Running) -> None:
-    prompt = [5] * 2040
-    choice = server.client.post("/v1/completions", json={"prompt": prompt, "max_tokens": -1}).json()
-    assert choice["choices"][0]["finish_reason"] in ("length", "stop")
-    assert choice["usage"]["total_tokens"] <= 2049
+    def asked(n: int, most: int) -> dict:
+        body = {"prompt": [5] * n, "max_tokens": most, "temperature": 0}
+        return server.client.post("/v1/completions", json=body).json()
+
+    full = asked(2040, -1)
+    assert full["choices"][0]["finish_reason"] == "length"
+    assert full["usage"]["total_tokens"] == 2049
+    assert "context_length_exceeded" in full["warnings"][0]
+    assert "warnings" not in asked(2040, 4)
 
 
 def test_the_servers_own_defaults_are_for_what_a_request_does_not_say(

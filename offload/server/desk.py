@@ -284,11 +284,21 @@ class Desk:
                 stats=stats,
                 n_tokens=n_tokens,
                 n_reasoning=seat.n_reasoning,
-                notes=() if answer is None else answer.notes,
+                notes=() if answer is None else answer.notes + self._full(stats, n_tokens),
                 failure=failure,
             ),
         )
         seat.ticket.wake()
+
+    def _full(self, stats: RunStats, n_tokens: int) -> tuple[str, ...]:
+        """What to note of an answer that has filled the context; agents look for the words."""
+        context = self.engine.plan.kv.context
+        if stats.finish_reason != "length" or stats.prompt_tokens + n_tokens <= context:
+            return ()
+        return (
+            f"the answer has filled the available context size of {context:,} tokens "
+            "(context_length_exceeded)",
+        )
 
     def _end_all(self, failure: Failure) -> None:
         with self._changed:
