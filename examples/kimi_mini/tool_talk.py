@@ -83,12 +83,12 @@ class Talks:
         self.unknown = unknown.answers[0]
 
     def draw(self, rng: random.Random) -> Talk:
-        """One or two questions; three of ten need no tool."""
+        """One to three questions; three of ten need no tool."""
         talk = Talk(offered(rng), thinking=rng.random() < 0.5)
         if rng.random() < 0.3:
             system = rng.choice((KIMI, *SYSTEMS))
             talk.messages.append({"role": "system", "content": system})
-        for _ in range(rng.choice((1, 1, 1, 2))):
+        for _ in range(rng.choice((1, 1, 2, 3))):
             if rng.random() < 0.3:
                 ask, thought, answer = self.question(rng)
                 talk.say(ask, answer, thought)
