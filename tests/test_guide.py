@@ -98,7 +98,7 @@ def test_logprobs_are_the_models_own(engine: offload.Engine) -> None:
 def test_a_loop_ends_an_answer_where_that_is_asked_for_and_dry_avoids_it(
     engine: offload.Engine,
 ) -> None:
-    prompt = engine.tokenizer.encode(" and again") * 60
+    prompt = engine.tokenizer.encode(" of the children of Israel,") * 20
     said: dict[str, offload.RunStats] = {}
     for name, options in (
         ("free", {}),
@@ -108,8 +108,7 @@ def test_a_loop_ends_an_answer_where_that_is_asked_for_and_dry_avoids_it(
         answer = engine.generate(prompt, temperature=0, max_tokens=300, **options)
         list(answer)
         said[name] = answer.stats
-    if said["free"].repetition is None:
-        pytest.skip("this model does not go in circles here")
+    assert said["free"].repetition is not None
     assert said["ended"].finish_reason == "loop"
     assert said["ended"].decode_tokens < said["free"].decode_tokens
     assert said["dry"].repetition is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,18 @@ import offload
 from offload.engine import Engine
 
 QUESTION = [{"role": "user", "content": "What is a hot expert?"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +80,24 @@ def test_text_is_continued(engine: Engine) -> None:
     assert text.startswith(" ") or text[0] in ",.:;"
     assert text.count(" ") >= 15
     assert text.isascii()
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_tool_is_called_and_its_result_told(engine: Engine, thinking: bool) -> None:
+    options = {"thinking": thinking, "tools": [WEATHER], "temperature": 0, "max_tokens": 100}
+    messages: list[object] = [{"role": "user", "content": "What is the weather in Paris?"}]
+    said = engine.chat(messages, **options).message()
+    (call,) = said.tool_calls
+    assert (call.id, call.name) == ("functions.get_weather:0", "get_weather")
+    assert json.loads(call.arguments) == {"city": "Paris"}
+    assert ("Paris" in (said.reasoning_content or "")) == thinking
+    result = {"role": "tool", "tool_call_id": call.id, "content": "18 degrees and sunny"}
+    told = engine.chat([*messages, said, result], **options).message()
+    assert told.content == "It is 18 degrees and sunny in Paris."
+    assert not told.tool_calls
+
+
+def test_a_question_that_needs_no_tool_is_answered(engine: Engine) -> None:
+    said = engine.chat(QUESTION, thinking=False, tools=[WEATHER], temperature=0).message()
+    assert not said.tool_calls
+    assert said.content.startswith("A hot expert is a routed expert that the router picks often.")

@@ -19,7 +19,7 @@ pytest.importorskip("regex", reason="the training scripts need the package regex
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "kimi_mini"
 MODEL = Path(offload.__file__).parent / "data" / "kimi-mini.gguf"
-NAMES = ("corpus", "tokenizer", "tool_fill", "tool_kinds", "tool_talk", "tool_text", "tool_words")
+NAMES = ("corpus", "tokenizer", "tool_talk", "tool_text")
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +43,18 @@ def format_() -> ChatFormat:
         return choose_format(file.metadata, load_tokenizer(file.metadata, ""))
 
 
-@pytest.mark.parametrize("held_out", [False, True])
 def test_training_text_is_what_the_program_writes(
-    scripts: SimpleNamespace, format_: ChatFormat, held_out: bool
+    scripts: SimpleNamespace, format_: ChatFormat
 ) -> None:
     chats = scripts.corpus.Chats(
         scripts.tokenizer.Tokenizer.of_gguf(MODEL), scripts.corpus.read_entries()
     )
-    talks = scripts.tool_talk.Talks(chats, held_out=held_out)
+    talks = scripts.tool_talk.Talks(chats)
     rng = random.Random(1)
     calls = 0
     for _ in range(60):
         talk = talks.draw(rng)
-        calls += talk.calls
+        calls += sum("tool_calls" in m for m in talk.messages)
         whole, weights = scripts.tool_text.write(talk, chats)
         asked = max(i for i, m in enumerate(talk.messages) if m["role"] == "user")
         for turn in range(asked + 1, len(talk.messages)):
@@ -67,4 +66,4 @@ def test_training_text_is_what_the_program_writes(
                 assert chats.tok.decode(ids) == prompt.text
                 assert ids == whole[: len(ids)]
                 assert weights[len(ids)] == 1.0  # what is learned begins where the prompt ends
-    assert calls > 60
+    assert calls > 30

@@ -1,18 +1,20 @@
-"""Rows of training text: the Bible, questions and answers, talks with tools, repetitions."""
+"""Rows of training text: the Bible, questions and answers, talks with a tool."""
 
 import random
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from copying import drill
 from corpus import Chats
+from looking import labels
 from tokenizer import Tokenizer
 from tool_talk import Talks
 from tool_text import write
 from torch import Tensor
 
-Kind = Literal["drills", "tools", "chats"]
+REPEATED = 5.0  # loss weight of the first token of a repeated word
+
+Kind = Literal["tools", "chats"]
 
 
 class Batches:
@@ -48,16 +50,20 @@ class Batches:
 
     def _packed(
         self, rng: random.Random, length: int, kind: Kind
-    ) -> tuple[list[int], list[float], list[int]]:
+    ) -> tuple[list[int], list[float], list[int], list[int]]:
         ids: list[int] = []
         weights: list[float] = []
         docs: list[int] = []
+        marks: list[int] = []
         number = 0
         while len(ids) < length + 1:
-            if kind == "drills":
-                more, weight = drill(self.tok, rng)
-            elif kind == "tools":
+            mark = None
+            if kind == "tools":
                 more, weight = write(self.talks.draw(rng), self.chats)
+                mark = labels(self.tok, more)
+                weight = [
+                    REPEATED if m and w == 1.0 else w for m, w in zip(mark, weight, strict=True)
+                ]
             elif rng.random() < 0.04:
                 text = self.tok.encode(self.chats.glossary(rng))
                 more, weight = [*text, self.tok.special["[EOS]"]], [0.0] + [0.3] * len(text)
@@ -66,26 +72,29 @@ class Batches:
             ids += more
             weights += weight
             docs += [number] * len(more)
+            marks += mark or [0] * len(more)
             number += 1
-        return ids[: length + 1], weights[: length + 1], docs[: length + 1]
+        end = length + 1
+        return ids[:end], weights[:end], docs[:end], marks[:end]
 
     def draw(
         self, rng: random.Random, rows: int, length: int, shares: Mapping[Kind, float]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids (rows, length + 1), loss weights and document numbers of the same shape.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids (rows, length + 1), loss weights, document numbers and marks of the same shape.
 
         shares: of the rows; what is left is Bible.
         """
-        ids, weights, docs = [], [], []
+        ids, weights, docs, marks = [], [], [], []
         kinds = [(sum(list(shares.values())[: n + 1]), kind) for n, kind in enumerate(shares)]
         for row in range(rows):
             kind = next((kind for upto, kind in kinds if row < round(upto * rows)), None)
             if kind:
-                i, w, d = self._packed(rng, length, kind)
+                i, w, d, m = self._packed(rng, length, kind)
             else:
                 i = self._window(rng, length)
-                w, d = [1.0] * (length + 1), [0] * (length + 1)
+                w, d, m = [1.0] * (length + 1), [0] * (length + 1), [0] * (length + 1)
             ids.append(i)
             weights.append(w)
             docs.append(d)
-        return torch.tensor(ids), torch.tensor(weights), torch.tensor(docs)
+            marks.append(m)
+        return torch.tensor(ids), torch.tensor(weights), torch.tensor(docs), torch.tensor(marks)

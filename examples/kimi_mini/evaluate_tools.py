@@ -1,8 +1,8 @@
-"""Judge how kimi-mini calls tools: `python evaluate_tools.py [FILE.gguf] --talks 200`.
+"""Judge how kimi-mini calls its tool: `python evaluate_tools.py [FILE.gguf]`.
 
-The program itself answers, greedily: questions with values and ways of asking that training
-never saw, one to three tools offered. A call counts as right if the whole turn is: the section,
-each name, index and argument. The answer to the result must be right word for word.
+The program itself answers, greedily: every city in ways of asking that training never saw, and
+held-out questions that need no tool. A call counts as right if the whole turn is: the section,
+name, index and city. The answer to the result must be right word for word.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from corpus import Chats, read_entries
 from tokenizer import Tokenizer
-from tool_talk import Talks
-from tool_text import Talk, write
+from tool_talk import CITIES, HELD_OUT_ASKS, WEATHER, Talk, result
+from tool_text import write
 
 import offload
 
@@ -48,37 +48,41 @@ def target(talk: Talk, chats: Chats, turn: int) -> tuple[list[int], str]:
     return prompt, chats.tok.decode(write(upto, chats)[0][len(prompt) :])
 
 
+def draw_cases(chats: Chats) -> list[Case]:
+    """Everything that is asked, thinking and instant."""
+    rng = random.Random(1)
+    cases = []
+    for thinking in (False, True):
+        mode = "thinking" if thinking else "instant"
+        for question in HELD_OUT_ASKS:
+            for city in CITIES:
+                talk = Talk([WEATHER], thinking)
+                talk.ask(question, city, result(rng))
+                cases.append(Case(f"call, {mode}", *target(talk, chats, 1)))
+                cases.append(Case(f"answer to a result, {mode}", *target(talk, chats, 3)))
+        for question, entry in chats.held_out():
+            talk = Talk([WEATHER], thinking)
+            talk.say(question, entry.answers[0])
+            sort = f"question without need, {mode}"
+            cases.append(Case(sort, *target(talk, chats, 1), entry.answers))
+    return cases
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=Path, nargs="?", default=SHIPPED, help="GGUF file to judge")
-    parser.add_argument("--talks", type=int, default=200, help="of each sort")
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--show", action="store_true", help="print what was wrong")
     args = parser.parse_args()
     chats = Chats(Tokenizer.of_gguf(args.file), read_entries())
-    talks = Talks(chats, held_out=True)
-    rng = random.Random(args.seed)
-    cases: list[Case] = []
-    questions = list(chats.held_out())
-    for number in range(args.talks):
-        thinking = number % 2 == 1
-        mode = "thinking" if thinking else "instant"
-        talk = talks.one(rng, thinking=thinking)
-        calls = len(talk.messages[1]["tool_calls"])
-        cases.append(Case(f"{calls} call{'s' * (calls > 1)}, {mode}", *target(talk, chats, 1)))
-        last = len(talk.messages) - 1
-        cases.append(Case(f"answer to a result, {mode}", *target(talk, chats, last)))
-        question, entry = questions[number % len(questions)]
-        talk = talks.none(rng, question, entry.answers[0], thinking=thinking)
-        cases.append(Case(f"question without need, {mode}", *target(talk, chats, 1), entry.answers))
+    cases = draw_cases(chats)
     tally: Counter[tuple[str, str]] = Counter()
     with offload.load(args.file, threads=args.threads) as engine:
         prompts = [case.prompt for case in cases]
-        for done in engine.batch(prompts, temperature=0, max_tokens=300):
+        for done in engine.batch(prompts, temperature=0, max_tokens=120):
             case = cases[done.index]
             said = chats.tok.decode(done.ids)
             outcome = case.outcome(said)
@@ -87,10 +91,8 @@ def main() -> None:
                 print(f"{case.sort}: {outcome}\n  wanted {case.wanted!r}\n  said   {said!r}")
     for sort in sorted({sort for sort, _ in tally}):
         found = {what: n for (s, what), n in tally.items() if s == sort}
-        print(
-            f"{sort}: {found.pop('right', 0)} of {sum(found.values()) + tally[sort, 'right']}",
-            found,
-        )
+        total = sum(found.values())
+        print(f"{sort}: {found.pop('right', 0)} of {total}", found)
 
 
 if __name__ == "__main__":

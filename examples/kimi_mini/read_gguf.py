@@ -10,9 +10,7 @@ from torch import Tensor
 
 
 def read_state(path: Path, c: MiniConfig) -> dict[str, Tensor]:
-    """The state of `Mini` from a file that export.py wrote, or from a checkpoint."""
-    if path.suffix == ".pt":
-        return torch.load(path, weights_only=False)["model"]
+    """The state of `Mini` from a file that export.py wrote."""
     t = {
         tensor.name: torch.from_numpy(
             np.array(quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)

@@ -4,24 +4,10 @@ Tools are declared as TypeScript before the system turn, calls stand in their se
 reasoning only after the last question.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from corpus import KIMI, Chats
-
-
-@dataclass(slots=True)
-class Talk:
-    """A conversation; `thinking` says whether the answers to the last question reason."""
-
-    tools: list[dict[str, Any]]
-    thinking: bool
-    messages: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def calls(self) -> int:
-        """How many calls there are so far."""
-        return sum(len(m.get("tool_calls", ())) for m in self.messages)
+from tool_talk import Talk
 
 
 def write(talk: Talk, chats: Chats, *, answer: bool = True) -> tuple[list[int], list[float]]:
@@ -53,9 +39,8 @@ def write(talk: Talk, chats: Chats, *, answer: bool = True) -> tuple[list[int], 
     asked = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
     for i, message in enumerate(messages):
         role = message["role"]
-        name = message.get("name", role)
         if role == "assistant":
-            turn("<|im_assistant|>", name)
+            turn("<|im_assistant|>", role)
             put("<think>")
             reasoning = message.get("reasoning_content", "") if i > asked else ""
             put(reasoning, 1.0)
@@ -72,7 +57,7 @@ def write(talk: Talk, chats: Chats, *, answer: bool = True) -> tuple[list[int], 
                 put("<|tool_calls_section_end|>", 1.0)
             put("<|im_end|>", 1.0)
             continue
-        turn("<|im_user|>" if role == "user" else "<|im_system|>", name)
+        turn("<|im_user|>" if role == "user" else "<|im_system|>", role)
         if role == "tool":
             put(f"## Return of {message['tool_call_id']}\n")
         put(message["content"], 0.03 if role == "user" else 0.0)
@@ -86,23 +71,11 @@ def write(talk: Talk, chats: Chats, *, answer: bool = True) -> tuple[list[int], 
 
 
 def declare(tools: list[dict[str, Any]]) -> str:
-    """The tools as K2.5 is told them, for the types that tool_kinds.py uses."""
+    """The tools as K2.5 is told them, for tools with one string."""
     lines = ["# Tools", "", "## functions", "namespace functions {"]
     for tool in tools:
         function = tool["function"]
-        if "description" in function:
-            lines.append(f"// {function['description']}")
-        parameters = function["parameters"]
-        required = parameters["required"]
-        members = []
-        for name, schema in sorted(
-            parameters["properties"].items(), key=lambda p: (p[0] not in required, p[0])
-        ):
-            about = f"  // {schema['description']}\n" if "description" in schema else ""
-            kind = "number" if schema["type"] == "integer" else schema["type"]
-            if "enum" in schema:
-                kind = " | ".join(f'"{v}"' for v in schema["enum"])
-            members.append(f"{about}  {name}{'' if name in required else '?'}: {kind}")
-        body = "{\n" + ",\n".join(members) + "\n}" if members else "{}"
-        lines.append(f"type {function['name']} = (_: {body}) => any;")
+        (name,) = function["parameters"]["properties"]
+        lines.append(f"// {function['description']}")
+        lines.append(f"type {function['name']} = (_: {{\n  {name}: string\n}}) => any;")
     return "\n".join([*lines, "}", ""])

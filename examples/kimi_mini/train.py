@@ -7,7 +7,8 @@ rate warms up, stays and then falls linearly over the last 40 % of the steps, so
 be changed on resuming as long as the fall has not begun. The share of questions and answers
 rises from one third to 60 % when it falls. `--tiny --steps 3` is a smoke test.
 
-`--from` goes on from finished weights with a fresh optimiser (README.md: the tools).
+`--from` goes on from a finished file with a fresh optimiser and a rate that falls from the start;
+its routed experts stay as they are (README.md: the tool).
 """
 
 import argparse
@@ -15,20 +16,24 @@ import math
 import random
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
 from batches import Batches, Kind
-from copying import looking_loss, watch
 from corpus import Chats, Entry, read_chapters, read_entries
+from looking import looking_loss, watch
 from model import TINY, Mini, MiniConfig
 from read_gguf import read_state
 from tokenizer import Tokenizer, train
+from tool_talk import CITIES, HELD_OUT_ASKS, WEATHER, Talk, result
+from tool_text import write
 from torch import Tensor, nn
 
 BIAS_STEP = 2e-3  # selection bias moved per step towards an even load
 SAVE_SECONDS = 180.0
+GUIDE = 0.3  # weight of looking.looking_loss
 SAMPLE = ("In the beginning", "What is a hot expert?", "Who are you?")
 
 
@@ -38,16 +43,15 @@ class Muon:
     The update is scaled to a root mean square of 0.2, so that it shares AdamW's rate.
     """
 
-    def __init__(self, params: list[nn.Parameter], factors: list[float]) -> None:
-        """Momentum buffers start at zero; factors multiply the rate of each parameter."""
+    def __init__(self, params: list[nn.Parameter]) -> None:
+        """Momentum buffers start at zero."""
         self.params = params
-        self.factors = factors
         self.momentum = [torch.zeros_like(p) for p in params]
 
     @torch.no_grad()
     def step(self, rate: float, decay: float) -> None:
         """One update from the gradients."""
-        for p, m, factor in zip(self.params, self.momentum, self.factors, strict=True):
+        for p, m in zip(self.params, self.momentum, strict=True):
             assert p.grad is not None
             m.lerp_(p.grad, 0.05)
             g = p.grad.lerp(m, 0.95)
@@ -58,7 +62,7 @@ class Muon:
                 a = x @ x.t()
                 x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
             update = (x.t() if tall else x).float() * 0.2 * max(g.shape) ** 0.5
-            p.mul_(1 - rate * decay).add_(update, alpha=-rate * factor)
+            p.mul_(1 - rate * decay).add_(update, alpha=-rate)
 
 
 def split_params(model: Mini) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -120,6 +124,28 @@ def sample(
     return out
 
 
+@torch.no_grad()
+def judge(model: Mini, chats: Chats) -> str:
+    """Held-out ways of asking in all cities: greedy calls and answers that are right."""
+    special, rng = chats.tok.special, random.Random(1)
+    found: Counter[str] = Counter()
+    for thinking in (False, True):
+        talks = []
+        for number, city in enumerate(CITIES):
+            talk = Talk([WEATHER], thinking)
+            talk.ask(HELD_OUT_ASKS[number % 2], city, result(rng))
+            talks.append(write(talk, chats))
+        size = max(len(ids) for ids, _ in talks)
+        rows = [ids + [special["[PAD]"]] * (size - len(ids)) for ids, _ in talks]
+        for (ids, weights), line in zip(talks, model.logits(torch.tensor(rows)), strict=True):
+            said = line.argmax(-1).tolist()
+            wrong = [i for i in range(len(ids)) if weights[i] == 1.0 and said[i - 1] != ids[i]]
+            end = ids.index(special["<|tool_calls_section_end|>"])
+            found["calls"] += not any(i <= end for i in wrong)
+            found["answers"] += not any(i > end for i in wrong)
+    return f"of {2 * len(CITIES)} talks right: {dict(found)}"
+
+
 def show(model: Mini, tokenizer: Tokenizer, chats: Chats) -> None:
     """Print a few greedy continuations."""
     stop = {tokenizer.special["[EOS]"], tokenizer.special["<|im_end|>"]}
@@ -140,12 +166,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="per step")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--from", type=Path, dest="start", help="a GGUF or last.pt to go on from")
-    parser.add_argument("--tools", type=float, default=0.0, help="share of rows that call tools")
-    parser.add_argument("--drills", type=float, default=0.0, help="share of rows that repeat")
-    parser.add_argument("--guide", type=float, default=0.0, help="weight of copying.looking_loss")
-    parser.add_argument("--attention", type=float, default=1.0, help="times the rate, attention's")
-    parser.add_argument("--still", action="store_true", help="routed experts stay as they are")
+    parser.add_argument("--from", type=Path, dest="start", help="a GGUF file to go on from")
+    parser.add_argument("--tools", type=float, default=0.0, help="share of rows with a tool")
     parser.add_argument("--tiny", action="store_true", help="a toy, to try the script")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -155,7 +177,7 @@ def main() -> None:
     if args.tiny:
         chapters, held, args.tokens = chapters[:20], held[:1], 512
     entries = read_entries()
-    if args.start and args.start.suffix == ".gguf":
+    if args.start:
         Tokenizer.of_gguf(args.start).save(args.work / "tokenizer.json")
     tokenizer = make_tokenizer(args.work / "tokenizer.json", chapters, entries)
     chats = Chats(tokenizer, entries)
@@ -163,15 +185,12 @@ def main() -> None:
     model = Mini(config, torch.bfloat16)
     if args.start:
         model.load_state_dict(read_state(args.start, config))
-    if args.guide:
         watch(model)
-    if args.still:
         for moe in model.moe_layers():
             moe.gate_up.requires_grad_(False)
             moe.down.requires_grad_(False)
     matrices, others = split_params(model)
-    attention = {p for block in model.blocks for p in block.attn.parameters()}
-    muon = Muon(matrices, [args.attention if p in attention else 1.0 for p in matrices])
+    muon = Muon(matrices)
     decayed = [p for p in others if p.ndim == 3]
     plain = [p for p in others if p.ndim != 3]
     adam = torch.optim.AdamW(
@@ -218,25 +237,27 @@ def main() -> None:
     mean = math.nan
     while step < args.steps and not stopping:
         progress = step / args.steps
-        rate = rate_at(progress, step, args.rate, 5 if args.start else 40)
-        length = 256
-        if not args.guide and (args.tools or step % 4 == 3):
-            length = 1024 if step % 4 == 3 else 512  # a talk with tools is longer
+        rate = rate_at(progress, step, args.rate, 40)
+        length = 1024 if step % 4 == 3 else 256
+        share = 0.35 if progress < 0.6 else 0.6
+        if args.start:
+            rate = args.rate * min(1.0, (step + 1) / 10) * (1 - 0.97 * progress)
+            length = max(length, 512)
+            share = 0.35
         if args.tiny:
             length = 64
-        share = 0.35 if progress < 0.6 and not args.start else 0.6
-        shares: dict[Kind, float] = {"drills": args.drills, "tools": args.tools}
-        shares["chats"] = share * (1 - sum(shares.values()))
-        ids, weights, docs = batches.draw(rng, args.tokens // length, length, shares)
+        shares: dict[Kind, float] = {"tools": args.tools, "chats": share}
+        ids, weights, docs, marks = batches.draw(rng, args.tokens // length, length, shares)
         model.refresh()
         loss = weighted_loss(model, ids, weights, docs[:, :-1])
         looking = torch.zeros(())
-        if args.guide:
-            looking = args.guide * looking_loss(model, ids, weights, docs)
-        (loss + looking).backward()
+        if args.tools:
+            looking = looking_loss(model, weights, docs, marks)
+        (loss + GUIDE * looking).backward()
         for moe in model.moe_layers():
             moe.collect()
-            moe.bias += BIAS_STEP * (moe.load.mean() - moe.load).sign()
+            if not args.start:
+                moe.bias += BIAS_STEP * (moe.load.mean() - moe.load).sign()
             moe.load.zero_()
         nn.utils.clip_grad_norm_(others, 1.0)
         for group in adam.param_groups:
@@ -258,6 +279,8 @@ def main() -> None:
         if time.monotonic() - saved_at > SAVE_SECONDS or step == args.steps or stopping:
             save()
             saved_at = time.monotonic()
+        if args.tools and (step % 25 == 0 or step in (1, args.steps)):
+            print(f"  {judge(model, chats)}", flush=True)
         if step % 100 == 0 or step == args.steps:
             model.refresh()
             nats = held_out_loss(model, tokenizer, held[:6], 256)
