@@ -27,7 +27,7 @@ from offload.stream import CallHead
 KEEP_ALIVE = 9.0  # seconds between two signs of life; clients count on 10
 # seconds between two writes of tokens where they come fast, for each answer that runs, and at most:
 # a write costs as much as a small model's token
-PACE, MOST_PACE = 0.01, 0.05
+PACE, MOST_PACE = 0.02, 0.08
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
