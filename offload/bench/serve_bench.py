@@ -1,6 +1,6 @@
 """What HTTP costs: tokens per second through `kimi-offload serve`, beside the engine's own.
 
-    python -m offload.bench.serve_bench [MODEL] [--clients 1,4] [--tokens 400] [--turns 5]
+    python -m offload.bench.serve_bench [MODEL] [--clients 1,4] [--tokens 1500] [--turns 5]
                                         [--compare llama.cpp] [--pace 0.1] [--json FILE]
 
 In turns, each program in a process of its own, loaded once and idle while others run: the engine by
@@ -192,7 +192,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def first_bytes(port: int, tokens: int) -> Iterator[tuple[str, float]]:
     """(condition, median milliseconds from the request to the first byte of headers)."""
-    long = {"prompt": prompts(1, 99)[0], "max_tokens": 4 * tokens, "stream": True}
+    long = {"prompt": prompts(1, 99)[0], "max_tokens": tokens, "stream": True}
     ask = {"prompt": "Now", "max_tokens": 1, "stream": True}
     yield "idle", 1e3 * statistics.median(first_byte(port, ask) for _ in range(20))
     busy = threading.Thread(target=run_streams, args=(port, "/v1/completions", [long]))
@@ -221,7 +221,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("--clients", default="1,4")
-    parser.add_argument("--tokens", type=int, default=400)
+    parser.add_argument("--tokens", type=int, default=1500)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--compare", choices=["llama.cpp"])
     parser.add_argument("--pace", type=float, default=0.0)

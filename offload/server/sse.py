@@ -101,6 +101,7 @@ class Answering:
         self._reply = reply
         self._is_stream = stream
         self._open = len(ticket.seats)
+        self._wrote = 0.0  # tokens, at last; monotonic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, until the client goes or all is said."""
@@ -158,14 +159,16 @@ class Answering:
         return b"".join(frames), not self._open
 
     async def _events(self, seconds: float) -> list[tuple[int, Event]]:
-        began = time.monotonic()
         events = await self._ticket.events(max(0.0, seconds))
         if not events or self._ticket.is_closed:
             return events
         pace = min(MOST_PACE, PACE * self._n_running())
-        if time.monotonic() - began < pace:
-            await self._ticket.pause(pace)
+        early = self._wrote + pace - time.monotonic()
+        if early > 0:
+            await self._ticket.pause(early)
             events += self._ticket.take()
+        if isinstance(events[-1][1], Token):
+            self._wrote = time.monotonic()
         self._open -= sum(isinstance(event, Ended) for _, event in events)
         return events
 
