@@ -52,7 +52,7 @@ def asked(server: Running, **body: Any) -> socket.socket:
     """A connection with a stream whose first bytes have come."""
     sock = server.connect()
     sock.sendall(request(LONG | body))
-    assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+    assert sock.recv(4096, socket.MSG_PEEK).startswith(b"HTTP/1.1 200")
     return sock
 
 
@@ -68,7 +68,10 @@ def read_until(sock: socket.socket, mark: bytes) -> bytes:
 @pytest.mark.usefixtures("slow")
 def test_a_full_queue_refuses_and_tells_when_to_come_again(server: Running) -> None:
     with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(asked(server)) for _ in range(6)]
+        socks = []
+        for n in range(1, 7):  # one after the other, so that each one's place is known
+            socks.append(stack.enter_context(asked(server)))
+            wait_for(lambda n=n: len(states(server)) == n)
         wait_for(lambda: states(server).count("queued") == 4)
         refused = server.chat(max_tokens=2)
         assert refused.status_code == 429

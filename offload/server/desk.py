@@ -21,6 +21,7 @@ from offload.errors import OffloadError
 from offload.server.errors import Failure, busy, failure_of, refused, unavailable
 from offload.server.events import Ended
 from offload.server.ticket import Seat, Ticket
+from offload.server.usage import full_notes
 from offload.server.views import SlotView, Totals, view_of
 from offload.speech import Token
 from offload.stats import RunStats
@@ -267,9 +268,11 @@ class Desk:
         answer = seat.answer
         stats = RunStats() if answer is None else answer.stats
         n_tokens = 0
+        notes: tuple[str, ...] = ()
         if answer is not None:
             answer.close()
             n_tokens = len(answer.sequence.generated)
+            notes = answer.notes + full_notes(answer, self.engine.plan.kv.context)
         with self._changed:
             if seat.state == "over":
                 return
@@ -284,21 +287,11 @@ class Desk:
                 stats=stats,
                 n_tokens=n_tokens,
                 n_reasoning=seat.n_reasoning,
-                notes=() if answer is None else answer.notes + self._full(stats, n_tokens),
+                notes=notes,
                 failure=failure,
             ),
         )
         seat.ticket.wake()
-
-    def _full(self, stats: RunStats, n_tokens: int) -> tuple[str, ...]:
-        """What to note of an answer that has filled the context; agents look for the words."""
-        context = self.engine.plan.kv.context
-        if stats.finish_reason != "length" or stats.prompt_tokens + n_tokens <= context:
-            return ()
-        return (
-            f"the answer has filled the available context size of {context:,} tokens "
-            "(context_length_exceeded)",
-        )
 
     def _end_all(self, failure: Failure) -> None:
         with self._changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from offload.answer import Answer
 from offload.server.events import Ended
 
 
@@ -48,3 +49,13 @@ def _timings(ended: Ended) -> dict[str, Any]:
         return made
     told = {"n_tokens": loop.n_tokens, "times": loop.times, "channel": loop.channel}
     return made | {"repetition": told}
+
+
+def full_notes(answer: Answer, context: int) -> tuple[str, ...]:
+    """What to say of an answer that has filled the context; agents look for the words."""
+    if answer.stats.finish_reason != "length" or answer.sequence.n <= context:
+        return ()
+    return (
+        f"the answer has filled the available context size of {context:,} tokens "
+        "(context_length_exceeded)",
+    )
