@@ -112,7 +112,9 @@ def _reasoning(message: Mapping[str, Any]) -> Any:
     content = message.get("content")
     if isinstance(content, (list, tuple)):
         given.append(_thoughts([one for one in content if _is_thought(one)]))
-    return next((one for one in given if one not in (None, "")), None)
+    return next(
+        (one for one in given if one is not None and not (isinstance(one, str) and not one)), None
+    )
 
 
 def _thoughts(parts: object) -> str | None:
@@ -123,7 +125,8 @@ def _thoughts(parts: object) -> str | None:
 
 
 def _is_thought(part: object) -> bool:
-    return isinstance(part, Mapping) and part.get("type") in _THOUGHTS
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(kind, str) and kind in _THOUGHTS
 
 
 def _content(content: object) -> str:
@@ -150,7 +153,7 @@ def _part(part: object) -> tuple[str, bool]:
     given = next((part[key] for key in _TEXT_KEYS if key in part), None)
     if isinstance(given, str):
         return given, False
-    if kind in ("text", "input_text", "output_text", "refusal"):
+    if isinstance(kind, str) and kind in ("text", "input_text", "output_text", "refusal"):
         if given is None:
             return "", False
         raise RequestError(f"the text of a content part must be a string, not {quoted(given)}.")

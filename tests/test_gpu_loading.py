@@ -192,7 +192,7 @@ def test_pages_that_the_budget_has_are_always_found(
             if slots.grow(one, rows, rows):
                 cache.reserve(one.number, rows)
                 one.length = one.touched = rows
-        elif (slot := slots.acquire(np.arange(4000) * n, n, 0, n)) is not None:
+        elif (slot := slots.acquire(np.arange(4000) * n, n, (), n)) is not None:
             cache.reserve(slot.number, n)
             slot.length, slot.touched = n, max(n, slot.touched)
             busy.append(slot)

@@ -96,11 +96,11 @@ def test_kv_lies_in_pages(k25: Model) -> None:
 def test_rows_of_slots_are_counted_in_pages() -> None:
     slots = KVSlots(FakeKV(600), 600, PAGE)
     assert slots.budget == 768
-    first = slots.acquire(np.arange(300), 300, 0, 300)
+    first = slots.acquire(np.arange(300), 300, (), 300)
     assert first is not None
     assert slots.free_rows == 256
-    assert slots.acquire(np.arange(300, 700), 257, 0, 257) is None
-    second = slots.acquire(np.arange(300, 700), 9, 0, 9)
+    assert slots.acquire(np.arange(300, 700), 257, (), 257) is None
+    second = slots.acquire(np.arange(300, 700), 9, (), 9)
     assert second is not None
     assert slots.free_rows == 0
     assert slots.grow(second, 256, 400)
@@ -115,7 +115,7 @@ def test_rows_that_are_lent_are_of_the_budget_where_memory_is_in_pages() -> None
     kv = FakeKV(600)
     kv.kind = "f16"
     slots = KVSlots(kv, 1024, PAGE)
-    idle = slots.acquire(np.arange(300), 300, 0, 300)
+    idle = slots.acquire(np.arange(300), 300, (), 300)
     assert idle is not None
     idle.length = idle.touched = 300
     slots.release(idle)
