@@ -304,7 +304,9 @@ def test_chat_goes_on(
 
 def test_run_ends_with_one_line_and_1(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, fails(3))
-    done = CliRunner().invoke(kimi_offload, ["run", str(path), "--raw", "-p", PROMPT])
+    done = CliRunner().invoke(
+        kimi_offload, ["run", str(path), "--raw", "-p", PROMPT, "--temperature", "0"]
+    )
     assert done.exit_code == 1
     assert done.stderr.rstrip().splitlines()[-1] == f"error: {GONE}"
     assert "Traceback" not in done.output
