@@ -15,24 +15,47 @@ THINK_MARKS: Final[tuple[Kind, ...]] = ("think", "end_think")
 
 @dataclass(slots=True)
 class Section:
-    """Of calls. raw: as written, until one is found to be right; broken: the calls that are not."""
+    """Of calls. raw: as written, until one is found to be right; broken: the calls that are not.
+
+    loose: text that no marks put into a call, since the last one; unread: of it, the calls without
+    a mark between id and arguments, as written. waiting: a call that closed without arguments.
+    """
 
     is_marked: bool
     raw: str = ""
     broken: str = ""
     n_calls: int = 0
+    loose: str = ""
+    unread: str = ""
+    waiting: Waiting | None = None
 
 
 @dataclass(slots=True)
 class Call:
-    """The one that is being read. head: None until it is known which tool it calls."""
+    """The one that is being read. head: None until it is known which tool it calls.
+
+    before: text that may be its id, if there is none behind its mark.
+    """
 
     raw: str
     id: str = ""
+    before: str = ""
     arguments: Arguments | None = None
     head: CallHead | None = None
     doubted: list[Event] = field(default_factory=list)  # since a mark in an open string
     tried: Arguments | None = None  # with these as text
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A call that closed without arguments; they may stand behind its end.
+
+    is_certain: it is a call even without any.
+    """
+
+    call: Call
+    name: str
+    is_certain: bool
 
 
 def is_noise(event: Event, arguments: Arguments) -> bool:
