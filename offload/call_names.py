@@ -126,7 +126,8 @@ class CallNames:
 
     def begins(self, body: str) -> bool:
         """Whether it is the beginning of an id."""
-        stem = body.strip().removesuffix("\ufffd").rstrip("0123456789")  # half a character
+        stem = body.partition("<|")[0].strip()  # half a mark
+        stem = stem.removesuffix("\ufffd").rstrip("0123456789")  # half a character
         return any(
             id_.startswith(stem) for name in self._tools for id_ in (f"functions.{name}:", name)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from offload.call_names import CallNames, End, own_number
 from offload.call_objects import leading_object
@@ -25,7 +25,8 @@ class ReplyCalls:
         self._text = text
         self._show = show
         self._next_number = next_number
-        self._marks: set[str] = set()  # of tools, that are tokens and came
+        self._marks: set[str] = set()  # of tools, that came
+        self._tokens: set[str] = set()  # of these, the ones that are tokens
         self._husk = ""  # marks with nothing between them
 
     @property
@@ -35,8 +36,10 @@ class ReplyCalls:
 
     def note(self, event: Event) -> None:
         """This mark came."""
-        if event.is_token and event.kind in TOOL_MARKS:
+        if event.kind in TOOL_MARKS:
             self._marks.add(event.text)
+            if event.is_token:
+                self._tokens.add(event.text)
 
     def start(self, call: Call, name: str) -> None:
         """It is known which tool is called."""
@@ -76,12 +79,14 @@ class ReplyCalls:
         False if what came of it is something else.
         """
         section = self.section
+        # marks in text may be spoken of, but not with an id behind them
+        marks = self._marks if call is not None and call.id.strip() else self._tokens
         if call is not None:
-            marks = call.raw.removesuffix(call.id)
-            if not (self._is_husk(marks) and self._names.begins(call.id)):
+            before = call.raw.removesuffix(call.id)
+            if not (_is_husk(before, marks) and self._names.begins(call.id)):
                 return False
             section.raw = section.raw.removesuffix(call.raw)
-        if self._is_husk(section.raw):
+        if _is_husk(section.raw, marks):
             section.raw = ""
         return True
 
@@ -89,7 +94,7 @@ class ReplyCalls:
         """Whether text that follows is outside of the answer."""
         self._settle()
         section, self.section = self.section, Section(is_marked=False)
-        is_over = self.count > 0 and self._is_husk(section.raw)
+        is_over = self.count > 0 and _is_husk(section.raw, self._tokens)
         if self._names:
             self._give_back(section.raw)
         return is_over
@@ -152,13 +157,14 @@ class ReplyCalls:
             self.section.broken += raw
 
     def _give_back(self, raw: str) -> None:
-        if self._is_husk(raw):
+        if _is_husk(raw, self._tokens):
             self._husk += raw
         else:
             self._show(Piece("content", self._text.verbatim(raw)))
 
-    def _is_husk(self, raw: str) -> bool:
-        """Whether it is nothing but marks and white space."""
-        for mark in self._marks:
-            raw = raw.replace(mark, "")
-        return not raw.strip()
+
+def _is_husk(raw: str, marks: Iterable[str]) -> bool:
+    """Whether it is nothing but marks and white space."""
+    for mark in marks:
+        raw = raw.replace(mark, "")
+    return not raw.strip()

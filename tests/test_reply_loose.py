@@ -130,6 +130,9 @@ def test_an_answer_that_is_cut_shows_neither_marks_nor_half_an_id(said: str) -> 
         assert joined(read_ids([*kimi().encode(said), *begun])) == content
         after = [*kimi().encode(said + section(call(ADD_ID, SUM)).removesuffix(E)), *begun[1:]]
         assert joined(read_ids(after)) == [*content, ADD]
+    for place in range(1, len(ID) + 1):
+        begun_in_text = f"{said}{S}{C}{ID[:place]}<|tool_call_arg"
+        assert read(begun_in_text, vocab=kimi(MARKS)) == content
     half = [*kimi().encode(f"{S}{C}functions."), bytes_of("看")[0]]
     assert read_ids(half) == []
     assert read(f"{S}{C}{ID} {WEATHER[:8]}") == [("call", ID, "get_weather", WEATHER[:8])]
