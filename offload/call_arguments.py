@@ -19,7 +19,8 @@ _WORD: Final = 100  # characters before an object that are a fence, a bracket, o
 class Arguments:
     """Of one call.
 
-    White space around them is dropped, and so is what follows a complete object. What begins
+    White space around them is dropped, and so is what follows a complete object; control
+    characters in strings, which JSON does not allow, are written as escapes. What begins
     otherwise is held back until they end: an object in a JSON string, in a fence or behind one
     word counts alone, and null is nothing.
     """
@@ -105,16 +106,20 @@ class Arguments:
         return other
 
     def _watched(self, text: str) -> str:
-        """`text` up to where the value is complete."""
+        """`text` up to where the value is complete; a line break in a string is written as one."""
+        shown, begun = "", 0
         for place, char in enumerate(text):
             if self._done:
                 self.rest += text[place:]
-                return text[:place]
+                return shown + text[begun:place]
             if self._escaped:
                 self._escaped = False
             elif self._in_string:
                 self._escaped = char == "\\"
                 self._in_string = char != '"'
+                if char < " ":
+                    shown += text[begun:place] + json.dumps(char)[1:-1]
+                    begun = place + 1
             elif char == '"':
                 self._in_string = True
             elif char in "{[":
@@ -122,7 +127,7 @@ class Arguments:
             elif char in "}]":
                 self._depth -= 1
             self._done = self._depth <= 0 and not self._in_string
-        return text
+        return shown + text[begun:]
 
 
 def _meant(held: str, rest: str) -> tuple[str, str]:

@@ -96,6 +96,16 @@ def test_an_object_in_a_fence_or_behind_a_word_counts_alone(written: str, meant:
         assert read(section(call(ID, written)), tools) == [("call", ID, "get_weather", meant)]
 
 
+def test_control_characters_in_strings_become_escapes() -> None:
+    for written, meant in [
+        ('{"a": "x\n\ty",\n"b": "\\n"}', '{"a": "x\\n\\ty",\n"b": "\\n"}'),
+        ('"{\\"a\\":\n\\"x\\"}"', '{"a":\n"x"}'),
+    ]:
+        got = read(section(call(ADD_ID, written)))
+        assert got == [("call", ADD_ID, "add", meant)]
+        assert json.loads(got[0][3])["a"] in ("x", "x\n\ty")
+
+
 def test_arguments_do_not_wait_for_what_may_follow_them() -> None:
     reader = reader_of()
     written = [*kimi().encode(f"{S}{C}{ID}{A}"), *bytes_of(WEATHER)]
