@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from offload.call_arguments import Arguments
 from offload.reply_lexer import Event, Kind
@@ -11,6 +11,8 @@ from offload.stream import CallHead
 
 TOOL_MARKS: Final[tuple[Kind, ...]] = ("section", "end_section", "call", "arguments", "end_call")
 THINK_MARKS: Final[tuple[Kind, ...]] = ("think", "end_think")
+
+Outside = Literal["reasoning", "content", "after"]  # of sections
 
 
 @dataclass(slots=True)
@@ -34,7 +36,8 @@ class Section:
 class Call:
     """The one that is being read. head: None until it is known which tool it calls.
 
-    before: text that may be its id, if there is none behind its mark.
+    before: text that may be its id, if there is none behind its mark. doubtful_in: where it is, if
+    only a mark before arguments says that it is one, and these have not begun.
     """
 
     raw: str
@@ -42,6 +45,7 @@ class Call:
     before: str = ""
     arguments: Arguments | None = None
     head: CallHead | None = None
+    doubtful_in: Outside | None = None
     doubted: list[Event] = field(default_factory=list)  # since a mark in an open string
     tried: Arguments | None = None  # with these as text
 

@@ -17,14 +17,14 @@ from typing import Literal
 
 from offload.call_arguments import Arguments
 from offload.call_names import CallNames, End, id_at_end
-from offload.reply_call import THINK_MARKS, TOOL_MARKS, Call, Section, is_noise
+from offload.reply_call import THINK_MARKS, TOOL_MARKS, Call, Outside, Section, is_noise
 from offload.reply_calls import ReplyCalls
 from offload.reply_lexer import Event
 from offload.reply_text import ReplyText
 from offload.stream import Piece
 from offload.tools import Tool
 
-State = Literal["reasoning", "content", "section", "id", "arguments", "after"]
+State = Outside | Literal["section", "id", "arguments"]
 _ENDS = ("end_call", "end_section", "end")
 _STRAY = 200  # characters before a mark that can name a tool
 
@@ -68,6 +68,8 @@ class ReplyParser:
         """What was held back, at the end of the answer."""
         while self._call.doubted:
             self._reject()
+        if self._call.doubtful_in is not None:
+            self._begin_late(Event("end", ""), self._call.doubtful_in)
         self._show_held()
         if self._state in ("id", "section") and not self._is_over:
             begun = self._call if self._state == "id" else None
@@ -98,8 +100,9 @@ class ReplyParser:
         self._calls.note(event)
         self._is_over = self._is_over or event.kind == "end"
         stray, self._stray = self._stray, ""
+        said = stray  # of it, what is shown already
         if self._held and event.kind == "arguments" and self._names.find(self._held) is not None:
-            stray, self._held = self._held, ""
+            stray, said, self._held = self._held, "", ""
         elif event.kind != "text":
             self._show_held()
         if self._state in ("id", "arguments") and self._call.head is None:
@@ -120,7 +123,7 @@ class ReplyParser:
         elif self._state == "section" and event.kind == "end_section":
             self._close_section()
         elif event.kind == "arguments":
-            self._open_late(stray, event)
+            self._open_late(stray, event, said)
 
     def _say_text(self, text: str) -> None:
         if self._state == "section" and self._names:
@@ -168,15 +171,16 @@ class ReplyParser:
             self._state = "id"
             self._call = Call(raw=event.text, before=stray)
 
-    def _open_late(self, stray: str, mark: Event) -> None:
+    def _open_late(self, stray: str, mark: Event, said: str) -> None:
         """The mark of arguments without one of a call: what stands before it may name a tool."""
         if not stray.strip() or self._names.find(stray) is None:
             return
-        if self._state != "section":
-            self._text.pause()
-        self._state = "id"
-        self._call = Call(raw="", id=stray)
-        self._in_id(mark)
+        self._call = Call(raw=stray.removesuffix(said), id=stray)
+        if self._state in ("reasoning", "content", "after"):
+            self._call.arguments, self._call.doubtful_in = Arguments(), self._state
+            self._state = "arguments"
+        else:
+            self._in_id(mark)
 
     def _close_section(self) -> None:
         self._state = "after" if self._calls.close_section() else "content"
@@ -202,6 +206,8 @@ class ReplyParser:
         assert call.arguments is not None
         if call.doubted:
             self._in_doubt(event)
+        elif call.doubtful_in is not None:
+            self._begin_late(event, call.doubtful_in)
         elif event.kind == "text":
             self._calls.say(call, call.arguments.push(event.text))
         elif call.arguments.in_string:
@@ -219,11 +225,30 @@ class ReplyParser:
                 self._in_id(event)
             elif call.arguments.rest:  # the name of another call, perhaps
                 self._close_call(event)
-                self._open_late(call.arguments.rest, event)
+                self._open_late(call.arguments.rest, event, call.arguments.rest)
         elif event.kind in TOOL_MARKS and call.arguments.is_open:
             call.doubted, call.tried = [event], call.arguments.fork()
         elif not is_noise(event, call.arguments):
             self._end_by(event)
+
+    def _begin_late(self, event: Event, outside: Outside) -> None:
+        """Arguments that begin as JSON make it a call; if they do not, all was text."""
+        call, name = self._call, self._names.find(self._call.id)
+        assert call.arguments is not None
+        shown = call.arguments.push(event.text) if event.kind == "text" else ""
+        if event.kind == "text" and call.arguments.is_empty:
+            return
+        call.doubtful_in = None
+        if shown and name is not None:
+            self._text.pause()
+            self._calls.start(call, name)
+            self._calls.say(call, shown)
+            return
+        self._state = outside
+        text = call.raw if event.kind == "text" else call.raw.removesuffix(event.text)
+        self._say_text(text)
+        if event.kind != "text":
+            self._take(event)
 
     def _in_doubt(self, event: Event) -> None:
         """A mark stands in an open string, or object: text, or nothing, if all is JSON then."""

@@ -117,13 +117,16 @@ def test_arguments_do_not_wait_for_what_may_follow_them() -> None:
     "text",
     [
         f"{ID}{WEATHER}", f"Use {ID} {WEATHER}.", "functions.", "functions.a functions.add:1",
-        f"{ID}{WEATHER}{X}{E}", f"functions.nobody:0{A}{WEATHER}{X}",
+        f"{ID}{WEATHER}{X}{E}", f"functions.nobody:0{A}{WEATHER}{X}", f"By {ID}{A}", f"{ID}{A} I",
+        f"get_weather{A} said so {WEATHER}", f"{ID}{A}{X}, functions.{A}",
     ],
 )  # fmt: skip
 def test_text_without_the_marks_of_a_call_is_no_call(text: str) -> None:
     plain = text.replace(A, "").replace(X, "").replace(E, "")
     assert read(text) == [("content", plain)]
     assert read(text, in_thinking=True) == [("reasoning", plain)]
+    after = read(text + section(call(ADD_ID, SUM)))
+    assert after == [("content", plain), ADD]
 
 
 def test_prose_in_a_section_is_no_call() -> None:
