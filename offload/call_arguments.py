@@ -41,6 +41,15 @@ class Arguments:
         """All that was shown so far."""
         return "".join(self._shown)
 
+    def tail(self, count: int) -> str:
+        """The last characters of it."""
+        last = ""
+        for text in reversed(self._shown):
+            last = text + last
+            if len(last) >= count:
+                break
+        return last[-count:]
+
     @property
     def given(self) -> str:
         """All that came, shown or not."""

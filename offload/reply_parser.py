@@ -211,7 +211,8 @@ class ReplyParser:
         elif event.kind == "text":
             self._calls.say(call, call.arguments.push(event.text))
         elif call.arguments.in_string:
-            if event.kind in TOOL_MARKS:
+            is_text = event.kind == "arguments" and not self._late_id(call.arguments)
+            if event.kind in TOOL_MARKS and not is_text:
                 call.doubted, call.tried = [event], call.arguments.fork()
                 call.tried.push(event.text)
             elif event.kind == "end":
@@ -284,10 +285,21 @@ class ReplyParser:
         call.raw = call.raw.removesuffix(unread)
         section = self._calls.section
         section.raw = section.raw.removesuffix(unread)
+        assert call.arguments is not None
+        stray = self._late_id(call.arguments)
         if events[0].kind != "arguments":
             self._end_by(events[0])
+        elif stray:
+            self._close_call(events[0])
+            self._open_late(stray, events[0], stray)
         for event in events[1:]:
             self._take(event)
+
+    def _late_id(self, arguments: Arguments) -> str:
+        """The id of another call at the end of what came of these; "" if there is none."""
+        text = arguments.tail(_STRAY)
+        stray = text[len(text) - id_at_end(text) :]
+        return stray if stray and self._names.find(stray) is not None else ""
 
     def _end_by(self, mark: Event) -> None:
         """`mark` closes the call, and does what it does beside."""

@@ -74,6 +74,16 @@ def test_two_calls_are_read(text: str) -> None:
     assert read(text) == [BEIJING, ADD]
 
 
+def test_a_call_that_runs_into_the_next_one_keeps_no_more_than_its_own() -> None:
+    broken = '{"city": "Beijing functions.add:1'
+    for text in (f"{S}{C}{ID}{A}{broken}{A}{SUM}{X}{E}", f"{C}{ID}{A}{broken} {A}{SUM}<|im_end|>"):
+        first, second = read(text)
+        assert first[3].strip() == broken
+        assert second == ADD
+    quoted = json.dumps({"city": f"{ADD_ID}{A}{SUM}"})
+    assert read(section(call(ID, quoted))) == [("call", ID, "get_weather", quoted)]
+
+
 def test_calls_without_arguments_stay_calls() -> None:
     for between in ("", "\n", "so "):
         text = section(f"{C}add{X}{between}{C}{ADD_ID}{A}{X}{between}")
@@ -187,6 +197,14 @@ def test_one_mark_amiss_loses_no_call(data: Any, calls: Any, in_thinking: bool) 
     assert [one[2:] for one in got if one[0] == "call"] == [
         (name, text) for (name, _), text in zip(calls, texts, strict=True)
     ]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("before", ["text ", ADD_ID, f'{ADD_ID}", "{{'])
+def test_marks_in_a_string_that_is_never_closed_take_linear_time(mark: str, before: str) -> None:
+    ids = kimi().encode(f'{S}{C}add{A}{{"a": "' + f"{before}{mark}" * 2_000)
+    with takes_less_than(3):  # 0.5 s; quadratic was 40 s
+        read_ids(ids)
 
 
 @pytest.mark.parametrize(
