@@ -2,7 +2,8 @@
 
 Requests come in the event loop's thread; their prompts are made in threads of a small pool; one
 thread, the desk's, steps the engine and reads its answers. Whoever waits is served in the order of
-arrival, as soon as fewer than `parallel` answers run and the KV cache has room.
+arrival, as soon as fewer than `parallel` answers run and the KV cache has room; one that it has no
+room for is passed by those that fit, a few times (line.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -18,6 +18,7 @@ from typing import TypeVar
 from offload.answer import Answer
 from offload.engine import Engine, Progress
 from offload.errors import OffloadError
+from offload.line import Line
 from offload.server.errors import Failure, busy, failure_of, refused, unavailable
 from offload.server.events import Ended
 from offload.server.ticket import Seat, Ticket
@@ -53,7 +54,7 @@ class Desk:
         self.totals = Totals()
         self.is_draining = False
         self._making = 0  # answers whose prompts are being made
-        self._waiting: deque[Seat] = deque()
+        self._waiting: Line[Seat] = Line()
         self._running: list[Seat] = []
         self._changed = threading.Condition()  # guards the two, and is told of every change
         self._looks: list[Callable[[], None]] = []  # by `between_steps`
@@ -88,8 +89,9 @@ class Desk:
         with self._changed:
             if self._is_closed or self.is_draining:
                 raise unavailable(ENDING, 5)
-            self._waiting.extend(ticket.seats)
-            self._number_waiting(free=max(0, self.parallel - len(self._running)))
+            for seat in ticket.seats:
+                self._waiting.join(seat)
+            self._number_waiting(free=self.parallel - len(self._running))
             self._changed.notify_all()
         return ticket
 
@@ -151,7 +153,7 @@ class Desk:
                 if seat.state == "over":
                     continue
                 if seat in self._waiting:
-                    self._waiting.remove(seat)
+                    self._waiting.leave(seat)
                     seat.state = "over"
                 self.totals.left += 1
                 if seat.answer is not None:
@@ -172,9 +174,10 @@ class Desk:
         return max(1, min(60, round(mean)))
 
     def _number_waiting(self, free: int = 0) -> None:
-        """Tell all of their positions; free: so many of them may begin as soon as it is looked."""
+        """Tell all of their positions; free: so many new ones may begin as soon as it is looked."""
         for position, seat in enumerate(self._waiting, 1):
-            seat.ticket.stands(seat, max(0, position - free))
+            if position > free or seat.position:
+                seat.ticket.stands(seat, position)
 
     # --- in the desk's thread ---------------------------------------------------------------------
 
@@ -190,7 +193,9 @@ class Desk:
 
     def _turn(self) -> None:
         with self._changed:
-            self._changed.wait_for(self._has_work)
+            while not self._has_work():
+                self._number_waiting()
+                self._changed.wait()
             if self._is_closed:
                 return
             self._seat_waiting()
@@ -206,21 +211,21 @@ class Desk:
                 self._end(seat, failure)
 
     def _has_work(self) -> bool:
-        if self._is_closed or self._looks or self._has_next():
+        if self._is_closed or self._looks or self._next() is not None:
             return True
         return any(seat.ticket.is_closed or not seat.ticket.is_full for seat in self._running)
 
-    def _has_next(self) -> bool:
-        """Whether the first one that waits can begin."""
-        if not self._waiting or len(self._running) >= self.parallel:
-            return False
-        answer = self._waiting[0].answer
+    def _next(self) -> Seat | None:
+        """Whoever of those that wait can begin."""
+        return self._waiting.next(self._fits) if len(self._running) < self.parallel else None
+
+    def _fits(self, seat: Seat) -> bool:
         # alone there is nothing to wait for: what is too large is refused as it begins
-        return not self._running or answer is None or answer.has_room
+        return not self._running or seat.answer is None or seat.answer.has_room
 
     def _seat_waiting(self) -> None:
-        while self._has_next():
-            seat = self._waiting.popleft()
+        while (seat := self._next()) is not None:
+            self._waiting.begin(seat)
             taken = {other.number for other in self._running}
             seat.number = next(i for i in range(self.parallel) if i not in taken)
             seat.state, seat.began = "reading", time.monotonic()
