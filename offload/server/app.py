@@ -23,6 +23,7 @@ from offload.server.page import page_routes
 from offload.server.sampling import with_defaults
 from offload.server.security import Guarded, Rules
 from offload.server.sse import Answering
+from offload.server.unmet import with_unmet
 
 MESSAGES = "/v1/messages"
 
@@ -114,7 +115,7 @@ def asking(host: Host, read: Callable[[Body], Ask]) -> Endpoint:
         body = with_defaults(await read_body(request), host.defaults)
         desk = host.desk
         ask = read(body)
-        ticket = await desk.ask(ask.starts, name=ask.name)
+        ticket = await desk.ask(with_unmet(ask.starts, body), name=ask.name)
         return Answering(ticket, ask.reply, stream=ask.is_stream, n_running=desk.n_running)
 
     return endpoint

@@ -22,8 +22,10 @@ MESSAGES = 10_000
 TOOLS = 1_000
 STOPS = 64  # strings that end an answer, or that no repeat reaches across
 STOP_CHARACTERS = 1_024
+BIASES = 300  # tokens whose logits one request changes
 CHOICES = 16  # answers of one request
 
+_MOST = {"messages": MESSAGES, "tools": TOOLS, "input": MESSAGES, "logit_bias": BIASES}
 _HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Body = dict[str, Any]
@@ -143,10 +145,11 @@ def _too_deep() -> Exception:
 
 def check_counts(body: Body) -> None:
     """FailureError where there is more of something than is read."""
-    for name, most in (("messages", MESSAGES), ("tools", TOOLS), ("input", MESSAGES)):
+    for name, most in _MOST.items():
         value = body.get(name)
-        if isinstance(value, list) and len(value) > most:
-            raise refused(f"{len(value):,} {name}; at most {most:,} are read", param=name)
+        if isinstance(value, list | dict) and len(value) > most:
+            what = "tokens in logit_bias" if name == "logit_bias" else name
+            raise refused(f"{len(value):,} {what}; at most {most:,} are read", param=name)
     for name in ("stop", "stop_sequences", "dry_sequence_breakers"):
         texts = body.get(name)
         if not isinstance(texts, list):

@@ -28,6 +28,12 @@ def read(body: Body, model: str, tokenizer: Tokenizer) -> Ask:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise refused("messages must be a list of at least one message", param="messages")
+    if body.get("functions") or body.get("function_call") not in (None, "none", "auto"):
+        raise refused(
+            "functions and function_call are the old form of tools, which this server does not "
+            "speak; send tools and tool_choice",
+            param="functions",
+        )
     n = read_count(body, "n")
     wishes = read_wishes(body) | _logprobs(body)
     return Ask(

@@ -22,6 +22,7 @@ _NAMES = {
     "presence_penalty": ("presence_penalty",),
     "repetition_penalty": ("repetition_penalty", "repeat_penalty"),
     "penalty_window": ("penalty_window", "repeat_last_n"),
+    "logit_bias": ("logit_bias",),
     "dry_multiplier": ("dry_multiplier",),
     "dry_base": ("dry_base",),
     "dry_allowed_length": ("dry_allowed_length",),
