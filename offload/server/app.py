@@ -76,7 +76,7 @@ def _routes(host: Host, *, has_keys: bool) -> list[Route]:
         return anthropic.read(body, host.name)
 
     def response(body: Body) -> Ask:
-        return responses.read(body, host.name)
+        return responses.read(body, host.name, host.engine.tokenizer)
 
     return [
         *page_routes(),
