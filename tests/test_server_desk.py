@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from metrics import odd_sums, read_metrics
 from server_client import END, HI, Running, read_answer, request, running
 
 from offload.engine import Engine
@@ -105,6 +106,23 @@ def test_a_client_that_leaves_takes_nobody_with_it(server: Running) -> None:
         whole = read_until(stays, b"[DONE]")
         assert b'"finish_reason":"length"' in whole
     wait_for(lambda: not states(server))
+
+
+@pytest.mark.usefixtures("slow")
+def test_metrics_add_up_whoever_leaves_and_whatever_is_refused(server: Running) -> None:
+    before = read_metrics(server.client)
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(asked(server)) for _ in range(4)]
+        wait_for(lambda: states(server).count("queued") == 2)
+        for sock in reversed(socks):  # those that wait go first
+            sock.close()
+        wait_for(lambda: not states(server))
+    assert server.chat(max_tokens=2).status_code == 200
+    assert server.chat(temperature=-7).status_code == 400
+    after = read_metrics(server.client)
+    assert not odd_sums(server.client)
+    assert after["requests_total"] - before["requests_total"] == 5
+    assert after["request_end_total"] - before["request_end_total"] == 5
 
 
 def test_leaving_ends_the_reading_of_a_prompt(server: Running) -> None:

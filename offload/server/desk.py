@@ -78,7 +78,6 @@ class Desk:
         if self.n_open + n > most:
             self.totals.refused += 1
             raise busy(len(self._waiting), self._seconds_to_wait())
-        self.totals.requests += 1
         ticket = Ticket(n, name, close=self._leave, room=self._notify)
         self._making += n
         try:
@@ -89,6 +88,7 @@ class Desk:
         with self._changed:
             if self._is_closed or self.is_draining:
                 raise unavailable(ENDING, 5)
+            self.totals.requests += 1
             for seat in ticket.seats:
                 self._waiting.join(seat)
             self._number_waiting(free=self.parallel - len(self._running))
@@ -155,6 +155,7 @@ class Desk:
                 if seat in self._waiting:
                     self._waiting.leave(seat)
                     seat.state = "over"
+                    self._observe(seat, None)
                 self.totals.left += 1
                 if seat.answer is not None:
                     seat.answer.close()
