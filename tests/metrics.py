@@ -20,9 +20,9 @@ def read_metrics(client: httpx.Client) -> dict[str, float]:
 
 
 def odd_sums(client: httpx.Client) -> list[str]:
-    """What does not add up where every request has asked for one answer and nothing runs."""
+    """What does not add up while nothing runs."""
     told = read_metrics(client)
-    taken = told["requests_total"]
+    taken = told["answers_total"]
     problems = [
         f"{name} is {told[name]:g}, {expected:g} expected"
         for name, expected in (
@@ -35,7 +35,7 @@ def odd_sums(client: httpx.Client) -> list[str]:
         if told[name] != expected
     ]
     if told["time_to_first_token_seconds_count"] > taken:
-        problems.append("more first tokens than requests")
+        problems.append("more first tokens than answers")
     if told["prompt_tokens_cached_total"] > told["prompt_tokens_total"]:
         problems.append("more cached than read")
     return problems

@@ -15,6 +15,7 @@ from metrics import odd_sums, read_metrics
 from server_client import END, HI, Running, read_answer, request, running
 
 from offload.engine import Engine
+from offload.server.desk import Desk
 from offload.steps import Steps
 
 LONG = {"messages": HI, "stream": True, "max_tokens": 1500, "temperature": 2.0}
@@ -123,6 +124,9 @@ def test_metrics_add_up_whoever_leaves_and_whatever_is_refused(server: Running) 
     assert not odd_sums(server.client)
     assert after["requests_total"] - before["requests_total"] == 5
     assert after["request_end_total"] - before["request_end_total"] == 5
+    assert server.chat(max_tokens=2, n=3).status_code == 200
+    wait_for(lambda: not states(server))
+    assert not odd_sums(server.client)
 
 
 def test_leaving_ends_the_reading_of_a_prompt(server: Running) -> None:
@@ -148,6 +152,23 @@ def test_leaving_ends_the_reading_of_a_prompt(server: Running) -> None:
         assert len(passes) < 8
     finally:
         model.forward = forward  # type: ignore[method-assign]
+
+
+def test_a_short_prompt_is_made_without_another_thread(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    make = Desk._make
+
+    def noted(self: Desk, *arguments: Any) -> None:
+        made.append(threading.current_thread().name)
+        make(self, *arguments)
+
+    monkeypatch.setattr(Desk, "_make", noted)
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    for body in ({}, {"tools": [tool]}, {"messages": [{"role": "user", "content": "so " * 1500}]}):
+        assert server.chat(max_tokens=1, **body).status_code == 200
+    assert [name.startswith("prompt") for name in made] == [False, True, True]
 
 
 def test_short_requests_pass_a_long_prompt(server: Running) -> None:

@@ -16,7 +16,7 @@ from offload.server.anthropic_reply import failure_body
 from offload.server.ask import Ask
 from offload.server.errors import Failure
 from offload.server.host import Host
-from offload.server.limits import Body, read_body
+from offload.server.limits import Body, is_quick, read_body
 from offload.server.machine import Machine
 from offload.server.models import Models
 from offload.server.page import page_routes
@@ -115,7 +115,8 @@ def asking(host: Host, read: Callable[[Body], Ask]) -> Endpoint:
         body = with_defaults(await read_body(request), host.defaults)
         desk = host.desk
         ask = read(body)
-        ticket = await desk.ask(with_unmet(ask.starts, body), name=ask.name)
+        starts = with_unmet(ask.starts, body)
+        ticket = await desk.ask(starts, name=ask.name, is_quick=is_quick(request, body))
         return Answering(ticket, ask.reply, stream=ask.is_stream, n_running=desk.n_running)
 
     return endpoint

@@ -17,6 +17,7 @@ from offload.tokenizer import clean_text
 BODY_BYTES = 32 << 20
 BODY_SECONDS = 60.0  # until all of it must have come
 INLINE_BYTES = 64 << 10  # a body up to this is parsed in the event loop
+QUICK_BYTES = 4 << 10
 DEPTH = 100  # of JSON in JSON
 MESSAGES = 10_000
 TOOLS = 1_000
@@ -26,6 +27,15 @@ BIASES = 300  # tokens whose logits one request changes
 CHOICES = 16  # answers of one request
 
 _MOST = {"messages": MESSAGES, "tools": TOOLS, "input": MESSAGES, "logit_bias": BIASES}
+_SLOW = (
+    "tools",
+    "response_format",
+    "text",
+    "output_config",
+    "output_format",
+    "dry_multiplier",
+    "n",
+)
 _HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Body = dict[str, Any]
@@ -37,6 +47,13 @@ async def read_body(request: Request) -> Body:
     if len(data) <= INLINE_BYTES:
         return _parse(data)
     return await asyncio.to_thread(_parse, data)
+
+
+def is_quick(request: Request, body: Body) -> bool:
+    """Whether a prompt is made within a millisecond: a short one, with no grammar and no masks."""
+    declared = request.headers.get("content-length", "")
+    is_short = declared.isdigit() and len(declared) < 5 and int(declared) <= QUICK_BYTES
+    return is_short and not any(body.get(name) for name in _SLOW)
 
 
 async def _read_bytes(request: Request) -> bytes:

@@ -84,6 +84,7 @@ class _OfDesk(Collector):
         decoded, read = totals.tokens, totals.prompt_tokens - totals.reused_tokens
         for name, text, value in (
             ("requests", "Requests taken.", totals.requests),
+            ("answers", "Answers taken; a request may ask for several.", totals.taken),
             ("requests_refused", "Requests refused because the queue was full.", totals.refused),
             ("prompt_tokens", "Tokens of prompts.", totals.prompt_tokens),
             ("prompt_tokens_cached", "Of these, found in the KV cache.", totals.reused_tokens),
