@@ -108,10 +108,13 @@ class Fake:
                     {"error": {"code": 500, "type": "server_error", "message": "It broke."}}
                 )
                 return
-            n = 0
+            n = reasoning = 0
             for piece in script(asked, body.get("chat_template_kwargs", {}).get("thinking", True)):
                 yield delta(piece)
                 n += 1
+                reasoning += "reasoning_content" in piece
+                made = {"index": 0, "tokens": n, "reasoning": reasoning}
+                yield frame({"choices": [], "answer_progress": made})
                 await asyncio.sleep(self.pause)
             yield delta({}, "tool_calls" if "weather" in asked else "stop")
             yield frame({"choices": [], "usage": usage(n), "timings": timings(n)})

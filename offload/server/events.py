@@ -25,6 +25,14 @@ class Reading:
     reused: int
 
 
+@dataclass(frozen=True, slots=True)
+class Making:
+    """Tokens that there are of the answer so far; n_reasoning: of these, in reasoning."""
+
+    n_tokens: int
+    n_reasoning: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """Nothing comes after it.
@@ -40,4 +48,4 @@ class Ended:
     failure: Failure | None = None
 
 
-Event = Queued | Reading | Token | Ended
+Event = Queued | Reading | Token | Making | Ended

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offload.server.errors import Failure
-from offload.server.events import Ended, Event, Reading
+from offload.server.events import Ended, Event, Making, Reading
 from offload.server.limits import Body
 from offload.server.sampling import read_flag
 from offload.server.sse import Said, data_line
@@ -88,7 +88,7 @@ class OpenAIReply(ABC):
     # --- what does not ----------------------------------------------------------------------------
 
     def frame(self, index: int, event: Event) -> bytes:
-        """A token's chunk; how a queue gets on, and a prompt, where that was asked for."""
+        """A token's chunk; how a queue gets on; prompt and answer, where that was asked for."""
         if isinstance(event, Token):
             return self._token(index, event)
         if isinstance(event, Ended):
@@ -96,6 +96,8 @@ class OpenAIReply(ABC):
             return self._finish(index, event)
         if isinstance(event, Reading):
             return self._progress(event) if self._told.progress else b""
+        if isinstance(event, Making):
+            return self._made(index, event) if self._told.progress else b""
         return f": queued {event.position}\n\n".encode()
 
     def end(self) -> bytes:
@@ -143,6 +145,10 @@ class OpenAIReply(ABC):
             "time_ms": round((time.monotonic() - self._began) * 1e3),
         }
         return f'{self._head}],"prompt_progress":{json.dumps(told)}}}\n\n'.encode()
+
+    def _made(self, index: int, event: Making) -> bytes:
+        told = {"index": index, "tokens": event.n_tokens, "reasoning": event.n_reasoning}
+        return f'{self._head}],"answer_progress":{json.dumps(told)}}}\n\n'.encode()
 
 
 def finish_reason(ended: Ended, *, has_calls: bool = False) -> dict[str, str]:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Protocol
 
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from offload.server.errors import Failure, FailureError
-from offload.server.events import Ended, Event
+from offload.server.events import Ended, Event, Making
 from offload.server.ticket import Ticket
 from offload.speech import Token
 from offload.stats import Channel
@@ -150,13 +152,21 @@ class Answering:
     def _frames(self, events: list[tuple[int, Event]]) -> tuple[bytes, bool]:
         """What is sent of them; whether it is the last."""
         frames: list[bytes] = []
-        for index, event in events:
+        for index, event in _joined(events):
             if isinstance(event, Ended) and event.failure is not None:
                 return b"".join(frames) + self._reply.failed(event.failure), True
             frames.append(self._reply.frame(index, event))
+        frames += [self._reply.frame(index, made) for index, made in self._made(events)]
         if not self._open:
             frames.append(self._reply.end())
         return b"".join(frames), not self._open
+
+    def _made(self, events: list[tuple[int, Event]]) -> Iterator[tuple[int, Making]]:
+        """For each answer that got on and has not ended, how far it is."""
+        ended = {index for index, event in events if isinstance(event, Ended)}
+        for index in {index for index, event in events if isinstance(event, Token)} - ended:
+            seat = self._ticket.seats[index]
+            yield index, Making(seat.n_tokens, seat.n_reasoning)
 
     async def _events(self, seconds: float) -> list[tuple[int, Event]]:
         events = await self._ticket.events(max(0.0, seconds))
@@ -171,6 +181,28 @@ class Answering:
             self._wrote = time.monotonic()
         self._open -= sum(isinstance(event, Ended) for _, event in events)
         return events
+
+
+def _joined(events: Sequence[tuple[int, Event]]) -> Iterator[tuple[int, Event]]:
+    """Tokens of one channel that go out in one write as one; those with logprobs stay apart.
+
+    An event costs as much as a small model's token, here and in most clients.
+    """
+    for (index, _), run in groupby(sorted(events, key=itemgetter(0)), _run_of):
+        same = [event for _, event in run]
+        last = same[-1]
+        if len(same) > 1 and isinstance(last, Token):
+            text = "".join(event.text for event in same if isinstance(event, Token))
+            last = Token(last.id, text, last.channel, last.call)
+        yield index, last
+
+
+def _run_of(entry: tuple[int, Event]) -> tuple[int, object]:
+    """Equal for neighbours that may be one."""
+    index, event = entry
+    if isinstance(event, Token) and event.logprobs is None:
+        return index, (event.channel, event.call)
+    return index, id(event)
 
 
 def data_line(body: object) -> bytes:

@@ -50,15 +50,14 @@ function take(message, event) {
     };
   const choice = event.choices?.[0];
   const delta = choice?.delta ?? {};
-  if (delta.content || delta.reasoning_content || delta.tool_calls) {
-    message.came = (message.came ?? 0) + 1;
+  if (delta.content || delta.reasoning_content || delta.tool_calls)
     message.began ??= performance.now();
+  const made = event.answer_progress;
+  if (made) {
+    message.came = made.tokens;
+    message.reasoned = made.reasoning;
   }
-  const thought = delta.reasoning_content ?? "";
-  if (thought) {
-    message.reasoning += thought;
-    message.reasoned = (message.reasoned ?? 0) + 1;
-  }
+  if (delta.reasoning_content) message.reasoning += delta.reasoning_content;
   if (delta.content) message.content += delta.content;
   for (const piece of delta.tool_calls ?? []) {
     const call = (message.calls[piece.index] ??= { id: "", name: "", arguments: "" });

@@ -206,7 +206,7 @@ function noteOf(message) {
     : "Waiting for the first token";
 }
 
-// While it grows: pieces that have come, nearly always a token each.
+// While it grows.
 function liveOf({ state, came, began }) {
   if (state !== "running" || !came || came < 2) return "";
   return `${plural(came, "token")} · ${rate((1000 * (came - 1)) / Math.max(1, performance.now() - began))} t/s`;
