@@ -18,6 +18,7 @@ BODY_BYTES = 32 << 20
 BODY_SECONDS = 60.0  # until all of it must have come
 INLINE_BYTES = 64 << 10  # a body up to this is parsed in the event loop
 QUICK_BYTES = 4 << 10
+DIGITS = 400  # of a number: JavaScript's largest has 309
 DEPTH = 100  # of JSON in JSON
 MESSAGES = 10_000
 TOOLS = 1_000
@@ -89,9 +90,10 @@ def _parse(data: bytes) -> Body:
         raise refused("the body is empty; a JSON object is needed")
     try:
         body = json.loads(
-            data.decode("utf-8"),
+            data.decode("utf-8").removeprefix("\ufeff"),  # programs of Windows begin with it
             parse_constant=_no_constant,
             parse_float=_finite,
+            parse_int=_whole_number,
             object_pairs_hook=_no_duplicates,
         )
     except UnicodeDecodeError as exc:
@@ -131,6 +133,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text[:40]} is too large a number")
     return number
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a number has {len(text):,} digits; at most {DIGITS} are read")
+    return int(text)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
