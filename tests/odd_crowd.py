@@ -16,6 +16,13 @@ from server_client import HI, read_answer, request
 
 ASKED = {"messages": HI, "max_tokens": 20}
 LONG = {"messages": HI, "max_tokens": 1500, "temperature": 2.0, "stream": True}
+LONGS = (  # of each protocol
+    request(LONG),
+    request({"prompt": "Hi", "max_tokens": 1500, "stream": True}, "/v1/completions"),
+    request({"messages": HI, "max_tokens": 1500, "stream": True}, "/v1/messages"),
+    request({"input": "Hi", "max_output_tokens": 1500, "stream": True}, "/v1/responses"),
+    request({"messages": HI, "max_tokens": 1500}, "/v1/messages"),
+)
 HEAD = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 )
@@ -78,14 +85,14 @@ def _honest(sock: socket.socket, dice: random.Random) -> str:
 
 
 def _cancelled(sock: socket.socket, dice: random.Random) -> str:
-    sock.sendall(request(LONG))
+    sock.sendall(dice.choice(LONGS))
     time.sleep(dice.random())
     sock.recv(dice.choice((1, 1000, 50_000)))
     return "left"
 
 
 def _reset(sock: socket.socket, dice: random.Random) -> str:
-    sock.sendall(request(LONG))
+    sock.sendall(dice.choice(LONGS))
     time.sleep(dice.random() * 0.5)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return "left"
@@ -100,7 +107,7 @@ def _stalled(sock: socket.socket, dice: random.Random) -> str:
 
 
 def _half_closed(sock: socket.socket, dice: random.Random) -> str:
-    sock.sendall(request(LONG))
+    sock.sendall(dice.choice(LONGS))
     sock.shutdown(socket.SHUT_WR)
     return _taken(sock, dice)
 
