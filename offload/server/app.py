@@ -115,8 +115,8 @@ def asking(host: Host, read: Callable[[Body], Ask]) -> Endpoint:
         body = with_defaults(await read_body(request), host.defaults)
         desk = host.desk
         ask = read(body)
-        starts = with_unmet(ask.starts, body)
-        ticket = await desk.ask(starts, name=ask.name, is_quick=is_quick(request, body))
+        is_here = host.engine.tokenizer.is_immediate and is_quick(request, body)
+        ticket = await desk.ask(with_unmet(ask.starts, body), name=ask.name, is_quick=is_here)
         return Answering(ticket, ask.reply, stream=ask.is_stream, n_running=desk.n_running)
 
     return endpoint
