@@ -77,6 +77,7 @@ function take(message, event) {
     };
   }
   if (event.timings) message.timings = event.timings;
+  if (event.warnings) message.warnings = event.warnings;
 }
 
 // Count down to the next try; false if it was stopped.

@@ -35,13 +35,16 @@ async function request(address, { headers = {}, ...options } = {}) {
   try {
     return await fetch(address, {
       ...options,
-      headers: { ...headers, ...(key && { Authorization: `Bearer ${key}` }) },
+      headers: { ...headers, ...(key && { Authorization: `Bearer ${asBytes(key)}` }) },
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal("The server does not answer.");
   }
 }
+
+// A header holds bytes, a letter each: these are UTF-8's.
+const asBytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
 
 function refusal(response, body) {
   const told = body.error ?? {};

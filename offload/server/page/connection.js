@@ -25,7 +25,7 @@ export class Connection {
     clearTimeout(this.timer);
     const wait = await this.ask();
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.look(), wait);
+    if (!document.hidden) this.timer = setTimeout(() => this.look(), wait);
   }
 
   async ask() {

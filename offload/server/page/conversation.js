@@ -92,8 +92,9 @@ export function merged(stored, mine) {
   for (const node of Object.values(mine.nodes)) {
     if (!(nodes[node.id]?.version > node.version)) nodes[node.id] = node;
   }
-  const newer = mine.updated >= stored.updated ? mine : stored;
-  return { ...newer, nodes };
+  const [newer, older] = mine.updated >= stored.updated ? [mine, stored] : [stored, mine];
+  const { title, is_named } = older.is_named && !newer.is_named ? older : newer;
+  return { ...newer, title, is_named, nodes };
 }
 
 // What the server is sent for the answer after `last`.

@@ -3,6 +3,7 @@
 import { $, addIcons, node, say, toast, toggle } from "./dom.js";
 import { Chat } from "./chat.js";
 import { newConversation } from "./conversation.js";
+import { keep, recall } from "./kept.js";
 import { MachinePanel } from "./machine.js";
 import { openSettings, settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -109,12 +110,17 @@ document.addEventListener("keydown", (event) => {
     document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
     start();
   }
-  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  if (event.key !== "Escape" || event.isComposing || document.querySelector("dialog[open]")) return;
+  if (event.target.id === "search" && event.target.value) return; // it is emptied
   if (document.body.classList.contains("with-sidebar")) closeSidebar();
   else if (chat.answering) chat.stop();
   else if (isNarrow() && !$("machine").hidden) showMachine(false);
 });
 $("new").addEventListener("click", start);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the conversation
+  box.focus();
+});
 
 const isNarrow = () => matchMedia("(max-width: 1100px)").matches;
 const phone = matchMedia("(max-width: 760px)");
@@ -154,14 +160,14 @@ function showMachine(is_shown) {
   cover();
   panel.show(is_shown);
   if (isNarrow()) (is_shown ? $("close-machine") : $("machine-toggle")).focus();
-  else sessionStorage.setItem("machine", is_shown ? "open" : "closed");
+  else keep("sessionStorage", "machine", is_shown ? "open" : "closed");
 }
 $("machine-toggle").addEventListener("click", () => showMachine($("machine").hidden));
 $("close-machine").addEventListener("click", () => {
   showMachine(false);
   $("machine-toggle").focus();
 });
-if (!isNarrow() && sessionStorage.getItem("machine") !== "closed") showMachine(true);
+if (!isNarrow() && recall("sessionStorage", "machine") !== "closed") showMachine(true);
 
 // --- settings, theme, export ----------------------------------------------------------------------
 
