@@ -182,7 +182,7 @@ export class HeatMap {
       node(
         "li",
         { class: "quiet-text" },
-        experts.has_slots ? "warmer: asked for more; bars: hits" : "warmer: asked for more",
+        `A row is a layer, a cell an expert; the stronger its colour, the more it was asked for.${experts.has_slots ? " Bars: share found in the fastest slots." : ""}`,
       ),
     );
   }

@@ -2,7 +2,7 @@
 
 import { machine } from "./api.js";
 import { $, node, say } from "./dom.js";
-import { duration } from "./figures.js";
+import { count, duration } from "./figures.js";
 import { readExperts } from "./heatmap.js";
 import { History } from "./history.js";
 import { sections } from "./sections.js";
@@ -37,13 +37,28 @@ export class MachinePanel {
     try {
       this.take(await machine(this.seen));
     } catch (error) {
-      say(this.status, error.message);
+      this.lose(error);
     }
     this.isAsking = false;
     this.timer = setTimeout(() => this.look(), EVERY);
   }
 
+  // What was seen last stays, and looks like it.
+  lose(error) {
+    say(this.status, error.status === 401 ? "The server asks for an API key." : error.message);
+    $("machine-body").classList.add("is-stale");
+    this.label(null);
+  }
+
+  label(text) {
+    const toggle = $("machine-toggle");
+    say($("machine-label"), text ?? "Machine");
+    if (text) toggle.setAttribute("aria-label", `Machine: ${text}`);
+    else toggle.removeAttribute("aria-label");
+  }
+
   take(told) {
+    $("machine-body").classList.remove("is-stale");
     this.history.add(told);
     const before = told.experts?.began === this.experts?.began ? this.experts : null;
     this.experts = told.experts && readExperts(told.experts, before);
@@ -52,14 +67,11 @@ export class MachinePanel {
     say($("model-name"), model.name);
     say(
       this.status,
-      `${model.layers} layers, ${model.experts ? `${model.experts_per_token} of ${model.experts} experts per token, ` : ""}context ${model.context.toLocaleString("en")}. Up for ${duration(told.uptime)}.`,
+      `${model.layers} layers, ${model.experts ? `${model.experts_per_token} of ${model.experts} experts per token, ` : ""}context ${count(model.context)} tokens. Up for ${duration(Math.round(told.uptime))}.`,
     );
     const state = { ...told, experts: this.experts, history: this.history };
     for (const part of this.parts) part.show(state);
     const { running, waiting, tps } = this.history.now(told);
-    say(
-      $("machine-label"),
-      running ? `${tps} t/s${waiting ? `, ${waiting} waiting` : ""}` : "Machine",
-    );
+    this.label(running ? `${tps} t/s${waiting ? `, ${waiting} waiting` : ""}` : null);
   }
 }

@@ -21,6 +21,37 @@ md.use(tex, {
       : `<span class="tex">${escapeHtml(text)}</span>`,
 });
 
+// A block of $$ that has no end yet, or never, is text: as a formula it would flicker while it
+// grows, and take in all that follows.
+const dollars = md.block.ruler.__rules__.find((rule) => rule.name === "math_block_dollar").fn;
+md.block.ruler.at(
+  "math_block_dollar",
+  (state, first, end, is_silent) => {
+    const lineAt = (n) =>
+      state.src.slice(state.bMarks[n] + state.tShift[n], state.eMarks[n]).trimEnd();
+    const opening = lineAt(first).slice(2);
+    let is_closed = opening.endsWith("$$");
+    if (opening.includes("$$") && !is_closed) return false; // a line that begins with a formula
+    for (let n = first + 1; n < end && !is_closed && state.tShift[n] >= state.blkIndent; n += 1)
+      is_closed = lineAt(n).endsWith("$$");
+    return is_closed && dollars(state, first, end, is_silent);
+  },
+  { alt: ["paragraph", "reference", "blockquote", "list"] },
+);
+
+// $$ inside a line: a formula in the line.
+md.inline.ruler.before("math_inline_dollar", "math_inline_dollars", (state, is_silent) => {
+  const found = /^\$\$([^$]+)\$\$/.exec(state.src.slice(state.pos, state.pos + 2000));
+  if (!found) return false;
+  if (!is_silent) {
+    const token = state.push("math_inline", "math", 0);
+    token.markup = "$$";
+    token.content = found[1];
+  }
+  state.pos += found[0].length;
+  return true;
+});
+
 // A picture would be loaded from anywhere: it becomes a link.
 md.renderer.rules.image = (tokens, index) => {
   const token = tokens[index];
@@ -77,7 +108,7 @@ const ALLOWED = {
     "ul",
   ],
   ALLOWED_ATTR: ["class", "href", "start", "data-language"],
-  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:|#)/i,
+  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
   RETURN_DOM_FRAGMENT: true,
 };
 
@@ -114,9 +145,10 @@ function split(tokens, text) {
 
 function element(block, environment) {
   const html = md.renderer.render(block.tokens, md.options, environment);
-  const made = node("div", { class: "block" });
+  const made = node("div", { class: "block", dir: "auto" });
   made.append(DOMPurify.sanitize(html, ALLOWED));
   for (const link of made.querySelectorAll("a")) {
+    if (!link.hasAttribute("href")) link.replaceWith(...link.childNodes); // it leads nowhere
     link.target = "_blank";
     link.rel = "noopener noreferrer nofollow";
   }
@@ -163,7 +195,7 @@ function codeBlock(pre) {
   else body.textContent = code;
   return node(
     "figure",
-    { class: "code" },
+    { class: "code", dir: "ltr" },
     node(
       "figcaption",
       {},
