@@ -159,3 +159,23 @@ def test_end_stays_in_view_when_the_room_for_it_shrinks(opened, fake):
     expect(page.locator(".message-foot").last).to_be_in_viewport()
     page.locator("#message").fill("a\n" * 12)
     expect(page.locator(".message-foot").last).to_be_in_viewport()
+
+
+def test_growing_list_keeps_the_items_that_it_has(page):
+    text = "3. **one**\n4. two\n   - inner\n"
+    place = shown(page, text)
+    place.evaluate("place => (place.querySelector('li').mark = 1)")
+    grow = """async (text) => {
+      const { showMarkdown } = await import("/page/markdown.js");
+      showMarkdown(document.querySelector("#shown"), text);
+      return document.querySelector("#shown li").mark;
+    }"""
+    assert page.evaluate(grow, text + "5. three `x` $y$\n") == 1
+    assert place.locator("ol").get_attribute("start") == "3"
+    assert [one.inner_text() for one in place.locator("ol > li").all()][:2] == ["one", "two\ninner"]
+    assert place.locator("ol > li:last-child .katex").count() == 1
+    assert page.evaluate(grow, text + "\n5. loose\n") is None
+    assert place.locator("ol > li > p").count() == 3
+    page.evaluate(grow, "- other\n")
+    assert place.locator("ul > li").all_inner_texts() == ["other"]
+    assert place.locator("ol").count() == 0

@@ -13,8 +13,10 @@ from starlette.responses import JSONResponse
 __all__ = ["browser", "fake", "fake_server", "opened", "page"]
 
 
-def error(status: int, message: str, kind: str = "", headers: Any = None) -> JSONResponse:
-    body = {"error": {"code": status, "type": kind, "message": message}}
+def error(
+    status: int, message: str, kind: str = "", headers: Any = None, **more: int
+) -> JSONResponse:
+    body = {"error": {"code": status, "type": kind, "message": message} | more}
     return JSONResponse(body, status, headers)
 
 
@@ -27,10 +29,14 @@ def test_failure_in_the_middle_is_told_and_the_text_stays(page):
 
 
 def test_overflow_is_told(page, fake):
-    message = "the prompt has 9,000 tokens, the context holds 8,192"
-    fake.refusals = [error(400, message, "exceed_context_size_error")]
+    sizes = {"n_prompt_tokens": 9000, "n_ctx": 8192}
+    fake.refusals = [error(400, "for agents", "exceed_context_size_error", **sizes)]
     send(page, "Hello")
-    expect(answer(page).locator(".bad")).to_contain_text(f"too long. {message}")
+    expect(answer(page).locator(".bad")).to_contain_text(
+        "The conversation has 9,000 tokens, the context holds 8,192."
+    )
+    send(page, "Shorter")
+    assert [one["role"] for one in fake.bodies[-1]["messages"]] == ["user", "user"]
 
 
 def test_busy_server_is_asked_again_when_it_says(page, fake):
@@ -130,3 +136,55 @@ def test_keys_reach_nothing_that_is_covered_on_a_phone(opened, fake):
     expect(page.locator("#new")).to_be_focused()
     page.mouse.click(365, 400)
     expect(page.locator("#sidebar")).not_to_be_in_viewport()
+
+
+def test_answers_in_many_tabs_leave_connections_for_a_further_page(opened, fake):
+    fake.pause = 0.02
+    tabs = [opened() for _ in range(5)]
+    for tab in tabs:
+        send(tab, "long one", wait=False)
+    waits = "Waiting for another answer in this browser"
+    expect(answer(tabs[-1])).to_contain_text(waits)
+    last = opened()  # a browser has six connections to a server
+    expect(last.locator("#machine-label")).to_contain_text("t/s")
+    tabs[0].keyboard.press("Escape")
+    expect(answer(tabs[-1]).locator(".progress")).to_be_hidden()
+    expect(answer(tabs[-1]).locator("> .prose")).to_contain_text("word word")
+    send(last, "another", wait=False)
+    expect(answer(last)).to_contain_text(waits)
+    last.keyboard.press("Escape")
+    expect(answer(last)).to_contain_text("Stopped.")
+
+
+def test_branch_begun_in_another_tab_takes_nobody_from_theirs(opened, fake):
+    one, two = opened(), opened()
+    send(one, "Hello")
+    two.locator("#conversations a").click()
+    two.get_by_label("Edit", exact=True).click()
+    two.get_by_label("Edit the message").fill("Other")
+    two.keyboard.press("Enter")
+    expect(answer(two).locator("> .prose")).to_have_text("You said: Other.")
+    expect(one.locator(".branch")).to_have_text("1 / 2")
+    expect(one.locator(".said")).to_have_text("Hello")
+    send(two, "And")
+    one.get_by_label("Later version").click()
+    expect(one.locator(".said")).to_have_text(["Other", "And"])
+
+
+def test_question_asked_while_another_tab_answers_is_not_lost(opened, fake):
+    one = opened()
+    fake.pause = 0.01
+    send(one, "long one", wait=False)
+    expect(answer(one).locator("> .prose")).to_contain_text("word word")
+    two = opened()
+    two.locator("#conversations a").click()
+    expect(answer(two)).to_contain_text("word word")
+    send(two, "Meanwhile")
+    expect(answer(two).locator("> .prose")).to_have_text("You said: Meanwhile.")
+    one.wait_for_timeout(1500)
+    one.locator("#message").focus()
+    one.keyboard.press("Escape")
+    for tab in (one, two):
+        expect(tab.locator(".said")).to_have_text(["long one", "Meanwhile"])
+    one.reload()
+    expect(one.locator(".said")).to_have_text(["long one", "Meanwhile"])

@@ -5,9 +5,9 @@ import { settings } from "./settings.js";
 
 // What the server refuses, or why nothing comes. status 0: it cannot be reached.
 export class Refusal extends Error {
-  constructor(message, { status = 0, type = "", retryAfter = null } = {}) {
+  constructor(message, { status = 0, type = "", retryAfter = null, told = {} } = {}) {
     super(message);
-    Object.assign(this, { status, type, retryAfter });
+    Object.assign(this, { status, type, retryAfter, told });
   }
 
   get is_gone() {
@@ -54,6 +54,7 @@ function refusal(response, body) {
   return new Refusal(text, {
     status: response.status,
     type: told.type ?? "",
+    told,
     retryAfter: Number.isNaN(after) ? null : after,
   });
 }
@@ -87,6 +88,7 @@ export async function* answer(body, signal) {
           throw new Refusal(event.error.message ?? "The answer failed.", {
             status: event.error.code ?? 500,
             type: event.error.type,
+            told: event.error,
           });
         yield event;
       }

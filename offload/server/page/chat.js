@@ -6,6 +6,7 @@ import {
   asMessage,
   childrenOf,
   choose,
+  endOf,
   merged,
   newConversation,
   path,
@@ -84,7 +85,13 @@ export class Chat {
       const { message } = this.answering; // it grows here, whatever the other tab made of it
       Object.assign(this.conversation, { title, is_named });
       Object.assign(this.conversation.nodes, nodes, { [message.id]: message });
-    } else this.conversation = stored;
+      this.conversation.leaf = endOf(this.conversation, this.conversation.leaf);
+    } else {
+      // each tab stays on its own branch, and follows what is said there
+      const { leaf } = this.conversation;
+      if (stored.nodes[leaf]) stored.leaf = endOf(stored, leaf);
+      this.conversation = stored;
+    }
     this.render();
     this.findLost();
   }
