@@ -115,6 +115,7 @@ def test_figures_of_a_server_that_is_gone_are_not_shown_as_now(opened):
         )
         assert page.locator(".is-stale").count() == 0
     expect(page.locator("#machine-body")).to_have_class(re.compile("is-stale"))
+    expect(page.locator("#banner")).to_contain_text("does not answer", timeout=4000)
     expect(page.locator("#machine")).to_contain_text("The server does not answer.")
     expect(page.locator("#machine-label")).to_have_text("Machine")
 

@@ -28,6 +28,8 @@ def test_machine_panel_shows_tiers_experts_slots_and_the_plan(page):
     expect(panel).to_contain_text("RAM slots")
     expect(panel).to_contain_text("11.9 t/s predicted, 10.9 t/s measured")
     expect(panel).to_contain_text("waits, no. 1")
+    expect(panel).to_contain_text("Bars: share found in VRAM.")
+    expect(panel).to_contain_text(re.compile(r"\d+ % of those asked for lay in VRAM\."))
     expect(panel).to_contain_text("no packed layout for IQ2_XXS")
     expect(panel.locator("canvas")).to_have_attribute("aria-label", re.compile("60 layers of 384"))
     expect(page.locator("#machine-label")).to_have_text(re.compile(r"t/s, 1 waiting"))

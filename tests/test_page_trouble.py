@@ -63,7 +63,9 @@ def test_loading_is_shown_until_the_model_is_there(page, fake):
         "progress": {"phase": "copy", "done": 30 * 10**9, "total": 120 * 10**9},
     }
     page.reload()
-    expect(page.locator("#banner")).to_have_text("Loading the model: copy, 30 GB of 120 GB (25 %)")
+    expect(page.locator("#banner")).to_have_text(
+        "Loading the model: copying the weights, 30 GB of 120 GB (25 %)"
+    )
     expect(page.locator("#send")).to_be_disabled()
     fake.health = {"status": "ok"}
     expect(page.locator("#send")).to_be_enabled()

@@ -10,7 +10,9 @@ import { sections } from "./sections.js";
 const EVERY = 1000; // ms
 
 export class MachinePanel {
-  constructor() {
+  // lost(): the server has just gone.
+  constructor(lost) {
+    this.lost = lost;
     this.history = new History();
     this.is_shown = false;
     this.seen = -1;
@@ -45,7 +47,10 @@ export class MachinePanel {
 
   // What was seen last stays, and looks like it.
   lose(error) {
-    say(this.status, error.status === 401 ? "The server asks for an API key." : error.message);
+    const [why] = error.message.split(";"); // what follows is advice to programs
+    say(this.status, error.status === 401 ? "The server asks for an API key." : why);
+    if (error.is_gone && !this.isLost) this.lost();
+    this.isLost = true;
     $("machine-body").classList.add("is-stale");
     this.label(null);
   }
@@ -58,6 +63,7 @@ export class MachinePanel {
   }
 
   take(told) {
+    this.isLost = false;
     $("machine-body").classList.remove("is-stale");
     this.history.add(told);
     const before = told.experts?.began === this.experts?.began ? this.experts : null;

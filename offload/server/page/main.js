@@ -39,7 +39,7 @@ const chat = new Chat(store, {
   },
   needsKey: () => openSettings("apiKey"),
 });
-const panel = new MachinePanel();
+const panel = new MachinePanel(() => connection.look());
 const connection = new Connection((is_ready) => {
   $("send").disabled = !is_ready;
 });
