@@ -46,6 +46,9 @@ def test_narrow_page_is_as_wide_as_its_window_and_words_stay_whole(opened, fake,
     box = latest.bounding_box()
     assert box["y"] + box["height"] <= composer.bounding_box()["y"]
     assert composer.bounding_box()["height"] < 120
+    latest.click()
+    expect(latest).to_be_hidden()
+    expect(page.locator("#scroll")).to_be_focused()
     page.locator("#machine-toggle").click()
     expect(page.locator("#machine")).to_contain_text("11.9 t/s predicted, 10.9 t/s measured")
     body = page.locator("#machine-body")

@@ -34,7 +34,10 @@ export class Chat {
     new ResizeObserver(() => this.followed()).observe($("messages"));
     // a keyboard on the screen, or a long text in the box, leaves it less room
     new ResizeObserver(() => this.isFollowing && this.toEnd()).observe($("scroll"));
-    $("to-end").addEventListener("click", () => this.toEnd());
+    $("to-end").addEventListener("click", () => {
+      this.toEnd();
+      $("scroll").focus({ preventScroll: true }); // the button goes
+    });
   }
 
   get answering() {
