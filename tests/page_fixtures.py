@@ -54,6 +54,7 @@ def fake(fake_server: tuple[Fake, str]) -> Fake:
     fake, _ = fake_server
     fake.bodies, fake.refusals, fake.cut = [], [], 0
     fake.health, fake.pause = {"status": "ok"}, 0.0005
+    fake.thinking, fake.is_reading = "switch", False
     return fake
 
 

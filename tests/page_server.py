@@ -67,6 +67,7 @@ class Fake:
         self.refusals: list[Response] = []  # given away first
         self.cut = 0  # answers that ended with the connection
         self.pause = 0.002  # seconds between two tokens
+        self.thinking = "switch"  # what the model can
         self.is_reading = False  # whether a slot of /machine reads a prompt
         self.began = time.time()
         self.rng = np.random.default_rng(7)
@@ -83,6 +84,7 @@ class Fake:
             routes=[
                 *page_routes(),
                 Route("/health", self.get_health),
+                Route("/props", self.get_props),
                 Route("/machine", self.get_machine),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
             ]
@@ -90,6 +92,9 @@ class Fake:
 
     async def get_health(self, _: Request) -> Response:
         return JSONResponse(self.health, 200 if self.health["status"] == "ok" else 503)
+
+    async def get_props(self, _: Request) -> Response:
+        return JSONResponse({"thinking": self.thinking})
 
     async def chat(self, request: Request) -> Response:
         if self.refusals:
@@ -116,7 +121,11 @@ class Fake:
                 n += 1
                 await asyncio.sleep(self.pause)
             yield delta({}, "tool_calls" if "weather" in asked else ENDS.get(asked, "stop"))
-            warned = {"warnings": ["the answer has filled the context"]} if asked == "full" else {}
+            warned = (
+                {"warnings": ["the answer has filled the context (context_length_exceeded)"]}
+                if asked == "full"
+                else {}
+            )
             yield frame({"choices": [], "usage": usage(n), "timings": timings(n)} | warned)
             yield b"data: [DONE]\n\n"
             whole = True

@@ -105,8 +105,25 @@ def test_link_that_leads_nowhere_is_text(page):
 def test_context_that_is_full_is_told_under_the_answer(page, fake):
     send(page, "full")
     expect(answer(page).locator(".progress")).to_have_text(
-        "Ended at the limit of tokens. the answer has filled the context"
+        "Ended at the limit of tokens. The answer has filled the context."
     )
+
+
+@pytest.mark.parametrize("mode", ["none", "always", "switch"])
+def test_thinking_is_switched_only_where_the_model_can(opened, fake, mode):
+    fake.thinking = mode
+    page = opened()
+    chip = page.locator("#thinking")
+    expect(chip).to_be_visible(visible=mode != "none")
+    expect(chip).to_be_enabled(enabled=mode == "switch")
+    page.locator("#open-settings").click()
+    expect(page.get_by_label("Think first")).to_be_enabled(enabled=mode == "switch")
+    page.get_by_label("Thinking budget").fill("100")
+    page.get_by_role("button", name="Done").click()
+    send(page, "Hello")
+    (body,) = fake.bodies
+    assert body["chat_template_kwargs"] == ({"thinking": True} if mode == "switch" else {})
+    assert body.get("thinking_budget") == (None if mode == "none" else 100)
 
 
 def test_figures_of_a_server_that_is_gone_are_not_shown_as_now(opened):

@@ -21,6 +21,7 @@ export class Refusal extends Error {
 }
 
 export const health = () => ask("/health", { cache: "no-store" });
+export const props = () => ask("/props", { cache: "no-store" });
 export const machine = (seen) => ask(`/machine?seen=${seen}`, { cache: "no-store" });
 
 async function ask(address, options) {

@@ -1,5 +1,6 @@
 // Wiring: who listens to whom, the keys, what fits the window.
 
+import { props } from "./api.js";
 import { $, addIcons, node, say, toast, toggle } from "./dom.js";
 import { Chat } from "./chat.js";
 import { newConversation } from "./conversation.js";
@@ -41,8 +42,15 @@ const chat = new Chat(store, {
 });
 const panel = new MachinePanel(() => connection.look());
 const connection = new Connection((is_ready) => {
+  if (is_ready && $("send").disabled) learn(); // after a pause it may be another model
   $("send").disabled = !is_ready;
 });
+
+// What the model can do.
+async function learn() {
+  const { thinking } = await props().catch(() => ({})); // a key is needed: asked again when it comes
+  settings.setThinkingMode(thinking ?? null);
+}
 
 function open(conversation) {
   chat.show(conversation);
@@ -91,7 +99,17 @@ $("stop").addEventListener("click", () => {
 $("thinking").addEventListener("click", () =>
   settings.set({ thinking: !settings.values.thinking }),
 );
-const showSettings = () => $("thinking").setAttribute("aria-pressed", settings.values.thinking);
+const showSettings = () => {
+  const chip = $("thinking");
+  chip.setAttribute("aria-pressed", settings.thinks);
+  chip.disabled = !settings.canSwitchThinking;
+  chip.title = chip.disabled ? "This model always thinks" : "Reason before the answer";
+  toggle(chip, settings.thinkingMode !== "none");
+};
+let key = settings.values.apiKey;
+settings.addEventListener("change", () => {
+  if (key !== (key = settings.values.apiKey)) learn();
+});
 settings.addEventListener("change", showSettings);
 showSettings();
 

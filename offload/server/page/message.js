@@ -201,6 +201,10 @@ export class MessageView {
   }
 }
 
+// What the server says in half a sentence, without the mark for programs.
+const sentence = (text) =>
+  `${text[0].toUpperCase()}${text.slice(1).replace(/ \(\w+\)$/, "")}.`;
+
 const ENDS = {
   length: "Ended at the limit of tokens.",
   loop: "Ended: it went in circles.",
@@ -210,7 +214,7 @@ function noteOf(message) {
   if (message.state === "failed") return message.error;
   if (message.state === "stopped") return "Stopped.";
   if (message.state !== "running")
-    return [ENDS[message.finish], ...(message.warnings ?? [])].filter(Boolean).join(" ");
+    return [ENDS[message.finish], ...(message.warnings ?? []).map(sentence)].filter(Boolean).join(" ");
   if (message.waiting) return message.waiting;
   if (message.content || message.reasoning || message.calls.length) return "";
   if (message.reading) {

@@ -30,6 +30,7 @@ function parsed(text) {
 class Settings extends EventTarget {
   constructor() {
     super();
+    this.thinkingMode = null; // of the model: "none" | "always" | "switch"; null: not known yet
     this.read();
     addEventListener("storage", (event) => {
       if (event.key !== KEY && event.key !== null) return; // null: all was cleared
@@ -52,6 +53,19 @@ class Settings extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
+  setThinkingMode(mode) {
+    this.thinkingMode = mode;
+    this.dispatchEvent(new Event("change"));
+  }
+
+  get canSwitchThinking() {
+    return this.thinkingMode === null || this.thinkingMode === "switch";
+  }
+
+  get thinks() {
+    return this.canSwitchThinking ? this.values.thinking : this.thinkingMode === "always";
+  }
+
   // The fields of a request; an empty box leaves the choice to the model.
   body() {
     const {
@@ -67,8 +81,11 @@ class Settings extends EventTarget {
     } = this.values;
     const number = (text) => (text === "" ? undefined : Number(text));
     return {
-      chat_template_kwargs: { thinking, ...(preserveThinking && { preserve_thinking: true }) },
-      thinking_budget: thinking ? number(budget) : undefined,
+      chat_template_kwargs: {
+        ...(this.canSwitchThinking && { thinking }),
+        ...(preserveThinking && { preserve_thinking: true }),
+      },
+      thinking_budget: this.thinks ? number(budget) : undefined,
       temperature: number(temperature),
       top_p: number(topP),
       max_tokens: number(maxTokens),
@@ -232,10 +249,11 @@ function input(field, id, aria) {
       id,
       type: "checkbox",
       role: "switch",
+      disabled: field.name === "thinking" && !settings.canSwitchThinking,
       aria,
       onchange: () => settings.set({ [field.name]: box.checked }),
     });
-    box.checked = value;
+    box.checked = field.name === "thinking" ? settings.thinks : value;
     return box;
   }
   const { min, max, step } = field;
