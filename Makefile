@@ -98,7 +98,8 @@ agents: venv-dev
 # needs a Chromium of the system (Debian: apt-get install chromium)
 page-test: venv-dev
 	$(BIN)/python -m pip install --quiet playwright axe-playwright-python
-	PAGE_TEST=1 $(BIN)/python -m pytest tests/test_page.py tests/test_page_browser.py $(ARGS)
+	PAGE_TEST=1 $(BIN)/python -m pytest tests/test_page.py tests/test_page_browser.py \
+	  tests/test_page_trouble.py tests/test_page_panel.py tests/test_page_care.py tests/test_page_looks.py $(ARGS)
 
 vendor:
 	$(PYTHON) .ci/vendor_page
