@@ -117,6 +117,8 @@ def _slices(text: str) -> Iterator[str]:
 class KimiTokenizer:
     """`Tokenizer` for `tokenizer.ggml.pre = kimi-k2`. Immutable; shared freely between threads."""
 
+    is_immediate = True
+
     def __init__(
         self,
         *,

@@ -54,6 +54,8 @@ _HOW: Final = {
 class LlamaVocab:
     """`Tokenizer` over a vocabulary that llama.cpp loaded. Safe from any thread."""
 
+    is_immediate = False
+
     def __init__(self, vocabulary: Vocabulary, path: Path) -> None:
         """Start the process for `vocabulary`, which `path` holds; errors: as `load`."""
         self._name = shown(path.name)

@@ -95,6 +95,12 @@ def _read(message: Mapping[str, Any]) -> Message:
     if "role" not in message:
         raise RequestError(f"the role is missing; it is one of {', '.join(ROLES)}.")
     role = message["role"]
+    is_old = isinstance(role, str) and role == "function"
+    if is_old or message.get("function_call") is not None:
+        raise RequestError(
+            "the role function and function_call are the old form of tools; send tool_calls, and "
+            "results in the role tool."
+        )
     return Message(
         role=cast(Role, "system" if isinstance(role, str) and role == "developer" else role),
         content=_content(message.get("content")),

@@ -136,6 +136,12 @@ class Requests:
         """Check what can be checked before anything is computed."""
         ids = self.check_ids(prompt.ids)
         check_callable("progress", progress, optional=True)
+        n_vocab = self._tokenizer.n_vocab
+        if params.logit_bias and params.logit_bias[-1][0] >= n_vocab:
+            raise RequestError(
+                f"logit_bias names token {params.logit_bias[-1][0]}; this model has 0 .. "
+                f"{n_vocab - 1}"
+            )
         return Request(
             ids=ids,
             sampler=make_sampler(params, self._breaker_mask(params)),

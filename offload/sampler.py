@@ -2,7 +2,7 @@
 
 The default order: penalties, dry, min_p, temperature, top_k, top_p; each works on what the one
 before left. So min_p looks at the model's own probabilities, whatever the temperature, and top_k
-and top_p at tempered ones.
+and top_p at tempered ones. A bias by token is added before them all.
 
 A -inf in the model's logits is a token that must not come; NaN and +inf are errors.
 """
@@ -131,6 +131,14 @@ def _only(logits: F32, allowed: BITS | Sequence[int]) -> State:
     return state
 
 
+def _with_bias(state: State, biased: IDS, bias: F32) -> State:
+    ids, logits = state
+    places, found = _places(ids, biased)
+    result = logits.copy()
+    result[places] += bias[found]
+    return ids, result
+
+
 def _without_removed(ids: IDS | None, logits: F32) -> State:
     kept = np.flatnonzero(logits > -np.inf)
     return kept if ids is None else ids[kept], logits[kept]
@@ -178,6 +186,9 @@ class Sampler:
         self.params = params.with_defaults(neutral)
         self._breakers = breakers
         self._steps = _active(self.params)
+        biases = self.params.logit_bias
+        self._biased = np.array([token_id for token_id, _ in biases], np.int64)
+        self._bias = np.array([bias for _, bias in biases], np.float32)
         self._is_greedy = self._steps[-1:] == ("temperature",) and self.params.temperature == 0
         self._seed = secrets.randbits(63) if params.seed is None else params.seed
         self._rng = np.random.Generator(np.random.PCG64(self._seed))
@@ -199,6 +210,8 @@ class Sampler:
             raise ValueError(f"logits must have the shape (V,), not {logits.shape}")
         _check_finite(logits)
         state: State = (None, logits) if allowed is None else _only(logits, allowed)
+        if len(self._bias):
+            state = _with_bias(state, self._biased, self._bias)
         for name in self._steps:
             state = STEPS[name](self.params, self._breakers, state, recent)
         return state

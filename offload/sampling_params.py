@@ -41,6 +41,7 @@ COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
 _MINUS_ONE: Mapping[str, int | None] = MappingProxyType(
     {"top_k": 0, "penalty_window": ALL, "dry_window": ALL, "max_tokens": None, "seed": None}
 )
+MOST_BIAS = 100.0
 _OPTIONAL = frozenset({"temperature", "top_p", "min_p", "max_tokens", "seed"})
 
 
@@ -64,6 +65,8 @@ class SamplingParams:
     dry_sequence_breakers: no repeat reaches across a token whose text holds one of these strings,
         nor across a control token. One string is taken as such.
     dry_window: how many of the latest ids it looks at; -1 is all.
+    logit_bias: added to logits before all else, by token id; -100 rules a token out, 100 rules out
+        all others. A mapping, or pairs.
     samplers: what applies, in this order, of "penalties", "dry", "min_p", "temperature", "top_k",
         "top_p"; what is left out does not apply. A list, or names with commas between.
     max_tokens: the most tokens to generate; None or -1 is as many as the context holds.
@@ -84,6 +87,7 @@ class SamplingParams:
     dry_allowed_length: int = 2
     dry_sequence_breakers: tuple[str, ...] = BREAKERS
     dry_window: int = 4096
+    logit_bias: tuple[tuple[int, float], ...] = ()
     samplers: tuple[str, ...] = SAMPLERS
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -126,6 +130,8 @@ def _checked(name: str, value: Any) -> object:
         return _in_interval(name, value)
     if name in COUNTS:
         return _count(name, value)
+    if name == "logit_bias":
+        return _biases(value)
     return _sampler_names(value) if name == "samplers" else _texts(name, value)
 
 
@@ -154,6 +160,29 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(texts, (list, tuple)) or not all(isinstance(s, str) and s for s in texts):
         raise RequestError(f"{name} must be strings that are not empty, not {quoted(value)}.")
     return tuple(texts)
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...]:
+    """By id, each once; JSON writes ids as texts."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    is_list = isinstance(value, (Mapping, list, tuple))
+    if not is_list or any(not isinstance(p, (list, tuple)) or len(p) != 2 for p in pairs):
+        raise RequestError(
+            f"logit_bias must be numbers by token id, such as {{'42': -100}}, not {quoted(value)}."
+        )
+    found: dict[int, float] = {}
+    for key, bias in pairs:
+        is_digits = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10
+        token_id = int(key) if is_digits else whole(key)
+        if token_id is None or token_id < 0:
+            raise RequestError(f"logit_bias must be by token ids, not {quoted(key)}.")
+        if not is_number(bias) or not -MOST_BIAS <= bias <= MOST_BIAS:
+            raise RequestError(
+                f"logit_bias of token {token_id} must be a number in [{-MOST_BIAS:g}, "
+                f"{MOST_BIAS:g}], not {quoted(bias)}."
+            )
+        found[token_id] = float(bias)
+    return tuple(sorted(found.items()))
 
 
 def _sampler_names(value: Any) -> tuple[str, ...]:

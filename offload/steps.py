@@ -26,6 +26,7 @@ from offload.errors import DeviceError, GGUFError, OffloadError, RequestError
 from offload.expert_stats import ExpertStats
 from offload.holder import Holder
 from offload.kv_slots import KVRows, KVSlots
+from offload.line import Line
 from offload.pass_watch import Cancelled, PassWatch
 from offload.sequence import Sequence
 from offload.speech import Token
@@ -119,7 +120,7 @@ class Steps:
         self._scheduler = Scheduler(slots, chunk)
         self._may_wait = wait
         self._sequences: list[Sequence] = []  # the oldest first
-        self._waiting: list[Sequence] = []  # for room
+        self._waiting: Line[Sequence] = Line()  # for room
         self._is_stopped = False  # the pass that runs, if one does
         self._has_cost = False  # the pass before: given up, at the cost of others in it
         self._read = -1  # of the model, after the latest step; -1: it did not end
@@ -269,21 +270,22 @@ class Steps:
     def add(self, sequence: Sequence) -> None:
         """Let a sequence take part as soon as there is room for it; RequestError if there is none.
 
-        First come, first served.
+        First come, first served, but for those that have no room yet (line.py).
         """
         with self.holder.lock:
             self.holder.check_open()
-            self._waiting.append(sequence)
+            self._waiting.join(sequence)
             try:
-                while self._waiting[0] is not sequence or not self.has_room(sequence):
+                while self._waiting.next(self.has_room) is not sequence:
                     self._refuse(sequence)
                     self.holder.wait()
                     self.holder.check_open()
                     sequence.cancels = self.cancels  # a cancel was meant for those that ran
+                self._waiting.begin(sequence)
                 self._sequences.append(sequence)
                 self.latest = sequence
             finally:
-                self._waiting.remove(sequence)
+                self._waiting.leave(sequence)
                 self.holder.notify()
         if sequence.cancels != self.cancels:
             sequence.cancel()

@@ -42,6 +42,10 @@ class Tokenizer(Protocol):
         """Number of token ids, holes included: the width of the logits."""
 
     @property
+    def is_immediate(self) -> bool:
+        """Whether `encode` waits for no other process and no other thread."""
+
+    @property
     def bos_id(self) -> int | None:
         """The beginning-of-sequence token, if the file names one."""
 

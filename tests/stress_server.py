@@ -1,10 +1,11 @@
 """`make stress`: thousands of requests, half of them left in the middle; memory must stay flat.
 
-    python tests/stress_server.py [--requests 5000] [--clients 8]
+    python tests/stress_server.py [--requests 5000] [--clients 8] [--crowd 200]
 
-A server with the embedded model in a process of its own, as many clients as asked for at a time.
-Fails if a request that was not left gets no whole answer, if slots stay taken, or if the server's
-memory grows by more than 1 % and 4 MiB in the second half.
+A server with the embedded model in a process of its own, as many clients as asked for at a time;
+then a crowd of connections at once that lie, stall, cancel and reset (odd_crowd.py). Fails if a
+request that was not left gets no whole answer, if slots stay taken, if `/metrics` does not add up,
+or if the server's memory grows by more than 1 % and 4 MiB in the second half.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import time
 
 import httpx
 import psutil
+from metrics import odd_sums, read_metrics
+from odd_crowd import run_crowd
 from server_client import read_answer, request
 
 QUESTIONS = ("Hi", "What is a routed expert?", "Tell me about caches. " * 20)
 GROWTH = 4 << 20  # bytes
 WAITING = 0.6  # of requests that wait for the whole answer
+SETTLED = 30.0  # seconds until slots are free after the last has gone
 
 
 class Client:
@@ -68,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--crowd", type=int, default=200)
     options = parser.parse_args()
     command = [sys.executable, "-m", "cli.kimi_offload", "serve", "--port", "0", "--queue", "16"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
@@ -75,7 +80,12 @@ def main() -> None:
             assert program.stdout is not None
             found = re.search(r":(\d+):", program.stdout.readline())
             assert found is not None
-            problems = stress(int(found[1]), program.pid, options.requests, options.clients)
+            port = int(found[1])
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+                problems = stress(port, program.pid, options.requests, options.clients)
+                problems += settled(http)
+                problems += crowd(port, http, options.crowd)
+                problems += settled(http)
         finally:
             program.terminate()
     sys.exit("; ".join(problems) or None)
@@ -106,10 +116,37 @@ def stress(port: int, pid: int, requests: int, clients: int) -> list[str]:
         problems.append("a request was lost")
     if sizes[-1] > sizes[4] * 1.01 + GROWTH:
         problems.append(f"memory grew from {sizes[4]:,} to {sizes[-1]:,} bytes")
-    slots = httpx.get(f"http://127.0.0.1:{port}/slots", trust_env=False).json()
-    if any(slot["is_processing"] for slot in slots) or len(slots) != 4:
-        problems.append(f"slots stay taken: {slots}")
     return problems
+
+
+def crowd(port: int, http: httpx.Client, count: int) -> list[str]:
+    """Odd connections, all at once; what went wrong."""
+    before = read_metrics(http)
+    outcomes = run_crowd(port, count, seed=1)
+    after = read_metrics(http)
+    print(f"of {count} odd connections: {dict(outcomes)}", flush=True)
+    fine = ("served", "refused", "left")
+    problems = [f"{n} x {what}" for what, n in outcomes.items() if what not in fine]
+    refused = after["requests_refused_total"] - before["requests_refused_total"]
+    if refused < outcomes["refused"]:
+        problems.append(f"{outcomes['refused']} were refused, {refused:g} are told")
+    return problems
+
+
+def settled(http: httpx.Client) -> list[str]:
+    """Whether it is healthy, answers, and has everything back; what is wrong with it."""
+    until = time.monotonic() + SETTLED
+    while any(slot["is_processing"] or slot["id"] < 0 for slot in http.get("/slots").json()):
+        if time.monotonic() > until:
+            return [f"slots stay taken: {http.get('/slots').json()}"]
+        time.sleep(0.1)
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+    statuses = [
+        http.get("/health").status_code,
+        http.post("/v1/chat/completions", json=body, timeout=60).status_code,
+    ]
+    wrong = [] if statuses == [200, 200] else [f"health and an answer have status {statuses}"]
+    return wrong + odd_sums(http)
 
 
 if __name__ == "__main__":

@@ -233,6 +233,34 @@ def test_responses_whole_and_streamed_are_the_same(gpt: openai.OpenAI) -> None:
     assert again.usage.input_tokens_details.cached_tokens >= whole.usage.input_tokens - 1
 
 
+def test_responses_tell_logprobs_where_they_are_included(gpt: openai.OpenAI) -> None:
+    asked: Any = {"model": NAME, "input": QUESTION, "temperature": 0, "max_output_tokens": 60}
+    logged: Any = {"include": ["message.output_text.logprobs"], "top_logprobs": 3}
+    whole = gpt.responses.create(**asked, **logged)
+    with gpt.responses.stream(**asked, **logged) as stream:
+        events = list(stream)
+        streamed = stream.get_final_response()
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    parts = [response.output[-1].content[0] for response in (whole, streamed)]  # type: ignore[union-attr,index]
+    for part in parts:
+        assert part.type == "output_text"
+        assert part.logprobs
+        assert "".join(entry.token for entry in part.logprobs).startswith(part.text)
+        for entry in part.logprobs:
+            assert bytes(entry.bytes).decode() == entry.token
+            assert entry.logprob == entry.top_logprobs[0].logprob
+            assert len(entry.top_logprobs) == 3
+    assert parts[0].logprobs == parts[1].logprobs  # type: ignore[union-attr]
+    pieces = [(entry.token, entry.logprob) for delta in deltas for entry in delta.logprobs]
+    assert pieces == [(entry.token, entry.logprob) for entry in parts[0].logprobs]  # type: ignore[union-attr]
+    done = next(event for event in events if event.type == "response.output_text.done")
+    assert [entry.token for entry in done.logprobs] == [token for token, _ in pieces]
+    plain = gpt.responses.create(**asked)
+    assert plain.output[-1].content[0].logprobs == []  # type: ignore[union-attr,index]
+    with pytest.raises(openai.BadRequestError, match="top_logprobs"):
+        gpt.responses.create(**asked, top_logprobs=21)
+
+
 def test_responses_call_a_tool_and_read_its_result(gpt: openai.OpenAI) -> None:
     tools: list[Any] = [
         {"type": "function", "strict": True, **FUNCTION},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from offload.server.errors import Failure
 from offload.server.events import Ended, Event, Queued, Reading
 from offload.server.responses_reply import ResponseReply
 from offload.server.sse import Said
-from offload.speech import Token
+from offload.speech import Logprobs, Token
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 SUMMED: dict[str, Any] = {"reasoning": {"effort": "high", "summary": "auto"}}
@@ -51,6 +52,25 @@ def comparable(output: list[Any]) -> list[dict[str, Any]]:
     return [
         {k: v for k, v in item.items() if k not in ("id", "parsed_arguments")} for item in items
     ]
+
+
+def test_logprobs_of_half_characters_come_with_their_message() -> None:
+    tokenizer: Any = SimpleNamespace(token_bytes=lambda i: b"\xc3\xa9"[i % 2 : i % 2 + 1])
+    tokens = [
+        Token(i, text, channel, None, Logprobs(-0.5, ((i, -0.5),)))
+        for i, (text, channel) in enumerate(
+            [("Hm", "reasoning"), ("", "content"), ("é", "content"), ("", "content")]
+        )
+    ]
+    reply = ResponseReply("kimi", {}, tokenizer)
+    frames = [reply.begin([20]), *(reply.frame(0, event) for event in (*tokens, said.ended()))]
+    events = list(sse.events(b"".join(frames)))
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    ids = [[entry["id"] for entry in delta["logprobs"]] for delta in deltas]
+    assert ids == [[1, 2], [3]]
+    once = ResponseReply("kimi", {}, tokenizer).whole([Said(tokens, said.ended())])
+    for item in (once["output"][1], read(b"".join(frames)).model_dump()["output"][1]):
+        assert [entry["id"] for entry in item["content"][0]["logprobs"]] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("body", [{}, SUMMED], ids=["clear", "summary"])

@@ -124,6 +124,33 @@ def test_only_the_window_is_penalised() -> None:
 # --- the sampler
 
 
+@pytest.mark.parametrize("chosen", [{"temperature": 0}, {"temperature": 2.0, "seed": 3}])
+def test_a_bias_rules_tokens_out_or_all_others(chosen: dict[str, Any]) -> None:
+    logits = np.array([5.0, 4.0, 3.0, 2.0], dtype=np.float32)
+    before = logits.copy()
+    without = sampler(**chosen, logit_bias={0: -100, 1: -100})
+    assert {without.sample(logits) for _ in range(50)} <= {2, 3}
+    only = sampler(**chosen, logit_bias={3: 100})
+    assert {only.sample(logits) for _ in range(50)} == {3}
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_a_bias_is_added_before_all_else_and_only_to_what_may_come() -> None:
+    logits = np.array([1.0, 2.0, -np.inf, 0.5, 0.0], dtype=np.float32)
+    plain = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}
+    biased = sampler(**plain, logit_bias={0: 1.5, 2: 100, 4: -0.25})
+    expected = np.array([2.5, 2.0, -np.inf, 0.5, -0.25], dtype=np.float32)
+    for allowed in (None, [0, 2, 3], np.array([0b01101], np.uint32)):
+        got, same = (
+            one.distribution(given, (), allowed)
+            for one, given in ((biased, logits), (sampler(**plain), expected))
+        )
+        for ours, others in zip(got, same, strict=True):
+            np.testing.assert_array_equal(ours[got[1] > 0], others[same[1] > 0])
+    greedy = sampler(temperature=0, logit_bias={3: -100})
+    assert greedy.sample(logits, (), [3]) == 3  # what alone may come does
+
+
 def test_greedy_takes_the_lowest_id_of_equals() -> None:
     assert sampler(temperature=0).sample(np.array([0, 3, 3, 1], dtype=np.float32)) == 1
     ids, probabilities = sampler(temperature=0).distribution(np.zeros(4, dtype=np.float32))

@@ -48,6 +48,19 @@ from offload.sampling_params import SamplingParams, defaults_for
         ({"stop": [1]}, "not empty"),
         ({"stop": 5}, "not empty"),
         ({"stop": b"x"}, "not empty"),
+        (
+            {"logit_bias": {5: 101}},
+            r"logit_bias of token 5 must be a number in \[-100, 100\], not 10",
+        ),
+        ({"logit_bias": {5: float("nan")}}, "not nan"),
+        ({"logit_bias": {"5": True}}, "not True"),
+        ({"logit_bias": {"x": 1}}, "by token ids, not 'x'"),
+        ({"logit_bias": {"-5": 1}}, "by token ids, not '-5'"),
+        ({"logit_bias": {-5: 1}}, "by token ids, not -5"),
+        ({"logit_bias": {"9" * 5000: 1}}, "by token ids"),
+        ({"logit_bias": 3}, "such as {'42': -100}, not 3"),
+        ({"logit_bias": [5, 1]}, "such as"),
+        ({"logit_bias": "ab"}, "such as"),
     ],
 )
 def test_bad_parameters_name_the_interval_and_the_value(
@@ -78,6 +91,18 @@ def test_minus_one_is_unset_as_elsewhere() -> None:
         assert SamplingParams(**{name: -1}) == SamplingParams()
     for name in ("penalty_window", "dry_window"):
         assert getattr(SamplingParams(**{name: -1}), name) > 10**9
+
+
+def test_biases_are_by_id() -> None:
+    expected = ((3, -100.0), (20, 0.5))
+    for given in (
+        {"20": 0.5, 3: -100},
+        {np.int64(20): 0.5, "3": -100},
+        expected,
+        [[20, 0.5], (3, -100)],
+    ):
+        assert SamplingParams(logit_bias=given).logit_bias == expected
+    assert SamplingParams(logit_bias={}).logit_bias == ()
 
 
 def test_white_space_is_a_stop_string() -> None:

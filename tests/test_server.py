@@ -86,6 +86,85 @@ def test_what_clients_send_beside_is_ignored(server: Running) -> None:
     assert server.chat(max_tokens=2, whatever=[1, {"x": None}], **beside).status_code == 200
 
 
+def test_what_is_not_done_is_told_beside_the_answer(server: Running) -> None:
+    asked = {
+        "modalities": ["text", "audio"],
+        "audio": {"voice": "alloy", "format": "wav"},
+        "web_search_options": {},
+        "store": True,
+        "verbosity": "low",
+        "reasoning_effort": "high",
+        "grammar": "root ::= [a-z]",
+        "prediction": {"type": "content", "content": "x"},
+        "service_tier": "auto",
+    }
+    warnings = server.chat(max_tokens=2, **asked).json()["warnings"]
+    named = ["modalities", "web_search_options", "store", "reasoning_effort", "verbosity"]
+    assert [line.split(":")[0] for line in warnings] == [*named, "grammar"]
+    assert server.stream(max_tokens=2, **asked)[-1]["warnings"] == warnings
+    quiet = {"modalities": ["text"], "store": False, "verbosity": "medium", "audio": None}
+    quiet |= {"reasoning_effort": "medium", "function_call": "none", "functions": []}
+    assert "warnings" not in server.chat(max_tokens=2, **quiet).json()
+    asked = {"input": "Hi", "max_output_tokens": 2, "truncation": "auto", "store": True}
+    asked |= {"text": {"verbosity": "high"}, "reasoning": {"effort": "low"}}
+    told = server.client.post("/v1/responses", json=asked).json()
+    named = ["store", "truncation", "reasoning.effort", "text.verbosity"]
+    assert [line.split(":")[0] for line in told["warnings"]] == named
+    asked = {"messages": HI, "max_tokens": 2, "output_config": {"effort": "max"}}
+    told = server.client.post("/v1/messages", json=asked).json()
+    assert told["warnings"][0].startswith("output_config.effort: 'max'")
+    asked = {"prompt": "a", "max_tokens": 2, "response_format": {"type": "json_object"}}
+    told = server.client.post("/v1/completions", json=asked).json()
+    assert told["warnings"][0].startswith("response_format")
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        {"functions": [{"name": "f", "parameters": {}}]},
+        {"function_call": {"name": "f"}},
+        {"messages": [*HI, {"role": "function", "name": "f", "content": "1"}]},
+        {"messages": [*HI, {"role": "assistant", "function_call": {"name": "f"}}, *HI]},
+    ],
+)
+def test_the_old_form_of_tools_is_refused_by_the_name_of_the_new(
+    server: Running, old: dict[str, Any]
+) -> None:
+    response = server.chat(**old)
+    assert response.status_code == 400
+    assert "tool" in response.json()["error"]["message"].partition("; send ")[2]
+
+
+def test_a_bias_by_token_is_followed(server: Running) -> None:
+    asked = {"messages": QUESTION, "temperature": 0, "max_tokens": 12, "thinking": False}
+    usual = server.chat(**asked, logprobs=True).json()["choices"][0]
+    first = usual["logprobs"]["content"][0]["id"]
+    assert server.chat(**asked, logit_bias={}).json()["choices"][0]["message"] == usual["message"]
+    without = server.chat(**asked, logit_bias={str(first): -100}, logprobs=True)
+    told = without.json()["choices"][0]["logprobs"]["content"]
+    assert first not in [entry["id"] for entry in told]
+    drawn = {**asked, "temperature": 1.5, "seed": 4, "logit_bias": {str(first): 100}}
+    told = server.chat(**drawn, logprobs=True).json()["choices"][0]["logprobs"]["content"]
+    assert {entry["id"] for entry in told} == {first}
+    text = server.client.post(
+        "/v1/completions", json={"prompt": "a", "logit_bias": {str(first): 100}, "max_tokens": 3}
+    )
+    name = bytes(usual["logprobs"]["content"][0]["bytes"]).decode()
+    assert text.json()["choices"][0]["text"] == 3 * name
+
+
+def test_a_bias_does_not_break_a_schema(server: Running) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    tokens = server.client.post("/tokenize", json={"content": "true"}).json()["tokens"]
+    bias = {str(token): 100 for token in tokens}
+    asked = {"response_format": form, "thinking": False, "max_tokens": 60, "seed": 1}
+    answers = [server.chat(**asked, logit_bias=bias).json() for _ in range(2)]
+    texts = [answer["choices"][0]["message"]["content"] for answer in answers]
+    assert json.loads(texts[0]) == {"a": True}
+    assert texts[0] == texts[1]
+
+
 def test_stop_strings_end_the_answer_before_them(server: Running) -> None:
     whole = server.chat(messages=QUESTION, temperature=0, stop=["feed-forward", ""]).json()
     choice = whole["choices"][0]
@@ -306,6 +385,10 @@ def test_errors_are_json(server: Running) -> None:
         {"messages": HI, "dry_sequence_breakers": ["x"] * 65},
         {"messages": HI, "dry_sequence_breakers": ["x" * 1025]},
         {"messages": HI, "seed": 2**65},
+        {"messages": HI, "logit_bias": {"1": 101}},
+        {"messages": HI, "logit_bias": {"999999999": 1}},
+        {"messages": HI, "logit_bias": {"a": 1}},
+        {"messages": HI, "logit_bias": {str(i): 1 for i in range(301)}},
         {"messages": HI * 10_001},
         {"messages": HI, "tool_choice": {"type": "function"}},
     ],

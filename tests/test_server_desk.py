@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from metrics import odd_sums, read_metrics
 from server_client import END, HI, Running, read_answer, request, running
 
 from offload.engine import Engine
+from offload.server.desk import Desk
 from offload.steps import Steps
 
 LONG = {"messages": HI, "stream": True, "max_tokens": 1500, "temperature": 2.0}
@@ -107,6 +109,26 @@ def test_a_client_that_leaves_takes_nobody_with_it(server: Running) -> None:
     wait_for(lambda: not states(server))
 
 
+@pytest.mark.usefixtures("slow")
+def test_metrics_add_up_whoever_leaves_and_whatever_is_refused(server: Running) -> None:
+    before = read_metrics(server.client)
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(asked(server)) for _ in range(4)]
+        wait_for(lambda: states(server).count("queued") == 2)
+        for sock in reversed(socks):  # those that wait go first
+            sock.close()
+        wait_for(lambda: not states(server))
+    assert server.chat(max_tokens=2).status_code == 200
+    assert server.chat(temperature=-7).status_code == 400
+    after = read_metrics(server.client)
+    assert not odd_sums(server.client)
+    assert after["requests_total"] - before["requests_total"] == 5
+    assert after["request_end_total"] - before["request_end_total"] == 5
+    assert server.chat(max_tokens=2, n=3).status_code == 200
+    wait_for(lambda: not states(server))
+    assert not odd_sums(server.client)
+
+
 def test_leaving_ends_the_reading_of_a_prompt(server: Running) -> None:
     passes: list[int] = []
     model = server.host.engine._steps.model
@@ -130,6 +152,26 @@ def test_leaving_ends_the_reading_of_a_prompt(server: Running) -> None:
         assert len(passes) < 8
     finally:
         model.forward = forward  # type: ignore[method-assign]
+
+
+def test_a_short_prompt_is_made_without_another_thread(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    make = Desk._make
+
+    def noted(self: Desk, *arguments: Any) -> None:
+        made.append(threading.current_thread().name)
+        make(self, *arguments)
+
+    monkeypatch.setattr(Desk, "_make", noted)
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    for body in ({}, {"tools": [tool]}, {"messages": [{"role": "user", "content": "so " * 1500}]}):
+        assert server.chat(max_tokens=1, **body).status_code == 200
+    # nor would the loop wait for the process that other vocabularies have
+    monkeypatch.setattr(type(server.host.engine.tokenizer), "is_immediate", False)
+    assert server.chat(max_tokens=1).status_code == 200
+    assert [name.startswith("prompt") for name in made] == [False, True, True, True]
 
 
 def test_short_requests_pass_a_long_prompt(server: Running) -> None:

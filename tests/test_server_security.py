@@ -96,10 +96,24 @@ def test_bodies_are_json_by_their_type() -> None:
         headers = {"content-type": kind}
         answer = on.post("/v1/chat/completions", content=b"{}", headers=headers)
         assert answer.status_code == 415, kind
-    for kind in ("application/json; charset=utf-8", "application/vnd.api+json"):
+    for kind in (
+        "application/json; charset=utf-8",
+        'Application/JSON; version=1; charset="UTF-8"; x=y',
+        "application/vnd.api+json",
+    ):
         headers = {"content-type": kind}
-        answer = on.post("/v1/chat/completions", content=b"{}", headers=headers)
+        answer = on.post("/v1/chat/completions", content=b"\xef\xbb\xbf{}", headers=headers)
         assert answer.status_code == 503, kind
+    for other in (
+        {"content-type": "application/json;charset=utf-16"},
+        {"content-encoding": "gzip"},
+    ):
+        answer = on.post(
+            "/v1/chat/completions",
+            content=b"{}",
+            headers={"content-type": "application/json"} | other,
+        )
+        assert answer.status_code == 415, other
 
 
 @pytest.mark.parametrize(
@@ -128,6 +142,16 @@ def test_json_that_is_none_is_refused(data: bytes) -> None:
     )
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
+
+
+def test_a_number_of_too_many_digits_is_refused_in_plain_words() -> None:
+    answer = client().post(
+        "/v1/chat/completions",
+        content=b'{"seed": ' + b"9" * 5000 + b"}",
+        headers={"content-type": "application/json"},
+    )
+    assert answer.status_code == 400
+    assert "a number has 5,000 digits" in answer.json()["error"]["message"]
 
 
 def test_large_bodies_are_refused_by_their_length_and_by_what_comes() -> None:

@@ -152,6 +152,23 @@ def test_what_is_damaged_is_told_and_not_used(saved: Path, name: str) -> None:
     assert line.startswith("2 conversations with ")
 
 
+def test_a_folder_in_the_place_of_a_conversation_costs_that_one_alone(saved: Path) -> None:
+    odd = files_in(saved)[0]
+    odd.unlink()
+    odd.mkdir()
+    steps, files = make_steps(64, budget=300), SlotFiles(saved)
+    lines = files.restore(engine_of(steps))
+    assert "cannot be read: Is a directory" in lines[0]
+    reply(steps, [47] * 9)
+    (line,) = files.save(engine_of(steps))
+    assert line.startswith("1 conversation saved")
+    reply(steps, [46] * 9)
+    (line,) = files.save(engine_of(steps))
+    assert line.startswith("1 conversation saved")
+    assert odd.is_dir()
+    files.close()
+
+
 @pytest.mark.parametrize("other", [{"model": "other"}, {"tokenizer": "other"}])
 def test_other_models_have_files_of_their_own(saved: Path, other: dict[str, str]) -> None:
     steps, lines = restored(saved, **other)

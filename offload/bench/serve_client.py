@@ -36,20 +36,21 @@ def run_streams(port: int, path: str, bodies: Sequence[dict[str, Any]]) -> list[
     return [Stream(**figures) for figures in json.loads(done.stdout)]
 
 
-def first_byte(port: int, body: dict[str, Any]) -> float:
-    """Seconds from a request to the first byte of its headers."""
+def first_byte(port: int, body: dict[str, Any], *, stays: bool = True) -> float:
+    """Seconds from a request to the first byte of its headers. stays: for the answer, too."""
     with socket.create_connection(("127.0.0.1", port)) as one:
-        request = _request("/v1/completions", body)
+        request = post("/v1/completions", body)
         began = time.perf_counter()
         one.sendall(request)
         one.recv(1)
         seconds = time.perf_counter() - began
-        while one.recv(1 << 16):
+        while stays and one.recv(1 << 16):
             pass
     return seconds
 
 
-def _request(path: str, body: dict[str, Any]) -> bytes:
+def post(path: str, body: dict[str, Any]) -> bytes:
+    """A request as bytes."""
     data = json.dumps(body).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -63,7 +64,7 @@ def _take(port: int, path: str, bodies: Sequence[dict[str, Any]]) -> list[Stream
     got: dict[int, list[tuple[float, bytes]]] = {}
     for number, body in enumerate(bodies):
         one = socket.create_connection(("127.0.0.1", port))
-        one.sendall(_request(path, body))
+        one.sendall(post(path, body))
         got[number] = []
         selector.register(one, selectors.EVENT_READ, number)
     while selector.get_map():

@@ -16,13 +16,14 @@ from offload.server.anthropic_reply import failure_body
 from offload.server.ask import Ask
 from offload.server.errors import Failure
 from offload.server.host import Host
-from offload.server.limits import Body, read_body
+from offload.server.limits import Body, is_quick, read_body
 from offload.server.machine import Machine
 from offload.server.models import Models
 from offload.server.page import page_routes
 from offload.server.sampling import with_defaults
 from offload.server.security import Guarded, Rules
 from offload.server.sse import Answering
+from offload.server.unmet import with_unmet
 
 MESSAGES = "/v1/messages"
 
@@ -75,7 +76,7 @@ def _routes(host: Host, *, has_keys: bool) -> list[Route]:
         return anthropic.read(body, host.name)
 
     def response(body: Body) -> Ask:
-        return responses.read(body, host.name)
+        return responses.read(body, host.name, host.engine.tokenizer)
 
     return [
         *page_routes(),
@@ -114,7 +115,8 @@ def asking(host: Host, read: Callable[[Body], Ask]) -> Endpoint:
         body = with_defaults(await read_body(request), host.defaults)
         desk = host.desk
         ask = read(body)
-        ticket = await desk.ask(ask.starts, name=ask.name)
+        is_here = host.engine.tokenizer.is_immediate and is_quick(request, body)
+        ticket = await desk.ask(with_unmet(ask.starts, body), name=ask.name, is_quick=is_here)
         return Answering(ticket, ask.reply, stream=ask.is_stream, n_running=desk.n_running)
 
     return endpoint

@@ -2,7 +2,8 @@
 
 Requests come in the event loop's thread; their prompts are made in threads of a small pool; one
 thread, the desk's, steps the engine and reads its answers. Whoever waits is served in the order of
-arrival, as soon as fewer than `parallel` answers run and the KV cache has room.
+arrival, as soon as fewer than `parallel` answers run and the KV cache has room; one that it has no
+room for is passed by those that fit, a few times (line.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -18,6 +18,7 @@ from typing import TypeVar
 from offload.answer import Answer
 from offload.engine import Engine, Progress
 from offload.errors import OffloadError
+from offload.line import Line
 from offload.server.errors import Failure, busy, failure_of, refused, unavailable
 from offload.server.events import Ended
 from offload.server.ticket import Seat, Ticket
@@ -53,7 +54,7 @@ class Desk:
         self.totals = Totals()
         self.is_draining = False
         self._making = 0  # answers whose prompts are being made
-        self._waiting: deque[Seat] = deque()
+        self._waiting: Line[Seat] = Line()
         self._running: list[Seat] = []
         self._changed = threading.Condition()  # guards the two, and is told of every change
         self._looks: list[Callable[[], None]] = []  # by `between_steps`
@@ -64,10 +65,14 @@ class Desk:
 
     # --- in the event loop's thread ---------------------------------------------------------------
 
-    async def ask(self, starts: Sequence[Start], *, name: str = "") -> Ticket:
+    async def ask(
+        self, starts: Sequence[Start], *, name: str = "", is_quick: bool = False
+    ) -> Ticket:
         """A ticket for one answer per start; FailureError: busy, draining; RequestError.
 
         A start makes its answer and begins nothing; the progress that it is given is the answer's.
+        is_quick: it is done here and now, for no thread needs to wake up then, which takes longer
+        where all cores compute.
         """
         if self.is_draining:
             raise unavailable(ENDING, 5)
@@ -77,19 +82,24 @@ class Desk:
         if self.n_open + n > most:
             self.totals.refused += 1
             raise busy(len(self._waiting), self._seconds_to_wait())
-        self.totals.requests += 1
         ticket = Ticket(n, name, close=self._leave, room=self._notify)
         self._making += n
         try:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._makers, self._make, ticket, starts)
+            if is_quick:
+                self._make(ticket, starts)
+            else:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._makers, self._make, ticket, starts)
         finally:
             self._making -= n
         with self._changed:
             if self._is_closed or self.is_draining:
                 raise unavailable(ENDING, 5)
-            self._waiting.extend(ticket.seats)
-            self._number_waiting(free=max(0, self.parallel - len(self._running)))
+            self.totals.requests += 1
+            self.totals.taken += n
+            for seat in ticket.seats:
+                self._waiting.join(seat)
+            self._number_waiting(free=self.parallel - len(self._running))
             self._changed.notify_all()
         return ticket
 
@@ -140,7 +150,7 @@ class Desk:
         self._makers.shutdown(wait=False, cancel_futures=True)
 
     def _make(self, ticket: Ticket, starts: Sequence[Start]) -> None:
-        """In a thread of the pool."""
+        """In a thread of the pool, or in the event loop's."""
         for seat, start in zip(ticket.seats, starts, strict=True):
             seat.answer = start(self.engine, seat.progress)
 
@@ -151,8 +161,9 @@ class Desk:
                 if seat.state == "over":
                     continue
                 if seat in self._waiting:
-                    self._waiting.remove(seat)
+                    self._waiting.leave(seat)
                     seat.state = "over"
+                    self._observe(seat, None)
                 self.totals.left += 1
                 if seat.answer is not None:
                     seat.answer.close()
@@ -172,9 +183,10 @@ class Desk:
         return max(1, min(60, round(mean)))
 
     def _number_waiting(self, free: int = 0) -> None:
-        """Tell all of their positions; free: so many of them may begin as soon as it is looked."""
+        """Tell all of their positions; free: so many new ones may begin as soon as it is looked."""
         for position, seat in enumerate(self._waiting, 1):
-            seat.ticket.stands(seat, max(0, position - free))
+            if position > free or seat.position:
+                seat.ticket.stands(seat, position)
 
     # --- in the desk's thread ---------------------------------------------------------------------
 
@@ -190,7 +202,9 @@ class Desk:
 
     def _turn(self) -> None:
         with self._changed:
-            self._changed.wait_for(self._has_work)
+            while not self._has_work():
+                self._number_waiting()
+                self._changed.wait()
             if self._is_closed:
                 return
             self._seat_waiting()
@@ -206,21 +220,21 @@ class Desk:
                 self._end(seat, failure)
 
     def _has_work(self) -> bool:
-        if self._is_closed or self._looks or self._has_next():
+        if self._is_closed or self._looks or self._next() is not None:
             return True
         return any(seat.ticket.is_closed or not seat.ticket.is_full for seat in self._running)
 
-    def _has_next(self) -> bool:
-        """Whether the first one that waits can begin."""
-        if not self._waiting or len(self._running) >= self.parallel:
-            return False
-        answer = self._waiting[0].answer
+    def _next(self) -> Seat | None:
+        """Whoever of those that wait can begin."""
+        return self._waiting.next(self._fits) if len(self._running) < self.parallel else None
+
+    def _fits(self, seat: Seat) -> bool:
         # alone there is nothing to wait for: what is too large is refused as it begins
-        return not self._running or answer is None or answer.has_room
+        return not self._running or seat.answer is None or seat.answer.has_room
 
     def _seat_waiting(self) -> None:
-        while self._has_next():
-            seat = self._waiting.popleft()
+        while (seat := self._next()) is not None:
+            self._waiting.begin(seat)
             taken = {other.number for other in self._running}
             seat.number = next(i for i in range(self.parallel) if i not in taken)
             seat.state, seat.began = "reading", time.monotonic()

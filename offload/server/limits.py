@@ -17,13 +17,26 @@ from offload.tokenizer import clean_text
 BODY_BYTES = 32 << 20
 BODY_SECONDS = 60.0  # until all of it must have come
 INLINE_BYTES = 64 << 10  # a body up to this is parsed in the event loop
+QUICK_BYTES = 4 << 10
+DIGITS = 400  # of a number: JavaScript's largest has 309
 DEPTH = 100  # of JSON in JSON
 MESSAGES = 10_000
 TOOLS = 1_000
 STOPS = 64  # strings that end an answer, or that no repeat reaches across
 STOP_CHARACTERS = 1_024
+BIASES = 300  # tokens whose logits one request changes
 CHOICES = 16  # answers of one request
 
+_MOST = {"messages": MESSAGES, "tools": TOOLS, "input": MESSAGES, "logit_bias": BIASES}
+_SLOW = (
+    "tools",
+    "response_format",
+    "text",
+    "output_config",
+    "output_format",
+    "dry_multiplier",
+    "n",
+)
 _HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Body = dict[str, Any]
@@ -35,6 +48,13 @@ async def read_body(request: Request) -> Body:
     if len(data) <= INLINE_BYTES:
         return _parse(data)
     return await asyncio.to_thread(_parse, data)
+
+
+def is_quick(request: Request, body: Body) -> bool:
+    """Whether a prompt is made within a millisecond: a short one, with no grammar and no masks."""
+    declared = request.headers.get("content-length", "")
+    is_short = declared.isdigit() and len(declared) < 5 and int(declared) <= QUICK_BYTES
+    return is_short and not any(body.get(name) for name in _SLOW)
 
 
 async def _read_bytes(request: Request) -> bytes:
@@ -70,9 +90,10 @@ def _parse(data: bytes) -> Body:
         raise refused("the body is empty; a JSON object is needed")
     try:
         body = json.loads(
-            data.decode("utf-8"),
+            data.decode("utf-8").removeprefix("\ufeff"),  # programs of Windows begin with it
             parse_constant=_no_constant,
             parse_float=_finite,
+            parse_int=_whole_number,
             object_pairs_hook=_no_duplicates,
         )
     except UnicodeDecodeError as exc:
@@ -114,6 +135,12 @@ def _finite(text: str) -> float:
     return number
 
 
+def _whole_number(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a number has {len(text):,} digits; at most {DIGITS} are read")
+    return int(text)
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
@@ -143,10 +170,11 @@ def _too_deep() -> Exception:
 
 def check_counts(body: Body) -> None:
     """FailureError where there is more of something than is read."""
-    for name, most in (("messages", MESSAGES), ("tools", TOOLS), ("input", MESSAGES)):
+    for name, most in _MOST.items():
         value = body.get(name)
-        if isinstance(value, list) and len(value) > most:
-            raise refused(f"{len(value):,} {name}; at most {most:,} are read", param=name)
+        if isinstance(value, list | dict) and len(value) > most:
+            what = "tokens in logit_bias" if name == "logit_bias" else name
+            raise refused(f"{len(value):,} {what}; at most {most:,} are read", param=name)
     for name in ("stop", "stop_sequences", "dry_sequence_breakers"):
         texts = body.get(name)
         if not isinstance(texts, list):

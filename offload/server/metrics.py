@@ -34,7 +34,7 @@ class Metrics:
         )
         self._waited = Histogram(
             f"{PREFIX}request_queue_time_seconds",
-            "From the request to the slot.",
+            "From the request to the slot, or to its end without one.",
             buckets=SECONDS,
             registry=self._registry,
         )
@@ -63,7 +63,7 @@ class Metrics:
         if stats is not None and stats.finish_reason and not failure:
             reason = stats.finish_reason
         self._ends.labels(reason).inc()
-        self._waited.observe(max(0.0, seat.began - seat.ticket.asked))
+        self._waited.observe((seat.began or now) - seat.ticket.asked)
         self._whole.observe(now - seat.ticket.asked)
         if stats is not None and seat.n_tokens:
             self._first.observe(stats.time_to_first_token)
@@ -84,6 +84,7 @@ class _OfDesk(Collector):
         decoded, read = totals.tokens, totals.prompt_tokens - totals.reused_tokens
         for name, text, value in (
             ("requests", "Requests taken.", totals.requests),
+            ("answers", "Answers taken; a request may ask for several.", totals.taken),
             ("requests_refused", "Requests refused because the queue was full.", totals.refused),
             ("prompt_tokens", "Tokens of prompts.", totals.prompt_tokens),
             ("prompt_tokens_cached", "Of these, found in the KV cache.", totals.reused_tokens),

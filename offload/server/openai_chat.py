@@ -6,18 +6,22 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from offload.arguments import quoted, whole
 from offload.server.ask import Ask, chat_starts
 from offload.server.errors import refused
 from offload.server.events import Ended
 from offload.server.limits import Body, check_counts
 from offload.server.openai_logprobs import chat_logprobs
 from offload.server.openai_reply import OpenAIReply, Shape, Told, finish_reason
-from offload.server.sampling import read_count, read_flag, read_sampling, read_wishes
+from offload.server.sampling import (
+    read_count,
+    read_flag,
+    read_sampling,
+    read_top_logprobs,
+    read_wishes,
+)
 from offload.server.sse import Said
 from offload.speech import Token
 from offload.tokenizer import Tokenizer
-from offload.wishes import MOST_LOGPROBS
 
 SHAPE = Shape(prefix="chatcmpl", whole="chat.completion", chunk="chat.completion.chunk")
 
@@ -28,6 +32,12 @@ def read(body: Body, model: str, tokenizer: Tokenizer) -> Ask:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise refused("messages must be a list of at least one message", param="messages")
+    if body.get("functions") or body.get("function_call") not in (None, "none", "auto"):
+        raise refused(
+            "functions and function_call are the old form of tools, which this server does not "
+            "speak; send tools and tool_choice",
+            param="functions",
+        )
     n = read_count(body, "n")
     wishes = read_wishes(body) | _logprobs(body)
     return Ask(
@@ -39,13 +49,7 @@ def read(body: Body, model: str, tokenizer: Tokenizer) -> Ask:
 
 
 def _logprobs(body: Body) -> dict[str, Any]:
-    wanted, top = read_flag(body, "logprobs"), body.get("top_logprobs")
-    number = whole(0 if top is None else top)
-    if number is None or not 0 <= number <= MOST_LOGPROBS:
-        raise refused(
-            f"top_logprobs must be a whole number from 0 to {MOST_LOGPROBS}, not {quoted(top)}",
-            param="top_logprobs",
-        )
+    wanted, number = read_flag(body, "logprobs"), read_top_logprobs(body)
     return {"logprobs": number} if wanted or number else {}
 
 

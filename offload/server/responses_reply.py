@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from offload.server.errors import Failure
 from offload.server.events import Ended, Event
+from offload.server.openai_logprobs import chat_logprobs
 from offload.server.runs import Run, Runs, shows
 from offload.server.sse import Said
 from offload.server.usage import extras, usage
 from offload.speech import Token
 from offload.stats import Channel
+from offload.tokenizer import Tokenizer
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -48,10 +50,13 @@ class ResponseReply:
     """Items come one after another: reasoning, message, function_call as the model says them.
 
     Reasoning is told in clear, and as a summary too where one was asked for: then only the summary
-    is streamed. body: of the request; some of its fields are repeated.
+    is streamed. body: of the request; some of its fields are repeated. tokenizer: names the tokens
+    whose logprobs are told, which are those of messages; None: none are.
     """
 
-    def __init__(self, model: str, body: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: str, body: Mapping[str, Any], tokenizer: Tokenizer | None = None
+    ) -> None:
         self._base: dict[str, Any] = {
             "id": f"resp_{token_hex(16)}",
             "object": "response",
@@ -65,6 +70,8 @@ class ResponseReply:
         reasoning = body.get("reasoning")
         wanted = reasoning if isinstance(reasoning, Mapping) else {}
         self._sums_up = bool(wanted.get("summary") or wanted.get("generate_summary"))
+        self._tokenizer = tokenizer
+        self._early: list[dict[str, Any]] = []  # logprobs of what shows nothing before its message
         self._runs = Runs()
         self._names: list[str] = []  # of the items
         self._items: list[dict[str, Any]] = []  # that have ended
@@ -114,7 +121,9 @@ class ResponseReply:
         ended = said[0].ended
         assert ended is not None
         status = _status(ended)
-        runs = Runs(said[0].tokens).all
+        for token in said[0].tokens:
+            self._take(token)
+        runs = self._runs.all
         for run in runs:
             last = run is runs[-1]
             self._items.append(
@@ -123,18 +132,36 @@ class ResponseReply:
         return self._response(status, ended)
 
     def _token(self, token: Token) -> bytes:
-        if not shows(token):
-            return b""
-        begins = self._runs.begins(token)
+        begins = shows(token) and self._runs.begins(token)
         before = self._stop_item("completed") if begins else b""
-        self._runs.take(token)
+        logprobs = self._take(token)
         begun = self._start_item() if begins else b""
-        return before + begun + (self._delta(token.text) if token.text else b"")
+        return (
+            before + begun + (self._delta(token.text, logprobs) if token.text or logprobs else b"")
+        )
 
-    def _delta(self, text: str) -> bytes:
+    def _take(self, token: Token) -> list[dict[str, Any]]:
+        """Count it to its run; the logprobs that are told with it."""
+        told = self._early
+        if self._tokenizer is not None and token.channel == "content":
+            told = told + chat_logprobs(self._tokenizer, [token])["content"]
+        if shows(token):
+            self._runs.take(token)
+        runs = self._runs.all
+        if not runs or runs[-1].channel != "content":
+            self._early = told
+            return []
+        self._early = []
+        runs[-1].logprobs += told
+        return told
+
+    def _delta(self, text: str, logprobs: Sequence[Mapping[str, Any]] = ()) -> bytes:
         """A piece of the last item. Written by hand, as most of what is sent."""
         number, self._number = self._number, self._number + 1
-        return f'{self._head},"sequence_number":{number},"delta":{json.dumps(text)}}}\n\n'.encode()
+        piece = json.dumps(text)
+        if self._runs.all[-1].channel == "content":
+            piece += f',"logprobs":{_json(list(logprobs)) if logprobs else "[]"}'
+        return f'{self._head},"sequence_number":{number},"delta":{piece}}}\n\n'.encode()
 
     def _start_item(self) -> bytes:
         run, name = self._runs.all[-1], _name(self._runs.all[-1])
@@ -155,6 +182,8 @@ class ResponseReply:
         text, begun = run.text, b""
         if run.call is None:
             fields = {**fields, "text": text}
+            if run.channel == "content":
+                fields["logprobs"] = run.logprobs
         else:
             begun = b"" if run.texts else self._delta(text)
             fields = {"arguments": text, "name": run.call.name}
@@ -182,7 +211,7 @@ class ResponseReply:
         if run.call is not None:
             return "response.function_call_arguments", {}
         if run.channel == "content":
-            return "response.output_text", {"content_index": 0, "logprobs": []}
+            return "response.output_text", {"content_index": 0}
         if self._sums_up:
             return "response.reasoning_summary_text", {"summary_index": 0}
         return "response.reasoning_text", {"content_index": 0}
@@ -226,7 +255,8 @@ def _name(run: Run) -> str:
 def _part(run: Run, text: str) -> dict[str, Any]:
     if run.channel == "reasoning":
         return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    logprobs = run.logprobs if text else []
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
 def _status(ended: Ended) -> Status:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from offload.speech import Token
 from offload.stats import Channel
@@ -12,11 +13,15 @@ from offload.stream import CallHead
 
 @dataclass(slots=True)
 class Run:
-    """Consecutive tokens of one channel, or of one call. texts: pieces, joined by `text`."""
+    """Consecutive tokens of one channel, or of one call. texts: pieces, joined by `text`.
+
+    logprobs: of its tokens, as they are told, where they are.
+    """
 
     channel: Channel
     call: CallHead | None
     texts: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def text(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from offload.arguments import quoted, whole
 from offload.server.errors import refused
 from offload.server.limits import CHOICES, Body
+from offload.wishes import MOST_LOGPROBS
 
 # field of SamplingParams -> names in requests, the first one that is given counts
 _NAMES = {
@@ -22,6 +23,7 @@ _NAMES = {
     "presence_penalty": ("presence_penalty",),
     "repetition_penalty": ("repetition_penalty", "repeat_penalty"),
     "penalty_window": ("penalty_window", "repeat_last_n"),
+    "logit_bias": ("logit_bias",),
     "dry_multiplier": ("dry_multiplier",),
     "dry_base": ("dry_base",),
     "dry_allowed_length": ("dry_allowed_length",),
@@ -87,6 +89,18 @@ def read_count(body: Body, name: str, most: int = CHOICES) -> int:
     if number is None or not 1 <= number <= most:
         raise refused(
             f"{name} must be a whole number from 1 to {most}, not {quoted(body[name])}", param=name
+        )
+    return number
+
+
+def read_top_logprobs(body: Body) -> int:
+    """How many likeliest tokens are told beside each."""
+    top = body.get("top_logprobs")
+    number = whole(0 if top is None else top)
+    if number is None or not 0 <= number <= MOST_LOGPROBS:
+        raise refused(
+            f"top_logprobs must be a whole number from 0 to {MOST_LOGPROBS}, not {quoted(top)}",
+            param="top_logprobs",
         )
     return number
 

@@ -134,9 +134,13 @@ def check_type(headers: Headers) -> None:
         raise refused(
             f"the content type is {given[:80]!r}; send `Content-Type: application/json`", status=415
         )
-    charset = rest.strip().lower().removeprefix("charset=").strip('"')
+    fields = [field.strip().lower().partition("=") for field in rest.split(";")]
+    charset = next((value.strip('"') for name, _, value in fields if name == "charset"), "utf-8")
     if charset not in ("", "utf-8", "utf8"):
         raise refused(f"the charset is {charset[:40]!r}; JSON is UTF-8", status=415)
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise refused(f"the body is packed by {coding[:40]!r}; send it as it is", status=415)
 
 
 class Guarded:

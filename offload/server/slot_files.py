@@ -101,7 +101,7 @@ class SlotFiles:
         began, n_saved, n_bytes = time.perf_counter(), 0, 0
         try:
             while self._refused:
-                self._refused.pop().unlink(missing_ok=True)
+                _remove(self._refused.pop())
             saved = {path.name for path in self._ours(engine)}
             while (name := engine.sessions.save_idle(self._folder, saved)) is not None:
                 saved.add(name)
@@ -113,7 +113,7 @@ class SlotFiles:
                 with contextlib.suppress(FileNotFoundError):
                     os.utime(self._folder / name, ns=(now + i, now + i))
             for name in saved.difference(idle):
-                (self._folder / name).unlink(missing_ok=True)
+                _remove(self._folder / name)
         except OffloadError as exc:
             return [str(exc)]
         except OSError as exc:
@@ -129,6 +129,12 @@ class SlotFiles:
 
     def _ours(self, engine: Engine) -> list[Path]:
         return list(self._folder.glob(f"{engine.sessions.label}-*{SUFFIX}"))
+
+
+def _remove(path: Path) -> None:
+    """What cannot be removed costs nothing but its place."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _talks(n: int) -> str:

@@ -28,9 +28,13 @@ class SlotView:
 
 @dataclass(slots=True)
 class Totals:
-    """Of all answers that have ended. refused: for a full queue; left: by their clients."""
+    """Of all answers that have ended; of requests and answers, too, that were taken.
+
+    refused: requests, for a full queue. left: answers, by their clients.
+    """
 
     requests: int = 0
+    taken: int = 0
     answers: int = 0
     failed: int = 0
     left: int = 0
