@@ -197,7 +197,7 @@ class ReplyParser:
             self._state = "arguments"
             name = self._names.find(self._call.id)
             if name is not None:
-                if "{" in self._call.id:  # another call stands before the id
+                if self._call.raw and "{" in self._call.id:  # another call stands before the id
                     self._calls.section.loose += self._call.id
                 self._calls.start(self._call, name)
         elif event.kind not in THINK_MARKS or self._names.find(self._call.id) is None:

@@ -66,6 +66,7 @@ def test_a_call_is_read(text: str) -> None:
         f"{S}{ID}{WEATHER}{ADD_ID}{SUM}{E}", f"{S}\n{ID} {WEATHER}\n{ADD_ID} {SUM}\n{E}",
         f"{S}{call(ID, WEATHER)}{ADD_ID}{SUM}{X}{E}", f"{call(ID, WEATHER)}{ADD_ID}{SUM}{X}",
         f"{S}{C}{ID}{A}{WEATHER}{ADD_ID}{SUM}{X}{E}", f"{S}{ID}{WEATHER}{call(ADD_ID, SUM)}{E}",
+        f"{S}{C}{ID}{A}{X}{WEATHER}{ADD_ID}{A}{SUM}{X}{E}",
         f"{S}{C}{ID}{WEATHER}{ADD_ID}{A}{SUM}{X}{E}", f"{C}{ID}{WEATHER}{ADD_ID}{A}{SUM}{X}",
         f"{S}{C}{ID}{X}{WEATHER}{C}{ADD_ID}{X}{SUM}{E}",
         f"{S}{C}{ID}{A}{WEATHER}\ufffd.{ADD_ID} {A} {SUM}{X}{E}",
