@@ -28,11 +28,17 @@ class ReplyCalls:
         self._marks: set[str] = set()  # of tools, that came
         self._tokens: set[str] = set()  # of these, the ones that are tokens
         self._husk = ""  # marks with nothing between them
+        self.spoken = ""  # the same of marks in text: spoken of, if no call comes next
 
     @property
     def husk(self) -> str:
         """Marks with nothing between them, where nothing else is said."""
         return "" if self._text.is_said or self.count else self._husk
+
+    def take_spoken(self) -> str:
+        """Marks in text with nothing between them, to be shown before what comes now."""
+        spoken, self.spoken = self.spoken, ""
+        return self._text.verbatim(spoken) if spoken else ""
 
     def note(self, event: Event) -> None:
         """This mark came."""
@@ -45,8 +51,8 @@ class ReplyCalls:
         """It is known which tool is called."""
         self._settle()
         section = self.section
-        self._give_back(section.broken)
-        section.raw, section.broken = "", ""
+        self._give_back(section.broken, self._marks)
+        section.raw, section.broken, self.spoken = "", "", ""
         section.n_calls += 1
         own = own_number(call.id, name)
         number = self._next_number if own is None else max(own, self._next_number)
@@ -79,7 +85,7 @@ class ReplyCalls:
         False if what came of it is something else.
         """
         section = self.section
-        # marks in text may be spoken of, but not with an id behind them
+        # marks in text may be spoken of, too, but not with an id behind them
         marks = self._marks if call is not None and call.id.strip() else self._tokens
         if call is not None:
             before = call.raw.removesuffix(call.id)
@@ -94,9 +100,10 @@ class ReplyCalls:
         """Whether text that follows is outside of the answer."""
         self._settle()
         section, self.section = self.section, Section(is_marked=False)
-        is_over = self.count > 0 and _is_husk(section.raw, self._tokens)
+        marks = self._marks if self.count else self._tokens
+        is_over = self.count > 0 and _is_husk(section.raw, marks)
         if self._names:
-            self._give_back(section.raw)
+            self._give_back(section.raw, marks)
         return is_over
 
     def _guess(self, call: Call, end: End) -> None:
@@ -152,15 +159,18 @@ class ReplyCalls:
     def _break(self, raw: str) -> None:
         """What was read as a call is none."""
         if self.section.n_calls:
-            self._give_back(raw)
+            self._give_back(raw, self._marks)
         else:
             self.section.broken += raw
 
-    def _give_back(self, raw: str) -> None:
-        if _is_husk(raw, self._tokens):
+    def _give_back(self, raw: str, marks: Iterable[str]) -> None:
+        """marks: those that are no text. Ones in text may be spoken of, but not beside a call."""
+        if _is_husk(raw, marks):
             self._husk += raw
+        elif _is_husk(raw, self._marks):
+            self.spoken += raw
         else:
-            self._show(Piece("content", self._text.verbatim(raw)))
+            self._show(Piece("content", self.take_spoken() + self._text.verbatim(raw)))
 
 
 def _is_husk(raw: str, marks: Iterable[str]) -> bool:

@@ -81,7 +81,7 @@ class ReplyParser:
             self._close_section()
         if self._state == "content":
             self._say("content", self._text.rest())
-        self._say("content", self._calls.husk)
+        self._say("content", self._calls.take_spoken() or self._calls.husk)
         out, self._out = self._out, []
         return out
 
@@ -90,7 +90,7 @@ class ReplyParser:
         """What was read of a section and is not shown yet, as the model wrote it."""
         section, call = self._calls.section.raw, self._call
         started = call.raw if self._state in ("id", "arguments") and call.head is None else ""
-        return self._held + self._calls.husk + (section or started)
+        return self._calls.spoken + self._held + self._calls.husk + (section or started)
 
     def _take(self, event: Event) -> None:
         thinks = event.kind in THINK_MARKS  # which end a section, so are not in it
@@ -135,6 +135,8 @@ class ReplyParser:
             self._say_plainly(text[:place])
 
     def _say_plainly(self, text: str) -> None:
+        if text:
+            self._say("content", self._calls.take_spoken())
         if self._state == "reasoning":
             self._say("reasoning", self._text.reasoning(text))
         else:

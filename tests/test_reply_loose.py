@@ -86,6 +86,19 @@ def test_a_call_that_runs_into_the_next_one_keeps_no_more_than_its_own() -> None
     assert read(section(call(ID, quoted))) == [("call", ID, "get_weather", quoted)]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{S}{C}{C}{ID}{A}{WEATHER}{X}{E}", f"{C}{S}{ID}{A}{WEATHER}{X}{E}",
+        f"{S}{C}{ID}{A}{WEATHER}{X}{C}", f"{S}{C}{ID}{A}{WEATHER}{C}{X}{E}{S}{E}",
+    ],
+)  # fmt: skip
+def test_marks_in_text_beside_a_call_are_not_shown(text: str) -> None:
+    for vocabulary in (kimi(), kimi(MARKS)):
+        assert read(f"So.{text}<|im_end|>", vocab=vocabulary) == [("content", "So."), BEIJING]
+    assert read(f"The mark is {C}", vocab=kimi(MARKS)) == [("content", f"The mark is {C}")]
+
+
 def test_calls_without_arguments_stay_calls() -> None:
     for between in ("", "\n", "so "):
         text = section(f"{C}add{X}{between}{C}{ADD_ID}{A}{X}{between}")
