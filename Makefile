@@ -5,6 +5,7 @@
 # make results [RUNS="TQ1_0-packed"]     measure this machine beside llama.cpp, write PAGE
 # make gpu-check [OUT=folder]            prove a GPU against the CPU, and measure it
 # make clients                           the server against clients from npm, which it installs
+# make agents                            the server under opencode, Claude Code and Codex, likewise
 # make stress [ARGS="..."]               the server under thousands of requests, half of them left
 # make schemathesis [ARGS="..."]         the server against what its /openapi.json says
 # make page-test [ARGS="..."]            the page in Chromium; CHROMIUM=/path/to/it if not on the PATH
@@ -28,7 +29,7 @@ RUNS ?= $(foreach t,TQ1_0 IQ1_S IQ1_M Q2_K Q3_K TQ2_0,$(t)-packed $(t)-native) \
 PAGE ?= bench/results/this-machine.md
 BENCH = $(BIN)/kimi-offload bench --compare llama.cpp $(ARGS)
 
-.PHONY: stress schemathesis run test gpu-kernels results gpu-check clients page-test vendor venv venv-dev clean
+.PHONY: stress schemathesis run test gpu-kernels results gpu-check clients agents page-test vendor venv venv-dev clean
 
 # only from the command line: some shells keep something else in a variable PROMPT
 ifeq ($(origin PROMPT),command line)
@@ -71,7 +72,6 @@ CHECK_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-check:
 	$(CHECK_PYTHON) -m offload.gpu_check --out $(OUT) $(ARGS)
 
-# needs node 20 or newer
 stress: venv-dev
 	$(BIN)/python tests/stress_server.py $(ARGS)
 
@@ -79,16 +79,27 @@ stress: venv-dev
 schemathesis: venv-dev
 	$(BIN)/python tests/described_server.py $(ARGS)
 
+# needs node 20 or newer
 clients: venv-dev
 	@mkdir -p build/clients
 	cp tests/clients/package.json tests/clients/package-lock.json build/clients
 	cd build/clients && npm ci --no-audit --no-fund
 	$(BIN)/python -m pytest tests/test_npm_clients.py $(ARGS)
 
+# needs node 20 or newer; about 900 MB
+agents: venv-dev
+	@mkdir -p build/agents
+	cp tests/agents/package.json build/agents
+	cd build/agents && npm install --no-audit --no-fund --ignore-scripts && \
+	  node node_modules/opencode-ai/postinstall.mjs && \
+	  node node_modules/@anthropic-ai/claude-code/install.cjs
+	$(BIN)/python -m pytest tests/test_agents.py $(ARGS)
+
 # needs a Chromium of the system (Debian: apt-get install chromium)
 page-test: venv-dev
 	$(BIN)/python -m pip install --quiet playwright axe-playwright-python
-	PAGE_TEST=1 $(BIN)/python -m pytest tests/test_page.py tests/test_page_browser.py $(ARGS)
+	PAGE_TEST=1 $(BIN)/python -m pytest tests/test_page.py tests/test_page_browser.py \
+	  tests/test_page_trouble.py tests/test_page_panel.py tests/test_page_care.py tests/test_page_looks.py $(ARGS)
 
 vendor:
 	$(PYTHON) .ci/vendor_page

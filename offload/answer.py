@@ -26,7 +26,6 @@ class Answer(Iterator[Token]):
 
     def __init__(self, steps: Steps, sequence: Sequence) -> None:
         self.stats: RunStats = sequence.stats
-        self.notes: tuple[str, ...] = sequence.notes
         self.sequence = sequence
         self._steps = steps
         self._rest: deque[Token] = deque()  # of the latest id
@@ -54,6 +53,11 @@ class Answer(Iterator[Token]):
         """Take part in steps from now on."""
         self.sequence.begin()
         self._steps.add(self.sequence)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """They may grow until it has ended."""
+        return self.sequence.notes
 
     @property
     def has_room(self) -> bool:

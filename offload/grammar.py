@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,21 +29,36 @@ _SPACE: Final = r" |\r?\n[ \t]{0,40}"
 class Grammar:
     """A schema made ready; shared freely between answers and threads."""
 
-    def __init__(self, start: LLMatcher, end_id: int) -> None:
+    def __init__(self, start: LLMatcher, end_id: int, any_json: Callable[[], Grammar]) -> None:
+        """any_json: what a text goes on with that gets beyond the library."""
         self._start = start
         self._end_id = end_id
+        self._any_json = any_json
 
     def text(self) -> JsonText:
         """A text of it, at its beginning."""
-        return JsonText(self._start.deep_copy(), self._end_id)
+        return JsonText(self.matcher(), self._end_id, self._any_json)
+
+    def matcher(self) -> LLMatcher:
+        """The library's, at the beginning of a text."""
+        return self._start.deep_copy()
 
 
 class JsonText:
-    """One text in the making, told every token of it. RequestError if it is beyond the library."""
+    """One text in the making, told every token of it.
 
-    def __init__(self, matcher: LLMatcher, end_id: int) -> None:
+    Where the library gets no further with its schema, it goes on as any JSON; loosened: then, why.
+    RequestError if that is not to be, or does not help.
+    """
+
+    def __init__(
+        self, matcher: LLMatcher, end_id: int, any_json: Callable[[], Grammar] | None
+    ) -> None:
+        self.loosened = ""
         self._matcher = matcher
         self._end_id = end_id
+        self._any_json = any_json
+        self._ids: list[int] = []
 
     @property
     def may_end(self) -> bool:
@@ -57,22 +72,42 @@ class JsonText:
 
     def bits(self) -> BITS:
         """The tokens that may come next, to be changed at will; none where it must end."""
-        words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32).copy()
-        self._check()
+        words = self._words()
+        if self._matcher.is_error() or not (words.any() or self.must_end):
+            self._loosen()
+            words = self._words()
+            self._check()
         words[self._end_id >> 5] &= np.uint32(~(1 << (self._end_id & 31)) & 0xFFFFFFFF)
         return words
 
     def push(self, token_id: int) -> None:
         """This one came."""
+        self._ids.append(token_id)
         self._matcher.consume_token(token_id)
+        if self._matcher.is_error():
+            self._loosen()
+
+    def _words(self) -> BITS:
+        return np.frombuffer(self._matcher.compute_bitmask(), np.uint32).copy()
+
+    def _loosen(self) -> None:
+        """Any JSON from now on, once."""
+        reason = self._reason
+        if self._any_json is None:
+            raise RequestError(f"the library gets no further with it: {reason}; use a simpler one")
+        self.loosened = reason
+        self._matcher, self._any_json = self._any_json().matcher(), None
+        for token_id in self._ids:
+            self._matcher.consume_token(token_id)
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = self._matcher.get_error().partition("\n")[0]
-            raise RequestError(
-                f"the answer cannot be held to its schema any further: {reason}; use a simpler one"
-            )
+            raise RequestError(f"the text is no JSON: {self._reason}")
+
+    @property
+    def _reason(self) -> str:
+        return self._matcher.get_error().partition("\n")[0] or "no token goes on with it"
 
 
 Made = tuple[Grammar | None, list[str]]
@@ -135,12 +170,16 @@ class Grammars:
         start = LLMatcher(view, source, log_level=0)
         if start.is_error():
             return None, [start.get_error()]
-        grammar = Grammar(start, self._end_id)
         try:
-            self._write(grammar.text())
+            self._write(JsonText(start.deep_copy(), self._end_id, None))
         except RequestError as exc:
             return None, [str(exc)]
-        return grammar, said
+        return Grammar(start, self._end_id, self._any_json), said
+
+    def _any_json(self) -> Grammar:
+        grammar, _ = self.make({}, lenient=False)
+        assert grammar is not None
+        return grammar
 
     def _write(self, text: JsonText) -> None:
         """Some tokens of a text, with short strings; RequestError if the library cannot go on.

@@ -16,8 +16,12 @@ Allowed = BITS | Sequence[int] | None  # tokens that may come, or their ids; Non
 class Guide(Protocol):
     """Of one answer; told every token of it. Making a new one and telling it the same is the same.
 
-    Both may raise OffloadError, which ends the answer.
+    Whatever it raises ends it, not the answer.
     """
+
+    @property
+    def note(self) -> str:
+        """What the answer is not held to any further, for people; "" if to all."""
 
     def allowed(self) -> Allowed:
         """The tokens that may come next; not to be changed."""

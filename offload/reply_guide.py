@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from offload.call_rules import CallRules
-from offload.grammar import Grammar
+from offload.grammar import Grammar, JsonText
 from offload.guide import BITS, Allowed, all_but, with_ids
 from offload.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ class ReplyGuide:
     """The guide of one reply."""
 
     def __init__(self, rules: Rules) -> None:
-        run = _Run(rules)
+        run = self._run = _Run(rules)
         self._ends = rules.tokenizer.eog_ids
         self._state: _State
         if rules.begins == "reasoning":
@@ -80,6 +80,11 @@ class ReplyGuide:
             self._state = _Opening(run)
         else:
             self._state = run.after_reasoning()
+
+    @property
+    def note(self) -> str:
+        """As `Guide` says."""
+        return self._run.note
 
     def allowed(self) -> Allowed:
         """As `Guide` says."""
@@ -102,12 +107,21 @@ _Way = tuple[list[int], Callable[[], _State]]
 
 
 class _Run:
-    """What the states of one reply share. thought: tokens of reasoning. calls: so far."""
+    """What the states of one reply share. thought: tokens of reasoning. calls: so far.
+
+    note: on the latest text that got beyond its schema.
+    """
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.thought = 0
         self.calls = 0
+        self.note = ""
+
+    def watch(self, text: JsonText) -> None:
+        """Something was asked of it, or told."""
+        if text.loosened:
+            self.note = f"held to JSON, no longer to its schema: {text.loosened}"
 
     def after_reasoning(self) -> _State:
         calls = self.rules.calls
@@ -225,6 +239,7 @@ class _Content:
         if self._text.must_end:
             return rules.ends
         bits = self._text.bits()
+        self._run.watch(self._text)
         if self._text.may_end:
             with_ids(bits, rules.ends)
         if not self._has_begun and rules.calls is not None:
@@ -237,6 +252,7 @@ class _Content:
             return called
         self._has_begun = True
         self._text.push(token_id)
+        self._run.watch(self._text)
         return self
 
 
@@ -267,10 +283,13 @@ class _Arguments:
         self._in_section = in_section
 
     def allowed(self) -> Allowed:
-        return self._text.bits()
+        bits = self._text.bits()
+        self._run.watch(self._text)
+        return bits
 
     def push(self, token_id: int) -> _State:
         self._text.push(token_id)
+        self._run.watch(self._text)
         if not self._text.may_end:
             return self
         return self._run.after_arguments(self._calls, in_section=self._in_section)

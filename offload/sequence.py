@@ -6,6 +6,7 @@ steps (steps.py) until it is over, but never runs more than AHEAD tokens ahead o
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -13,11 +14,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from offload.errors import OffloadError, shown
+from offload.guide import Allowed
 from offload.kv_slots import Slot
 from offload.memory import swapped_bytes
 from offload.speech import Logprobs, Request, Speech, Token
 from offload.stats import LoadProgress, RunStats
 from offload.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 AHEAD = 2  # tokens that wait for their reader
 
@@ -164,8 +169,7 @@ class Sequence:
         began = time.perf_counter()
         is_first = self.is_reading
         logits = logits[: self._n_vocab]
-        allowed = None if self._guide is None else self._guide.allowed()
-        token_id = self._sampler.sample(logits, self.ids[: self.n], allowed)
+        token_id = self._sampler.sample(logits, self.ids[: self.n], self._allowed())
         if self._request.logprobs is not None:
             self._logprobs[self.n] = Logprobs.of(logits, token_id, self._request.logprobs)
         if self.is_reading:
@@ -173,8 +177,7 @@ class Sequence:
         self.ids[self.n] = token_id
         self.n += 1
         self.slot.length = end
-        if self._guide is not None:
-            self._guide.push(token_id)
+        self._tell_guide(token_id)
         self._say(self.n, check)
         if not is_first:
             self.stats.sampling_seconds += time.perf_counter() - began
@@ -191,7 +194,7 @@ class Sequence:
             if self._request.guide is not None:
                 self._guide = self._request.guide()
                 for token_id in self.generated:
-                    self._guide.push(token_id)
+                    self._tell_guide(token_id)
             for n in range(said + 1, self.n + 1):
                 self._say(n, check)
         except Exception as exc:
@@ -207,6 +210,39 @@ class Sequence:
         """Its reader has waited so long for what it has just read."""
         if self._n_read > 1:
             self.stats.longest_gap = max(self.stats.longest_gap, seconds)
+
+    def _allowed(self) -> Allowed:
+        """What the guide lets come."""
+        if self._guide is None:
+            return None
+        try:
+            return self._guide.allowed()
+        except Exception as exc:
+            self._let_go(exc)
+            return None
+
+    def _tell_guide(self, token_id: int) -> None:
+        if self._guide is None:
+            return
+        try:
+            self._guide.push(token_id)
+        except Exception as exc:
+            self._let_go(exc)
+        else:
+            self._note(self._guide.note)
+
+    def _let_go(self, exc: Exception) -> None:
+        """A guide that fails ends no answer."""
+        if not isinstance(exc, OffloadError):
+            log.error("a guide failed; the rest of its answer is free", exc_info=exc)
+        self._guide = None
+        self._note(f"free, no longer held to its form: {shown(exc, 200)}")
+
+    def _note(self, state: str) -> None:
+        """What the rest of the answer is."""
+        note = f"the rest of the answer is {state}"
+        if state and note not in self.notes:
+            self.notes = (*self.notes, note)
 
     def _say(self, n: int, check: Callable[[], None]) -> None:
         """Tell the reader of token n - 1."""

@@ -54,6 +54,7 @@ UNSAFE = (
     "[link](javascript:window.pwned=1) ![picture](https://example.org/p.png) "
     "$\\href{javascript:window.pwned=1}{x}$ [site](https://example.org)"
 )
+ENDS = {"full": "length"}
 REASONING = "The user asks about routing. I compare tiers by latency, then show the formula. " * 3
 
 
@@ -66,6 +67,8 @@ class Fake:
         self.refusals: list[Response] = []  # given away first
         self.cut = 0  # answers that ended with the connection
         self.pause = 0.002  # seconds between two tokens
+        self.thinking = "switch"  # what the model can
+        self.is_reading = False  # whether a slot of /machine reads a prompt
         self.began = time.time()
         self.rng = np.random.default_rng(7)
         self.popular = self.rng.dirichlet(np.full(EXPERTS, 0.25), LAYERS)
@@ -81,6 +84,7 @@ class Fake:
             routes=[
                 *page_routes(),
                 Route("/health", self.get_health),
+                Route("/props", self.get_props),
                 Route("/machine", self.get_machine),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
             ]
@@ -88,6 +92,9 @@ class Fake:
 
     async def get_health(self, _: Request) -> Response:
         return JSONResponse(self.health, 200 if self.health["status"] == "ok" else 503)
+
+    async def get_props(self, _: Request) -> Response:
+        return JSONResponse({"thinking": self.thinking})
 
     async def chat(self, request: Request) -> Response:
         if self.refusals:
@@ -116,8 +123,13 @@ class Fake:
                 made = {"index": 0, "tokens": n, "reasoning": reasoning}
                 yield frame({"choices": [], "answer_progress": made})
                 await asyncio.sleep(self.pause)
-            yield delta({}, "tool_calls" if "weather" in asked else "stop")
-            yield frame({"choices": [], "usage": usage(n), "timings": timings(n)})
+            yield delta({}, "tool_calls" if "weather" in asked else ENDS.get(asked, "stop"))
+            warned = (
+                {"warnings": ["the answer has filled the context (context_length_exceeded)"]}
+                if asked == "full"
+                else {}
+            )
+            yield frame({"choices": [], "usage": usage(n), "timings": timings(n)} | warned)
             yield b"data: [DONE]\n\n"
             whole = True
         finally:
@@ -223,7 +235,9 @@ def machine(fake: Fake) -> dict[str, Any]:
         "parallel": 4,
         "slots": [
             slot(0, 0, "answering", 1204, 1204, 1180, rows % 900, 6.1),
-            slot(1, 0, "reading", 8192, 4096, 0, 0, 0.0),
+            slot(1, 0, "reading", 8192, 4096, 0, 0, 0.0)
+            if fake.is_reading
+            else slot(1, 0, "answering", 8192, 8192, 0, rows % 700, 4.9),
             slot(-1, 1, "queued", 310, 0, 0, 0, 0.0),
         ],
         "memory": {

@@ -85,6 +85,7 @@ def read_answer(sock: socket.socket, *, is_stream: bool) -> bytes:
 def running(
     load: Callable[[Progress], Engine] = lambda progress: offload.load(kv_tokens=8192),
     *,
+    name: str = "kimi-mini",
     parallel: int = 4,
     queue: int = 16,
     rules: Rules | None = None,
@@ -93,7 +94,7 @@ def running(
     """A server whose model is there, until the end of the block."""
     ready = threading.Event()
     with listen("127.0.0.1", 0) as sock:
-        host = Host("kimi-mini", parallel=parallel, queue=queue)
+        host = Host(name, parallel=parallel, queue=queue)
         app = make_app(host, rules or Rules())
         service = Service(app, host, sock, drain_seconds=drain_seconds, tell=ready.set)
         port = sock.getsockname()[1]

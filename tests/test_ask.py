@@ -28,11 +28,11 @@ def test_thinking_that_a_model_cannot_do_is_left_out_and_noted(
 
     def chat(messages: Any, **given: Any) -> Any:
         wishes.update(given)
-        return SimpleNamespace(notes=("other",))
+        return SimpleNamespace(sequence=SimpleNamespace(notes=("other",)))
 
     engine: Any = SimpleNamespace(format=SimpleNamespace(thinking_mode=mode), chat=chat)
     said = chat_start([], {"thinking": thinking}, {})(engine, lambda _: None)
     assert wishes["thinking"] is asked
-    first, *others = said.notes
+    first, *others = said.sequence.notes
     assert first == "other"
     assert [note in line for line in others] == [True] * (note is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,12 @@ from replies import kimi
 from offload.server.openai_chat import ChatReply
 from offload.server.openai_reply import Told
 from offload.server.sse import Said
-from offload.speech import Token
+from offload.speech import Logprobs, Token
 from offload.stats import FinishReason
 
 
-def reply() -> ChatReply:
-    return ChatReply("m", kimi(), 1, Told(), has_logprobs=False)
+def reply(*, has_logprobs: bool = False) -> ChatReply:
+    return ChatReply("m", kimi(), 1, Told(), has_logprobs=has_logprobs)
 
 
 def streamed(tokens: list[Token], finish: FinishReason) -> list[Any]:
@@ -54,3 +55,15 @@ def test_a_call_that_was_cut_is_sent_as_it_is_and_ends_by_its_length(
         arguments[index] = arguments.get(index, "") + one["function"]["arguments"]
     calls = whole["message"].get("tool_calls", [])
     assert [call["function"]["arguments"] for call in calls] == list(arguments.values())
+
+
+def test_the_logprobs_of_all_tokens_are_streamed_those_of_marks_too() -> None:
+    tokens = [
+        replace(token, logprobs=Logprobs(-float(place), ()))
+        for place, token in enumerate([*said.CALLS, Token(5, "", "tool_call")])
+    ]
+    chunks = [reply().frame(0, token).decode().removeprefix("data: ") for token in tokens]
+    told = [json.loads(chunk)["choices"][0]["logprobs"]["content"] for chunk in chunks]
+    whole = reply(has_logprobs=True).whole([Said(tokens, said.ended("stop"))])["choices"][0]
+    assert [one for chunk in told for one in chunk] == whole["logprobs"]["content"]
+    assert len(told) == len(tokens)

@@ -202,14 +202,17 @@ def test_a_name_before_arguments_is_a_call_after_a_call() -> None:
     ):  # fmt: skip
         assert read(text) == [BEIJING, ADD]
     said = f"Well, functions.get_weather:0{ARGUMENTS}{WEATHER}{END_CALL}{END_SECTION}"
-    assert read(said) == [content("Well, functions.get_weather:0"), BEIJING]
+    assert read(said) == [content("Well, "), BEIJING]
+    plain = 'Well, functions.get_weather:0 {"city": "Beijing"} functions.'
+    assert read(plain) == [content(plain)]
+    assert read(f"{plain}</think>", in_thinking=True) == [reasoning(plain)]
     assert read(section(first) + f"nobody{ARGUMENTS}{{}}") == [BEIJING]
 
 
 @pytest.mark.parametrize("marks", [section(), SECTION, CALL, section(" "), f"{SECTION}\n{CALL}"])
 def test_marks_alone_are_given_back_where_nothing_else_is_said(marks: str) -> None:
-    assert read(marks) == [content(marks)]
-    assert read(f"hm {marks}", in_thinking=True) == [reasoning("hm"), content(marks)]
+    assert read(f"{marks}<|im_end|>") == [content(marks)]
+    assert read(f"hm {marks}<|im_end|>", in_thinking=True) == [reasoning("hm"), content(marks)]
     assert read(f"So{marks}") == [content("So")]
     assert read(f"{marks}</think>So") == [content("So")]
 
@@ -354,7 +357,7 @@ def test_names_with_digits_are_exact_first() -> None:
         section(f"{CALL}functions.get"),
         section(f"{CALL}functions.delete{END_CALL}"),
         call("functions.delete_all:0", '{"x": 1}'),
-        f"{CALL}functions.get_wea",
+        f"{CALL}functions.nob",
     ],
 )
 def test_what_is_no_call_is_given_back(text: str) -> None:

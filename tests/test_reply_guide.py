@@ -320,19 +320,48 @@ def test_a_held_answer_is_the_same_in_company_and_after_interruptions(
     assert held.stats.finish_reason == "stop"
 
 
-def test_an_error_of_a_guide_ends_only_its_answer(
-    engine: offload.Engine, monkeypatch: pytest.MonkeyPatch
+BEYOND = {"type": "string", "pattern": "^(.*[aeiou].{200})+c$"}  # more than the library can follow
+
+
+def test_an_answer_that_gets_beyond_its_schema_stays_json_and_that_is_said(
+    engine: offload.Engine,
 ) -> None:
-    from offload.grammar import JsonText
+    schema = {"type": "object", "properties": {"s": BEYOND}, "required": ["s"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    answer = engine.chat(ASKED, thinking=False, response_format=form, max_tokens=300, seed=1)
+    assert not answer.notes
+    text = answer.message().content
+    assert answer.stats.finish_reason in ("stop", "length")
+    if answer.stats.finish_reason == "stop":
+        assert json.loads(text)
+    (note,) = answer.notes
+    assert "held to JSON, no longer to its schema: lexer error" in note
+    tool = {"name": "f", "parameters": schema}
+    guide = guide_of(engine, tools=[{"function": tool}], tool_choice="f", thinking=False)
+    say(engine, guide, f'{SECTION}{CALL}functions.f:0{ARGUMENTS}{{"s": "')
+    for text in ("eat a pear " * 60, '", "t": 1}', CALL_END + SECTION_END):
+        say(engine, guide, text)
+    assert "no longer to its schema" in guide.note
+
+
+@pytest.mark.parametrize("fault", [offload.OffloadError("no more"), IndexError("ours")])
+@pytest.mark.parametrize("where", ["push", "allowed"])
+def test_an_error_of_a_guide_ends_no_answer(
+    engine: offload.Engine, monkeypatch: pytest.MonkeyPatch, fault: Exception, where: str
+) -> None:
+    from offload.reply_guide import ReplyGuide
+
+    def fail(self: Any, *given: Any) -> None:
+        raise fault
 
     free = engine.chat(ASKED, thinking=False, temperature=0)
     expected = free.message()
-    free = engine.chat(ASKED, thinking=False, temperature=0)
-    held = engine.chat(ASKED, thinking=False, response_format={"type": "json_object"})
-    free.begin()
-    held.begin()
-    next(held)
-    monkeypatch.setattr(JsonText, "push", lambda self, token_id: self._matcher.consume_token(0))
-    with pytest.raises(offload.OffloadError, match="any further"):
-        list(held)
-    assert free.message() == expected
+    held = engine.chat(
+        ASKED, thinking=False, response_format={"type": "json_object"}, max_tokens=20
+    )
+    begun = next(held).text
+    monkeypatch.setattr(ReplyGuide, where, fail)
+    assert begun + held.message().content
+    assert held.stats.finish_reason in ("stop", "length")
+    assert held.notes == (f"the rest of the answer is free, no longer held to its form: {fault}",)
+    assert engine.chat(ASKED, thinking=False, temperature=0).message() == expected

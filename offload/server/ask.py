@@ -38,7 +38,7 @@ def chat_start(
         note = _CANNOT.get((engine.format.thinking_mode, wishes.get("thinking")))
         wished = wishes if note is None else {**wishes, "thinking": None}
         answer = engine.chat(spoken, **wished, progress=progress, **sampling)
-        answer.notes += () if note is None else (note,)
+        answer.sequence.notes += () if note is None else (note,)
         return answer
 
     return start

@@ -72,8 +72,10 @@ class ChatReply(OpenAIReply):
     def _token(self, index: int, token: Token) -> bytes:
         if token.call is not None:
             delta = self._call_delta(index, token)
-        elif not token.text and token.logprobs is None or token.channel == "tool_call":
+        elif not token.text and token.logprobs is None:
             return b""  # half a character, or a marker
+        elif token.channel == "tool_call":
+            delta = "{}"  # a marker between calls
         else:
             name = "reasoning_content" if token.channel == "reasoning" else "content"
             delta = f'{{"{name}":{json.dumps(token.text)}}}'

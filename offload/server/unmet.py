@@ -67,7 +67,7 @@ def _degrees(body: Body) -> Iterator[tuple[str, Any]]:
 def _noted(start: Start, notes: tuple[str, ...]) -> Start:
     def noted(engine: Engine, progress: Progress) -> Answer:
         answer = start(engine, progress)
-        answer.notes += notes
+        answer.sequence.notes += notes
         return answer
 
     return noted

@@ -1,6 +1,8 @@
 // One answer from the server into a message: its tokens, its place in the queue, its end.
 
 import { answer, Refusal } from "./api.js";
+import { count } from "./figures.js";
+import { turn } from "./turns.js";
 
 const PATIENCE = 10; // refusals that may pass, in a row
 const REASONS = { 0: "The server does not answer", 429: "The server is busy" };
@@ -8,6 +10,7 @@ const REASONS = { 0: "The server does not answer", 429: "The server is busy" };
 // changed(): after every event. Never throws: what goes wrong is told in the message.
 export async function answerInto(message, body, signal, changed) {
   for (let tries = 0; ; tries += 1) {
+    const release = await myTurn(message, signal, changed);
     try {
       for await (const event of answer(body, signal)) {
         take(message, event);
@@ -15,6 +18,7 @@ export async function answerInto(message, body, signal, changed) {
       }
       message.state = "done";
     } catch (error) {
+      release?.(); // not while it waits for the next try
       if (signal.aborted) message.state = "stopped";
       else if (
         error instanceof Refusal &&
@@ -31,10 +35,23 @@ export async function answerInto(message, body, signal, changed) {
         message.needs = error.status === 401 ? "key" : error.is_gone ? "server" : null;
       }
     }
+    release?.();
     for (const name of ["waiting", "queued", "reading", "came", "began"]) delete message[name];
     changed();
     return;
   }
+}
+
+// Said only if it takes a moment.
+async function myTurn(message, signal, changed) {
+  const timer = setTimeout(() => {
+    message.waiting = "Waiting for another answer in this browser: four run at a time";
+    changed();
+  }, 300);
+  const release = await turn(signal);
+  clearTimeout(timer);
+  delete message.waiting;
+  return release;
 }
 
 function take(message, event) {
@@ -76,6 +93,7 @@ function take(message, event) {
     };
   }
   if (event.timings) message.timings = event.timings;
+  if (event.warnings) message.warnings = event.warnings;
 }
 
 // Count down to the next try; false if it was stopped.
@@ -104,7 +122,9 @@ async function pause(message, error, signal, changed) {
 function told(error) {
   if (!(error instanceof Refusal)) return `The page failed: ${error.message}`;
   if (error.status === 401) return "The server asks for an API key.";
-  if (error.type === "exceed_context_size_error")
-    return `The conversation is too long. ${error.message}`;
+  if (error.type === "exceed_context_size_error") {
+    const { n_prompt_tokens: has, n_ctx: room } = error.told;
+    return `The conversation has ${count(has)} tokens, the context holds ${count(room)}. Begin a new one, edit an earlier message, or start the server with a larger --context.`;
+  }
   return error.message;
 }

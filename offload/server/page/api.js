@@ -5,9 +5,9 @@ import { settings } from "./settings.js";
 
 // What the server refuses, or why nothing comes. status 0: it cannot be reached.
 export class Refusal extends Error {
-  constructor(message, { status = 0, type = "", retryAfter = null } = {}) {
+  constructor(message, { status = 0, type = "", retryAfter = null, told = {} } = {}) {
     super(message);
-    Object.assign(this, { status, type, retryAfter });
+    Object.assign(this, { status, type, retryAfter, told });
   }
 
   get is_gone() {
@@ -21,6 +21,7 @@ export class Refusal extends Error {
 }
 
 export const health = () => ask("/health", { cache: "no-store" });
+export const props = () => ask("/props", { cache: "no-store" });
 export const machine = (seen) => ask(`/machine?seen=${seen}`, { cache: "no-store" });
 
 async function ask(address, options) {
@@ -35,13 +36,16 @@ async function request(address, { headers = {}, ...options } = {}) {
   try {
     return await fetch(address, {
       ...options,
-      headers: { ...headers, ...(key && { Authorization: `Bearer ${key}` }) },
+      headers: { ...headers, ...(key && { Authorization: `Bearer ${asBytes(key)}` }) },
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal("The server does not answer.");
   }
 }
+
+// A header holds bytes, a letter each: these are UTF-8's.
+const asBytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
 
 function refusal(response, body) {
   const told = body.error ?? {};
@@ -51,6 +55,7 @@ function refusal(response, body) {
   return new Refusal(text, {
     status: response.status,
     type: told.type ?? "",
+    told,
     retryAfter: Number.isNaN(after) ? null : after,
   });
 }
@@ -84,6 +89,7 @@ export async function* answer(body, signal) {
           throw new Refusal(event.error.message ?? "The answer failed.", {
             status: event.error.code ?? 500,
             type: event.error.type,
+            told: event.error,
           });
         yield event;
       }

@@ -6,6 +6,7 @@ import {
   asMessage,
   childrenOf,
   choose,
+  endOf,
   merged,
   newConversation,
   path,
@@ -25,10 +26,18 @@ export class Chat {
   constructor(store, { changed, needsKey }) {
     Object.assign(this, { store, changed, needsKey });
     this.views = new Map();
+    this.isKept = true; // what was saved last
     this.running = new Map(); // conversation id -> {controller, conversation, message}
     this.conversation = newConversation();
+    this.isFollowing = true; // the end of the messages was in view at last
     $("scroll").addEventListener("scroll", () => this.followed());
-    $("to-end").addEventListener("click", () => this.toEnd());
+    new ResizeObserver(() => this.followed()).observe($("messages"));
+    // a keyboard on the screen, or a long text in the box, leaves it less room
+    new ResizeObserver(() => this.isFollowing && this.toEnd()).observe($("scroll"));
+    $("to-end").addEventListener("click", () => {
+      this.toEnd();
+      $("scroll").focus({ preventScroll: true }); // the button goes
+    });
   }
 
   get answering() {
@@ -74,9 +83,18 @@ export class Chat {
     if (stored?.is_deleted) this.drop(id);
     if (!stored || id !== this.conversation.id) return;
     if (stored.is_deleted) return this.show(newConversation());
-    if (this.answering)
-      Object.assign(this.conversation.nodes, merged(stored, this.conversation).nodes);
-    else this.conversation = stored;
+    if (this.answering) {
+      const { nodes, title, is_named } = merged(stored, this.conversation);
+      const { message } = this.answering; // it grows here, whatever the other tab made of it
+      Object.assign(this.conversation, { title, is_named });
+      Object.assign(this.conversation.nodes, nodes, { [message.id]: message });
+      this.conversation.leaf = endOf(this.conversation, this.conversation.leaf);
+    } else {
+      // each tab stays on its own branch, and follows what is said there
+      const { leaf } = this.conversation;
+      if (stored.nodes[leaf]) stored.leaf = endOf(stored, leaf);
+      this.conversation = stored;
+    }
     this.render();
     this.findLost();
   }
@@ -103,6 +121,7 @@ export class Chat {
     const next = all[all.findIndex((one) => one.id === id) + step];
     choose(conversation, next.id);
     this.render();
+    this.views.get(next.id).focusTurn(step);
     this.save(conversation);
   }
 
@@ -128,6 +147,9 @@ export class Chat {
     const release = holdAnswer(message.id);
     this.render();
     this.toEnd();
+    // the button that asked for it is gone; a finger wants no keyboard on the screen now
+    if (document.activeElement === document.body)
+      $(matchMedia("(hover: none)").matches ? "scroll" : "message").focus({ preventScroll: true });
     say($("announcer"), "Answering");
     await this.save(conversation);
     let saved = performance.now();
@@ -161,7 +183,13 @@ export class Chat {
 
   async save(conversation) {
     if (!conversation.is_deleted) this.changed(conversation);
-    await this.store.save(conversation).catch((error) => toast(`Not kept: ${error.message}`));
+    try {
+      await this.store.save(conversation);
+      this.isKept = true;
+    } catch (error) {
+      if (this.isKept) toast(`This browser did not keep the conversation: ${error.message}`);
+      this.isKept = false; // that was said
+    }
   }
 
   // At most once a frame, and no more than a fifth of the time where that is slow.
@@ -229,7 +257,8 @@ export class Chat {
   }
 
   followed() {
-    toggle($("to-end"), !this.isAtEnd());
+    this.isFollowing = this.isAtEnd();
+    toggle($("to-end"), !this.isFollowing);
   }
 
   markdown() {

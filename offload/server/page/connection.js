@@ -25,7 +25,7 @@ export class Connection {
     clearTimeout(this.timer);
     const wait = await this.ask();
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.look(), wait);
+    if (!document.hidden) this.timer = setTimeout(() => this.look(), wait);
   }
 
   async ask() {
@@ -62,11 +62,21 @@ export class Connection {
 
 const shareOf = (progress) => (progress?.total ? progress.done / progress.total : null);
 
+const PHASES = {
+  download: "downloading",
+  check: "checking the file",
+  copy: "copying the weights",
+  pack: "packing the experts",
+  pin: "pinning memory",
+  compile: "compiling kernels",
+  measure: "measuring this machine",
+};
+
 function loadingText({ status, progress, message }) {
   if (!progress) return message ?? `The server is not ready: ${status}.`;
   const { phase, done, total } = progress;
   const of = ["compile", "prompt", "measure"].includes(phase)
     ? `${done} of ${total}`
     : `${bytes(done)} of ${bytes(total)}`;
-  return `Loading the model: ${phase}, ${of}${total ? ` (${percent(done / total)})` : ""}`;
+  return `Loading the model: ${PHASES[phase] ?? phase}, ${of}${total ? ` (${percent(done / total)})` : ""}`;
 }

@@ -72,16 +72,15 @@ export function childrenOf(conversation, parent) {
     .sort((a, b) => a.born - b.born || (a.id < b.id ? -1 : 1));
 }
 
+// The newest end of what follows a message.
+export function endOf(conversation, id) {
+  for (let next = [{ id }]; next.length; next = childrenOf(conversation, id)) id = next.at(-1).id;
+  return id;
+}
+
 // Show the branch that goes through this message, at its newest end.
 export function choose(conversation, id) {
-  let leaf = id;
-  for (
-    let next = childrenOf(conversation, leaf);
-    next.length;
-    next = childrenOf(conversation, leaf)
-  )
-    leaf = next.at(-1).id;
-  conversation.leaf = leaf;
+  conversation.leaf = endOf(conversation, id);
   touch(conversation);
 }
 
@@ -92,15 +91,19 @@ export function merged(stored, mine) {
   for (const node of Object.values(mine.nodes)) {
     if (!(nodes[node.id]?.version > node.version)) nodes[node.id] = node;
   }
-  const newer = mine.updated >= stored.updated ? mine : stored;
-  return { ...newer, nodes };
+  const [newer, older] = mine.updated >= stored.updated ? [mine, stored] : [stored, mine];
+  const { title, is_named } = older.is_named && !newer.is_named ? older : newer;
+  // what another tab has said after it belongs to it
+  const leaf = newer.leaf && endOf({ nodes }, newer.leaf);
+  return { ...newer, title, is_named, nodes, leaf };
 }
 
 // What the server is sent for the answer after `last`.
 export function requestMessages(conversation, last, system) {
   const found = [];
   for (let node = last; node; node = conversation.nodes[node.parent])
-    found.unshift(asMessage(node));
+    if (node.role === "user" || node.content || node.reasoning || node.calls.length)
+      found.unshift(asMessage(node)); // not answers that failed before their first word
   return system.trim() ? [{ role: "system", content: system }, ...found] : found;
 }
 

@@ -41,6 +41,17 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// These children, and of them anew only what looks different: a selection in the others stays, and
+// so does a button that is being pressed. What they do must not hang on when they were made.
+export function fill(place, ...children) {
+  children.forEach((child, index) => {
+    const old = place.childNodes[index];
+    if (!old) place.append(child);
+    else if (!old.isEqualNode(child)) old.replaceWith(child);
+  });
+  while (place.childNodes.length > children.length) place.lastChild.remove();
+}
+
 let toastTimer = 0;
 export function toast(text, action) {
   const place = $("toast");

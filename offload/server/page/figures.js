@@ -23,10 +23,10 @@ export const percent = (share) =>
 
 export const plural = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 
-export const rate = (n) => (n >= 100 ? count(n) : n.toFixed(n >= 10 ? 1 : 2));
+export const rate = (n) => (n >= 100 || n === 0 ? count(n) : n.toFixed(n >= 10 ? 1 : 2));
 
 export function duration(seconds) {
-  if (seconds < 0.0995) return `${digits(1000 * seconds)} ms`;
+  if (seconds > 0 && seconds < 0.0995) return `${digits(1000 * seconds)} ms`;
   if (seconds < 60) return `${digits(seconds)} s`;
   const minutes = Math.floor(seconds / 60);
   if (minutes < 60) return `${minutes} min`;

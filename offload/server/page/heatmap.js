@@ -182,7 +182,7 @@ export class HeatMap {
       node(
         "li",
         { class: "quiet-text" },
-        experts.has_slots ? "warmer: asked for more; bars: hits" : "warmer: asked for more",
+        `A row is a layer, a cell an expert; the stronger its colour, the more it was asked for.${experts.has_slots ? ` Bars: share found in ${fastest(experts)}.` : ""}`,
       ),
     );
   }
@@ -190,6 +190,9 @@ export class HeatMap {
 
 const homeOf = ({ home }) =>
   ({ disk: "disk", ram: "RAM", hugepages: "RAM", mmap: "RAM", vram: "VRAM" })[home] ?? home;
+
+// What hits are counted of.
+const fastest = ({ vram }) => (vram ? "VRAM" : "RAM slots");
 
 function wordsOf(experts, at) {
   const home = homeOf(experts);
@@ -206,9 +209,9 @@ function summaryOf(experts) {
     return `${experts.layers.length} layers of ${experts.per_layer} experts; none was asked for yet.`;
   const hits = experts.hits.reduce((a, b) => a + b, 0);
   const asked = hits + experts.misses.reduce((a, b) => a + b, 0);
-  const rate =
-    experts.has_slots && asked ? `; ${percent(hits / asked)} of those asked for lay in a slot` : "";
-  return `${experts.layers.length} layers of ${experts.per_layer} experts${rate}.`;
+  const shape = `${experts.layers.length} layers of ${experts.per_layer} experts`;
+  if (!experts.has_slots || !asked) return `${shape}.`;
+  return `${shape}; ${percent(hits / asked)} of those asked for lay in ${fastest(experts)}.`;
 }
 
 // For screen readers and whoever wants figures: a row per layer.

@@ -5,6 +5,12 @@ import { rate } from "./figures.js";
 const KEPT = 61; // samples
 const WINDOW = 3; // seconds, for what is said to be now
 
+// Bytes by tier from one sample to a later one, over n.
+const moved = (first, last, n) =>
+  Object.fromEntries(
+    Object.entries(last.bytes).map(([tier, bytes]) => [tier, (bytes - (first.bytes[tier] ?? 0)) / n]),
+  );
+
 export class History {
   constructor() {
     this.samples = [];
@@ -15,6 +21,7 @@ export class History {
   add(told) {
     const sample = {
       at: told.uptime,
+      is_reading: told.slots.some((slot) => slot.state === "reading"),
       decoded: told.tokens.decoded,
       prompt: told.tokens.prompt,
       bytes: Object.fromEntries(told.tiers.map((tier) => [tier.tier, tier.bytes])),
@@ -24,19 +31,19 @@ export class History {
     this.samples.push(sample);
     if (this.samples.length > KEPT) this.samples.shift();
     const first = this.first();
-    const [seconds, decoded, prompt] = [
-      sample.at - first.at,
-      sample.decoded - first.decoded,
-      sample.prompt - first.prompt,
-    ];
-    if (!decoded || seconds <= 0) return;
-    const moved = Object.fromEntries(
-      Object.entries(sample.bytes).map(([tier, n]) => [tier, n - (first.bytes[tier] ?? 0)]),
-    );
-    const over = (n) =>
-      Object.fromEntries(Object.entries(moved).map(([tier, bytes]) => [tier, bytes / n]));
-    this.perSecond = over(seconds);
-    if (!prompt) this.perToken = over(decoded); // a prompt's tokens share what is read
+    if (sample.decoded === first.decoded || sample.at <= first.at) return;
+    this.perSecond = moved(first, sample, sample.at - first.at);
+    this.perToken = this.ofTokens() ?? this.perToken;
+  }
+
+  // The latest stretch in the window in which no prompt was read: its tokens share what is read.
+  ofTokens() {
+    const last = this.samples.at(-1);
+    const since = this.samples.findLastIndex((sample) => sample.at < this.first().at) + 1;
+    const is_pure = (sample) => !sample.is_reading && sample.prompt === last.prompt;
+    const begin = Math.max(since, this.samples.findLastIndex((sample) => !is_pure(sample)) + 1);
+    const decoded = last.decoded - (this.samples[begin] ?? last).decoded;
+    return decoded ? moved(this.samples[begin], last, decoded) : null;
   }
 
   first() {

@@ -2,7 +2,7 @@
 
 import { machine } from "./api.js";
 import { $, node, say } from "./dom.js";
-import { duration } from "./figures.js";
+import { count, duration } from "./figures.js";
 import { readExperts } from "./heatmap.js";
 import { History } from "./history.js";
 import { sections } from "./sections.js";
@@ -10,7 +10,9 @@ import { sections } from "./sections.js";
 const EVERY = 1000; // ms
 
 export class MachinePanel {
-  constructor() {
+  // lost(): the server has just gone.
+  constructor(lost) {
+    this.lost = lost;
     this.history = new History();
     this.is_shown = false;
     this.seen = -1;
@@ -37,13 +39,32 @@ export class MachinePanel {
     try {
       this.take(await machine(this.seen));
     } catch (error) {
-      say(this.status, error.message);
+      this.lose(error);
     }
     this.isAsking = false;
     this.timer = setTimeout(() => this.look(), EVERY);
   }
 
+  // What was seen last stays, and looks like it.
+  lose(error) {
+    const [why] = error.message.split(";"); // what follows is advice to programs
+    say(this.status, error.status === 401 ? "The server asks for an API key." : why);
+    if (error.is_gone && !this.isLost) this.lost();
+    this.isLost = true;
+    $("machine-body").classList.add("is-stale");
+    this.label(null);
+  }
+
+  label(text) {
+    const toggle = $("machine-toggle");
+    say($("machine-label"), text ?? "Machine");
+    if (text) toggle.setAttribute("aria-label", `Machine: ${text}`);
+    else toggle.removeAttribute("aria-label");
+  }
+
   take(told) {
+    this.isLost = false;
+    $("machine-body").classList.remove("is-stale");
     this.history.add(told);
     const before = told.experts?.began === this.experts?.began ? this.experts : null;
     this.experts = told.experts && readExperts(told.experts, before);
@@ -52,14 +73,11 @@ export class MachinePanel {
     say($("model-name"), model.name);
     say(
       this.status,
-      `${model.layers} layers, ${model.experts ? `${model.experts_per_token} of ${model.experts} experts per token, ` : ""}context ${model.context.toLocaleString("en")}. Up for ${duration(told.uptime)}.`,
+      `${model.layers} layers, ${model.experts ? `${model.experts_per_token} of ${model.experts} experts per token, ` : ""}context ${count(model.context)} tokens. Up for ${duration(Math.round(told.uptime))}.`,
     );
     const state = { ...told, experts: this.experts, history: this.history };
     for (const part of this.parts) part.show(state);
     const { running, waiting, tps } = this.history.now(told);
-    say(
-      $("machine-label"),
-      running ? `${tps} t/s${waiting ? `, ${waiting} waiting` : ""}` : "Machine",
-    );
+    this.label(running ? `${tps} t/s${waiting ? `, ${waiting} waiting` : ""}` : null);
   }
 }

@@ -1,8 +1,10 @@
 // Wiring: who listens to whom, the keys, what fits the window.
 
+import { props } from "./api.js";
 import { $, addIcons, node, say, toast, toggle } from "./dom.js";
 import { Chat } from "./chat.js";
 import { newConversation } from "./conversation.js";
+import { keep, recall } from "./kept.js";
 import { MachinePanel } from "./machine.js";
 import { openSettings, settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -38,10 +40,17 @@ const chat = new Chat(store, {
   },
   needsKey: () => openSettings("apiKey"),
 });
-const panel = new MachinePanel();
+const panel = new MachinePanel(() => connection.look());
 const connection = new Connection((is_ready) => {
+  if (is_ready && $("send").disabled) learn(); // after a pause it may be another model
   $("send").disabled = !is_ready;
 });
+
+// What the model can do.
+async function learn() {
+  const { thinking } = await props().catch(() => ({})); // a key is needed: asked again when it comes
+  settings.setThinkingMode(thinking ?? null);
+}
 
 function open(conversation) {
   chat.show(conversation);
@@ -90,7 +99,17 @@ $("stop").addEventListener("click", () => {
 $("thinking").addEventListener("click", () =>
   settings.set({ thinking: !settings.values.thinking }),
 );
-const showSettings = () => $("thinking").setAttribute("aria-pressed", settings.values.thinking);
+const showSettings = () => {
+  const chip = $("thinking");
+  chip.setAttribute("aria-pressed", settings.thinks);
+  chip.disabled = !settings.canSwitchThinking;
+  chip.title = chip.disabled ? "This model always thinks" : "Reason before the answer";
+  toggle(chip, settings.thinkingMode !== "none");
+};
+let key = settings.values.apiKey;
+settings.addEventListener("change", () => {
+  if (key !== (key = settings.values.apiKey)) learn();
+});
 settings.addEventListener("change", showSettings);
 showSettings();
 
@@ -109,12 +128,17 @@ document.addEventListener("keydown", (event) => {
     document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
     start();
   }
-  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  if (event.key !== "Escape" || event.isComposing || document.querySelector("dialog[open]")) return;
+  if (event.target.id === "search" && event.target.value) return; // it is emptied
   if (document.body.classList.contains("with-sidebar")) closeSidebar();
   else if (chat.answering) chat.stop();
   else if (isNarrow() && !$("machine").hidden) showMachine(false);
 });
 $("new").addEventListener("click", start);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the conversation
+  box.focus();
+});
 
 const isNarrow = () => matchMedia("(max-width: 1100px)").matches;
 const phone = matchMedia("(max-width: 760px)");
@@ -154,14 +178,14 @@ function showMachine(is_shown) {
   cover();
   panel.show(is_shown);
   if (isNarrow()) (is_shown ? $("close-machine") : $("machine-toggle")).focus();
-  else sessionStorage.setItem("machine", is_shown ? "open" : "closed");
+  else keep("sessionStorage", "machine", is_shown ? "open" : "closed");
 }
 $("machine-toggle").addEventListener("click", () => showMachine($("machine").hidden));
 $("close-machine").addEventListener("click", () => {
   showMachine(false);
   $("machine-toggle").focus();
 });
-if (!isNarrow() && sessionStorage.getItem("machine") !== "closed") showMachine(true);
+if (!isNarrow() && recall("sessionStorage", "machine") !== "closed") showMachine(true);
 
 // --- settings, theme, export ----------------------------------------------------------------------
 

@@ -21,6 +21,37 @@ md.use(tex, {
       : `<span class="tex">${escapeHtml(text)}</span>`,
 });
 
+// A block of $$ that has no end yet, or never, is text: as a formula it would flicker while it
+// grows, and take in all that follows.
+const dollars = md.block.ruler.__rules__.find((rule) => rule.name === "math_block_dollar").fn;
+md.block.ruler.at(
+  "math_block_dollar",
+  (state, first, end, is_silent) => {
+    const lineAt = (n) =>
+      state.src.slice(state.bMarks[n] + state.tShift[n], state.eMarks[n]).trimEnd();
+    const opening = lineAt(first).slice(2);
+    let is_closed = opening.endsWith("$$");
+    if (opening.includes("$$") && !is_closed) return false; // a line that begins with a formula
+    for (let n = first + 1; n < end && !is_closed && state.tShift[n] >= state.blkIndent; n += 1)
+      is_closed = lineAt(n).endsWith("$$");
+    return is_closed && dollars(state, first, end, is_silent);
+  },
+  { alt: ["paragraph", "reference", "blockquote", "list"] },
+);
+
+// $$ inside a line: a formula in the line.
+md.inline.ruler.before("math_inline_dollar", "math_inline_dollars", (state, is_silent) => {
+  const found = /^\$\$([^$]+)\$\$/.exec(state.src.slice(state.pos, state.pos + 2000));
+  if (!found) return false;
+  if (!is_silent) {
+    const token = state.push("math_inline", "math", 0);
+    token.markup = "$$";
+    token.content = found[1];
+  }
+  state.pos += found[0].length;
+  return true;
+});
+
 // A picture would be loaded from anywhere: it becomes a link.
 md.renderer.rules.image = (tokens, index) => {
   const token = tokens[index];
@@ -77,19 +108,27 @@ const ALLOWED = {
     "ul",
   ],
   ALLOWED_ATTR: ["class", "href", "start", "data-language"],
-  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:|#)/i,
+  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
   RETURN_DOM_FRAGMENT: true,
 };
 
-// Bring `container` to show this text. Blocks that have not changed keep their elements, so that a
-// growing answer costs its last block alone, and a selection in it stays.
+// Bring `container` to show this text. Blocks that have not changed keep their elements, and so do
+// items of a list: a growing answer costs its last block or item alone, a selection before it stays.
 export function showMarkdown(container, text) {
   const environment = {};
-  const blocks = split(md.parse(text, environment), text);
+  showBlocks(container, split(md.parse(text, environment), text.split("\n"), 0), environment);
+}
+
+function showBlocks(container, blocks, environment) {
   blocks.forEach((block, index) => {
     const old = container.children[index];
     if (old?.source === block.source) return;
-    const made = element(block, environment);
+    if (block.items && old?.list === block.list) {
+      showBlocks(old.firstChild, block.items, environment);
+      old.source = block.source;
+      return;
+    }
+    const made = block.items ? list(block, environment) : element(block, environment);
     made.source = block.source;
     if (old) old.replaceWith(made);
     else container.append(made);
@@ -97,26 +136,46 @@ export function showMarkdown(container, text) {
   while (container.children.length > blocks.length) container.lastElementChild.remove();
 }
 
-// The tokens of each block of the outermost level, with its lines.
-function split(tokens, text) {
-  const lines = text.split("\n");
+// The tokens of each block of this level, with its lines; items: of a list of the outermost level,
+// whose kind is `list`.
+function split(tokens, lines, level) {
   const blocks = [];
   let first = 0;
   tokens.forEach((token, index) => {
-    if (token.level !== 0 || token.nesting === 1) return;
+    if (token.level !== level || token.nesting === 1) return;
     const own = tokens.slice(first, index + 1);
-    const [begin, end] = own[0].map ?? [0, lines.length];
-    blocks.push({ tokens: own, source: `${own[0].type} ${lines.slice(begin, end).join("\n")}` });
+    const [open, inner] = own;
+    const [begin, end] = open.map ?? [0, lines.length];
+    const kind = `${open.type} ${inner?.hidden ? "tight " : ""}`;
+    const block = { tokens: own, source: kind + lines.slice(begin, end).join("\n") };
+    if (level === 0 && /_list_open$/.test(open.type)) {
+      block.items = split(own.slice(1, -1), lines, 1);
+      block.list = `${open.tag} ${open.attrGet("start")}`;
+    }
+    blocks.push(block);
     first = index + 1;
   });
   return blocks;
 }
 
+function list(block, environment) {
+  const [open] = block.tokens;
+  const place = node(open.tag, { start: open.attrGet("start") });
+  const made = node("div", { class: "block", dir: "auto" }, place);
+  made.list = block.list;
+  showBlocks(place, block.items, environment);
+  return made;
+}
+
+// Of a block, or of an item of a list.
 function element(block, environment) {
   const html = md.renderer.render(block.tokens, md.options, environment);
-  const made = node("div", { class: "block" });
-  made.append(DOMPurify.sanitize(html, ALLOWED));
+  const found = DOMPurify.sanitize(html, ALLOWED);
+  const is_item = block.tokens[0].type === "list_item_open";
+  const made = is_item ? found.firstElementChild : node("div", { class: "block", dir: "auto" });
+  if (!is_item) made.append(found);
   for (const link of made.querySelectorAll("a")) {
+    if (!link.hasAttribute("href")) link.replaceWith(...link.childNodes); // it leads nowhere
     link.target = "_blank";
     link.rel = "noopener noreferrer nofollow";
   }
@@ -163,7 +222,7 @@ function codeBlock(pre) {
   else body.textContent = code;
   return node(
     "figure",
-    { class: "code" },
+    { class: "code", dir: "ltr" },
     node(
       "figcaption",
       {},

@@ -10,7 +10,7 @@ export class MessageView {
     this.id = message.id;
     this.acts = acts;
     this.is_mine = message.role === "user";
-    this.body = node("div", { class: this.is_mine ? "said" : "prose" });
+    this.body = node("div", this.is_mine ? { class: "said", dir: "auto" } : { class: "prose" });
     this.foot = node("footer", { class: "message-foot" });
     this.live = node("span", { class: "figures" });
     this.root = node("article", {
@@ -140,7 +140,22 @@ export class MessageView {
       const figures = figuresOf(message);
       if (figures) parts.push(node("span", { class: "figures" }, figures));
     }
+    const focused = this.foot.contains(document.activeElement) && document.activeElement.title;
     this.foot.replaceChildren(...parts);
+    if (focused) this.button(focused)?.focus();
+  }
+
+  button(name) {
+    return this.foot.querySelector(`button[title="${name}"]:enabled`);
+  }
+
+  // After a turn to this version: the same button, or the one back where it was the last.
+  focusTurn(step) {
+    const names = ["Earlier version", "Later version"];
+    for (const name of step < 0 ? names : names.reverse()) {
+      const button = this.button(name);
+      if (button) return button.focus();
+    }
   }
 
   edit() {
@@ -186,15 +201,20 @@ export class MessageView {
   }
 }
 
+// What the server says in half a sentence, without the mark for programs.
+const sentence = (text) =>
+  `${text[0].toUpperCase()}${text.slice(1).replace(/ \(\w+\)$/, "")}.`;
+
+const ENDS = {
+  length: "Ended at the limit of tokens.",
+  loop: "Ended: it went in circles.",
+};
+
 function noteOf(message) {
   if (message.state === "failed") return message.error;
   if (message.state === "stopped") return "Stopped.";
   if (message.state !== "running")
-    return message.finish === "length"
-      ? "Ended at the limit of tokens."
-      : message.finish === "loop"
-        ? "Ended: it went in circles."
-        : "";
+    return [ENDS[message.finish], ...(message.warnings ?? []).map(sentence)].filter(Boolean).join(" ");
   if (message.waiting) return message.waiting;
   if (message.content || message.reasoning || message.calls.length) return "";
   if (message.reading) {
@@ -212,14 +232,14 @@ function liveOf({ state, came, began }) {
   return `${plural(came, "token")} · ${rate((1000 * (came - 1)) / Math.max(1, performance.now() - began))} t/s`;
 }
 
-// "412 tokens · 10.9 t/s · prompt 1,204, 1,180 of it known, 0.3 s"
+// "412 tokens · 10.9 t/s · prompt of 1,204 tokens, 1,180 known already, in 0.3 s"
 function figuresOf({ usage, timings }) {
   if (!usage) return "";
   const parts = [plural(usage.completion, "token")];
   if (timings?.predicted_per_second) parts.push(`${rate(timings.predicted_per_second)} t/s`);
-  let prompt = `prompt ${count(usage.prompt)}`;
-  if (usage.cached) prompt += `, ${count(usage.cached)} known`;
-  if (timings?.prompt_ms) prompt += `, ${duration(timings.prompt_ms / 1000)}`;
+  let prompt = `prompt of ${plural(usage.prompt, "token")}`;
+  if (usage.cached) prompt += `, ${count(usage.cached)} known already`;
+  if (timings?.prompt_ms) prompt += `, in ${duration(timings.prompt_ms / 1000)}`;
   return [...parts, prompt].join(" · ");
 }
 

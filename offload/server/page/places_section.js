@@ -1,6 +1,6 @@
 // What lies where, and who has which slot.
 
-import { node, toggle } from "./dom.js";
+import { fill, node, toggle } from "./dom.js";
 import { bytes, count, rate } from "./figures.js";
 import { head, row, section, table, TIERS } from "./figures_table.js";
 
@@ -22,7 +22,8 @@ export function slots() {
       root.hidden = false;
       toggle(figures, told.length);
       toggle(empty, !told.length);
-      body.replaceChildren(
+      fill(
+        body,
         ...told.map((slot) => {
           const state =
             slot.state === "queued" ? `waits, no. ${slot.position}` : STATES[slot.state];
@@ -61,7 +62,7 @@ export function memory() {
           `${bytes(told.vram_taken)} of ${bytes(told.vram_total)}`,
         ]);
       if (told.swapped) rows.push(["Swapped out", bytes(told.swapped)]);
-      body.replaceChildren(...rows.map(([name, value]) => row(name, value)));
+      fill(body, ...rows.map(([name, value]) => row(name, value)));
     },
   };
 }
@@ -111,7 +112,8 @@ export function off() {
     root,
     show({ off: told }) {
       root.hidden = !told.length;
-      list.replaceChildren(
+      fill(
+        list,
         ...told.map(({ what, why }) => node("div", {}, node("dt", {}, what), node("dd", {}, why))),
       );
     },

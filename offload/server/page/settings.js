@@ -1,6 +1,7 @@
 // What the user wants of every answer; kept in the browser, the same in all tabs.
 
 import { $, node } from "./dom.js";
+import { keep, recall } from "./kept.js";
 
 const KEY = "kimi-offload settings";
 const DEFAULTS = {
@@ -18,34 +19,51 @@ const DEFAULTS = {
   theme: "",
 };
 
+function parsed(text) {
+  try {
+    return JSON.parse(text) ?? {};
+  } catch {
+    return {};
+  }
+}
+
 class Settings extends EventTarget {
   constructor() {
     super();
-    this.values = { ...DEFAULTS };
+    this.thinkingMode = null; // of the model: "none" | "always" | "switch"; null: not known yet
     this.read();
     addEventListener("storage", (event) => {
-      if (event.key !== KEY) return;
+      if (event.key !== KEY && event.key !== null) return; // null: all was cleared
       this.read();
       this.dispatchEvent(new Event("change"));
     });
   }
 
+  // What is there and of the right kind; anything may have written it.
   read() {
-    try {
-      Object.assign(this.values, JSON.parse(localStorage.getItem(KEY) ?? "{}"));
-    } catch {
-      this.values = { ...DEFAULTS };
-    }
+    this.values = { ...DEFAULTS };
+    const told = parsed(recall("localStorage", KEY));
+    for (const [name, value] of Object.entries(DEFAULTS))
+      if (typeof told[name] === typeof value) this.values[name] = told[name];
   }
 
   set(changes) {
     Object.assign(this.values, changes);
-    try {
-      localStorage.setItem(KEY, JSON.stringify(this.values));
-    } catch {
-      /* a browser that keeps nothing: they hold until the page closes */
-    }
+    keep("localStorage", KEY, JSON.stringify(this.values));
     this.dispatchEvent(new Event("change"));
+  }
+
+  setThinkingMode(mode) {
+    this.thinkingMode = mode;
+    this.dispatchEvent(new Event("change"));
+  }
+
+  get canSwitchThinking() {
+    return this.thinkingMode === null || this.thinkingMode === "switch";
+  }
+
+  get thinks() {
+    return this.canSwitchThinking ? this.values.thinking : this.thinkingMode === "always";
   }
 
   // The fields of a request; an empty box leaves the choice to the model.
@@ -63,8 +81,11 @@ class Settings extends EventTarget {
     } = this.values;
     const number = (text) => (text === "" ? undefined : Number(text));
     return {
-      chat_template_kwargs: { thinking, ...(preserveThinking && { preserve_thinking: true }) },
-      thinking_budget: thinking ? number(budget) : undefined,
+      chat_template_kwargs: {
+        ...(this.canSwitchThinking && { thinking }),
+        ...(preserveThinking && { preserve_thinking: true }),
+      },
+      thinking_budget: this.thinks ? number(budget) : undefined,
       temperature: number(temperature),
       top_p: number(topP),
       max_tokens: number(maxTokens),
@@ -117,15 +138,15 @@ const FIELDS = [
     hint: "An answer that goes in circles ends.",
   },
   { group: "Sampling" },
-  { name: "temperature", label: "Temperature", kind: "number", min: 0, max: 5, step: 0.05 },
-  { name: "topP", label: "Top p", kind: "number", min: 0, max: 1, step: 0.01 },
+  { name: "temperature", label: "Temperature", kind: "number", min: 0, max: 5, step: 0.01 },
+  { name: "topP", label: "Top p", kind: "number", min: 0.01, max: 1, step: 0.01 },
   {
     name: "dry",
     label: "DRY strength",
     kind: "number",
     min: 0,
     max: 5,
-    step: 0.1,
+    step: 0.01,
     hint: "Against repeated phrases; 0.8 is usual.",
   },
   {
@@ -228,10 +249,11 @@ function input(field, id, aria) {
       id,
       type: "checkbox",
       role: "switch",
+      disabled: field.name === "thinking" && !settings.canSwitchThinking,
       aria,
       onchange: () => settings.set({ [field.name]: box.checked }),
     });
-    box.checked = value;
+    box.checked = field.name === "thinking" ? settings.thinks : value;
     return box;
   }
   const { min, max, step } = field;
@@ -243,7 +265,7 @@ function input(field, id, aria) {
     step,
     aria,
     autocomplete: "off",
-    placeholder: field.kind === "number" ? "model's" : "none",
+    placeholder: field.kind === "number" ? "default" : "none",
     onchange: () =>
       box.checkValidity() ? settings.set({ [field.name]: box.value.trim() }) : box.reportValidity(),
   });

@@ -1,6 +1,6 @@
 // The list of conversations: open, rename, delete, search.
 
-import { $, node, toast } from "./dom.js";
+import { $, fill, node, toast } from "./dom.js";
 import { day } from "./figures.js";
 import { matches, touch } from "./conversation.js";
 
@@ -42,27 +42,26 @@ export class Sidebar {
       .filter((one) => matches(one, words))
       .sort((a, b) => b.updated - a.updated);
     const focused = document.activeElement?.dataset?.focus;
-    $("conversations").replaceChildren(...found.map((one) => this.item(one)));
-    if (!found.length)
-      $("conversations").append(
-        node("li", { class: "none" }, words ? "Nothing found" : "No conversations yet"),
-      );
-    if (focused)
+    const none = node("li", { class: "none" }, words ? "Nothing found" : "No conversations yet");
+    fill($("conversations"), ...(found.length ? found.map((one) => this.item(one)) : [none]));
+    if (focused && document.activeElement === document.body)
       $("conversations")
         .querySelector(`[data-focus="${CSS.escape(focused)}"]`)
         ?.focus();
   }
 
-  item(one) {
-    const is_current = one.id === this.current;
+  // What its buttons do is done to the conversation that then has this id.
+  item({ id, title, updated }) {
+    const is_current = id === this.current;
+    const one = () => this.all.get(id);
     const act = (name, icon, run) =>
       node("button", {
         type: "button",
         class: "icon small",
         icon,
         title: name,
-        "data-focus": `${name} ${one.id}`,
-        aria: { label: `${name}: ${one.title}` },
+        "data-focus": `${name} ${id}`,
+        aria: { label: `${name}: ${title}` },
         onclick: run,
       });
     return node(
@@ -71,22 +70,22 @@ export class Sidebar {
       node(
         "a",
         {
-          href: `#${one.id}`,
-          "data-focus": `open ${one.id}`,
+          href: `#${id}`,
+          "data-focus": `open ${id}`,
           aria: is_current ? { current: "page" } : {},
           onclick: (event) => {
             event.preventDefault();
-            this.acts.open(one);
+            this.acts.open(one());
           },
         },
-        node("span", { class: "name" }, one.title),
-        node("span", { class: "when" }, day(one.updated)),
+        node("span", { class: "name", dir: "auto" }, title),
+        node("span", { class: "when" }, day(updated)),
       ),
       node(
         "span",
         { class: "acts" },
-        act("Rename", "edit", (event) => this.rename(one, event.currentTarget.closest("li"))),
-        act("Delete", "trash", () => this.remove(one)),
+        act("Rename", "edit", (event) => this.rename(one(), event.currentTarget.closest("li"))),
+        act("Delete", "trash", () => this.remove(one())),
       ),
     );
   }

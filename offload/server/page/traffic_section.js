@@ -1,6 +1,6 @@
 // What moves now: tokens, bytes from each tier, and how long the parts of a token take.
 
-import { node, say, toggle } from "./dom.js";
+import { fill, node, say, toggle } from "./dom.js";
 import { bytes, count, rate } from "./figures.js";
 import { head, row, section, table, TIERS } from "./figures_table.js";
 
@@ -20,12 +20,12 @@ export function speed() {
   });
   const figure = (value, label) => node("div", {}, value, node("span", {}, label));
   const root = section(
-    "Now",
+    "Now, over 3 seconds",
     node(
       "div",
       { class: "big-figures" },
       figure(now, "tokens / s"),
-      figure(prompts, "prompt t / s"),
+      figure(prompts, "prompt tokens / s"),
       node("div", {}, busy, waits),
     ),
     line,
@@ -80,7 +80,8 @@ export function tiers() {
       const predicted = told.map((tier) => tier.predicted);
       const found = told.map((tier) => measured?.[tier.tier] ?? 0);
       const most = Math.max(total(predicted), total(found), 1);
-      bars.replaceChildren(
+      fill(
+        bars,
         ...[
           ["Predicted", predicted],
           ["Measured", measured ? found : []],
@@ -99,7 +100,17 @@ export function tiers() {
           );
         }),
       );
-      body.replaceChildren(
+      const sum = row(
+        "Sum",
+        bytes(total(predicted)),
+        measured ? bytes(total(found)) : "–",
+        history.perSecond && history.tps()
+          ? `${bytes(total(Object.values(history.perSecond)))}/s`
+          : "–",
+      );
+      sum.classList.add("sum");
+      fill(
+        body,
         ...told.map((tier) => {
           const name = node(
             "span",
@@ -118,31 +129,27 @@ export function tiers() {
             flow,
           );
         }),
-        row(
-          "Sum",
-          bytes(total(predicted)),
-          measured ? bytes(total(found)) : "–",
-          history.perSecond && history.tps()
-            ? `${bytes(total(Object.values(history.perSecond)))}/s`
-            : "–",
-        ),
+        sum,
       );
       say(
         note,
         measured
           ? "Measured while answers were decoded; those that run together share what is read."
-          : "Measured as soon as an answer runs.",
+          : "Measured as soon as an answer is decoded for a second without a prompt beside it.",
       );
     },
   };
 }
+
+// The name of a column that has bars, with their colour.
+const keyed = (name) => node("span", {}, node("i", { class: `key ${name.toLowerCase()}` }), name);
 
 export function check() {
   const body = node("tbody", {});
   const totals = node("p", { class: "claim" });
   const note = node("p", { class: "quiet-text" });
   const reason = node("p", { class: "reason" });
-  const figures = table(head("ms per token", "Predicted", "Measured", "As bars"), body);
+  const figures = table(head("ms per token", keyed("Predicted"), keyed("Measured"), "As bars"), body);
   const root = section("Predicted against measured", totals, figures, reason, note);
   return {
     root,
@@ -151,7 +158,7 @@ export function check() {
       const { predicted_tps: predicted, measured_tps: measured, parts } = told;
       const claims = [
         predicted && `${rate(predicted)} t/s predicted`,
-        measured && `${rate(measured)} measured`,
+        measured && `${rate(measured)} t/s measured`,
       ].filter(Boolean);
       say(totals, claims.join(", "));
       toggle(totals, claims.length);
@@ -160,7 +167,8 @@ export function check() {
         ...parts.map((part) => Math.max(part.predicted ?? 0, part.measured ?? 0)),
         1e-12,
       );
-      body.replaceChildren(
+      fill(
+        body,
         ...parts.map((part) => {
           const bar = node("div", { class: "twin", aria: { hidden: true } });
           for (const name of ["predicted", "measured"]) {
