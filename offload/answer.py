@@ -64,6 +64,10 @@ class Answer(Iterator[Token]):
         """Whether the KV cache has room for it, beside those that have begun."""
         return self._steps.has_room(self.sequence)
 
+    def has_room_with(self, others: Iterable[Answer]) -> bool:
+        """Whether the KV cache would have room for it and these, were they alone."""
+        return self._steps.have_room([self.sequence, *(other.sequence for other in others)])
+
     def ready(self) -> list[Token] | None:
         """The tokens of the next id, if they are there; [] at the end."""
         return self._steps.ready(self.sequence)

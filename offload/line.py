@@ -1,7 +1,8 @@
-"""Line: who waits for room, in the order of arrival; what fits may pass what does not, a few times.
+"""Line: who waits for room, in the order of arrival; what fits may pass what does not.
 
-Without that, one long answer would hold up all behind it while room for them lies idle; without a
-limit, short ones could keep it waiting for ever.
+Without that, one long answer would hold up all behind it while room for them lies idle. To pass
+costs nothing where there will be room for both; where not, it is done a few times, so that short
+ones cannot keep a long one waiting for ever.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-MOST_PASSED = 8  # times that one is passed; then all behind it wait until it begins
+MOST_PASSED = 8  # times that one is passed by others that it may have to wait for
+
+Delays = Callable[[T, T], bool]  # whether the second may have to wait for the first
 
 
 class Line(Generic[T]):
@@ -32,20 +35,21 @@ class Line(Generic[T]):
         self._places.append(one)
         self._passed.append(0)
 
-    def next(self, fits: Callable[[T], bool]) -> T | None:
-        """Whose turn it is: the first that fits, unless one before it was passed often enough."""
-        for one, passed in zip(self._places, self._passed, strict=True):
-            if fits(one):
+    def next(self, fits: Callable[[T], bool], delays: Delays[T]) -> T | None:
+        """Whose turn it is: the first that fits and passes nobody who was passed often enough."""
+        for place, one in enumerate(self._places):
+            if fits(one) and not any(
+                passed >= MOST_PASSED and delays(one, before)
+                for before, passed in zip(self._places[:place], self._passed, strict=False)
+            ):
                 return one
-            if passed >= MOST_PASSED:
-                return None
         return None
 
-    def begin(self, one: T) -> None:
-        """It waits no more, and has passed those before it."""
+    def begin(self, one: T, delays: Delays[T]) -> None:
+        """It waits no more; for those before it that counts if it may delay them."""
         place = self._places.index(one)
         for before in range(place):
-            self._passed[before] += 1
+            self._passed[before] += delays(one, self._places[before])
         self._remove(place)
 
     def leave(self, one: T) -> None:

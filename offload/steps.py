@@ -13,7 +13,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol, cast
 
@@ -276,12 +276,12 @@ class Steps:
             self.holder.check_open()
             self._waiting.join(sequence)
             try:
-                while self._waiting.next(self.has_room) is not sequence:
+                while self._waiting.next(self.has_room, self._delays) is not sequence:
                     self._refuse(sequence)
                     self.holder.wait()
                     self.holder.check_open()
                     sequence.cancels = self.cancels  # a cancel was meant for those that ran
-                self._waiting.begin(sequence)
+                self._waiting.begin(sequence, self._delays)
                 self._sequences.append(sequence)
                 self.latest = sequence
             finally:
@@ -294,6 +294,12 @@ class Steps:
         """Whether the rows that it needs are not promised to others."""
         whole = self.slots.whole
         return whole(sequence.promised) <= self.slots.budget - self._promised()
+
+    def have_room(self, sequences: Iterable[Sequence]) -> bool:
+        """Whether these would have room together, were they alone."""
+        whole = self.slots.whole
+        rows = sum(whole(s.promised) for s in sequences if not s.is_over)
+        return rows <= self.slots.budget
 
     def tokens(self, sequence: Sequence) -> list[Token]:
         """The tokens of the next id, or [] at the end; runs steps until they are there.
@@ -368,6 +374,11 @@ class Steps:
         """End everything with an error, and free the model after the pass that runs."""
         self.holder.is_closed = self._is_stopped = True
         self.holder.close()
+
+    def _delays(self, one: Sequence, before: Sequence) -> bool:
+        """Whether there is no room for both beside those that came later and run already."""
+        later = [other for other in self._sequences if other.began > before.began]
+        return not self.have_room([before, one, *later])
 
     def _promised(self) -> int:
         running = [s for s in list(self._sequences) if not s.is_over]

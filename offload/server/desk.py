@@ -3,7 +3,7 @@
 Requests come in the event loop's thread; their prompts are made in threads of a small pool; one
 thread, the desk's, steps the engine and reads its answers. Whoever waits is served in the order of
 arrival, as soon as fewer than `parallel` answers run and the KV cache has room; one that it has no
-room for is passed by those that fit, a few times (line.py).
+room for is passed by those that fit (line.py).
 """
 
 from __future__ import annotations
@@ -226,15 +226,25 @@ class Desk:
 
     def _next(self) -> Seat | None:
         """Whoever of those that wait can begin."""
-        return self._waiting.next(self._fits) if len(self._running) < self.parallel else None
+        if len(self._running) >= self.parallel:
+            return None
+        return self._waiting.next(self._fits, self._delays)
 
     def _fits(self, seat: Seat) -> bool:
         # alone there is nothing to wait for: what is too large is refused as it begins
         return not self._running or seat.answer is None or seat.answer.has_room
 
+    def _delays(self, one: Seat, before: Seat) -> bool:
+        """Whether there is no room for both beside those that came later and run already."""
+        if before.answer is None:
+            return False
+        later = [seat for seat in self._running if seat.ticket.asked > before.ticket.asked]
+        others = [seat.answer for seat in (one, *later) if seat.answer is not None]
+        return not before.answer.has_room_with(others)
+
     def _seat_waiting(self) -> None:
         while (seat := self._next()) is not None:
-            self._waiting.begin(seat)
+            self._waiting.begin(seat, self._delays)
             taken = {other.number for other in self._running}
             seat.number = next(i for i in range(self.parallel) if i not in taken)
             seat.state, seat.began = "reading", time.monotonic()
