@@ -6,7 +6,17 @@ import re
 from typing import Any
 
 import pytest
-from page_fixtures import WIDE, answer, browser, fake, fake_server, opened, page, send
+from page_fixtures import (
+    WIDE,
+    answer,
+    browser,
+    check_axe,
+    fake,
+    fake_server,
+    opened,
+    page,
+    send,
+)
 from page_server import Fake, serving
 from playwright.sync_api import expect
 
@@ -136,7 +146,8 @@ def test_figures_of_a_server_that_is_gone_are_not_shown_as_now(opened):
         assert page.locator(".is-stale").count() == 0
     expect(page.locator("#machine-body")).to_have_class(re.compile("is-stale"))
     expect(page.locator("#banner")).to_contain_text("does not answer", timeout=4000)
-    expect(page.locator("#machine")).to_contain_text("The server does not answer.")
+    expect(page.locator("#machine")).to_contain_text("Below is what it told last.")
+    check_axe(page, "gone")
     expect(page.locator("#machine-label")).to_have_text("Machine")
 
 
@@ -161,12 +172,14 @@ def test_hidden_page_asks_nothing(opened, fake):
     page = opened()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
+    fake.health = {"status": "loading model"}  # is looked at twice a second
+    page.reload()
+    expect(page.locator("#banner")).to_be_visible()
     page.evaluate(
         """Object.defineProperty(document, "hidden", { get: () => true });
            document.dispatchEvent(new Event("visibilitychange"))"""
     )
-    fake.health = {"status": "loading model"}
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(700)
     asked.clear()
     page.wait_for_timeout(2000)
     assert not asked
