@@ -56,6 +56,8 @@ def test_narrow_page_is_as_wide_as_its_window_and_words_stay_whole(opened, fake,
     box = latest.bounding_box()
     assert box["y"] + box["height"] <= composer.bounding_box()["y"]
     assert composer.bounding_box()["height"] < 120
+    size = "box => parseFloat(getComputedStyle(box).fontSize)"
+    assert page.locator("#message").evaluate(size) >= 16  # below it a phone zooms in
     latest.click()
     expect(latest).to_be_hidden()
     expect(page.locator("#scroll")).to_be_focused()
