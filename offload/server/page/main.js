@@ -41,8 +41,10 @@ const chat = new Chat(store, {
   needsKey: () => openSettings("apiKey"),
 });
 const panel = new MachinePanel(() => connection.look());
+let was_ready = false;
 const connection = new Connection((is_ready) => {
-  if (is_ready && $("send").disabled) learn(); // after a pause it may be another model
+  if (is_ready && !was_ready) learn(); // after a pause it may be another model
+  was_ready = is_ready;
   $("send").disabled = !is_ready;
 });
 
