@@ -6,7 +6,17 @@ import re
 from typing import Any
 
 import pytest
-from page_fixtures import WIDE, answer, browser, fake, fake_server, opened, page, send
+from page_fixtures import (
+    WIDE,
+    answer,
+    browser,
+    check_axe,
+    fake,
+    fake_server,
+    opened,
+    page,
+    send,
+)
 from page_server import Fake, serving
 from playwright.sync_api import expect
 
@@ -46,6 +56,8 @@ def test_narrow_page_is_as_wide_as_its_window_and_words_stay_whole(opened, fake,
     box = latest.bounding_box()
     assert box["y"] + box["height"] <= composer.bounding_box()["y"]
     assert composer.bounding_box()["height"] < 120
+    size = "box => parseFloat(getComputedStyle(box).fontSize)"
+    assert page.locator("#message").evaluate(size) >= 16  # below it a phone zooms in
     latest.click()
     expect(latest).to_be_hidden()
     expect(page.locator("#scroll")).to_be_focused()
@@ -136,7 +148,8 @@ def test_figures_of_a_server_that_is_gone_are_not_shown_as_now(opened):
         assert page.locator(".is-stale").count() == 0
     expect(page.locator("#machine-body")).to_have_class(re.compile("is-stale"))
     expect(page.locator("#banner")).to_contain_text("does not answer", timeout=4000)
-    expect(page.locator("#machine")).to_contain_text("The server does not answer.")
+    expect(page.locator("#machine")).to_contain_text("Below is what it told last.")
+    check_axe(page, "gone")
     expect(page.locator("#machine-label")).to_have_text("Machine")
 
 
@@ -161,12 +174,14 @@ def test_hidden_page_asks_nothing(opened, fake):
     page = opened()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
+    fake.health = {"status": "loading model"}  # is looked at twice a second
+    page.reload()
+    expect(page.locator("#banner")).to_be_visible()
     page.evaluate(
         """Object.defineProperty(document, "hidden", { get: () => true });
            document.dispatchEvent(new Event("visibilitychange"))"""
     )
-    fake.health = {"status": "loading model"}
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(700)
     asked.clear()
     page.wait_for_timeout(2000)
     assert not asked

@@ -42,6 +42,26 @@ def test_machine_panel_shows_tiers_experts_slots_and_the_plan(page):
     assert colours > 40
 
 
+def test_panel_covers_nothing_of_the_chat_in_a_window_of_middle_width(opened, fake):
+    page = opened(viewport={"width": 900, "height": 700})
+    expect(page.locator("#sidebar")).to_be_in_viewport()
+    page.locator("#machine-toggle").click()
+    panel, send_button = page.locator("#machine"), page.locator("#send")
+    right = send_button.bounding_box()["x"] + send_button.bounding_box()["width"]
+    assert right < panel.bounding_box()["x"]
+    page.set_viewport_size({"width": 770, "height": 700})
+    assert page.locator("#composer").bounding_box()["height"] < 120
+    expect(page.locator("#sidebar")).not_to_be_in_viewport()
+    page.locator("#open-sidebar").click()
+    expect(page.locator("#new")).to_be_focused()
+    check_axe(page, "list over the chat")
+    page.keyboard.press("Escape")
+    expect(page.locator("#sidebar")).not_to_be_in_viewport()
+    page.set_viewport_size(WIDE)
+    expect(page.locator("#sidebar")).to_be_in_viewport()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_hidden_panel_asks_for_nothing(page):
     asked = []
     page.on("request", lambda request: asked.append(request.url))

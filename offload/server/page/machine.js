@@ -47,8 +47,9 @@ export class MachinePanel {
 
   // What was seen last stays, and looks like it.
   lose(error) {
-    const [why] = error.message.split(";"); // what follows is advice to programs
-    say(this.status, error.status === 401 ? "The server asks for an API key." : why);
+    const [told] = error.message.split(";"); // what follows is advice to programs
+    const why = error.status === 401 ? "The server asks for an API key." : told;
+    say(this.status, this.history.samples.length ? `${why} Below is what it told last.` : why);
     if (error.is_gone && !this.isLost) this.lost();
     this.isLost = true;
     $("machine-body").classList.add("is-stale");

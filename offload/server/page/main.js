@@ -41,8 +41,10 @@ const chat = new Chat(store, {
   needsKey: () => openSettings("apiKey"),
 });
 const panel = new MachinePanel(() => connection.look());
+let was_ready = false;
 const connection = new Connection((is_ready) => {
-  if (is_ready && $("send").disabled) learn(); // after a pause it may be another model
+  if (is_ready && !was_ready) learn(); // after a pause it may be another model
+  was_ready = is_ready;
   $("send").disabled = !is_ready;
 });
 
@@ -140,12 +142,13 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   box.focus();
 });
 
-const isNarrow = () => matchMedia("(max-width: 1100px)").matches;
+const narrow = matchMedia("(max-width: 1100px)");
+const isNarrow = () => narrow.matches;
 const phone = matchMedia("(max-width: 760px)");
 
 // What is covered by the list or the panel cannot be reached by keys either.
 function cover() {
-  const has_list = phone.matches && document.body.classList.contains("with-sidebar");
+  const has_list = isNarrow() && document.body.classList.contains("with-sidebar");
   const has_panel = phone.matches && !$("machine").hidden;
   for (const part of $("main").querySelectorAll(":scope > :not(h1)"))
     part.inert = has_list || has_panel;
@@ -153,6 +156,7 @@ function cover() {
   $("machine").inert = has_list;
 }
 phone.addEventListener("change", cover);
+narrow.addEventListener("change", cover);
 
 function closeSidebar() {
   if (!document.body.classList.contains("with-sidebar")) return;
