@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from offload.checks import check_model
     from offload.config import ModelConfig
     from offload.data import embedded_model
-    from offload.engine import Engine, load
+    from offload.engine import Engine
+    from offload.engine_load import load
     from offload.errors import (
         DeviceError,
         GGUFError,
@@ -72,7 +73,7 @@ _HOMES = {
     "Engine": "offload.engine",
     "Session": "offload.sessions",
     "Token": "offload.speech",
-    "load": "offload.engine",
+    "load": "offload.engine_load",
     "embedded_model": "offload.data",
     "DeviceError": "offload.errors",
     "GGUFError": "offload.errors",

@@ -11,7 +11,8 @@ import time
 from collections import deque
 from typing import Any
 
-from offload.engine import Engine, load
+from offload.engine import Engine
+from offload.engine_load import load
 from offload.forward import Model
 
 

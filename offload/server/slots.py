@@ -8,7 +8,8 @@ from os import PathLike
 
 from offload.config import ModelConfig
 from offload.data import embedded_model
-from offload.engine import Engine, Progress, load_as
+from offload.engine import Engine, Progress
+from offload.engine_load import load_as
 from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from offload.hardware import probe
