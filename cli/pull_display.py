@@ -45,11 +45,15 @@ class PullDisplay:
         trace: TracebackType | None,
     ) -> None:
         self.clear()
-        if self._phase == "download" and self._done:
+        if self._phase != "download":
+            return
+        kept = "; the same command goes on from what is kept" if kind else ""
+        if self._done:
             seconds = max(1e-3, time.monotonic() - self._began)
             speed = f"{amount(self._done)} in {clock(seconds)}, {amount(self._done / seconds)}/s"
-            kept = "; the same command goes on from what is kept" if kind else ""
             say(f"downloaded {speed}{kept}", err=True)
+        elif kind is KeyboardInterrupt:  # the first bytes may be on their way to the disk
+            say(f"stopped{kept}", err=True)
 
     def callback(self, update: LoadProgress) -> None:
         """Show how far it is, if it is time to."""

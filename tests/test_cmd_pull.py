@@ -223,6 +223,18 @@ def test_large_downloads_are_asked_for_at_a_terminal(
 
 # the real program, in a process of its own; its model cannot run, so that nothing is measured
 
+
+def test_ctrl_c_before_the_first_bytes_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        with pull_display.PullDisplay() as display:
+            display.callback(LoadProgress(phase="download", done_bytes=0, total_bytes=9))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert capsys.readouterr().err == "stopped; the same command goes on from what is kept\n"
+
+
 OLD_MODEL = b"GGUF\1\0\0\0" + bytes(range(256)) * 12_000
 
 
