@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_gguf
+from cpu_types import EVERY_TYPE
 from fake_gpu import gpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -129,7 +130,7 @@ def load(path: Path, **options: Any) -> offload.Engine:
     return offload.load(path, **{"context": 256, "device": "hybrid", **options})
 
 
-@settings(max_examples=4, deadline=None,
+@settings(max_examples=8 if EVERY_TYPE else 2, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(
     kind=st.sampled_from(["lost", "late", "refused copy", "stalled copy"]),
