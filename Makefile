@@ -1,6 +1,6 @@
 # make run [PROMPT="..."] [ARGS="..."]   set up once, then run the embedded model
 # make test [ARGS="..."]                 set up once, then run the tests; EVERY_TYPE=1: with all kernels
-#                                        of all quant types, as .ci/run does
+#                                        of all quant types and the long tests, as .ci/run does
 # make gpu-kernels [ARGS="..."]          what every GPU kernel costs, without a GPU; fails if one spills
 # make results [RUNS="TQ1_0-packed"]     measure this machine beside llama.cpp, write PAGE
 # make gpu-check [OUT=folder]            prove a GPU against the CPU, and measure it

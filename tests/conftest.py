@@ -1,6 +1,7 @@
 """No test but those marked `gpu` sees the GPUs of the machine: plans are the same everywhere.
 
-Kernels of an emulated GPU are compiled for some quant types (gpu_types.py), unless all are wanted.
+Kernels of an emulated GPU are compiled for some quant types (gpu_types.py), and long tests are left
+out, unless EVERY_TYPE=1 wants all.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ def gpu_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = [item for item in items if compiles_too_much(item)]
+    left_out = [item for item in items if is_long(item) or compiles_too_much(item)]
     config.hook.pytest_deselected(items=left_out)
     gone = {*left_out}
     items[:] = [item for item in items if item not in gone]
+
+
+def is_long(item: pytest.Item) -> bool:
+    return not EVERY_TYPE and item.get_closest_marker("long") is not None
 
 
 def compiles_too_much(item: pytest.Item) -> bool:

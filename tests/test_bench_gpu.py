@@ -73,6 +73,7 @@ def test_a_hybrid_has_the_parts_of_both_sides_with_a_cache_and_without(
         assert words in shown
 
 
+@pytest.mark.long
 def test_a_model_that_fits_is_measured_on_the_gpu_alone(
     moe: Path, gpus: Callable[[list[GpuFacts] | str], None]
 ) -> None:

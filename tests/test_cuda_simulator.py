@@ -64,6 +64,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
     return recorder, *recorder.repeat(tmp_path_factory.mktemp("launches"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_simulator_and_ptx_leave_the_same(name: str, simulated: Simulated) -> None:
     recorder, memory, _ = simulated
@@ -78,11 +79,13 @@ def test_simulator_and_ptx_leave_the_same(name: str, simulated: Simulated) -> No
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.long
 def test_every_template_has_run(simulated: Simulated) -> None:
     run = {kernel.function.__code__ for kernel in simulated[0].launched}
     assert not [kernel.name for kernel in places() if kernel.function.__code__ not in run]
 
 
+@pytest.mark.long
 def test_the_simulator_knows_every_intrinsic(simulated: Simulated) -> None:
     kind = type(intrinsics.u32)
     public = [name for name, value in vars(intrinsics).items() if isinstance(value, kind)]

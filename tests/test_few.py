@@ -128,9 +128,7 @@ def test_other_instruction_sets_have_them_too(name: str) -> None:
         isa.choose(name)
     except ValueError as unable:
         pytest.skip(str(unable))
-    some = "Q4_0 or TQ1_0" if name == "avx2" else "Q4_0"
-    if EVERY_TYPE:
-        some = "Q4_0 or TQ1_0 or F16 or Q4_K or Q6_K or IQ1_M"
+    some = "Q4_0 or TQ1_0 or F16 or Q4_K or Q6_K or IQ1_M" if EVERY_TYPE else "Q4_0"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
         + ["-k", some, str(TESTS / "test_few.py")],

@@ -150,6 +150,7 @@ def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_wherever_experts_are_computed_the_bits_are_the_same(moe: Path) -> None:
     setup = replace(gpu_check_setup.SMALL, model=moe, open=lambda: SimulatedGpu(1 << 30))
     rows = {row.check: row for row in well(hybrid.hybrid, Bench(setup))}
